@@ -1,0 +1,96 @@
+"""Where a checkpoint is: what the user named -> a local folder that has been looked at."""
+
+import re
+from pathlib import Path
+
+from xlmr_ray.checkpoint.digest import weights_digest
+from xlmr_ray.checkpoint.fetch import fetch_hub, fetch_url
+from xlmr_ray.checkpoint.folder import model_folder, read_config
+from xlmr_ray.checkpoint.tensors import find_weights
+from xlmr_ray.errors import UserError
+
+EMBEDDED = "embedded:"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+DIGEST = re.compile(r"[0-9a-f]{8,64}")
+
+
+def resolve(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: str | Path | None = None,
+    weights: bool = True,
+) -> Path:
+    """A local folder for what the user named.
+
+    `source` is a folder, `embedded:NAME`, the URL of a prefix (`s3://…` or another fsspec store) or a hub id; each but
+    a `Path` may end in `@revision`. On the hub a revision is a branch, a tag or a commit. Folders and prefixes have no
+    history: there it is the beginning (8 hex digits or more) of `weights_digest`, and the weights must have it.
+
+    With `weights=False` (a tokenizer alone) no weights are downloaded and the folder's content is not looked at.
+    Raises UserError, one line, when there is no such thing, it may not or cannot be had, or it is no XLM-R checkpoint.
+    """
+    name = str(source)
+    if isinstance(source, str) and not Path(source).expanduser().exists():
+        name, at = _split(source)
+        if at and revision and at != revision:
+            raise UserError(f"{source}: two revisions, {at!r} in the name and {revision!r} beside it: give one")
+        revision = at or revision
+    if not name:
+        raise UserError("model: an empty name; give a folder, s3://…, a hub id or embedded:mini")
+    local = Path(name).expanduser()
+    hub = False
+    if isinstance(source, Path) or local.exists():
+        folder = local
+    elif name.startswith(EMBEDDED):
+        folder = _embedded(name)
+    elif name.startswith("file://"):
+        folder = Path(name.removeprefix("file://"))
+    elif "://" in name:
+        folder = fetch_url(name, cache_dir=cache_dir, local_files_only=local_files_only, weights=weights)
+    elif HUB_ID.fullmatch(name):
+        hub = True
+        folder = fetch_hub(
+            name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, weights=weights
+        )
+    else:
+        raise UserError(f"{name}: no such folder, and not the form of a hub id (owner/name)")
+    if not folder.is_dir():
+        what = "a file, where a checkpoint's folder is wanted" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {what}")
+    if weights:
+        where = model_folder(folder)
+        read_config(where)
+        find_weights(where)
+        if revision and not hub:
+            _check_digest(name, folder, revision)
+    return folder
+
+
+def _split(source: str) -> tuple[str, str | None]:
+    """`name@revision` in its two parts. Only an @ in the last part of a path counts: s3 keys may have others."""
+    head, slash, last = source.rpartition("/")
+    name, at, revision = last.rpartition("@")
+    # A hub revision may itself hold a slash (`refs/pr/1`).
+    if not at and "://" not in source and "@" in source and HUB_ID.fullmatch(source.partition("@")[0]):
+        whole, _, revision = source.partition("@")
+        return whole, revision or None
+    return (head + slash + name, revision or None) if at else (source, None)
+
+
+def _embedded(name: str) -> Path:
+    assets = Path(__file__).parent.parent / "assets"
+    folder = assets / name.removeprefix(EMBEDDED)
+    if not (folder / "config.json").is_file() or folder.parent != assets:
+        known = ", ".join(sorted(EMBEDDED + p.parent.name for p in assets.glob("*/config.json"))) or "none"
+        raise UserError(f"{name}: no such embedded checkpoint; there is {known}")
+    return folder
+
+
+def _check_digest(name: str, folder: Path, wanted: str) -> None:
+    if not DIGEST.fullmatch(wanted):
+        raise UserError(f"{name}@{wanted}: here a revision is the beginning of the weights' digest, 8 to 64 hex digits")
+    got = weights_digest(folder)
+    if not got.startswith(wanted):
+        raise UserError(f"{name}: weights with digest {wanted} wanted, got {got[: max(len(wanted), 12)]}: they changed")

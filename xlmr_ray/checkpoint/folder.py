@@ -1,0 +1,41 @@
+"""A checkpoint's folder: where in it the model is, and whether the model is an XLM-R."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from xlmr_ray.errors import UserError
+
+# CamemBERT is the same network with a SentencePiece vocabulary of its own; RoBERTa's vocabulary is of another kind.
+MODEL_TYPES = ("xlm-roberta", "camembert")
+
+
+def model_folder(folder: Path) -> Path:
+    """Where `config.json`, weights and tokenizer are: the folder, or `0_Transformer` of a sentence-transformers one."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text("utf-8"))
+        path = modules[0]["path"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return folder
+    # Such folders may hold a config.json of their own at the top, with nothing of the model in it.
+    inner = folder / path if isinstance(path, str) and path and "/" not in path else folder
+    return inner if (inner / "config.json").is_file() else folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of `config.json`. Raises UserError when it is absent, no JSON object, or another architecture's."""
+    path = folder / "config.json"
+    if not path.is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        raise UserError(f"{folder}: no config.json, so this is no model folder; it holds {found}")
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a JSON object is wanted, got {type(values).__name__}")
+    # The earliest files do not say; their tensors' names will.
+    model_type = values.get("model_type", MODEL_TYPES[0])
+    if model_type not in MODEL_TYPES:
+        raise UserError(f"{path}: model_type is {model_type!r}, not an XLM-R model ({' or '.join(MODEL_TYPES)})")
+    return values

@@ -1,0 +1,268 @@
+"""A checkpoint's tensors into a module, one by one, with a report of what matched and what did not."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from xlmr_ray.checkpoint.folder import model_folder
+from xlmr_ray.checkpoint.names import (
+    DECODER_BIAS,
+    DECODER_WEIGHT,
+    QUANTIZED,
+    Names,
+    canonical_names,
+    is_encoder,
+    is_pooler,
+    module_name,
+    same_tensor,
+)
+from xlmr_ray.checkpoint.tensors import TensorFiles, open_tensors
+from xlmr_ray.errors import UserError
+
+log = logging.getLogger(__name__)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load found. `missing` and `mismatched` are named as in the module and were made anew; the rest as on disk,
+    but `tied`.
+
+    `unexpected`: tensors of the files that the module has no place for (another head, say). `ignored`: saved counters,
+    no weights. `tied`: (name, name whose parameter it shares). `untied`: pairs that the module ties and the files hold
+    with two contents. `dtype_on_disk` is the narrowest type that holds all that was read.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    prefix: str
+    dtype_on_disk: torch.dtype
+    dtype: torch.dtype
+    loaded: int
+    missing: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    ignored: tuple[str, ...]
+    tied: tuple[tuple[str, str], ...]
+    untied: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        parts = [f"{self.loaded} tensors from {self.folder} ({str(self.dtype).removeprefix('torch.')})"]
+        for word, names in (
+            ("made anew", self.missing + self.mismatched),
+            ("unexpected", self.unexpected),
+            ("ignored", self.ignored),
+        ):
+            if names:
+                parts.append(f"{word}: {some(names)}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place of a parameter in a module. Tied places hold one parameter."""
+
+    owner: nn.Module
+    attr: str
+    name: str
+
+    @property
+    def canonical(self) -> str:
+        return module_name(self.name)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        parameter = self.owner._parameters[self.attr]
+        assert parameter is not None
+        return parameter
+
+    def put(self, parameter: nn.Parameter) -> None:
+        self.owner._parameters[self.attr] = parameter
+
+
+def load_tensors(
+    module: nn.Module,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    new_head: bool = False,
+    ignore_mismatched_sizes: bool = False,
+    init: Callable[[nn.Module], None] | None = None,
+) -> LoadReport:
+    """Fills every parameter of `module`, which may be on the meta device, from the weights of `folder`.
+
+    Parameters are replaced, and tied ones stay one: peak memory is the model and one tensor. `dtype=None` is that of
+    the files (the narrowest that holds them all where they are mixed). A module without encoder (a head alone) takes
+    its part of the files.
+
+    An encoder tensor that is absent or misshapen is an error. So is one of a head, unless `new_head` (absent) or
+    `ignore_mismatched_sizes` (misshapen) allow a fresh one: the parameters are made by `init(owner)`, or by the owner's
+    `reset_parameters`. A bare model's pooler may always be absent, since many files have none; under a head (multiple
+    choice) it counts as a part of the head. Where files hold different contents for two tied parameters, the files win
+    and the two come apart, as in transformers.
+
+    Raises UserError with file, key, got and wanted.
+    """
+    where = model_folder(folder)
+    tensors = open_tensors(where)
+    names = canonical_names(tensors.stored, str(where))
+    groups = _groups(module)
+    bare = not any(slot.name != slot.canonical for group in groups for slot in group)
+
+    sources: dict[Slot, str] = {}  # what to read, by the first place of each parameter to be
+    members: dict[Slot, list[Slot]] = {}
+    missing: list[list[Slot]] = []
+    mismatched: list[list[Slot]] = []
+    untied: list[tuple[str, str]] = []
+    for group in groups:
+        present = [slot for slot in group if slot.canonical in names.on_disk]
+        if not present:
+            alias = next((a for a in same_tensor(group[0].canonical) if a in names.on_disk), None)
+            if alias is None:
+                optional = is_pooler(group[0].canonical) and bare
+                if not optional and (is_encoder(group[0].canonical) or not new_head):
+                    raise _absent(group[0], names, tensors)
+                missing.append(group)
+                continue
+            sources[group[0]], members[group[0]] = names.on_disk[alias], group
+        else:
+            first, *others = present
+            sources[first], members[first] = names.on_disk[first.canonical], [s for s in group if s not in others]
+            for other in others:
+                if _equal(tensors, names.on_disk[first.canonical], names.on_disk[other.canonical]):
+                    members[first].append(other)
+                else:
+                    sources[other], members[other] = names.on_disk[other.canonical], [other]
+                    untied.append((other.name, first.name))
+    for slot in list(sources):
+        got, wanted = tensors.stored[sources[slot]].shape, tuple(slot.parameter.shape)
+        if got == wanted and tensors.stored[sources[slot]].dtype in FLOATS:
+            continue
+        if got == wanted or is_encoder(slot.canonical) or not ignore_mismatched_sizes:
+            raise _misfit(slot, sources[slot], tensors)
+        del sources[slot]
+        mismatched.append(members.pop(slot))
+
+    on_disk = (
+        reduce(torch.promote_types, (tensors.stored[name].dtype for name in sources.values())) if sources else None
+    )
+    target = dtype or on_disk or torch.get_default_dtype()
+    with torch.no_grad():
+        fresh = missing + mismatched
+        for group in fresh:
+            _put(group, torch.empty(group[0].parameter.shape, dtype=target, device=device))
+        # Before the files' own: a module's init sets all of its parameters, and those on the meta device take it
+        # without effect.
+        for owner in {id(slot.owner): slot.owner for group in fresh for slot in group}.values():
+            _initialize(owner, init)
+        for slot, name in sources.items():
+            stored = tensors.read(name)
+            # A copy, not the mapped file: aligned, alive when the file is gone, in its dtype and on its device at once.
+            _put(members[slot], torch.empty(stored.shape, dtype=target, device=device).copy_(stored))
+    left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
+    if left:
+        raise RuntimeError(f"still on the meta device after loading, no file fills them: {', '.join(left)}")
+
+    taken = {name for slot in sources for name in _names_taken(members[slot], sources[slot], names)}
+    taken |= {names.on_disk[s.canonical] for group in mismatched for s in group if s.canonical in names.on_disk}
+    report = LoadReport(
+        folder=folder,
+        files=tensors.files,
+        prefix=names.prefix,
+        dtype_on_disk=on_disk or target,
+        dtype=target,
+        loaded=len(sources),
+        missing=tuple(group[0].name for group in missing),
+        mismatched=tuple(group[0].name for group in mismatched),
+        unexpected=tuple(name for name in names.on_disk.values() if name not in taken),
+        ignored=names.ignored,
+        tied=tuple((s.name, group[0].name) for group in _groups(module) for s in group[1:]),
+        untied=tuple(untied),
+    )
+    _warn(report, any(is_encoder(slot.canonical) for slot in sources))
+    return report
+
+
+def some(names: tuple[str, ...], most: int = 5) -> str:
+    """A few of the names, and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _groups(module: nn.Module) -> list[list[Slot]]:
+    """The places of each parameter, the name first under which files keep it."""
+    groups: dict[int, list[Slot]] = {}
+    for path, owner in module.named_modules():
+        for attr, parameter in owner._parameters.items():
+            if parameter is not None:
+                groups.setdefault(id(parameter), []).append(Slot(owner, attr, f"{path}.{attr}" if path else attr))
+    return [sorted(g, key=lambda s: s.canonical in (DECODER_WEIGHT, DECODER_BIAS)) for g in groups.values()]
+
+
+def _equal(tensors: TensorFiles, one: str, other: str) -> bool:
+    a, b = tensors.read(one), tensors.read(other)
+    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))
+
+
+def _put(slots: list[Slot], tensor: Tensor) -> None:
+    parameter = nn.Parameter(tensor, requires_grad=slots[0].parameter.requires_grad)
+    for slot in slots:
+        slot.put(parameter)
+
+
+def _initialize(owner: nn.Module, init: Callable[[nn.Module], None] | None) -> None:
+    if init is not None:
+        init(owner)
+    elif callable(getattr(owner, "reset_parameters", None)):
+        owner.reset_parameters()  # type: ignore[operator]
+    else:
+        raise RuntimeError(f"{type(owner).__name__} has no reset_parameters: give load_tensors an init")
+
+
+def _names_taken(slots: list[Slot], source: str, names: Names) -> set[str]:
+    return {source} | {
+        names.on_disk[c] for s in slots for c in (s.canonical, *same_tensor(s.canonical)) if c in names.on_disk
+    }
+
+
+def _absent(slot: Slot, names: Names, tensors: TensorFiles) -> UserError:
+    encoder = is_encoder(slot.canonical) or is_pooler(slot.canonical)
+    key = names.prefix + slot.canonical if encoder else slot.canonical
+    files = tensors.files[0] if len(tensors.files) == 1 else f"{tensors.files[0].parent} ({len(tensors.files)} files)"
+    hint = "the checkpoint is not whole, or its config.json is another model's"
+    if not is_encoder(slot.canonical):
+        heads = {name.split(".")[0] for name in names.on_disk} - {"embeddings", "encoder", "pooler"}
+        has = f"the files have {', '.join(sorted(heads))}" if heads else "the files have no head"
+        hint = f"{has}: use a checkpoint trained for this task, or ask for a new head to train"
+    return UserError(f"{files}: {key}: got no such tensor, wanted shape {tuple(slot.parameter.shape)}; {hint}")
+
+
+def _misfit(slot: Slot, name: str, tensors: TensorFiles) -> UserError:
+    stored = tensors.stored[name]
+    if any(QUANTIZED.search(other) for other in tensors.stored):
+        return UserError(
+            f"{stored.file}: {name}: got weights quantized by bitsandbytes, wanted float ones: load the original"
+        )
+    got, wanted = stored.shape, tuple(slot.parameter.shape)
+    if got == wanted:
+        return UserError(f"{stored.file}: {name}: got {stored.dtype}, wanted a floating point type")
+    hint = "its config.json is another model's"
+    if not is_encoder(slot.canonical):
+        hint = "the head is of another size: give its num_labels, or ask for a new one with ignore_mismatched_sizes"
+    return UserError(f"{stored.file}: {name}: got shape {got}, wanted {wanted}; {hint}")
+
+
+def _warn(report: LoadReport, has_encoder: bool) -> None:
+    for name, other in report.untied:
+        log.warning(
+            "%s: %s and %s are tied by config.json and differ in the files: loaded apart", report.folder, name, other
+        )
+    extra = tuple(n for n in report.unexpected if is_encoder(n.removeprefix(report.prefix)))
+    if extra and has_encoder:
+        log.warning("%s: encoder tensors that config.json has no place for, not loaded: %s", report.folder, some(extra))

@@ -1,0 +1,76 @@
+"""A module and its configuration into a folder that transformers loads."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from xlmr_ray.checkpoint.names import DECODER_BIAS, DECODER_WEIGHT, unfused
+from xlmr_ray.checkpoint.tensors import BIN, BIN_INDEX, INDEX, SINGLE
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
+
+
+def save_pretrained(
+    module: nn.Module, config: XLMRobertaConfig, folder: Path, *, max_shard_size: int | str = "5GB"
+) -> None:
+    """Writes `config.json` and safetensors: one file, or shards of at most `max_shard_size` (bytes, or "200MB") and
+    their index.
+
+    Tied parameters are written once, fused q, k and v as three. A new folder appears whole or not at all. In one that
+    exists only the configuration and the weights are replaced, the old weights leaving first: cut short, it has none,
+    never a mixture.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file, where a folder is to be written")
+    state = state_to_save(module)
+    try:
+        plan = split_torch_state_dict_into_shards(
+            state, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+        )
+    except ValueError as error:
+        raise UserError(f"max_shard_size {max_shard_size!r}: {error}") from None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temp.chmod(0o755)  # mkdtemp's own is for its owner alone
+    try:
+        (temp / "config.json").write_text(
+            json.dumps(config.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+        )
+        for file, names in plan.filename_to_tensors.items():
+            # Contiguous copies of one shard at a time: views of a larger storage would be refused.
+            shard = {name: state[name].detach().cpu().contiguous().clone() for name in names}
+            save_file(shard, temp / file, metadata={"format": "pt"})
+        if plan.is_sharded:
+            index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+            (temp / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
+        if not folder.exists():
+            temp.rename(folder)
+            return
+        for name in (INDEX, BIN_INDEX, SINGLE, BIN):
+            (folder / name).unlink(missing_ok=True)
+        for pattern in ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"):
+            for old in folder.glob(pattern):
+                old.unlink()
+        # The file that makes the weights be found comes last.
+        for path in sorted(temp.iterdir(), key=lambda p: (p.name == INDEX or p.name == SINGLE, p.name)):
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def state_to_save(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors to write by name: tied ones once, under the name that transformers keeps."""
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    whole = module.state_dict(keep_vars=True)
+    for name in sorted(whole, key=lambda n: n.endswith((DECODER_WEIGHT, DECODER_BIAS))):
+        if id(whole[name]) not in seen:
+            seen.add(id(whole[name]))
+            state |= unfused(name, whole[name])
+    return state

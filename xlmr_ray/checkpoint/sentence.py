@@ -1,0 +1,192 @@
+"""sentence-transformers folders: how token states become one vector (`modules.json` and what it names)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from xlmr_ray.checkpoint.tensors import BIN, SINGLE, TensorFiles
+from xlmr_ray.errors import UserError
+
+Pooling = Literal["cls", "mean", "max", "mean_sqrt_len"]
+POOLING: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "max": "max", "mean_sqrt_len_tokens": "mean_sqrt_len"}
+# The booleans of old files, and what they are called now.
+OLD_POOLING = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
+LENGTH_FILES = ("bert", "roberta", "camembert", "xlm-roberta")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A product after pooling: `activation(x @ weight.T + bias)`; `activation` is a class of torch.nn by name."""
+
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
+    file: Path
+
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        """`weight (out, in)` and `bias (out,)` as on disk. Raises UserError for an absent or misshapen one."""
+        files = TensorFiles([self.file])
+        wanted: dict[str, tuple[int, ...]] = {"linear.weight": (self.out_features, self.in_features)}
+        if self.bias:
+            wanted["linear.bias"] = (self.out_features,)
+        for name, shape in wanted.items():
+            got = f"shape {files.stored[name].shape}" if name in files.stored else "no such tensor"
+            if got != f"shape {shape}":
+                raise UserError(f"{self.file}: {name}: got {got}, wanted shape {shape}")
+        return files.read("linear.weight").clone(), files.read("linear.bias").clone() if self.bias else None
+
+
+@dataclass(frozen=True)
+class SentenceConfig:
+    """In the order of use: a prompt before the text, at most `max_seq_length` tokens, pooling, dense layers,
+    normalization, truncation.
+
+    `max_seq_length` is None where the folder sets none. `include_prompt=False` leaves the prompt's tokens out of the
+    pooling.
+    """
+
+    pooling: Pooling
+    include_prompt: bool
+    max_seq_length: int | None
+    do_lower_case: bool
+    dense: tuple[Dense, ...]
+    normalize: bool
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+    truncate_dim: int | None
+    similarity: str | None
+
+
+def read_sentence_config(folder: Path) -> SentenceConfig | None:
+    """What a sentence-transformers folder asks for; None for a folder that is none.
+
+    Raises UserError for a module, a pooling or an option that would give other vectors than sentence-transformers if
+    passed over.
+    """
+    if not (folder / "modules.json").is_file():
+        return None
+    modules = _json(folder / "modules.json", list)
+    steps = [_module(folder, entry) for entry in modules]
+    kinds = [kind for kind, _ in steps]
+    known = {"Transformer", "Pooling", "Dense", "Normalize", "Dropout"}
+    for kind in kinds:
+        if kind not in known:
+            raise UserError(
+                f"{folder / 'modules.json'}: module {kind} is not supported; {', '.join(sorted(known))} are"
+            )
+    kinds = [kind for kind in kinds if kind != "Dropout"]
+    tail = [kind for kind in kinds[2:] if kind != "Dense"]
+    if (
+        kinds[:2] != ["Transformer", "Pooling"]
+        or set(tail) - {"Normalize"}
+        or "Dense" in kinds[len(kinds) - len(tail) :]
+    ):
+        order = ", ".join(kinds)
+        raise UserError(
+            f"{folder / 'modules.json'}: modules {order}: Transformer, Pooling, any Dense, then Normalize is wanted"
+        )
+    paths = dict(steps)
+    pooling, include_prompt = _pooling(paths["Pooling"] / "config.json")
+    dense = tuple(_dense(path) for kind, path in steps if kind == "Dense")
+    max_seq_length, lower = _transformer(paths["Transformer"])
+    own_path = folder / "config_sentence_transformers.json"
+    own = _json(own_path, dict) if own_path.is_file() else {}
+    prompts = {str(k): str(v) for k, v in (own.get("prompts") or {}).items() if v is not None}
+    default = own.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise UserError(
+            f"{own_path}: default_prompt_name {default!r} is none of the prompts ({', '.join(prompts) or 'none'})"
+        )
+    return SentenceConfig(
+        pooling=pooling,
+        include_prompt=include_prompt,
+        max_seq_length=max_seq_length,
+        do_lower_case=lower,
+        dense=dense,
+        normalize="Normalize" in kinds,
+        prompts=prompts,
+        default_prompt_name=default,
+        truncate_dim=own.get("truncate_dim"),
+        similarity=own.get("similarity_fn_name"),
+    )
+
+
+def _module(folder: Path, entry: Any) -> tuple[str, Path]:
+    try:
+        kind, path = str(entry["type"]).rpartition(".")[2], str(entry["path"])
+    except (LookupError, TypeError):
+        raise UserError(f"{folder / 'modules.json'}: a list of objects with type and path is wanted") from None
+    if path.startswith("/") or ".." in Path(path).parts:
+        raise UserError(f"{folder / 'modules.json'}: path {path!r} leads out of the folder")
+    return kind, folder / path
+
+
+def _transformer(folder: Path) -> tuple[int | None, bool]:
+    """`max_seq_length` and `do_lower_case`. The length is the tokenizer's own where the module's file gives none."""
+    paths = (folder / f"sentence_{kind}_config.json" for kind in LENGTH_FILES)
+    values: dict[str, Any] = next((_json(path, dict) for path in paths if path.is_file()), {})
+    length = values.get("max_seq_length")
+    if length is None and (folder / "tokenizer_config.json").is_file():
+        length = _json(folder / "tokenizer_config.json", dict).get("model_max_length")
+    # "No limit" is saved as a number of thirty digits.
+    usable = isinstance(length, int | float) and 0 < length < 10**9
+    return int(length) if usable and length is not None else None, bool(values.get("do_lower_case", False))
+
+
+def _pooling(path: Path) -> tuple[Pooling, bool]:
+    values = _json(path, dict)
+    modes = values.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in OLD_POOLING.items() if values.get(key)] or ["mean"]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if len(modes) != 1 or modes[0] not in POOLING:
+        raise UserError(
+            f"{path}: pooling {' + '.join(map(str, modes))} is not supported; one of {', '.join(POOLING)} is"
+        )
+    return POOLING[modes[0]], bool(values.get("include_prompt", True))
+
+
+def _dense(folder: Path) -> Dense:
+    path = folder / "config.json"
+    values = _json(path, dict)
+    if values.get("use_residual"):
+        raise UserError(f"{path}: use_residual is not supported")
+    for key in ("module_input_name", "module_output_name"):
+        if values.get(key, "sentence_embedding") not in ("sentence_embedding", None):
+            raise UserError(f"{path}: {key} {values[key]!r} is not supported; sentence_embedding is")
+    activation = str(values.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    package, _, name = activation.rpartition(".")
+    if not package.startswith("torch.nn") or name not in ACTIVATIONS:
+        raise UserError(f"{path}: activation {activation} is not supported; {', '.join(ACTIVATIONS)} of torch.nn are")
+    file = next((folder / n for n in (SINGLE, BIN) if (folder / n).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder}: no weights: looked for {SINGLE}, {BIN}")
+    try:
+        sizes = int(values["in_features"]), int(values["out_features"])
+    except (LookupError, TypeError, ValueError):
+        raise UserError(f"{path}: in_features and out_features are wanted") from None
+    return Dense(*sizes, bool(values.get("bias", True)), name, file)
+
+
+def _json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, which modules.json asks for") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(values, kind):
+        raise UserError(f"{path}: a JSON {'list' if kind is list else 'object'} is wanted, got {type(values).__name__}")
+    return values
