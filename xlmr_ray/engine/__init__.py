@@ -1,0 +1,1 @@
+"""Ragged ids in, head outputs out, order kept. Runs without Ray."""

@@ -1,0 +1,63 @@
+"""What sits on the encoder. Parameter names are the checkpoint's."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xlmr_ray.config import XLMRobertaConfig
+
+
+class Pooler(nn.Module):
+    """The first token, through a product and tanh."""
+
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, first: Tensor) -> Tensor:
+        """First tokens' hidden states `(N, hidden)` to `(N, hidden)`."""
+        return torch.tanh(self.dense(first))
+
+
+def classifier_dropout(config: XLMRobertaConfig) -> nn.Dropout:
+    """The dropout before a classifier: its own rate, or the hidden one where none is set."""
+    return nn.Dropout(config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout)
+
+
+class ClassificationHead(nn.Module):
+    """Sequence classification and regression: first token, product, tanh, product."""
+
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        super().__init__()
+        assert config.num_labels is not None
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = classifier_dropout(config)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, first: Tensor) -> Tensor:
+        """First tokens' hidden states `(N, hidden)` to logits `(N, labels)`."""
+        out: Tensor = self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(first)))))
+        return out
+
+
+class LMHead(nn.Module):
+    """Masked (and causal) language modelling: product, GELU, norm, product with the word embeddings.
+
+    `decoder.weight` is the word embeddings' own parameter where the configuration ties them, `decoder.bias` always is
+    `bias`.
+    """
+
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.decoder.bias = self.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states `(*tokens, hidden)` to logits `(*tokens, vocab)`. Pass only the tokens whose logits are
+        wanted: the vocabulary is large.
+        """
+        out: Tensor = self.decoder(self.layer_norm(F.gelu(self.dense(hidden))))
+        return out

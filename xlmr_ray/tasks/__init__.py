@@ -1,0 +1,1 @@
+"""One file a task. Batch, service and Python call the same four methods."""

@@ -1,0 +1,159 @@
+"""`embedding`: one vector a text, as the checkpoint's sentence-transformers folder says or as asked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xlmr_ray.checkpoint.sentence import Dense, SentenceConfig, read_sentence_config
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
+from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.model.steady import steadied
+from xlmr_ray.tasks.encoded import length_limit, lengths, whole_documents
+from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tokenizer import XLMRobertaTokenizer
+
+NAME = "embedding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """Options, each None for what the folder says (for a folder of another kind: mean pooling, not normalized, no
+    prompt): `pooling` (`cls`, `mean`, `max`, `mean_sqrt_len`), `normalize` to length 1, `prompt` (text put before
+    every document) or `prompt_name` (one of the folder's), `dimensions` (the first so many, normalized again where
+    vectors are), `max_length` in tokens (longer texts are cut, flagged), `precision` of the stored vectors
+    (`float32`, `float16`).
+    """
+
+    pooling: str | None = None
+    normalize: bool | None = None
+    prompt: str | None = None
+    prompt_name: str | None = None
+    dimensions: int | None = None
+    max_length: int | None = None
+    precision: str = "float32"
+    config: XLMRobertaConfig = field(metadata={"option": False})
+    folder: SentenceConfig | None = field(metadata={"option": False})
+
+    @classmethod
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Embedding":
+        return cls(**checked(cls, NAME, options), config=config, folder=read_sentence_config(folder))
+
+    def __post_init__(self) -> None:
+        one_of(NAME, "pooling", self.pooling, (None, "cls", "mean", "max", "mean_sqrt_len"))
+        one_of(NAME, "normalize", self.normalize, (None, True, False))
+        one_of(NAME, "precision", self.precision, ("float32", "float16"))
+        at_least_one(NAME, "dimensions", self.dimensions)
+        at_least_one(NAME, "max_length", self.max_length)
+        if self.prompt is not None and self.prompt_name is not None:
+            raise UserError(f"task {NAME}: give prompt or prompt_name, not both")
+        known = {} if self.folder is None else self.folder.prompts
+        if self.prompt_name is not None and self.prompt_name not in known:
+            names = ", ".join(map(repr, known)) or "none"
+            raise UserError(f"task {NAME}: prompt_name {self.prompt_name!r} is none of the folder's prompts ({names})")
+        if self.folder is not None and not self.folder.include_prompt and self.prefix:
+            raise UserError(f"task {NAME}: the folder leaves the prompt out of the pooling, which is not supported")
+        if self.dimensions is not None and self.dimensions > self.full_width:
+            raise UserError(f"task {NAME}: dimensions {self.dimensions} is more than the model's {self.full_width}")
+
+    @property
+    def prefix(self) -> str:
+        """The text put before every document."""
+        if self.prompt is not None:
+            return self.prompt
+        if self.folder is None:
+            return ""
+        name = self.prompt_name or self.folder.default_prompt_name
+        return "" if name is None else self.folder.prompts[name]
+
+    @property
+    def dense(self) -> tuple[Dense, ...]:
+        return () if self.folder is None else self.folder.dense
+
+    @property
+    def full_width(self) -> int:
+        return self.dense[-1].out_features if self.dense else self.config.hidden_size
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+        of_folder = None if self.folder is None else self.folder.truncate_dim
+        return self.dimensions or of_folder or self.full_width
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("text",)
+
+    @property
+    def schema(self) -> pa.Schema:
+        number = pa.float32() if self.precision == "float32" else pa.float16()
+        return pa.schema(
+            [("embedding", pa.list_(number, self.width)), ("tokens", pa.int32()), ("truncated", pa.bool_())]
+        )
+
+    def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
+        texts = columns["text"]
+        if self.prefix:
+            texts = pc.binary_join_element_wise(self.prefix, texts, "")
+        if self.folder is not None and self.folder.do_lower_case:
+            texts = pc.utf8_lower(texts)
+        asked = self.max_length
+        if asked is None and self.folder is not None and self.folder.max_seq_length is not None:
+            asked = min(self.folder.max_seq_length, self.config.max_length)
+        return whole_documents(texts, None, tokenizer, length_limit(NAME, asked, self.config.max_length, tokenizer))
+
+    def head(self) -> nn.Module:
+        return nn.Sequential(*(module for dense in self.dense for module in dense_modules(dense)))
+
+    def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Vectors `(N, width)`, in fp32."""
+        pooled = pool(self.pooling or (self.folder.pooling if self.folder else "mean"), hidden, batch)
+        if self.dense:
+            parameter = next(head.parameters())
+            pooled = head(steadied(pooled).to(parameter.dtype))[: batch.sequences].float()
+        pooled = pooled[:, : self.width]
+        normalize = (self.folder is not None and self.folder.normalize) if self.normalize is None else self.normalize
+        return F.normalize(pooled, dim=-1) if normalize else pooled
+
+    def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
+        flat = raw.astype(np.dtype(self.precision), copy=False).ravel()
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), self.width)
+        return pa.table([vectors, pa.array(lengths(encoded)), encoded["truncated"]], schema=self.schema)
+
+    def answers(self, table: pa.Table) -> list[Any]:
+        vectors = table["embedding"].combine_chunks()
+        return list(vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.width))
+
+
+def dense_modules(dense: Dense) -> tuple[nn.Module, nn.Module]:
+    """A dense layer of a sentence-transformers folder, with its weights."""
+    weight, bias = dense.tensors()
+    linear = nn.Linear(dense.in_features, dense.out_features, bias=dense.bias, dtype=weight.dtype)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
+    return linear, getattr(nn, dense.activation)()
+
+
+def pool(pooling: str, hidden: Tensor, batch: PackedBatch) -> Tensor:
+    """Hidden states `(T, hidden)` of a packed batch to a vector a sequence `(N, hidden)`, in fp32.
+
+    Sums run over a sequence's own tokens in their order, so that a vector does not depend on the batch.
+    """
+    if pooling == "cls":
+        return batch.first(hidden).float()
+    lengths = torch.tensor(batch.lengths, device=hidden.device)
+    own = hidden[: batch.tokens].float()
+    if pooling == "max":
+        return torch.segment_reduce(own, "max", lengths=lengths, unsafe=True)
+    total = torch.segment_reduce(own, "sum", lengths=lengths, unsafe=True)
+    return total / (lengths.float().sqrt() if pooling == "mean_sqrt_len" else lengths)[:, None]

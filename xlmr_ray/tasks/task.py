@@ -1,0 +1,82 @@
+"""What a task is: text columns to sequences, hidden states to numbers, numbers to an output table."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
+from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.tokenizer import XLMRobertaTokenizer
+
+
+class Task(Protocol):
+    """A task bound to a checkpoint. `prepare` and `postprocess` run on a CPU, `forward` where the model is.
+
+    An *encoded* table has a row a sequence: `input_ids: list<int32>`, and what `postprocess` needs to find its way
+    back.
+    """
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the output, fixed by the task's options and the checkpoint."""
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The text columns that `prepare` reads."""
+
+    def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
+        """Text columns (one row a document, no nulls) to the encoded table."""
+
+    def head(self) -> nn.Module:
+        """The modules on the encoder, named as in the checkpoint: on the meta device to be filled from it, or with
+        their weights.
+        """
+
+    def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Hidden states `(T, hidden)` of a packed batch to a result a sequence `(N, ...)`, on the model's device."""
+
+    def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
+        """The results `(N, ...)` of all sequences of an encoded table, in its order, to the output table, one row a
+        document.
+        """
+
+    def answers(self, table: pa.Table) -> list[Any]:
+        """The output table as the reference's pipeline of this name returns it, one item a document."""
+
+
+class TaskClass(Protocol):
+    def bind(self, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> Task:
+        """The task for a checkpoint. Raises UserError for options that it does not have or that do not fit."""
+
+
+def checked(cls: type[Any], task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options, if the dataclass has a public field for each. Raises UserError that names the nearest one."""
+    known = [f.name for f in fields(cls) if f.init and f.metadata.get("option", True)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UserError(
+                f"task {task}: no option {name!r}"
+                + (f", did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}")
+            )
+    return options
+
+
+def one_of(task: str, name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raises UserError where the option's value is none of those allowed."""
+    if value not in allowed:
+        raise UserError(f"task {task}: {name} {value!r} is none of {', '.join(map(str, allowed))}")
+
+
+def at_least_one(task: str, name: str, value: object) -> None:
+    """Raises UserError where the option is set and no whole number from 1 on."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise UserError(f"task {task}: {name} must be a whole number from 1 on, got {value!r}")

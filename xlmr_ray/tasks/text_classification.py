@@ -1,0 +1,105 @@
+"""`text-classification`: labels and scores of a text or a pair of texts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.model.heads import ClassificationHead
+from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.model.steady import steadied
+from xlmr_ray.tasks.encoded import length_limit, lengths, whole_documents
+from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tokenizer import XLMRobertaTokenizer
+
+NAME = "text-classification"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextClassification:
+    """Options: `top_k` labels a text (None: all of them), the `function_to_apply` to logits (`softmax`, `sigmoid`,
+    `none`; None: sigmoid for multi-label checkpoints, none for regression and a single label, softmax else), `pairs`
+    of texts, `max_length` in tokens (longer texts are cut, flagged).
+    """
+
+    top_k: int | None = 1
+    function_to_apply: str | None = None
+    pairs: bool = False
+    max_length: int | None = None
+    config: XLMRobertaConfig = field(metadata={"option": False})
+
+    @classmethod
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "TextClassification":
+        return cls(**checked(cls, NAME, options), config=config)
+
+    def __post_init__(self) -> None:
+        at_least_one(NAME, "top_k", self.top_k)
+        at_least_one(NAME, "max_length", self.max_length)
+        one_of(NAME, "function_to_apply", self.function_to_apply, (None, "softmax", "sigmoid", "none"))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("text", "text_pair") if self.pairs else ("text",)
+
+    @property
+    def schema(self) -> pa.Schema:
+        best = [("label", pa.string()), ("score", pa.float32())]
+        ranked = best if self.top_k == 1 else [("labels", pa.list_(pa.struct(best)))]
+        return pa.schema([*ranked, ("tokens", pa.int32()), ("truncated", pa.bool_())])
+
+    def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
+        limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
+        return whole_documents(columns["text"], columns["text_pair"] if self.pairs else None, tokenizer, limit)
+
+    def head(self) -> nn.Module:
+        with torch.device("meta"):
+            return nn.ModuleDict({"classifier": ClassificationHead(self.config)})
+
+    def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Logits `(N, labels)`."""
+        logits: Tensor = head.get_submodule("classifier")(steadied(batch.first(hidden)))
+        return logits[: batch.sequences]
+
+    def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
+        scores = self.scores(raw.astype(np.float64)).astype(np.float32)
+        count = scores.shape[1] if self.top_k is None else min(self.top_k, scores.shape[1])
+        # Stable, so that equal scores keep the order of the labels.
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        names = pa.array(self.config.labels, pa.string()).take(pa.array(order.ravel()))
+        values = pa.array(np.take_along_axis(scores, order, axis=1).ravel())
+        if self.top_k == 1:
+            ranked = [names, values]
+        else:
+            splits = pa.array(np.arange(len(scores) + 1, dtype=np.int32) * count)
+            ranked = [
+                pa.ListArray.from_arrays(splits, pa.StructArray.from_arrays([names, values], names=["label", "score"]))
+            ]
+        columns = [*ranked, pa.array(lengths(encoded)), encoded["truncated"]]
+        return pa.table(columns, schema=self.schema)
+
+    def scores(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores of logits, both `(N, labels)`."""
+        apply = self.function_to_apply
+        if apply is None and self.config.problem_type == "regression":
+            apply = "none"
+        if apply == "sigmoid" or (
+            apply is None and (self.config.problem_type == "multi_label_classification" or logits.shape[1] == 1)
+        ):
+            return 1 / (1 + np.exp(-logits))
+        if apply == "none":
+            return logits
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+        result: NDArray[np.float64] = exponents / exponents.sum(axis=1, keepdims=True)
+        return result
+
+    def answers(self, table: pa.Table) -> list[Any]:
+        if self.top_k == 1:
+            return list(table.select(["label", "score"]).to_pylist())
+        return list(table["labels"].to_pylist())
