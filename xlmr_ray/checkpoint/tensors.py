@@ -135,7 +135,8 @@ def _open_torch(file: Path) -> dict[str, Tensor]:
                 f"{file}: holds code or objects beside tensors, and is not opened: save it as safetensors"
             ) from None
         raise UserError(f"{file}: not a whole torch file ({reason[:120]}): copy or download it again") from None
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+    except Exception as error:
+        # Broken bytes make torch's readers fail in any way: AssertionError, struct.error, TypeError, ...
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{file}: not a whole torch file ({reason}): copy or download it again") from None
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
