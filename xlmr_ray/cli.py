@@ -1,0 +1,154 @@
+"""`xlmr-ray`: the command line. Exit codes: 0 done, 1 the job failed, 2 the call or the job file is wrong, 130
+interrupted.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from xlmr_ray.errors import JobFailed, UserError
+
+app = typer.Typer(
+    name="xlmr-ray",
+    help="XLM-RoBERTa over many documents: exactly-once batch scoring on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Output = Annotated[str, typer.Argument(metavar="OUT", help="The output folder or bucket of a job.")]
+AtLeastOnce = Annotated[
+    bool, typer.Option("--at-least-once", help="Use a store without conditional writes; a row may then be there twice.")
+]
+
+
+@app.command()
+def run(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job file (YAML), or the name of a task.")],
+    input: Annotated[
+        list[str] | None, typer.Option(help="File, folder, glob or URL to read; may be given again.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Folder or URL to write to.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder, URL, hub id or embedded:mini.")] = None,
+    set: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any key of the job file, dotted.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the summary.")] = False,
+    at_least_once: AtLeastOnce = False,
+) -> None:
+    """Run a job, or go on with it where it stopped."""
+    from xlmr_ray.batch.job import check_job, read_job, with_setting
+    from xlmr_ray.tasks.registry import TASKS
+
+    content: dict[str, Any]
+    if job in TASKS:
+        content = {"name": job, "tasks": [{"task": job}]}
+    elif Path(job).exists() or job.endswith((".yaml", ".yml")):
+        content = read_job(Path(job))
+    else:
+        raise UserError(f"{job}: neither a job file nor a task; the tasks are: {', '.join(TASKS)}")
+    for option, key, value in (("input", "path", input), ("output", "path", output)):
+        if value:
+            section = content.get(option)
+            content = {**content, option: {**(section if isinstance(section, dict) else {}), key: value}}
+    if model:
+        content = {**content, "model": model}
+    for setting in set or []:
+        content = with_setting(content, setting)
+    for option in ("input", "output"):
+        if option not in content:
+            raise UserError(f"{job}: nothing says the {option}; give --{option}")
+    checked = check_job(content, job)
+    from xlmr_ray.batch.run import run_job
+    from xlmr_ray.batch.summary import print_summary
+
+    outcome = run_job(checked, console=Console(stderr=True), quiet=quiet, at_least_once=at_least_once)
+    print_summary(outcome, checked, Console())
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Option(help="Folder to write to.")] = "demo-output",
+) -> None:
+    """Name the language of each article of the Universal Declaration of Human Rights with the embedded checkpoint."""
+    from xlmr_ray.demo import run_demo
+
+    run_demo(output)
+
+
+@app.command()
+def status(out: Output, at_least_once: AtLeastOnce = False) -> None:
+    """How far the runs in OUT are; from any machine."""
+    from xlmr_ray.batch.store import open_store
+    from xlmr_ray.batch.summary import print_status
+
+    print_status(open_store(out, at_least_once=at_least_once), Console())
+
+
+@app.command()
+def verify(
+    out: Output,
+    run: Annotated[str | None, typer.Option(help="A run's id; the published one where not given.")] = None,
+    at_least_once: AtLeastOnce = False,
+) -> None:
+    """Read a run's records and files again: every checksum and every count."""
+    from xlmr_ray.batch.store import open_store
+    from xlmr_ray.batch.summary import print_report
+    from xlmr_ray.batch.verify import verify as verified
+
+    report = verified(open_store(out, at_least_once=at_least_once), run)
+    print_report(report, Console())
+    if not report.ok:
+        raise JobFailed(f"{out}: run {report.run_id}: {len(report.problems)} problems")
+
+
+@app.command()
+def sweep(
+    out: Output,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list.")] = False,
+    hours: Annotated[float, typer.Option(help="In unfinished runs, only files older than this.")] = 24.0,
+    at_least_once: AtLeastOnce = False,
+) -> None:
+    """Remove the files of attempts that crashed or lost."""
+    from xlmr_ray.batch.finish import sweep as swept
+    from xlmr_ray.batch.store import open_store
+
+    store = open_store(out, at_least_once=at_least_once)
+    console = Console()
+    found = swept(store, dry_run=dry_run, older_than=hours * 3600)
+    for entry in found:
+        console.print(
+            f"{'would remove' if dry_run else 'removed'} {store.url(entry.key)}", highlight=False, soft_wrap=True
+        )
+    total = sum(entry.size for entry in found)
+    console.print(f"{len(found)} files, {total:,} bytes", highlight=False)
+
+
+def main() -> None:
+    """The entry point. A user's mistake is one line on standard error, never a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    errors = Console(stderr=True)
+    try:
+        code = app(standalone_mode=False)
+    except (UserError, typer.BadParameter) as error:
+        code = _said(errors, error, 2)
+    except KeyboardInterrupt:
+        code = _said(errors, JobFailed("stopped"), 130)
+    except JobFailed as error:
+        code = _said(errors, error, 130 if type(error).__name__ == "Interrupted" else 1)
+    except typer.Abort:
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output has left, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _said(console: Console, error: Exception, code: int) -> int:
+    text = " ".join((error.format_message() if isinstance(error, typer.BadParameter) else str(error)).split())
+    console.print(f"xlmr-ray: {text}", style="red", highlight=False, markup=False, soft_wrap=True)
+    return code
