@@ -1,0 +1,69 @@
+"""The catalogue of what can be wrong with a row or a file: stable names, written to `errors/` and to dead letters.
+
+A *row code* ends one row as one error row. A *file code* ends one file (or the rest of it) as one dead letter; the
+other files go on. A permission or network error has no code: it is not bad data, it is retried and then fails the job.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Code:
+    """One entry of the catalogue: `name` is what is written, `meaning` what the documentation says."""
+
+    name: str
+    level: Literal["row", "file"]
+    meaning: str
+
+
+CATALOGUE: dict[str, Code] = {}
+
+
+def _row(name: str, meaning: str) -> str:
+    CATALOGUE[name] = Code(name, "row", meaning)
+    return name
+
+
+def _file(name: str, meaning: str) -> str:
+    CATALOGUE[name] = Code(name, "file", meaning)
+    return name
+
+
+# Reading
+MALFORMED_JSON = _row("malformed_json", "the line is not JSON")
+TRUNCATED_LINE = _row("truncated_line", "the last line ends in the middle of a value, without a newline")
+NOT_AN_OBJECT = _row("not_an_object", "the line is JSON, but a scalar or an array instead of an object")
+NESTING_TOO_DEEP = _row("nesting_too_deep", "the JSON is nested deeper than 100 levels")
+MALFORMED_CSV = _row("malformed_csv", "a quote is never closed, or the record has not as many fields as the header")
+MISSING_FIELD = _row("missing_field", "a field that the job reads as text is not in the row")
+NULL_FIELD = _row("null_field", "a field that the job reads as text is null")
+WRONG_TYPE = _row("wrong_type", "a field that the job reads as text is not a string")
+WRONG_ID_TYPE = _row("wrong_id_type", "the id is neither a string nor an integer")
+INVALID_UTF8 = _row("invalid_utf8", "the line or the field is not valid UTF-8")
+ROW_TOO_LARGE = _row("row_too_large", "the row is over the byte limit")
+UNREADABLE_ROW = _row("unreadable_row", "the Parquet row group of the row is damaged")
+
+# Scoring
+EMPTY_TEXT = _row("empty_text", "the text is empty and the job says `errors.empty: error`")
+TOKENIZER_ERROR = _row("tokenizer_error", "the tokenizer raised or panicked on the row")
+NON_FINITE = _row("non_finite", "the scores hold NaN or infinity")
+ROW_TIMEOUT = _row("row_timeout", "the row alone took longer than the time limit")
+BATCH_KILLER = _row("batch_killer", "the row alone makes its batch fail, found by bisection")
+
+# Files
+EMPTY_FILE = _file("empty_file", "the file has zero bytes")
+FILE_GONE = _file("file_gone", "the file was listed, and deleted before it was planned")
+WRONG_FORMAT = _file("wrong_format", "the content is not what the ending says")
+CORRUPT_FOOTER = _file("corrupt_footer", "the Parquet footer is cut or damaged")
+CORRUPT_STREAM = _file(
+    "corrupt_stream", "the gzip or zstd stream is cut or damaged; the rows before the damage are read"
+)
+DECOMPRESSION_BOMB = _file("decompression_bomb", "the file inflates to more than 1 GiB and 200 times its size")
+MISSING_COLUMN = _file("missing_column", "a column that the job names is not in the file")
+AMBIGUOUS_COLUMN = _file("ambiguous_column", "a column that the job names is in the file more than once")
+WRONG_COLUMN_TYPE = _file("wrong_column_type", "the Parquet type of a column that the job names cannot be used for it")
+SCHEMA_DRIFT = _file("schema_drift", "a kept column has another type than in the first file")
+EXTENSION_TYPE = _file(
+    "extension_type", "the file names an Arrow extension type that is not Arrow's own; it is never loaded"
+)

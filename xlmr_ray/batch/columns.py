@@ -1,0 +1,149 @@
+"""Which columns the job reads, and the one table that every reader returns, whatever the format."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from xlmr_ray.batch import codes
+from xlmr_ray.errors import UserError
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+SYSTEM = ("_row", "_code", "_message", "_changed")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """`text`: role (what the task calls it) -> column of the input; `id` and `keep` are carried along.
+
+    A kept column may be the id or a text column itself if the name is the same; it is then in the table once.
+    """
+
+    text: dict[str, str]
+    id: str | None = None
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        own = {**self.text, "id": self.id}
+        if not self.text:
+            raise UserError("input.text: no column is named; name the column that holds the documents")
+        if len(set(self.keep)) < len(self.keep):
+            raise UserError("input.keep: a column is named twice")
+        for name in (*self.text, *self.keep):
+            if name in SYSTEM or (name in self.text and name == "id"):
+                raise UserError(f"input: {name!r} is a name that the pipeline uses itself; rename the column")
+        for name in self.keep:
+            if name in own and own[name] != name:
+                other = own[name] or "the id"
+                raise UserError(f"input.keep: {name!r} is also the name under which {other} is carried; rename one")
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """Kept columns that are not in the table already as the id or a text."""
+        return tuple(name for name in self.keep if name not in self.text and name != "id")
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Columns of the input that are read, each once."""
+        return tuple(dict.fromkeys([*self.text.values(), *([self.id] if self.id else []), *self.extra]))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a row is an error row. The message names the field and never quotes the document."""
+
+    code: str
+    message: str
+
+
+@dataclass
+class Rows:
+    """Collects the rows of a line format. `where` says how its positions are told to people: "line 17", "record 3"."""
+
+    columns: Columns
+    where: Callable[[int], str]
+    row: list[int] = field(default_factory=list)
+    code: list[str] = field(default_factory=list)
+    message: list[str] = field(default_factory=list)
+    id: list[str] = field(default_factory=list)
+    values: list[list[str | None]] = field(default_factory=list)  # a list for each of `names`
+
+    def __post_init__(self) -> None:
+        self.values = [[] for _ in (*self.columns.extra, *self.columns.text)]
+
+    def good(self, row: int, id: str, values: Sequence[str | None]) -> None:
+        """Add a row: the values of `columns.extra`, then those of the roles, in order."""
+        self.row.append(row)
+        self.code.append("")
+        self.message.append("")
+        self.id.append(id)
+        for column, value in zip(self.values, values, strict=True):
+            column.append(value)
+
+    def bad(self, row: int, problem: Problem, id: str = "", kept: Sequence[str | None] = ()) -> None:
+        """Add an error row, with the id and the kept columns where they could be read."""
+        self.row.append(row)
+        self.code.append(problem.code)
+        self.message.append(f"{self.where(row)}: {problem.message}")
+        self.id.append(id)
+        for index, column in enumerate(self.values):
+            column.append(kept[index] if index < len(kept) else None)
+
+    def table(self) -> pa.Table:
+        """The rows so far. Lone surrogates, which JSON can spell and UTF-8 cannot, become U+FFFD and set `_changed`."""
+        changed = [False] * len(self.row)
+        arrays = [_strings(column, changed) for column in [*self.values, self.id]]
+        *values, ids = arrays
+        names = [*SYSTEM, "id", *self.columns.extra, *self.columns.text]
+        head = [
+            pa.array(self.row, pa.int64()),
+            pa.array(self.code, pa.string()),
+            pa.array(self.message, pa.string()),
+            pa.array(changed, pa.bool_()),
+        ]
+        return pa.table([*head, ids, *values], names)
+
+
+def _strings(values: list[str | None], changed: list[bool]) -> pa.Array:
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeEncodeError:
+        for index, value in enumerate(values):
+            if value is not None and (repaired := repair(value)) != value:
+                values[index], changed[index] = repaired, True
+        return pa.array(values, pa.string())
+
+
+def repair(text: str) -> str:
+    """Replace surrogates by U+FFFD; the JSON parser has already joined those that make a pair."""
+    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def problem_of_text(value: object, name: str, *, present: bool) -> Problem | None:
+    """What is wrong with a text field of a JSON object."""
+    if isinstance(value, str):
+        return None
+    if not present:
+        return Problem(codes.MISSING_FIELD, f"field {name!r} is missing")
+    if value is None:
+        return Problem(codes.NULL_FIELD, f"field {name!r} is null")
+    return Problem(codes.WRONG_TYPE, f"field {name!r} is {json_type(value)}, not a string")
+
+
+def json_type(value: object) -> str:
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, int | float):
+        return "a number"
+    return {list: "an array", dict: "an object", str: "a string"}.get(type(value), "null")
+
+
+def kept_text(value: object) -> str | None:
+    """A kept field of a JSON object as a string: strings as they are, null as null, anything else as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
