@@ -141,7 +141,7 @@ def _of_the_library(error: BaseException) -> bool:
 
 
 def _reason(item: str | tuple[str, str] | list[str], error: BaseException) -> str:
-    for text in (item,) if isinstance(item, str) else item:
+    for text in item if isinstance(item, (tuple, list)) else (item,):
         if not isinstance(text, str):
             return f"expected str, got {type(text).__name__}"
         try:
