@@ -1,3 +1,6 @@
+import copy
+import secrets
+
 import pytest
 
 from tests.faulty_proxy import running_proxy
@@ -7,13 +10,24 @@ from xlmr_ray.batch.store import open_store
 __all__ = ["seaweed"]
 
 
+@pytest.fixture(scope="session")
+def connected(seaweed):
+    """One connection for all tests: making botocore's client takes longer than most of them."""
+    store = open_store(seaweed.new_folder(), options=seaweed.options)
+    store.put("k", b"")
+    with store.open("k"):
+        pass
+    return store
+
+
 @pytest.fixture(params=["local", "s3"])
 def store(request, tmp_path):
     """An empty store: a folder, or a folder of a bucket on a real server."""
     if request.param == "local":
         return open_store(str(tmp_path / "out"))
-    server = request.getfixturevalue("seaweed")
-    return open_store(server.new_folder(), options=server.options)
+    folder = copy.copy(request.getfixturevalue("connected"))
+    folder.prefix = f"{tmp_path.name}-{secrets.token_hex(4)}/"
+    return folder
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import inspect
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -30,6 +31,8 @@ T = TypeVar("T")
 PROBE_DEADLINE = 20.0  # a wrong endpoint should be told within seconds, at the start
 BLOCK = 8 << 20  # bytes read at a time; the 50 MiB of s3fs is much for a Parquet footer
 TIMEOUTS = {"connect_timeout": 5, "read_timeout": 60, "max_pool_connections": 32}
+RETRIES = {"mode": "adaptive", "total_max_attempts": 10}
+_opening = threading.Lock()
 TRANSIENT_CODES = {
     "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "InternalError",
     "ServiceUnavailable", "OperationAborted", "ConditionalRequestConflict", "BadDigest", "IncompleteBody",
@@ -40,7 +43,7 @@ DENIED_CODES = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "TokenRefr
 
 def s3_filesystem(options: Mapping[str, object] | None = None) -> s3fs.S3FileSystem:
     """S3 for reading input: no listing cache, retried by botocore, which also slows down when the store throttles."""
-    return _filesystem(_checked(options), {"mode": "adaptive", "total_max_attempts": 10})
+    return _filesystem(_checked(options), RETRIES)
 
 
 class S3Store:
@@ -58,7 +61,7 @@ class S3Store:
         self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self.deadline = deadline
         self._options = _checked(options)
-        self._opened: tuple[int, s3fs.S3FileSystem] | None = None
+        self._opened: tuple[int, s3fs.S3FileSystem, s3fs.S3FileSystem] | None = None
 
     def __repr__(self) -> str:
         return f"S3Store({self.url('')!r})"
@@ -129,7 +132,7 @@ class S3Store:
             more = {**more, "ContinuationToken": page["NextContinuationToken"]}
 
     def open(self, key: str) -> BinaryIO:
-        fs = s3_filesystem(self._options)
+        fs = self._connections()[2]
         path = f"{self.bucket}/{self.prefix}{key}"
         return cast(BinaryIO, self._run("open", key, lambda: fs.open(path, "rb")))
 
@@ -172,13 +175,21 @@ class S3Store:
 
     @property
     def _fs(self) -> s3fs.S3FileSystem:
-        """The connection of this process; a fork must not share its parent's sockets."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            # not fsspec's cached instance, which would keep the credentials, or their absence, of its first use
-            fs = _filesystem({**self._options, "skip_instance_cache": True}, {"total_max_attempts": 1})
-            fs.retries = 1
-            self._opened = (os.getpid(), fs)
-        return self._opened[1]
+        return self._connections()[1]
+
+    def _connections(self) -> tuple[int, s3fs.S3FileSystem, s3fs.S3FileSystem]:
+        """The process, its connection for single requests and its connection for streams.
+
+        A fork must not share its parent's sockets. They are not fsspec's cached instances, which are one a thread, and
+        would keep the credentials, or their absence, of their first use.
+        """
+        with _opening:
+            if self._opened is None or self._opened[0] != os.getpid():
+                settings = {**self._options, "skip_instance_cache": True}
+                single = _filesystem(settings, {"total_max_attempts": 1})
+                single.retries = 1
+                self._opened = (os.getpid(), single, _filesystem(settings, RETRIES))
+            return self._opened
 
     def _run(self, verb: str, key: str, function: Callable[[], T]) -> T:
         url = self.url(key)
@@ -208,7 +219,7 @@ class _NotImplemented(JobFailed):
     """The store said 501."""
 
 
-def _filesystem(options: Mapping[str, Any], retries: dict[str, object]) -> s3fs.S3FileSystem:
+def _filesystem(options: Mapping[str, Any], retries: Mapping[str, object]) -> s3fs.S3FileSystem:
     settings = {"default_block_size": BLOCK, **options}
     config = {**TIMEOUTS, "retries": retries, **settings.pop("config_kwargs", {})}
     return s3fs.S3FileSystem(**settings, config_kwargs=config, use_listings_cache=False)

@@ -1,0 +1,224 @@
+"""The end of a run: its manifest, the published pointer, and the removal of what crashed attempts left."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+from xlmr_ray.batch.commit import (
+    ATTEMPT_FILE,
+    GRACE,
+    VERSION,
+    Damaged,
+    File,
+    Record,
+    by_line,
+    canonical,
+    committed,
+    lines_of,
+    parsed,
+    plan_key,
+)
+from xlmr_ray.batch.store import Changed, Entry, Exists, Store
+from xlmr_ray.errors import JobFailed
+
+CURRENT = "_current.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A finished run in sum. `bytes` are those of its files; `last_commit` is the time of its last shard's record."""
+
+    run_id: str
+    plan_sha256: str
+    shards: int
+    rows_in: int
+    rows_ok: int
+    rows_error: int
+    tokens: int
+    bytes: int
+    last_commit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """The published run: `started` is when its driver was launched, `published` when the pointer moved (epoch s)."""
+
+    run_id: str
+    started: float
+    published: float
+
+
+def manifest_key(run_id: str) -> str:
+    return f"_runs/{run_id}/manifest.json"
+
+
+def finish(store: Store, run_id: str, shards: Iterable[str]) -> Manifest:
+    """Write the manifest of a run whose every shard has a record; `shards` are the plan's.
+
+    Files of attempts that lost or crashed are removed first, so that from the manifest on a plain reader of
+    `data/<run_id>` sees the committed rows only. Finishing twice changes nothing. Raises JobFailed where a shard has no
+    record, or one is there that the plan has not.
+    """
+    missing = set(shards)
+    planned = len(missing)
+    attempts: set[str] = set()
+    where = f"run {run_id} in {store.url('')}"
+
+    def checked() -> Iterator[Record]:
+        for record in committed(store, run_id):
+            if record.shard not in missing:
+                raise JobFailed(
+                    f"run {run_id} in {store.url('')}: shard {record.shard} is committed but not in the plan"
+                )
+            missing.remove(record.shard)
+            attempts.add(record.attempt)
+            yield record
+
+    plan = hashlib.sha256(store.get(plan_key(run_id))[0]).hexdigest()
+    manifest, data = build_manifest(run_id, plan, checked())
+    if missing:
+        raise JobFailed(f"{where}: {len(missing)} of {planned} shards have no record, the first {min(missing)}")
+    for entry in orphans(store, run_id, attempts):
+        store.delete(entry.key)
+    key = manifest_key(run_id)
+    try:
+        store.create(key, data)
+    except Exists:
+        if store.get(key)[0] != data:
+            raise Damaged(f"{store.url(key)}: is damaged: it does not agree with the run's records") from None
+    return manifest
+
+
+def build_manifest(run_id: str, plan_sha256: str, records: Iterable[Record]) -> tuple[Manifest, bytes]:
+    """The manifest that belongs to a plan and its records, and its bytes. Nothing else goes in: it can be checked."""
+    shards = rows_in = rows_ok = rows_error = tokens = size = 0
+    last = 0.0
+
+    def lines() -> Iterator[dict[str, object]]:
+        nonlocal shards, rows_in, rows_ok, rows_error, tokens, size, last
+        for record in records:
+            shards += 1
+            rows_in += record.rows_in
+            rows_ok += record.rows_ok
+            rows_error += record.rows_error
+            tokens += record.stats.tokens
+            size += sum(file.bytes for file in record.files)
+            last = max(last, record.committed_at)
+            yield {
+                "shard": record.shard,
+                "attempt": record.attempt,
+                "source_key": record.source_key,
+                "source_etag": record.source_etag,
+                "files": [asdict(file) for file in record.files],
+            }
+
+    body = by_line({}, "committed", lines())
+    manifest = Manifest(run_id, plan_sha256, shards, rows_in, rows_ok, rows_error, tokens, size, last)
+    head = canonical({"version": VERSION, **asdict(manifest)})[:-1] + b","
+    return manifest, head + body[1:]
+
+
+def read_manifest(store: Store, run_id: str) -> Manifest | None:
+    """The sums of a finished run, None where it is not finished. Reads the first line only. Raises `Damaged`."""
+    key = manifest_key(run_id)
+    try:
+        with store.open(key) as file:
+            line = file.readline()
+    except FileNotFoundError:
+        return None
+    content = parsed(line.rstrip(b"\n") + b"]}" if line.endswith(b'"committed":[\n') else line, store.url(key))
+    content.pop("committed", None)
+    if content.pop("version", None) != VERSION or set(content) != set(Manifest.__dataclass_fields__):
+        raise Damaged(f"{store.url(key)}: is damaged: its head is not that of a manifest of format {VERSION}")
+    return Manifest(**content)
+
+
+def manifest_files(store: Store, run_id: str) -> Iterator[File]:
+    """The committed files of a finished run, data and errors, in shard order. Raises FileNotFoundError, `Damaged`."""
+    key = manifest_key(run_id)
+    for line in lines_of(store.get(key)[0], "committed", store.url(key)):
+        for file in line["files"]:
+            yield File(**file)
+
+
+# The published run
+
+
+def current(store: Store) -> Current | None:
+    """What `_current.json` says; None where nothing was published yet. Raises `Damaged`."""
+    found = _current(store)
+    return found[0] if found else None
+
+
+def _current(store: Store) -> tuple[Current, str] | None:
+    try:
+        data, etag = store.get(CURRENT)
+    except FileNotFoundError:
+        return None
+    content = parsed(data, store.url(CURRENT))
+    try:
+        return Current(str(content["run_id"]), float(content["started"]), float(content["published"])), etag
+    except (KeyError, TypeError, ValueError):
+        raise Damaged(f"{store.url(CURRENT)}: is damaged: has no run_id, started and published") from None
+
+
+def publish(store: Store, run_id: str, *, started: float | None = None) -> tuple[Current, bool]:
+    """Point readers at a finished run. Returns what is published now, and whether it is this launch.
+
+    `started` is when this driver was launched (epoch seconds; None: now). Of two runs the one launched later is the
+    newer, whichever ends first: an older launch that ends late leaves the newer run published and says so by False,
+    while launching an old job again publishes it again. The pointer moves by compare-and-swap, so no publish is lost.
+    """
+    if read_manifest(store, run_id) is None:
+        raise JobFailed(f"run {run_id} in {store.url('')}: is not finished, so it cannot be published")
+    now = time.time()
+    ours = Current(run_id, round(now if started is None else started, 3), round(now, 3))
+    data = canonical({"version": VERSION, **asdict(ours)})
+    while True:
+        found = _current(store)
+        try:
+            if found is None:
+                store.create(CURRENT, data)
+            elif found[0].run_id == run_id and found[0].started >= ours.started:
+                return found[0], True
+            elif found[0].started > ours.started:
+                return found[0], False
+            else:
+                store.replace(CURRENT, data, found[1])
+        except (Exists, Changed):
+            continue  # somebody published meanwhile: look again
+        return ours, True
+
+
+# What no record names
+
+
+def orphans(store: Store, run_id: str, attempts: set[str]) -> Iterator[Entry]:
+    """Data and error files of attempts other than `attempts`; files that are not ours by name are left out."""
+    for folder in ("data", "errors"):
+        for entry in store.list(f"{folder}/{run_id}/"):
+            name = ATTEMPT_FILE.fullmatch(entry.key.rpartition("/")[2])
+            if name is not None and name["attempt"] not in attempts:
+                yield entry
+
+
+def sweep(store: Store, *, dry_run: bool = False, older_than: float = GRACE) -> list[Entry]:
+    """Remove what no record names, in all runs, and return it; `dry_run` only looks.
+
+    In a run without a manifest an attempt may still be on its way to its record, so there, and among scratch objects,
+    only what is older than `older_than` seconds goes. A run with a damaged record is not touched (raises `Damaged`).
+    """
+    before = time.time() - older_than
+    found = [entry for scratch in ("_probe-", ".tmp/") for entry in store.list(scratch) if entry.modified <= before]
+    found = [entry for entry in found if entry.key != ".tmp/lock"]
+    for run_id in sorted({*store.folders("data/"), *store.folders("errors/")}):
+        finished = store.head(manifest_key(run_id)) is not None
+        attempts = {record.attempt for record in committed(store, run_id)}
+        found += [entry for entry in orphans(store, run_id, attempts) if finished or entry.modified <= before]
+    if not dry_run:
+        for entry in found:
+            store.delete(entry.key)
+    return found
