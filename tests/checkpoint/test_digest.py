@@ -42,6 +42,9 @@ def test_any_other_tensors_have_another(make: Make) -> None:
     swapped["roberta.embeddings.LayerNorm.bias"] = tensors["classifier.dense.bias"]
     save_file(swapped, file)
     assert weights_digest(folder) != first
+    renamed = {name.replace("classifier.out_proj", "classifier.out_proj_"): t for name, t in tensors.items()}
+    save_file(renamed, file)
+    assert weights_digest(folder) != first
     save_file(tensors, file)
     assert weights_digest(folder) == first
 

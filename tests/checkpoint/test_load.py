@@ -200,6 +200,30 @@ def test_language_modelling_ties(make: Make, kept: set[str], decoder: bool) -> N
     }
 
 
+class HeadFirst(nn.Module):
+    """Language modelling with its parts in another order, and two biases that nothing ties but the files' habits."""
+
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        super().__init__()
+        self.lm_head = modeling.LMHead(config)
+        self.lm_head.decoder.bias = nn.Parameter(torch.empty_like(self.lm_head.bias))
+        self.roberta = modeling.XLMRobertaModel(config, add_pooling_layer=False)
+        self.lm_head.decoder.weight = self.roberta.embeddings.word_embeddings.weight
+
+
+@pytest.mark.parametrize("kept", ["lm_head.bias", "lm_head.decoder.bias"])
+def test_ties_whatever_the_order_of_the_parts(make: Make, kept: str) -> None:
+    theirs = state(reference(MLM))
+    bias = theirs["lm_head.bias"].clone()
+    folder = make(MLM, rename=lambda name: None if name == "lm_head.bias" else name, extra={kept: bias})
+    with torch.device("meta"):
+        model = HeadFirst(XLMRobertaConfig(**SIZES))
+    report = load_tensors(model, folder)
+    same(state(model), theirs)
+    assert report.tied == (("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),)
+    assert report.unexpected == ()
+
+
 def test_word_embeddings_under_the_decoder_alone(make: Make) -> None:
     theirs = state(reference(MLM))
     words = "roberta.embeddings.word_embeddings.weight"
@@ -362,6 +386,7 @@ def test_a_git_lfs_pointer(make: Make) -> None:
         load(folder)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("how", ["safetensors", "zip", "legacy"])
 def test_broken_bytes_anywhere_end_in_one_line(tmp_path: Path, how: str) -> None:
     file = tmp_path / ("model.safetensors" if how == "safetensors" else "pytorch_model.bin")

@@ -129,12 +129,12 @@ def _open_torch(file: Path) -> dict[str, Tensor]:
             # Files of torch before 1.6, the public XLM-R ones among them, are no zip archives and cannot be mapped.
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())
-        if "Unsupported" in reason or "GLOBAL" in reason:
-            raise UserError(
-                f"{file}: holds code or objects beside tensors, and is not opened: save it as safetensors"
-            ) from None
-        raise UserError(f"{file}: not a whole torch file ({reason[:120]}): copy or download it again") from None
+        # Torch's own text advises to switch the protection off.
+        if "GLOBAL" in str(error) or "Unsupported" in str(error):
+            what = "holds code or objects beside tensors, and is not opened: save it as safetensors"
+        else:
+            what = "not a whole torch file: copy or download it again"
+        raise UserError(f"{file}: {what}") from None
     except Exception as error:
         # Broken bytes make torch's readers fail in any way: AssertionError, struct.error, TypeError, ...
         reason = " ".join(str(error).split())[:120]
