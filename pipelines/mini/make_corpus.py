@@ -82,13 +82,9 @@ def main(package: Path, out: Path) -> None:
             print(f"{code}: {len(articles)} of 30 articles", file=sys.stderr)
         rows += [(f"{code}/{n}", lang, code, script, n, text) for n, text in sorted(articles.items())]
     columns = [list(column) for column in zip(*rows, strict=True)]
-    table = pa.table(
-        dict(zip(("id", "lang", "code", "script", "article", "text"), columns, strict=True)),
-        schema=pa.schema(
-            [("id", pa.string()), ("lang", pa.string()), ("code", pa.string())]
-            + [("script", pa.string()), ("article", pa.int32()), ("text", pa.string())]
-        ),
-    )
+    names = ("id", "lang", "code", "script", "article", "text")
+    arrays = [pa.array(column, pa.int32() if isinstance(column[0], int) else pa.string()) for column in columns]
+    table = pa.table(arrays, names=names)
     out.mkdir(parents=True, exist_ok=True)
     for i in range(FILES):
         start, end = (len(table) * k // FILES for k in (i, i + 1))
