@@ -1,6 +1,7 @@
-"""XLM-RoBERTa as a production system: the model in plain torch, a batch pipeline on Ray, and a service made of the same parts."""
+"""XLM-RoBERTa as a production system: the model in plain torch, and a batch pipeline on Ray made of the same parts."""
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.engine.pipeline import pipeline
 from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.modeling import XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification, XLMRobertaModel
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
@@ -15,4 +16,5 @@ __all__ = [
     "XLMRobertaForSequenceClassification",
     "XLMRobertaModel",
     "XLMRobertaTokenizer",
+    "pipeline",
 ]

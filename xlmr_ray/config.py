@@ -57,7 +57,7 @@ class XLMRobertaConfig:
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
-                f"config: hidden_size {self.hidden_size} cannot be split over {self.num_attention_heads} attention heads"
+                f"config: hidden_size {self.hidden_size} cannot be split over {self.num_attention_heads} heads"
             )
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise UserError(f"config: problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}")
@@ -108,19 +108,6 @@ class XLMRobertaConfig:
                 given.pop(name, None)
         extra = {k: v for k, v in values.items() if k not in known}
         return cls(**{**given, **overrides}, extra=extra)
-
-    @classmethod
-    def from_file(cls, path: Path, **overrides: Any) -> "XLMRobertaConfig":
-        """From a `config.json`. Raises UserError where it cannot be read."""
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; a model folder holds a config.json") from None
-        except (OSError, ValueError) as e:
-            raise UserError(f"{path}: cannot be read as JSON: {e}") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: a JSON object is wanted, got {type(values).__name__}")
-        return cls.from_dict(values, **overrides)
 
     def to_dict(self) -> dict[str, Any]:
         """What `config.json` holds; transformers reads it."""

@@ -12,6 +12,7 @@ from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.run import run_job
 from xlmr_ray.batch.summary import print_summary, say
 from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 
@@ -34,7 +35,7 @@ def run_demo(output: str) -> None:
     job = check_job(content, "demo")
     outcome = run_job(job, console=Console(stderr=True))
     rows = pq.read_table(Path(output) / "data" / outcome.manifest.run_id)
-    trained = set(XLMRobertaConfig.from_file(resolve(MODEL) / "config.json").labels)
+    trained = set(XLMRobertaConfig.from_dict(read_config(resolve(MODEL))).labels)
     print_examples(rows, console)
     print_accuracy(rows, trained, console)
     print_summary(outcome, job, console)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.checkpoint.save import save_pretrained
 from xlmr_ray.config import XLMRobertaConfig
@@ -73,7 +74,7 @@ class PreTrainedModel(nn.Module):
         """
         folder = resolve(source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
         if config is None:
-            config = XLMRobertaConfig.from_file(folder / "config.json", **overrides)
+            config = XLMRobertaConfig.from_dict(read_config(folder), **overrides)
         elif overrides:
             raise UserError(f"from_pretrained: give config= or {', '.join(overrides)}, not both")
         if attn_implementation is not None:
@@ -81,13 +82,15 @@ class PreTrainedModel(nn.Module):
             config.attn_implementation = attn_implementation
         with torch.device("meta"):
             model = cls(config)
-        wanted = (
-            getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else None if dtype == "auto" else dtype
-        )
+        if isinstance(dtype, str):
+            named = None if dtype == "auto" else getattr(torch, dtype, dtype)
+            if named is not None and not isinstance(named, torch.dtype):
+                raise UserError(f"dtype {dtype!r} is none of torch's; float32, float16 and bfloat16 are usual")
+            dtype = named
         model.load_report = load_tensors(
             model,
             folder,
-            dtype=wanted,
+            dtype=dtype,
             device=device,
             new_head=True,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
@@ -118,8 +121,9 @@ class PreTrainedModel(nn.Module):
             module.weight[module.padding_idx].zero_()
         if isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)
-        if isinstance(getattr(module, "bias", None), nn.Parameter):
-            module.bias.zero_()
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            bias.zero_()
 
     def forward(
         self,

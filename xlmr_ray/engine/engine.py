@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.order import longest_first, next_batch
@@ -90,7 +91,7 @@ class Engine:
         if dtype != "auto" and dtype not in DTYPES:
             raise UserError(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
         wanted = DTYPES[dtype] if dtype != "auto" else torch.float32 if where.type == "cpu" else None
-        config = XLMRobertaConfig.from_file(folder / "config.json")
+        config = XLMRobertaConfig.from_dict(read_config(folder))
         if attn_implementation != "auto":
             config.attn_implementation = attn_implementation
         if max_tokens == "auto":

@@ -48,8 +48,8 @@ def over_layouts(dense: Dense) -> Attention:
         parts = []
         for start, count, length in layout.runs():
             window = slice(start, start + count * length)
-            run = [x[window].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)]
-            parts.append(dense(*run, None, dropout)[0].transpose(1, 2).flatten(0, 1))
+            q1, k1, v1 = (x[window].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+            parts.append(dense(q1, k1, v1, None, dropout)[0].transpose(1, 2).flatten(0, 1))
         return torch.cat(parts), None
 
     return attend

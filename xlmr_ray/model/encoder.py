@@ -33,13 +33,14 @@ class SelfAttention(nn.Module):
         out, probs = attend(q, k, v, layout, self.dropout_p if self.training else 0.0)
         return out.flatten(-2), probs
 
-    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`x: (*tokens, hidden)` to q, k, v, each `(*tokens, heads, head_dim)`."""
         if hasattr(self, "qkv"):
-            return self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
-        return tuple(
-            linear(x).unflatten(-1, (self.heads, self.head_dim)) for linear in (self.query, self.key, self.value)
-        )
+            fused: Tensor = self.qkv(x)
+            q, k, v = fused.view(*x.shape[:-1], 3, self.heads, self.head_dim).unbind(-3)
+            return q, k, v
+        shape = (*x.shape[:-1], self.heads, self.head_dim)
+        return self.query(x).view(shape), self.key(x).view(shape), self.value(x).view(shape)
 
     def fuse(self) -> None:
         """Joins the three projections for good: one product of three times the width. For inference, after loading."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.embedding import Embedding
@@ -29,4 +30,4 @@ def task_class(name: str) -> TaskClass:
 
 def bind_task(name: str, folder: Path, options: Mapping[str, Any]) -> Task:
     """The task for the checkpoint in a folder."""
-    return task_class(name).bind(folder, XLMRobertaConfig.from_file(folder / "config.json"), options)
+    return task_class(name).bind(folder, XLMRobertaConfig.from_dict(read_config(folder)), options)

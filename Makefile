@@ -1,0 +1,46 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer; each sets up what it uses.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_FLAGS ?= --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench mini clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# The demo needs the package alone; the tests add their references and tools. Each stamp says what is there.
+$(VENV)/package: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), sys.version' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3-venv is needed: apt-get install python3-venv"; exit 1; }
+	@echo "installing the package into $(VENV)"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/everything: $(VENV)/package
+	@echo "installing the references and tools of the tests into $(VENV)"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[test,dev,quantization]'
+	@touch $@
+
+install: $(VENV)/everything  ## make .venv with everything
+
+demo: $(VENV)/package  ## label the embedded corpus with the embedded checkpoint
+	@$(BIN)/xlmr-ray demo
+
+lint: $(VENV)/everything  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## ruff, mypy and the tests
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/everything  ## the pipeline against the script that people write first, same run
+	$(BIN)/python -m tests.benchmarks.naive
+
+mini: $(VENV)/everything  ## train the embedded checkpoint again (needs Debian's apt-get, npm and 15 minutes)
+	$(BIN)/python -m pipelines.mini
+
+clean:  ## remove the environment and what runs left
+	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

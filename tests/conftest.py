@@ -1,0 +1,52 @@
+"""What all tests share: markers that say why a test is skipped, and one Ray session, made when the first test asks for it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+    parser.addoption("--network", action="store_true", help="run the tests that ask the Hugging Face hub, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = {
+        "gpu": None if torch.cuda.is_available() else "no GPU here",
+        "slow": None if config.getoption("--slow") else "takes minutes: --slow",
+        "network": None if config.getoption("--network") else "asks the hub: --network",
+    }
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    from xlmr_ray.batch.cluster import connected
+
+    with connected("local"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def mini() -> Path:
+    """The embedded checkpoint."""
+    from xlmr_ray.checkpoint.files import resolve
+
+    return resolve("embedded:mini")
+
+
+@pytest.fixture(scope="session")
+def udhr() -> Path:
+    """The embedded corpus."""
+    import xlmr_ray
+
+    return Path(xlmr_ray.__file__).parent / "assets" / "udhr"

@@ -1,0 +1,30 @@
+"""A shard on its way through Ray Data: one block of one row, its tables inside as Arrow streams.
+
+Ray drops empty blocks, and unifies and may split or join those it carries; a shard may be empty, has its own types,
+and must stay whole. Tables in a cell are left alone, and reading them back copies nothing.
+"""
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+
+def to_block(shard: str, tables: Mapping[str, pa.Table]) -> pa.Table:
+    """One row: the shard as JSON, and each table as an Arrow stream."""
+    cells = {"shard": pa.array([shard], pa.string())}
+    for name, table in tables.items():
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        stream = sink.getvalue()
+        offsets = pa.py_buffer(pa.array([0, stream.size], pa.int64()).buffers()[1])
+        cells[name] = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, stream])
+    return pa.table(cells)
+
+
+def from_block(block: pa.Table) -> tuple[str, dict[str, pa.Table]]:
+    """The shard's JSON and its tables. A block of another length is a defect: shards must not be split or joined."""
+    if block.num_rows != 1:
+        raise AssertionError(f"a block of {block.num_rows} rows, a shard is one")
+    tables = {name: pa.ipc.open_stream(block[name][0].as_buffer()).read_all() for name in block.column_names[1:]}
+    return block["shard"][0].as_py(), tables

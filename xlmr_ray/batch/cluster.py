@@ -1,0 +1,89 @@
+"""A Ray cluster, and how many actors of which size it carries."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# Read by Ray when it is imported. Its core prints, to the user's terminal, an "error" about how Ray Data itself starts
+# actors.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+
+from xlmr_ray.batch.job import ClusterSection
+from xlmr_ray.errors import UserError
+
+# Tokenizing takes a small part of a core for each CPU encoder, and several cores for each GPU.
+TOKENIZER_CPUS = 0.25
+WRITER_CPUS = 0.25
+TOKENIZERS_PER_GPU = 8
+# More threads than this gain less than a second encoder on the CPU does.
+THREADS = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Actors, the CPUs and GPUs that Ray counts for each, and the threads of an encoder (0: torch's choice)."""
+
+    encoders: int
+    encoder_cpus: float
+    encoder_gpus: float
+    tokenizers: int
+    tokenizer_cpus: float
+    threads: int
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """A connection to the cluster: `auto` is `RAY_ADDRESS` where set, else a cluster of this machine that ends with
+    the job.
+    """
+    if ray.is_initialized():
+        yield  # the caller's own, which stays
+        return
+    wanted = os.environ.get("RAY_ADDRESS") if address == "auto" else address
+    try:
+        if wanted and wanted != "local":
+            ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cluster.address {wanted or 'local'}: no Ray cluster there: {reason}") from None
+    quiet_ray_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet_ray_data() -> None:
+    """Keeps Ray Data's log off the terminal: failures reach the user as one line. The log files keep all of it."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL + 1)
+
+
+def sizes(cluster: ClusterSection, device: str) -> Sizes:
+    """What the connected cluster carries. Raises UserError where it lacks what the job asks for."""
+    there = ray.cluster_resources()
+    cpus, gpus = int(there.get("CPU", 1)), float(there.get("GPU", 0))
+    share = cluster.gpus_per_encoder if cluster.gpus_per_encoder != "auto" else 1.0 if gpus and device != "cpu" else 0.0
+    if share and device != "cpu":
+        if gpus < share:
+            raise UserError(f"cluster: {gpus:g} GPUs, the job wants {share:g} an encoder; use engine.device: cpu")
+        encoders = cluster.encoders if cluster.encoders != "auto" else max(1, int(gpus / share))
+        room = max(1, cpus - encoders - 1)
+        tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else min(room, TOKENIZERS_PER_GPU * encoders)
+        return Sizes(encoders, 0.5, share, tokenizers, min(1.0, room / tokenizers), 0)
+    encoders = cluster.encoders if cluster.encoders != "auto" else max(1, cpus // THREADS)
+    tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else max(1, cpus // 8)
+    tokenizer_cpus = min(TOKENIZER_CPUS, cpus / (4 * tokenizers))
+    rest = cpus - tokenizers * tokenizer_cpus - WRITER_CPUS
+    # In hundredths, rounded down: more than there is would wait for ever.
+    encoder_cpus = max(0.01, int(100 * rest / encoders) / 100)
+    return Sizes(encoders, encoder_cpus, 0.0, tokenizers, tokenizer_cpus, max(1, cpus // encoders))

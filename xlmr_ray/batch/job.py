@@ -1,0 +1,168 @@
+"""The job file: what goes in, which tasks, where it comes out. One model; unknown keys are refused with the nearest
+known one.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from xlmr_ray.errors import UserError
+
+Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1)]
+
+
+def listed(value: Any) -> Any:
+    """One name counts as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputSection(Section):
+    """`path`: a file, folder, glob, or a list of them. The text columns that a task does not need are not read."""
+
+    path: Annotated[list[str], BeforeValidator(listed)]
+    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "text"] = "auto"
+    text: str = "text"
+    text_pair: str | None = None
+    id: str | None = None
+    keep: Annotated[list[str], BeforeValidator(listed)] = []
+
+
+class TaskSection(BaseModel):
+    """A task; keys other than these three are the task's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    task: str
+    name: str | None = None
+    model: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class OutputSection(Section):
+    path: str
+
+
+class EngineSection(Section):
+    """`auto`: float32 and the CPU where there is no GPU; the checkpoint's own type on a GPU."""
+
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    attn_implementation: str = "auto"
+    max_tokens: Auto | Count = "auto"
+    max_length: Auto | Count = "auto"
+    quantization: None = None
+    device: str = "auto"
+
+
+class ClusterSection(Section):
+    """`address: auto` is `RAY_ADDRESS` where that is set, and a cluster of this machine's own else."""
+
+    address: str = "auto"
+    tokenizers: Auto | Count = "auto"
+    encoders: Auto | Count = "auto"
+    gpus_per_encoder: Auto | Annotated[float, Field(ge=0)] = "auto"
+    shard_rows: Auto | Count = "auto"
+
+
+class ErrorsSection(Section):
+    """`max_fraction` of error rows ends the job; `empty` texts are an error row each, or scored like any other."""
+
+    max_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    empty: Literal["error", "score"] = "error"
+
+
+class Job(Section):
+    name: str = "job"
+    model: str = "embedded:mini"
+    input: InputSection
+    tasks: Annotated[list[TaskSection], Field(min_length=1)]
+    output: OutputSection
+    engine: EngineSection = EngineSection()
+    cluster: ClusterSection = ClusterSection()
+    errors: ErrorsSection = ErrorsSection()
+
+    @model_validator(mode="after")
+    def names_differ(self) -> Self:
+        names = [task.name or task.task for task in self.tasks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"tasks: two are named {name!r}; give each a name of its own")
+        return self
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """The content of a job file, not yet checked. Raises UserError where it is no YAML mapping."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: is not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a mapping with input, tasks and output is wanted, got {type(content).__name__}")
+    return content
+
+
+def with_setting(content: dict[str, Any], setting: str) -> dict[str, Any]:
+    """The content with one `key=value` of the command line put in; keys are dotted (`engine.dtype=float32`,
+    `tasks.0.top_k=3`).
+
+    Raises UserError for a setting of another form, or a path through something that holds no keys.
+    """
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {setting}: want key=value, such as engine.max_tokens=4096")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    return _put(content, key.split("."), value, setting)
+
+
+def _put(at: Any, path: list[str], value: Any, setting: str) -> Any:
+    first, *rest = path
+    if isinstance(at, list) and first.isdigit() and int(first) < len(at):
+        new = list(at)
+        new[int(first)] = _put(at[int(first)], rest, value, setting) if rest else value
+        return new
+    if isinstance(at, dict):
+        return {**at, first: _put(at.get(first) or {}, rest, value, setting) if rest else value}
+    raise UserError(f"--set {setting}: there is nothing at {first!r} to set")
+
+
+def check_job(content: dict[str, Any], where: str) -> Job:
+    """The job. Raises UserError, one line, that names the key and, for an unknown one, the nearest that there is."""
+    try:
+        return Job.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explained(error)}") from None
+
+
+def _explained(error: ValidationError) -> str:
+    # A union reports each of its members; the last says what a value that is not `auto` must be.
+    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[-1])
+    place = [part for part in first["loc"] if isinstance(part, int) or part.replace("_", "").isalpha()]
+    key = ".".join(map(str, place))
+    if first["type"] == "extra_forbidden":
+        section: Any = Job
+        for part in place[:-1]:
+            section = section.model_fields[part].annotation if isinstance(part, str) else section
+        known = list(section.model_fields)
+        near = difflib.get_close_matches(str(place[-1]), known, 1)
+        return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}")
+    if first["type"] == "missing":
+        return f"{key!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return message if not key else f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"

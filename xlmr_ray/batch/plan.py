@@ -1,0 +1,154 @@
+"""The plan of a run: which shards, and the name of the run, which is a hash of all that decides its answers."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from xlmr_ray.batch.columns import Columns
+from xlmr_ray.batch.commit import Damaged, create_plan, lines_of, plan_key, run_id
+from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.recipe import TaskRecipe, shard_from_dict
+from xlmr_ray.batch.shards import DeadLetter, Shard, plan_shards
+from xlmr_ray.batch.source import Input
+from xlmr_ray.batch.store import Store
+from xlmr_ray.checkpoint.digest import weights_digest
+from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.errors import UserError
+from xlmr_ray.tokenizer import XLMRobertaTokenizer
+
+# Raised by one whenever this package gives other answers to the same input.
+ANSWERS = 1
+# The shard that stands for the files that cannot be read at all: its error rows, at row -1, are their dead letters.
+FILES = "files"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`shards` still without those committed; `dead` are the files that cannot be read, one line each."""
+
+    run_id: str
+    shards: tuple[Shard, ...]
+    dead: tuple[DeadLetter, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards) + len(self.dead)
+
+
+def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
+    """The job's tasks with their checkpoints found and hashed, and their options checked against them."""
+    recipes = []
+    for section in job.tasks:
+        model = section.model or job.model
+        options = section.options
+        if job.engine.max_length != "auto":
+            options.setdefault("max_length", job.engine.max_length)
+        if job.input.text_pair is not None and section.task == "text-classification":
+            options.setdefault("pairs", True)
+        prefix = f"{section.name or section.task}_".replace("-", "_") if len(job.tasks) > 1 else ""
+        recipe = TaskRecipe(section.task, prefix, model, weights_digest(resolve(model)), options)
+        recipe.bind()
+        recipes.append(recipe)
+    return tuple(recipes)
+
+
+def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
+    """The columns to read: those that the tasks need. Raises UserError where the job names none for a role."""
+    named = {"text": job.input.text, "text_pair": job.input.text_pair}
+    text: dict[str, str] = {}
+    for recipe in recipes:
+        for role in recipe.bind().roles:
+            column = named.get(role)
+            if column is None:
+                raise UserError(f"input.{role}: task {recipe.task} reads it; name its column")
+            text[role] = column
+    return Columns(text=text, id=job.input.id, keep=tuple(job.input.keep))
+
+
+def identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: Sequence[Input]) -> dict[str, Any]:
+    """What decides the answers, and nothing else: not the cluster, the token budget or the size of a shard."""
+    tasks = []
+    for recipe in recipes:
+        folder = resolve(recipe.model)
+        tasks.append(
+            {
+                "task": recipe.task,
+                "prefix": recipe.prefix,
+                "options": dict(recipe.options),
+                "weights": recipe.digest,
+                "tokenizer": XLMRobertaTokenizer.from_pretrained(folder).fingerprint,
+                "settings": settings_digest(folder),
+            }
+        )
+    return {
+        "answers": ANSWERS,
+        "inputs": [asdict(one) for one in inputs],
+        "columns": asdict(columns),
+        "tasks": tasks,
+        "dtype": job.engine.dtype,
+        "attn_implementation": job.engine.attn_implementation,
+        "device": job.engine.device,
+        "empty": job.errors.empty,
+    }
+
+
+def settings_digest(folder: Path) -> str:
+    """Of a checkpoint's small JSON files: labels, pooling, prompts. The tokenizer has a fingerprint of its own."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*.json")):
+        name = path.relative_to(folder).as_posix()
+        if name != "tokenizer.json" and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            total.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def make_plan(
+    store: Store, job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: Sequence[Input], *, shard_rows: int
+) -> Plan:
+    """The run's plan: the one that it has, or a new one, written once."""
+    what = identity(job, recipes, columns, inputs)
+    name = run_id(what)
+    if (found := read_plan(store, name)) is not None:
+        return found
+    shards: list[Shard] = []
+    dead: list[DeadLetter] = []
+    for piece in plan_shards(inputs, shard_rows=shard_rows, columns=columns):
+        if isinstance(piece, DeadLetter):
+            dead.append(piece)
+        else:
+            shards.append(piece)
+    lines: list[dict[str, Any]] = [asdict(shard) for shard in shards]
+    if dead:
+        lines.append({"id": FILES, "dead": [asdict(letter) for letter in dead]})
+    # JSON has no tuples: what is written must equal what is read, or two launches would differ.
+    content = json.loads(json.dumps({"run_id": name, "job": job.name, "identity": what, "shards": lines}))
+    create_plan(store, name, content)
+    return Plan(name, tuple(shards), tuple(dead))
+
+
+def read_plan(store: Store, name: str) -> Plan | None:
+    """The plan of a run, None where it has none. Raises `Damaged`."""
+    key = plan_key(name)
+    try:
+        data = store.get(key)[0]
+    except FileNotFoundError:
+        return None
+    try:
+        shards, dead = split(lines_of(data, "shards", store.url(key)))
+    except (KeyError, TypeError) as error:
+        raise Damaged(f"{store.url(key)}: is damaged: a shard of another form ({error})") from None
+    return Plan(name, tuple(shards), tuple(dead))
+
+
+def split(lines: Iterator[dict[str, Any]]) -> tuple[list[Shard], list[DeadLetter]]:
+    shards: list[Shard] = []
+    dead: list[DeadLetter] = []
+    for line in lines:
+        if line["id"] == FILES:
+            dead += [DeadLetter(**letter) for letter in line["dead"]]
+        else:
+            shards.append(shard_from_dict(line))
+    return shards, dead

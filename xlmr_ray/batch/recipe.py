@@ -1,0 +1,67 @@
+"""What every actor of a run needs to know: small, plain, and carried to them by Ray."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from xlmr_ray.batch.columns import Columns
+from xlmr_ray.batch.shards import Shard
+from xlmr_ray.batch.source import Input
+from xlmr_ray.batch.store import Store
+from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.tasks.registry import bind_task
+from xlmr_ray.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class TaskRecipe:
+    """One task of the job: what its fields are prefixed with, the checkpoint as the job names it, its digest, the
+    options.
+    """
+
+    task: str
+    prefix: str
+    model: str
+    digest: str
+    options: Mapping[str, Any]
+
+    def bind(self) -> Task:
+        """The task, its checkpoint fetched to this machine where it is not there yet."""
+        return bind_task(self.task, resolve(self.model), self.options)
+
+
+@dataclass(frozen=True)
+class EngineRecipe:
+    """See `Engine.load`; `threads` of the CPU for each encoder, 0 for torch's own choice."""
+
+    dtype: str
+    attn_implementation: str
+    max_tokens: int | str
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`store` carries its endpoint along, so that actors write where the driver does."""
+
+    run_id: str
+    store: Store
+    columns: Columns
+    tasks: tuple[TaskRecipe, ...]
+    engine: EngineRecipe
+    score_empty: bool
+
+
+def shard_to_json(shard: Shard) -> str:
+    return json.dumps(asdict(shard), ensure_ascii=False, sort_keys=True)
+
+
+def shard_from_json(text: str) -> Shard:
+    return shard_from_dict(json.loads(text))
+
+
+def shard_from_dict(values: Mapping[str, Any]) -> Shard:
+    """A shard out of the plan."""
+    return Shard(**{**values, "input": Input(**values["input"]), "header": tuple(values["header"])})

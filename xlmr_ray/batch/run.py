@@ -1,0 +1,240 @@
+"""One run of a job: plan, stream the shards that have no record through the actors, finish, publish."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from rich.console import Console
+
+from xlmr_ray.batch.block import to_block
+from xlmr_ray.batch.cluster import WRITER_CPUS, Sizes, connected, sizes
+from xlmr_ray.batch.commit import ERROR_SCHEMA, commit_shard, committed, new_attempt
+from xlmr_ray.batch.finish import Manifest, finish, publish, read_manifest
+from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.plan import FILES, Plan, columns_of, make_plan, task_recipes
+from xlmr_ray.batch.progress import Display, Figures
+from xlmr_ray.batch.recipe import EngineRecipe, Recipe, shard_to_json
+from xlmr_ray.batch.shards import Shard
+from xlmr_ray.batch.source import find_inputs
+from xlmr_ray.batch.stages import Encode, Tokenize, write
+from xlmr_ray.batch.store import Store, open_store
+from xlmr_ray.errors import JobFailed, UserError
+
+# Rows of a shard where the job does not say: seconds of work each, so that a crash costs little and progress shows.
+SHARD_ROWS_CPU = 256
+SHARD_ROWS_GPU = 8192
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its manifest, this launch's figures, whether the published pointer is at it, and the files left
+    out.
+    """
+
+    manifest: Manifest
+    figures: Figures
+    published: bool
+    ignored: tuple[str, ...]
+    sizes: Sizes | None
+
+
+class Interrupted(JobFailed):
+    """Stopped by the user. What is committed stays, and the same command goes on from there."""
+
+
+def run_job(job: Job, *, console: Console | None = None, quiet: bool = False, at_least_once: bool = False) -> Outcome:
+    """Runs the job to its end. Raises UserError for what is wrong with it, JobFailed for what goes wrong with the
+    run.
+    """
+    console = console or Console(stderr=True)
+    started = time.time()
+    recipes = task_recipes(job)
+    columns = columns_of(job, recipes)
+    store = open_store(job.output.path, at_least_once=at_least_once)
+    store.probe()
+    found = find_inputs(job.input.path, format=job.input.format)
+    if not quiet and found.ignored:
+        console.print(f"not read, no known ending: {some(found.ignored)}", highlight=False, soft_wrap=True)
+    plan = make_plan(store, job, recipes, columns, found.inputs, shard_rows=shard_rows(job))
+    manifest = read_manifest(store, plan.run_id)
+    figures = Figures(plan.rows, len(plan.shards) + bool(plan.dead))
+    size = None
+    if manifest is None:
+        done = earlier(store, plan, figures)
+        todo = [shard for shard in plan.shards if shard.id not in done]
+        if not quiet:
+            console.print(
+                f"run {plan.run_id}: {describe(plan, done, len(found.inputs))}", highlight=False, soft_wrap=True
+            )
+        if plan.dead and FILES not in done:
+            commit_dead(store, plan)
+            figures.add(0, len(plan.dead), 0, 0)
+        try:
+            check_errors(job, store, plan, figures)
+            if todo:
+                recipe = recipe_of(job, plan, store, recipes, columns)
+                size = process(job, store, plan, todo, recipe, figures, console, quiet=quiet)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped: {figures.shards_before + figures.shards} of {figures.total_shards} shards of run "
+                f"{plan.run_id} are committed; the same command goes on from there"
+            ) from None
+        manifest = finish(store, plan.run_id, [*(shard.id for shard in plan.shards), *([FILES] if plan.dead else [])])
+    else:
+        figures.rows_before, figures.shards_before = plan.rows, figures.total_shards
+    _, published = publish(store, plan.run_id, started=started)
+    return Outcome(manifest, figures, published, tuple(found.ignored), size)
+
+
+def recipe_of(job: Job, plan: Plan, store: Store, recipes: Sequence[Any], columns: Any) -> Recipe:
+    engine = EngineRecipe(job.engine.dtype, job.engine.attn_implementation, job.engine.max_tokens, job.engine.device, 0)
+    return Recipe(plan.run_id, store, columns, tuple(recipes), engine, job.errors.empty == "score")
+
+
+def shard_rows(job: Job) -> int:
+    """As asked, or by the device that the job names; the plan is made before a cluster is looked for."""
+    if job.cluster.shard_rows != "auto":
+        return job.cluster.shard_rows
+    import torch
+
+    on_gpu = job.engine.device.startswith("cuda") or (job.engine.device == "auto" and torch.cuda.is_available())
+    return SHARD_ROWS_GPU if on_gpu else SHARD_ROWS_CPU
+
+
+def earlier(store: Store, plan: Plan, figures: Figures) -> set[str]:
+    """The shards that earlier launches committed, counted in the figures."""
+    done = set()
+    for record in committed(store, plan.run_id):
+        done.add(record.shard)
+        figures.rows_before += record.rows_in
+        figures.shards_before += 1
+        figures.errors_before += record.rows_error
+    return done
+
+
+def describe(plan: Plan, done: set[str], inputs: int) -> str:
+    text = f"{plan.rows:,} documents of {inputs:,} files in {len(plan.shards):,} shards"
+    if done:
+        text += f"; {len(done):,} are committed already, going on from there"
+    if plan.dead:
+        text += f"; {len(plan.dead):,} files cannot be read: {some([letter.message for letter in plan.dead])}"
+    return text
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def commit_dead(store: Store, plan: Plan) -> None:
+    """The files that cannot be read, as error rows at row -1 of a shard of their own."""
+    columns = [
+        [letter.key for letter in plan.dead],
+        [-1] * len(plan.dead),
+        [""] * len(plan.dead),
+        [letter.code for letter in plan.dead],
+        [letter.message for letter in plan.dead],
+    ]
+    errors = pa.table(columns, schema=ERROR_SCHEMA)
+    commit_shard(
+        store,
+        plan.run_id,
+        FILES,
+        attempt=new_attempt(),
+        rows=pa.table({}),
+        errors=errors,
+        rows_in=len(plan.dead),
+        source_key="",
+        source_etag="",
+    )
+
+
+def check_errors(job: Job, store: Store, plan: Plan, figures: Figures) -> None:
+    """Raises JobFailed as soon as there are more error rows than the job allows of all its rows."""
+    errors, most = figures.errors_before + figures.rows_error, job.errors.max_fraction * plan.rows
+    if errors > most:
+        raise JobFailed(
+            f"{errors:,} of {plan.rows:,} rows are errors ({errors / plan.rows:.1%}), errors.max_fraction allows "
+            f"{job.errors.max_fraction:.1%}: nothing is published; they are in {store.url(f'errors/{plan.run_id}/')}; "
+            "mend the input, or raise errors.max_fraction and run again to go on"
+        )
+
+
+def process(
+    job: Job,
+    store: Store,
+    plan: Plan,
+    todo: Sequence[Shard],
+    recipe: Recipe,
+    figures: Figures,
+    console: Console,
+    *,
+    quiet: bool,
+) -> Sizes:
+    """Streams the shards through the cluster. Every one of them is committed, or an exception says why not."""
+    with connected(job.cluster.address), Display(figures, console, quiet=quiet) as display:
+        size = sizes(job.cluster, job.engine.device)
+        recipe = replace(recipe, engine=replace(recipe.engine, threads=size.threads))
+        if not quiet and not console.is_terminal:
+            console.print(f"starting {size.tokenizers} tokenizer and {size.encoders} encoder actors", highlight=False)
+        try:
+            for row in stream(todo, recipe, size).iter_rows():
+                figures.add(row["rows_ok"], row["rows_error"], row["tokens"], row["padded"])
+                display.update()
+                check_errors(job, store, plan, figures)
+        except ray.exceptions.RayError as error:
+            raise cause(error) from error
+    return size
+
+
+def stream(todo: Sequence[Shard], recipe: Recipe, size: Sizes) -> ray.data.Dataset:
+    """The lazy pipeline: a row of figures for each shard, as they are committed."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = None  # a block is a shard; never split it
+    blocks = [to_block(shard_to_json(shard), {}) for shard in todo]
+    return (
+        ray.data.from_arrow(blocks)
+        .map_batches(
+            Tokenize,
+            fn_constructor_args=(recipe,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=size.tokenizers),
+            num_cpus=size.tokenizer_cpus,
+        )
+        .map_batches(
+            Encode,
+            fn_constructor_args=(recipe,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=size.encoders),
+            num_cpus=size.encoder_cpus,
+            num_gpus=size.encoder_gpus,
+        )
+        .map_batches(write, fn_args=(recipe,), batch_size=None, batch_format="pyarrow", num_cpus=WRITER_CPUS)
+    )
+
+
+def cause(error: BaseException) -> Exception:
+    """What went wrong in an actor, as this package's own exception: its line is what the user sees."""
+    for found in chain(error):
+        if isinstance(found, UserError | JobFailed):
+            return JobFailed(str(found))
+    last = list(chain(error))[-1]
+    text = str(last).strip().splitlines()
+    return JobFailed(f"the pipeline failed: {type(last).__name__}: {text[-1] if text else 'no message'}")
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception, what Ray wrapped in it, and so on to the first cause."""
+    seen: set[int] = set()
+    here: BaseException | None = error
+    while here is not None and id(here) not in seen:
+        seen.add(id(here))
+        yield here
+        here = getattr(here, "cause", None) or here.__cause__

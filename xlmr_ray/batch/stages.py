@@ -1,0 +1,148 @@
+"""The three steps of the pipeline, each a callable on one shard: read and tokenize, encode, write and commit."""
+
+import logging
+import time
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from xlmr_ray.batch import codes
+from xlmr_ray.batch.block import from_block, to_block
+from xlmr_ray.batch.commit import Stats, commit_shard, new_attempt
+from xlmr_ray.batch.readers import read_shard
+from xlmr_ray.batch.recipe import Recipe, shard_from_json
+from xlmr_ray.batch.rows import error_table, fail, fail_empty, good_rows, output_table
+from xlmr_ray.checkpoint.digest import weights_digest
+from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.engine.engine import Engine, Results
+from xlmr_ray.errors import JobFailed
+from xlmr_ray.tasks.task import Task
+from xlmr_ray.tokenizer import TokenizerError, XLMRobertaTokenizer
+
+log = logging.getLogger(__name__)
+
+
+class Tokenize:
+    """A shard's JSON to its rows and, for each task, the encoded table of the rows without error."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.tasks = [task.bind() for task in recipe.tasks]
+        self.tokenizers = [XLMRobertaTokenizer.from_pretrained(resolve(task.model)) for task in recipe.tasks]
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        text, _ = from_block(block)
+        shard = shard_from_json(text)
+        began = time.time()
+        rows = read_shard(shard, self.recipe.columns)
+        if not self.recipe.score_empty:
+            rows = fail_empty(rows, list(self.recipe.columns.text))
+        tables: list[pa.Table] = []
+        for task, tokenizer in zip(self.tasks, self.tokenizers, strict=True):
+            before = rows
+            rows, encoded = prepare(task, tokenizer, rows)
+            if rows is not before:
+                # What an earlier task has encoded of a row that fails now goes, too.
+                keep = pa.array(np.isin(good_rows(before), good_rows(rows)))
+                tables = [table.filter(keep) for table in tables]
+            tables.append(encoded)
+        meta = pa.table({"began": [began]})
+        return to_block(text, {"rows": rows, "meta": meta, **{f"task{i}": table for i, table in enumerate(tables)}})
+
+
+def prepare(task: Task, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The task's encoded table of the good rows; a row that the tokenizer cannot take becomes an error row."""
+    while True:
+        good = good_rows(rows)
+        try:
+            return rows, task.prepare(rows.take(good), tokenizer)
+        except TokenizerError as error:
+            rows = fail(rows, {int(good[error.index]): (codes.TOKENIZER_ERROR, error.reason)})
+
+
+class Encode:
+    """Rows and encoded tables to output rows and error rows."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        if recipe.engine.threads:
+            torch.set_num_threads(recipe.engine.threads)
+        self.engines = []
+        for task in recipe.tasks:
+            folder = resolve(task.model)
+            if (digest := weights_digest(folder)) != task.digest:
+                raise JobFailed(
+                    f"{task.model}: the weights on this machine are others ({digest[:12]}) than the run's "
+                    f"({task.digest[:12]}): put the same checkpoint on all machines"
+                )
+            engine = recipe.engine
+            self.engines.append(
+                Engine.load(
+                    folder,
+                    [task.bind()],
+                    dtype=engine.dtype,
+                    device=engine.device,
+                    attn_implementation=engine.attn_implementation,
+                    max_tokens=engine.max_tokens,
+                )
+            )
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        text, tables = from_block(block)
+        shard = shard_from_json(text)
+        rows = tables["rows"]
+        good = good_rows(rows)
+        runs: list[Results] = []
+        failures: dict[int, tuple[str, str]] = {}
+        tokens = padded = 0
+        start = time.perf_counter()
+        for i, engine in enumerate(self.engines):
+            before = (engine.stats.tokens, engine.stats.padded)
+            results = engine.run(tables[f"task{i}"]["input_ids"])
+            runs.append(results)
+            failures |= {int(good[place]): failure for place, failure in results.failed.items()}
+            tokens += engine.stats.tokens - before[0]
+            padded += engine.stats.padded - before[1]
+        seconds = time.perf_counter() - start
+        rows = fail(rows, failures)
+        keep = np.isin(good, good_rows(rows))
+        tables_out: list[tuple[str, pa.Table]] = []
+        for i, (engine, run, task) in enumerate(zip(self.engines, runs, self.recipe.tasks, strict=True)):
+            encoded = tables[f"task{i}"].filter(pa.array(keep))
+            tables_out.append((task.prefix, engine.tasks[0].postprocess(run.raw[0][keep], encoded)))
+        output = output_table(rows.take(good[keep]), shard.input.key, self.recipe.columns, tables_out)
+        meta = tables["meta"]
+        for name, value in (("tokens", tokens), ("padded", padded), ("seconds", seconds)):
+            meta = meta.append_column(name, pa.array([value]))
+        return to_block(text, {"output": output, "errors": error_table(rows, shard.input.key), "meta": meta})
+
+
+def write(block: pa.Table, recipe: Recipe) -> pa.Table:
+    """Output rows and error rows to the store, committed; gives one row of figures."""
+    text, tables = from_block(block)
+    shard = shard_from_json(text)
+    meta = tables["meta"].to_pylist()[0]
+    record, won = commit_shard(
+        recipe.store,
+        recipe.run_id,
+        shard.id,
+        attempt=new_attempt(),
+        rows=tables["output"],
+        errors=tables["errors"],
+        rows_in=shard.rows,
+        source_key=shard.input.key,
+        source_etag=shard.input.etag,
+        stats=Stats(seconds=round(time.time() - meta["began"], 3), tokens=meta["tokens"]),
+    )
+    return pa.table(
+        {
+            "shard": [shard.id],
+            "won": [won],
+            "rows_ok": [record.rows_ok],
+            "rows_error": [record.rows_error],
+            "tokens": [meta["tokens"]],
+            "padded": [meta["padded"]],
+            "engine_seconds": [meta["seconds"]],
+        }
+    )
