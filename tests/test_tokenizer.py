@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,7 +63,27 @@ PIECES = st.sampled_from(
         *(" ", "  ", "\n", "\t", "\r\n", "\u3000", "\u00a0", "\u200b", "\u200d", "\u0301", "\u0e33", "\u0d4e", "▁"),
         *("\u0600", "\u0903", "ก", "ำ", "क", "्", "ष", "한", "\u1112\u1161\u11ab", "\u11ab", "ﷺ", "ﬁ", "ｶﾞ", "\uff9e"),
         *("<s>", "</s>", "<mask>", "<ma", "sk>", "<unk>", "the", "Hello", "world", "и", "人", "自由", "。", "،", "."),
-        *("1", "2024", "a", "é", "e\u0301", "👩‍👧", "🇫🇷", "𐍈", "\x00", "ä", "…", "\u0085", "¨", "ͺ"),
+        *(
+            "ㄱ",
+            "ㅏ",
+            "ﾡ",
+            "ￂ",
+            "각",
+            "1",
+            "2024",
+            "a",
+            "é",
+            "e\u0301",
+            "👩‍👧",
+            "🇫🇷",
+            "𐍈",
+            "\x00",
+            "ä",
+            "…",
+            "\u0085",
+            "¨",
+            "ͺ",
+        ),
     ]
 )
 MIXED = st.one_of(
@@ -520,6 +541,8 @@ def test_characters_before_a_cut_never_end_in_a_space(ours) -> None:
     joined = [normalizer.normalize_str(char) for char in before]
     assert [char for char, form in zip(before, joined, strict=True) if form and form[-1].isspace()] == []
     after = [char for char in before if char.isalnum()]
+    # Decomposed, each of them begins with a character of its own, not with a mark of the one before.
+    assert [c for c in after if unicodedata.combining(unicodedata.normalize("NFKD", c)[0])] == []
     wrong = [c for c in after if normalizer.normalize_str(f"a {c}")[:2] != "a "]
     assert wrong == []
     apart = normalizer.normalize_str("a") + normalizer.normalize_str(" a")
@@ -534,7 +557,8 @@ def test_tokenizers_of_another_make_are_not_cut(small: Path) -> None:
         return LongText(backend).usable
 
     assert usable()
-    assert not usable(normalizer=normalizers.NFKC())
+    assert usable(normalizer=normalizers.NFKC())
+    assert not usable(normalizer=normalizers.Lowercase())
     assert not usable(pre_tokenizer=pre_tokenizers.Metaspace(split=False))
     assert not usable(pre_tokenizer=pre_tokenizers.ByteLevel())
     backend = Tokenizer.from_file(str(small / "tokenizer.json"))
@@ -555,6 +579,11 @@ def test_the_text_at_fault_is_named(ours) -> None:
     with pytest.raises(TokenizerError) as caught:
         ours.encode_ragged(["a", "b"], ["c", "\udfff"], max_length=8)
     assert caught.value.index == 1
+    # Few tokens before the first cut, so the bad character is met only when the text is taken up again.
+    gaps = "a" + " " * 30 + "b c" + " " * 30 + "d \ud800 " + "e f " * 40
+    with pytest.raises(TokenizerError, match=r"text 1 .*D800") as later:
+        ours.encode_ragged(["fine", gaps], max_length=12)
+    assert later.value.index == 1
     again = pickle.loads(pickle.dumps(caught.value))
     assert (again.index, again.reason) == (1, caught.value.reason)
 

@@ -9,9 +9,11 @@ from tokenizers import Tokenizer
 # Letters and digits that never join a neighbouring space into one grapheme cluster. Left out: the letters that begin a
 # cluster (U+0D4E; the other such letters are beyond the BMP) and the letters that continue one (Thai and Lao AM, the
 # half-width voiced marks), since the normalizer works on whole clusters.
-_BESIDE_SPACE = r"[^\W_\u0d4e\u0e33\u0eb3\uff9e\uff9f\U00010000-\U0010ffff]"
-# Two of these side by side never share a cluster either: conjoining Hangul left out too.
-_BESIDE_EACH_OTHER = r"[^\W_\u0d4e\u0e33\u0eb3\uff9e\uff9f\u1100-\u11ff\ua960-\ua97f\ud7b0-\ud7ff\U00010000-\U0010ffff]"
+_JOINING = r"\u0d4e\u0e33\u0eb3\uff9e\uff9f\U00010000-\U0010ffff"
+_BESIDE_SPACE = rf"[^\W_{_JOINING}]"
+# Two of these side by side neither share a cluster nor compose: no Hangul letters, which NFKC makes syllables of.
+_HANGUL_LETTERS = r"\u1100-\u11ff\u3131-\u318e\ua960-\ua97f\ud7b0-\ud7ff\uffa0-\uffdc"
+_BESIDE_EACH_OTHER = rf"[^\W_{_JOINING}{_HANGUL_LETTERS}]"
 # Sentence ends are letters' equals before a space; without them most Chinese lines would have no cut.
 _BEFORE_SPACE = rf"(?:(?<={_BESIDE_SPACE})|(?<=[.,;:!?)\]。，；：！？、」』）।॥]))"
 
@@ -23,15 +25,17 @@ _PROOF_FROM = 32
 class LongText:
     """Finds how much of a text decides its first tokens. One per tokenizer; holds no state between calls.
 
-    Why the ids cannot change. The tokenizer takes added tokens out of the text, normalizes grapheme cluster by grapheme
-    cluster, splits at spaces, and runs the Unigram model on each word alone. So what stands left of a cut is tokenized
-    as if the rest were there, when the cut (1) splits no added token, (2) is a border between clusters, and (3) is a
-    border between words.
+    Why the ids cannot change. The tokenizer takes added tokens out of the text, normalizes it piece by small piece
+    (grapheme clusters for XLM-R's character map; a base and its marks for NFKC; single characters for Nmt), splits at
+    spaces, and runs the Unigram model on each word alone. So what stands left of a cut is tokenized as if the rest were
+    there, when the cut (1) splits no added token, (2) is a border between the normalizer's pieces, and (3) is a border
+    between words.
 
     `at_space` cuts before a space that has a plain letter or digit on its right and such a character or a sentence end
     on its left: (1) holds since no added token contains a space (else nothing is ever cut), (2) since neither
-    neighbour can join the space, (3) since the normalizer keeps that space (probed when this object is made) and what
-    stands before it does not itself end in a space, which the trailing-space rules of the normalizer could see.
+    neighbour can join the space and a space composes with nothing before it, (3) since the normalizer keeps that space
+    (probed when this object is made) and what stands before it does not itself end in a space, which the rules about
+    trailing and repeated spaces could see.
 
     `without_space` is for scripts and blobs with no such place. Within a word the Unigram model takes the path with
     the best score; the best path to any position depends only on what is before that position. No piece is longer
@@ -50,7 +54,7 @@ class LongText:
         self._added_as_typed = not any(token.normalized for token in added)
         self.usable = (
             type(backend.model).__name__ == "Unigram"
-            and all(_cluster_wise(part) for part in _parts(backend.normalizer, "normalizers"))
+            and all(_piece_by_piece(part) for part in _parts(backend.normalizer, "normalizers"))
             and _splits_at_spaces(_parts(backend.pre_tokenizer, "pretokenizers"))
             and all(token.content.isascii() or not token.normalized for token in added)
             and not any(char.isspace() or char == "▁" for content in self._added for char in content)
@@ -116,9 +120,9 @@ def _parts(component: Any, nested: str) -> list[dict[str, Any]]:
     return flatten(json.loads(component.__getstate__()))
 
 
-def _cluster_wise(part: dict[str, Any]) -> bool:
+def _piece_by_piece(part: dict[str, Any]) -> bool:
     squeezes_spaces = part["type"] == "Replace" and part["pattern"] == {"Regex": " {2,}"} and part["content"] in " ▁"
-    return part["type"] in ("Precompiled", "Strip") or squeezes_spaces
+    return part["type"] in ("Precompiled", "Strip", "Nmt", "NFC", "NFKC") or squeezes_spaces
 
 
 def _splits_at_spaces(parts: list[dict[str, Any]]) -> bool:

@@ -15,10 +15,11 @@ from xlmr_ray.long_text import LongText
 
 Truncation = Literal["longest_first", "only_first", "only_second", "do_not_truncate"]
 
-# A first guess at how many characters hold a wanted number of tokens; XLM-R's mean is about 4 in most languages. A text
-# that gives too few tokens is taken up again with more.
-_CHARS_A_TOKEN = 6
-_GROWTH = 4
+# A first guess at how many characters hold a wanted number of tokens (XLM-R's mean over languages is 3.7), and the
+# factor for a text that gives too few. Measured at 512 tokens on documents of 8 to 60 articles in 90 languages: 5 and 2
+# took the least time of 3 to 6 and 2 or 4.
+_CHARS_A_TOKEN = 5
+_GROWTH = 2
 
 
 class TokenizerError(UserError):
@@ -209,8 +210,14 @@ def _tokenize(
             cut[place] = False
             shorter[place] = parts[place]
             _shorten(long_text, shorter, cut, place, parts[place], chars, room)
-        for place in again:
-            (encodings[place],) = encode_batch(backend, [shorter[place]], offsets=offsets, add_special_tokens=False)
+        try:
+            longer = encode_batch(
+                backend, [shorter[place] for place in again], offsets=offsets, add_special_tokens=False
+            )
+        except TokenizerError as error:
+            raise TokenizerError(int(again[error.index]) // sides, error.reason) from None
+        for place, encoding in zip(again, longer, strict=True):
+            encodings[place] = encoding
     return encodings, cut
 
 
