@@ -1,3 +1,4 @@
+import copy
 import errno
 import os
 import pickle
@@ -459,6 +460,21 @@ def test_s3_at_least_once(seaweed):
         store.create("a/k", b"2")
     assert keys(store) == ["a/k"]
     assert list(store.folders("")) == ["a"]
+
+
+def test_s3_at_least_once_wrong_secret(seaweed):
+    options = {**seaweed.options, "secret": "another-secret"}
+    store = open_store(f"s3://{BUCKET}/x", options=options, at_least_once=True)
+    with pytest.raises(UserError, match=r"s3://tests/x/_probe-\w+: cannot be written \(PermissionError\)") as error:
+        store.probe()
+    assert "another-secret" not in one_line(error)
+
+
+def test_copy_shares_the_connection(seaweed):
+    store = open_store(seaweed.new_folder(), options=seaweed.options)
+    store.probe()
+    assert copy.copy(store)._connections() is store._connections()
+    assert pickle.loads(pickle.dumps(store))._connections() is not store._connections()
 
 
 def test_unknown_scheme():

@@ -7,6 +7,7 @@ Input is read with them on.
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import inspect
 import logging
@@ -31,7 +32,7 @@ T = TypeVar("T")
 PROBE_DEADLINE = 20.0  # a wrong endpoint should be told within seconds, at the start
 BLOCK = 8 << 20  # bytes read at a time; the 50 MiB of s3fs is much for a Parquet footer
 TIMEOUTS = {"connect_timeout": 5, "read_timeout": 60, "max_pool_connections": 32}
-RETRIES = {"mode": "adaptive", "total_max_attempts": 10}
+RETRIES = {"mode": "adaptive", "total_max_attempts": 6}
 _opening = threading.Lock()
 TRANSIENT_CODES = {
     "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "InternalError",
@@ -68,6 +69,12 @@ class S3Store:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_opened": None}
+
+    def __copy__(self) -> S3Store:
+        """Another store on the same connections."""
+        same = S3Store.__new__(S3Store)
+        same.__dict__.update(self.__dict__)
+        return same
 
     def create(self, key: str, data: bytes) -> str:
         return self._conditional("create", key, data, Exists(self.url(key)), {"IfNoneMatch": "*"})
@@ -143,8 +150,10 @@ class S3Store:
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
     def probe(self) -> None:
-        quick = S3Store(self.url(""), options=self._options, deadline=min(PROBE_DEADLINE, self.deadline))
         try:
+            self._connections()
+            quick = copy.copy(self)
+            quick.deadline = min(PROBE_DEADLINE, self.deadline)
             probe_writes(quick)
         except _NotImplemented:
             raise NoConditionalWrites(self.url("")) from None

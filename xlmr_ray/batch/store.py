@@ -210,30 +210,30 @@ class FsspecStore:
     def put(self, key: str, data: bytes) -> str:
         fs, root = self._filesystem()
         path = f"{root}/{key}"
-        try:
+        with self._told(key, "written"):
             fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             fs.pipe_file(path, data)
             return etag_of(fs.info(path))
-        except OSError as error:
-            raise JobFailed(f"{self.url(key)}: cannot be written: {type(error).__name__}") from None
 
     def get(self, key: str) -> tuple[bytes, str]:
         fs, root = self._filesystem()
-        etag = etag_of(fs.info(f"{root}/{key}"))
-        return cast(bytes, fs.cat_file(f"{root}/{key}")), etag
+        with self._told(key, "read"):
+            etag = etag_of(fs.info(f"{root}/{key}"))
+            return cast(bytes, fs.cat_file(f"{root}/{key}")), etag
 
     def head(self, key: str) -> Entry | None:
         fs, root = self._filesystem()
         try:
-            info = fs.info(f"{root}/{key}")
+            with self._told(key, "read"):
+                info = fs.info(f"{root}/{key}")
         except FileNotFoundError:
             return None
         return _entry(key, info) if info["type"] == "file" else None
 
     def list(self, prefix: str) -> Iterator[Entry]:
         fs, root = self._filesystem()
-        folder = prefix.rpartition("/")[0]
-        found = fs.find(f"{root}/{folder}", detail=True)
+        with self._told(prefix, "listed"):
+            found = fs.find(f"{root}/{prefix.rpartition('/')[0]}", detail=True)
         strip = len(fs._strip_protocol(root)) + 1
         for path in sorted(found):
             if path[strip:].startswith(prefix):
@@ -242,19 +242,33 @@ class FsspecStore:
     def folders(self, prefix: str) -> Iterator[str]:
         fs, root = self._filesystem()
         try:
-            found = fs.ls(f"{root}/{prefix}".rstrip("/"), detail=True)
+            with self._told(prefix, "listed"):
+                found = fs.ls(f"{root}/{prefix}".rstrip("/"), detail=True)
         except FileNotFoundError:
             return iter(())
         return iter(sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] != "file"))
 
     def open(self, key: str) -> BinaryIO:
         fs, root = self._filesystem()
-        return cast(BinaryIO, fs.open(f"{root}/{key}", "rb"))
+        with self._told(key, "read"):
+            return cast(BinaryIO, fs.open(f"{root}/{key}", "rb"))
 
     def delete(self, key: str) -> None:
         fs, root = self._filesystem()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._told(key, "deleted"):
             fs.rm_file(f"{root}/{key}")
+
+    @contextlib.contextmanager
+    def _told(self, key: str, what: str) -> Iterator[None]:
+        """The file system's failure in one line, by kind alone: its own text may hold the address with a password."""
+        try:
+            yield
+        except FileNotFoundError:
+            if what == "written":
+                raise JobFailed(f"{self.url(key)}: cannot be written: the bucket or folder does not exist") from None
+            raise FileNotFoundError(self.url(key)) from None
+        except OSError as error:
+            raise JobFailed(f"{self.url(key)}: cannot be {what} ({type(error).__name__})") from None
 
     def url(self, key: str) -> str:
         return f"{clean_url(self.address).rstrip('/')}/{key}"
