@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.columns import Columns
 from xlmr_ray.batch.readers import csv, parquet, raw, read_shard
 from xlmr_ray.batch.shards import DeadLetter, Shard, plan_shards
 from xlmr_ray.batch.source import InputChanged, find_inputs
+from xlmr_ray.batch.store import filesystem
 from xlmr_ray.errors import UserError
 
 TEXT = Columns({"text": "text"})
@@ -418,7 +420,8 @@ def test_records_and_fields_are_those_of_the_csv_module(lines: list[str], piece:
     data = ("\n".join(lines) + "\n").encode()
     pieces = [data[start : start + piece] for start in range(0, len(data), piece)]
     found = [record for record, _ in csv.records(raw.lines(iter(pieces)), b",")]
-    got = [csv.fields(record.decode(), ",") for record in found if record]
+    split = [csv.fields(record, b",") for record in found if record]
+    got = [values and [value.decode() for value in values] for values in split]
     wanted = [row for row in stdlib_csv.reader(io.StringIO(data.decode(), newline="")) if row]
     if got and got[-1] is None:  # never closed: the module makes it a row all the same, here it is an error row
         got.pop()
@@ -522,6 +525,39 @@ def test_a_change_during_the_read_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(raw.Source, "range", change_first)
     with pytest.raises(InputChanged, match=r"a\.txt"):
         read_shard(shard, TEXT)
+
+
+def test_a_bucket_gives_the_rows_of_a_folder(tmp_path: Path) -> None:
+    texts = [f"document {number} é" for number in range(50)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    write(tmp_path / "a.jsonl.gz", lines)
+    write(tmp_path / "b.csv", ("text\n" + "\n".join(texts)).encode())
+    write(tmp_path / "c.jsonl", lines)
+    pq.write_table(pa.table({"text": texts}), tmp_path / "d.parquet", row_group_size=20)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        options = {"endpoint_url": f"http://{host}:{port}", "key": "k", "secret": "s3cret"}
+        fs, _ = filesystem("s3://read", options=options)
+        fs.mkdir("read")
+        fs.put(f"{tmp_path}/*", "read/in/")
+        inputs = find_inputs("s3://read/in/", options=options).inputs
+        found = list(plan_shards(inputs, shard_rows=7, columns=TEXT, options=options))
+        assert "s3cret" not in repr(found)
+        local, _ = plan(tmp_path, shard_rows=7)
+        for remote, near in zip(found, local, strict=True):
+            assert isinstance(remote, Shard)
+            assert read_shard(remote, TEXT, options=options).equals(read_shard(near, TEXT))
+        fs.pipe_file("read/in/c.jsonl", lines[::-1])
+        fs.rm_file("read/in/d.parquet")
+        for remote in found:
+            assert isinstance(remote, Shard)
+            if remote.input.key.endswith(("c.jsonl", "d.parquet")):
+                with pytest.raises(InputChanged, match=remote.input.key):
+                    read_shard(remote, TEXT, options=options)
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from xlmr_ray.batch import codes
 from xlmr_ray.errors import UserError
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
+Value = str | bytes | None
 SYSTEM = ("_row", "_code", "_message", "_changed")
 
 
@@ -62,59 +63,61 @@ class Problem:
 
 @dataclass
 class Rows:
-    """Collects the rows of a line format. `where` says how its positions are told to people: "line 17", "record 3"."""
+    """Collects the rows of a line format. `where` says how its positions are told to people: "line 17", "record 3".
+
+    Values are strings, or bytes that are known to be UTF-8.
+    """
 
     columns: Columns
     where: Callable[[int], str]
     row: list[int] = field(default_factory=list)
-    code: list[str] = field(default_factory=list)
-    message: list[str] = field(default_factory=list)
-    id: list[str] = field(default_factory=list)
-    values: list[list[str | None]] = field(default_factory=list)  # a list for each of `names`
+    id: list[Value] = field(default_factory=list)
+    values: list[list[Value]] = field(default_factory=list)  # a list for each of `columns.extra`, then for each role
+    problems: dict[int, Problem] = field(default_factory=dict)  # by place in the lists
 
     def __post_init__(self) -> None:
         self.values = [[] for _ in (*self.columns.extra, *self.columns.text)]
 
-    def good(self, row: int, id: str, values: Sequence[str | None]) -> None:
+    def good(self, row: int, id: Value, values: Sequence[Value]) -> None:
         """Add a row: the values of `columns.extra`, then those of the roles, in order."""
         self.row.append(row)
-        self.code.append("")
-        self.message.append("")
         self.id.append(id)
         for column, value in zip(self.values, values, strict=True):
             column.append(value)
 
-    def bad(self, row: int, problem: Problem, id: str = "", kept: Sequence[str | None] = ()) -> None:
+    def bad(self, row: int, problem: Problem, id: Value = "", kept: Sequence[Value] = ()) -> None:
         """Add an error row, with the id and the kept columns where they could be read."""
-        self.row.append(row)
-        self.code.append(problem.code)
-        self.message.append(f"{self.where(row)}: {problem.message}")
-        self.id.append(id)
-        for index, column in enumerate(self.values):
-            column.append(kept[index] if index < len(kept) else None)
+        self.problems[len(self.row)] = problem
+        self.good(row, id, [*kept, *[None] * (len(self.values) - len(kept))])
 
     def table(self) -> pa.Table:
         """The rows so far. Lone surrogates, which JSON can spell and UTF-8 cannot, become U+FFFD and set `_changed`."""
-        changed = [False] * len(self.row)
-        arrays = [_strings(column, changed) for column in [*self.values, self.id]]
-        *values, ids = arrays
-        names = [*SYSTEM, "id", *self.columns.extra, *self.columns.text]
+        count = len(self.row)
+        changed: set[int] = set()
+        ids, *values = (_strings(column, changed) for column in [self.id, *self.values])
+        codes = messages = [""] * count
+        if self.problems:
+            codes, messages = list(codes), list(messages)
+            for place, problem in self.problems.items():
+                codes[place] = problem.code
+                messages[place] = f"{self.where(self.row[place])}: {problem.message}"
         head = [
             pa.array(self.row, pa.int64()),
-            pa.array(self.code, pa.string()),
-            pa.array(self.message, pa.string()),
-            pa.array(changed, pa.bool_()),
+            pa.array(codes, pa.string()),
+            pa.array(messages, pa.string()),
+            pa.array([place in changed for place in range(count)], pa.bool_()),
         ]
-        return pa.table([*head, ids, *values], names)
+        return pa.table([*head, ids, *values], [*SYSTEM, "id", *self.columns.extra, *self.columns.text])
 
 
-def _strings(values: list[str | None], changed: list[bool]) -> pa.Array:
+def _strings(values: list[Value], changed: set[int]) -> pa.Array:
     try:
         return pa.array(values, pa.string())
     except UnicodeEncodeError:
-        for index, value in enumerate(values):
-            if value is not None and (repaired := repair(value)) != value:
-                values[index], changed[index] = repaired, True
+        for place, value in enumerate(values):
+            if isinstance(value, str) and (repaired := repair(value)) != value:
+                values[place] = repaired
+                changed.add(place)
         return pa.array(values, pa.string())
 
 

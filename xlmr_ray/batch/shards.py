@@ -147,6 +147,8 @@ def plan_input(
             kept = ("string",) * len(columns.extra)
             for shard in _line_shards(source, index, shard_rows, shard_bytes, columns):
                 shards.append(shard)  # noqa: PERF402 -- those before a damage are kept
+    except FileNotFoundError:
+        return Planned((), DeadLetter(one.key, codes.FILE_GONE, f"{one.key}: deleted while it was planned"), ())
     except Damaged as error:
         if error.code == codes.DECOMPRESSION_BOMB:
             shards = []
@@ -181,7 +183,7 @@ def _line_shards(source: Source, index: int, shard_rows: int, shard_bytes: int, 
     content = _guarded(chunks(source), one)
     stream = lines(content)
     if one.format in csv.DELIMITERS:
-        stream = csv.records(stream, csv.DELIMITERS[one.format].encode())
+        stream = csv.records(stream, csv.DELIMITERS[one.format])
     elif one.format == "text":
         # a line has no columns: it is the text, whatever the job calls it
         check_names(list(columns.text.values())[:1], columns.wanted)
@@ -238,10 +240,11 @@ def _check_start(head: bytes, one: Input) -> None:
 
 
 def _header(line: bytes, size: int, one: Input, columns: Columns) -> tuple[str, ...]:
-    names = None
+    names: list[str] | None = None
     if size <= MAX_ROW_BYTES:
         try:
-            names = csv.fields(without_return(line, size).removeprefix(BOM).decode(), csv.DELIMITERS[one.format])
+            values = csv.fields(without_return(line, size).removeprefix(BOM), csv.DELIMITERS[one.format])
+            names = None if values is None else [value.decode() for value in values]
         except UnicodeDecodeError:
             raise Damaged(codes.WRONG_FORMAT, "the header is not UTF-8") from None
     if names is None:

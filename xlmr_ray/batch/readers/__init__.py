@@ -41,9 +41,9 @@ def read_shard(
     except Damaged as error:
         source.check()
         raise JobFailed(f"{shard.input.key}: readable when planned, now not: {error.message}") from None
-    except (FileNotFoundError, OSError) as error:
+    except OSError:
         source.check()  # a better reason, if the object has changed meanwhile
-        raise error
+        raise
     source.check()
     if table.num_rows != shard.rows:
         raise InputChanged(f"{shard.input.key}: {table.num_rows} rows in shard {shard.id}, {shard.rows} when planned")

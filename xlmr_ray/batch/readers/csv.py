@@ -16,7 +16,7 @@ from xlmr_ray.batch import codes
 from xlmr_ray.batch.columns import Columns, Problem, Rows
 from xlmr_ray.batch.readers.raw import MAX_ROW_BYTES, without_return
 
-DELIMITERS = {"csv": ",", "tsv": "\t"}
+DELIMITERS = {"csv": b",", "tsv": b"\t"}
 
 
 def read(
@@ -26,13 +26,13 @@ def read(
     max_row_bytes: int,
     *,
     header: Sequence[str],
-    delimiter: str,
+    delimiter: bytes,
 ) -> pa.Table:
     """Read lines (content, size with newline) that start with record `first_row` (from 0) of the file."""
     rows = Rows(columns, lambda row: f"record {row + 1}")
     at_id = None if columns.id is None else header.index(columns.id)
     at = [header.index(name) for name in (*columns.extra, *columns.text.values())]
-    for number, (record, size) in enumerate(records(lines, delimiter.encode()), first_row):
+    for number, (record, size) in enumerate(records(lines, delimiter), first_row):
         if size > max_row_bytes:
             rows.bad(number, Problem(codes.ROW_TOO_LARGE, f"{size} bytes, the limit is {max_row_bytes}"))
             continue
@@ -40,17 +40,18 @@ def read(
         if not content:
             continue
         try:
-            values = fields(content.decode(), delimiter)
+            content.decode()
         except UnicodeDecodeError as error:
             rows.bad(number, Problem(codes.INVALID_UTF8, f"invalid UTF-8 at byte {error.start}"))
             continue
+        values = fields(content, delimiter)
         if values is None:
             rows.bad(number, Problem(codes.MALFORMED_CSV, "a quote is opened and never closed"))
         elif len(values) != len(header):
             problem = Problem(codes.MALFORMED_CSV, f"{len(values)} fields, the header has {len(header)}")
             rows.bad(number, problem)
         else:
-            rows.good(number, "" if at_id is None else values[at_id], [values[index] for index in at])
+            rows.good(number, b"" if at_id is None else values[at_id], [values[index] for index in at])
     return rows.table()
 
 
@@ -97,28 +98,28 @@ def _is_open_after(line: bytes, is_open: bool, opening: bytes) -> bool:
         is_open = True
 
 
-def fields(record: str, delimiter: str) -> list[str] | None:
+def fields(record: bytes, delimiter: bytes) -> list[bytes] | None:
     """The fields of one record; None where a quote is never closed."""
-    if '"' not in record:
+    if b'"' not in record:
         return record.split(delimiter)
     values = []
     position = 0
     while True:
         parts = []
-        if record.startswith('"', position):
+        if record.startswith(b'"', position):
             while True:
                 position += 1
-                end = record.find('"', position)
+                end = record.find(b'"', position)
                 if end < 0:
                     return None
                 parts.append(record[position:end])
                 position = end + 1
-                if not record.startswith('"', position):
+                if not record.startswith(b'"', position):
                     break
-                parts.append('"')
+                parts.append(b'"')
         end = record.find(delimiter, position)
         parts.append(record[position:] if end < 0 else record[position:end])
-        values.append("".join(parts))
+        values.append(b"".join(parts))
         if end < 0:
             return values
         position = end + 1

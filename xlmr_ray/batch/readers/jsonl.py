@@ -19,7 +19,7 @@ from xlmr_ray.batch.readers.raw import BOM, MAX_ROW_BYTES
 
 MAX_DEPTH = 100
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_decode = json.JSONDecoder(strict=False).decode  # control characters may stand in a string as they are
+_decode = json.JSONDecoder(strict=False).raw_decode  # control characters may stand in a string as they are
 
 
 def read(lines: Iterator[tuple[bytes, int]], first_row: int, columns: Columns, max_row_bytes: int) -> pa.Table:
@@ -61,7 +61,7 @@ def parse(line: bytes, size: int, max_row_bytes: int = MAX_ROW_BYTES) -> dict[st
     if size > max_row_bytes:
         return Problem(codes.ROW_TOO_LARGE, f"{size} bytes, the limit is {max_row_bytes}")
     try:
-        text = line.removeprefix(BOM).decode()
+        text = line.removeprefix(BOM).strip(b" \t\r").decode()
     except UnicodeDecodeError as error:
         if size == len(line) and error.reason == "unexpected end of data":
             return Problem(codes.TRUNCATED_LINE, "the file ends in the middle of a character")
@@ -69,7 +69,9 @@ def parse(line: bytes, size: int, max_row_bytes: int = MAX_ROW_BYTES) -> dict[st
     if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
         return Problem(codes.NESTING_TOO_DEEP, f"nested deeper than {MAX_DEPTH} levels")
     try:
-        value = _decode(text)
+        value, end = _decode(text)
+        if end < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
     except json.JSONDecodeError as error:
         if size == len(line) and _is_cut(error, text):
             return Problem(codes.TRUNCATED_LINE, "the file ends in the middle of a value")
@@ -96,9 +98,8 @@ def _id(value: dict[str, Any], name: str | None) -> tuple[str, Problem | None]:
 
 def _is_cut(error: json.JSONDecodeError, text: str) -> bool:
     """Whether the text is the start of an object that is not finished."""
-    content = text.strip()
-    unfinished = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated") or not content.endswith("}")
-    return content.startswith("{") and unfinished
+    unfinished = error.pos >= len(text) or error.msg.startswith("Unterminated") or not text.endswith("}")
+    return text.startswith("{") and unfinished
 
 
 def _depth(line: bytes) -> int:

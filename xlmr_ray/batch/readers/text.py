@@ -22,7 +22,9 @@ def read(lines: Iterator[tuple[bytes, int]], first_row: int, columns: Columns, m
         if number == 0:
             content = content.removeprefix(BOM)
         try:
-            rows.good(number, "", (content.decode(),))
+            content.decode()
         except UnicodeDecodeError as error:
             rows.bad(number, Problem(codes.INVALID_UTF8, f"invalid UTF-8 at byte {error.start}"))
+        else:
+            rows.good(number, "", (content,))
     return rows.table()
