@@ -1,5 +1,6 @@
 """Documents of the training text: strings and paragraphs of one language and one source, joined to a random length."""
 
+import itertools
 import math
 import random
 from collections import defaultdict
@@ -29,11 +30,22 @@ class Documents:
     def languages(self) -> list[str]:
         return sorted(self.strings)
 
+    def sample(self, lang: str, characters: int) -> list[str]:
+        """Strings of all the sources, in turn, of so many characters in all (or all that there are)."""
+        found: list[str] = []
+        for strings in itertools.zip_longest(*self.strings[lang].values()):
+            found += [string for string in strings if string]
+            characters -= sum(len(string) for string in strings if string)
+            if characters < 0:
+                break
+        return found
+
     def draw(self, lang: str, rng: random.Random) -> str:
-        """A document of about 15 to 900 characters (a third of that in scripts that write a word with one or two)."""
+        """A document of 15 to 300 characters, one in twelve of up to 1,200 (fewer where a character is a syllable)."""
         sources = self.strings[lang]
         strings = sources[rng.choices(list(sources), self.weights[lang])[0]]
-        length = math.exp(rng.uniform(math.log(15), math.log(900))) * (0.4 if lang in ("ja", "ko", "zh") else 1)
+        least, most = (300, 1200) if rng.random() < 1 / 12 else (15, 300)
+        length = math.exp(rng.uniform(math.log(least), math.log(most))) * (0.4 if lang in ("ja", "ko", "zh") else 1)
         join = rng.choice(JOINS)
         if lang in SPACELESS and rng.random() < 0.5:
             join = join.strip(" ")

@@ -85,7 +85,12 @@ def main(text: Path, out: Path, pieces: int) -> None:
     config["clean_up_tokenization_spaces"] = False
     (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     print(
-        tokenizer.get_vocab_size(), "pieces,", (out / "tokenizer.json").stat().st_size, "bytes,", len(sample), "strings"
+        tokenizer.get_vocab_size(),
+        "pieces,",
+        (out / "tokenizer.json").stat().st_size,
+        "bytes,",
+        len(alphabet),
+        "characters",
     )
 
 
