@@ -293,6 +293,18 @@ def test_batches_over_the_offsets_of_a_string_column_are_halved(
     assert (table["text"].to_pylist(), table["_row"].to_pylist()) == (texts, list(range(100)))
 
 
+def test_one_value_again_and_again_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "MAX_SHARD_BYTES", 3_000_000)
+    pq.write_table(pa.table({"text": ["x" * 1000] * 9000}), tmp_path / "a.parquet", row_group_size=4500)
+    (shard,), _ = plan(tmp_path)
+    assert shard.input.size < 20_000
+    table = read_shard(shard, TEXT)
+    kept = 3 * parquet.BATCH_ROWS  # the first whole batches over the limit
+    assert table["_row"].to_pylist() == list(range(9000))
+    assert table["_code"].to_pylist() == [""] * kept + [codes.SHARD_TOO_LARGE] * (9000 - kept)
+    assert "cluster.shard_rows" in table["_message"][8999].as_py()
+
+
 def test_a_corrupt_row_group_costs_its_own_rows_only(tmp_path: Path) -> None:
     texts = [f"document {number} " + random.Random(number).randbytes(20).hex() for number in range(90)]
     path = tmp_path / "a.parquet"

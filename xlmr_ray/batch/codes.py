@@ -43,6 +43,7 @@ WRONG_ID_TYPE = _row("wrong_id_type", "the id is neither a string nor an integer
 INVALID_UTF8 = _row("invalid_utf8", "the line or the field is not valid UTF-8")
 ROW_TOO_LARGE = _row("row_too_large", "the row is over the byte limit")
 UNREADABLE_ROW = _row("unreadable_row", "the Parquet row group of the row is damaged")
+SHARD_TOO_LARGE = _row("shard_too_large", "the Parquet rows before it in the shard inflate to over 512 MiB")
 
 # Scoring
 EMPTY_TEXT = _row("empty_text", "the text is empty and the job says `errors.empty: error`")

@@ -19,7 +19,8 @@ from xlmr_ray.batch.columns import SYSTEM, Columns, Problem
 from xlmr_ray.batch.readers.footer import check_footer, hide_arrow_schema
 from xlmr_ray.batch.readers.raw import Damaged, Source, check_names
 
-BATCH_ROWS = 4096
+BATCH_ROWS = 1024
+MAX_SHARD_BYTES = 512 << 20  # a column of one value again and again takes no room in the file; this bounds its shard
 HALVE_OVER = 1 << 30  # a string column's offsets are 32 bits: batches over this are halved
 _ERRORS = (pa.ArrowException, OSError, ValueError)
 
@@ -75,33 +76,38 @@ def _opened(source: Source) -> pq.ParquetFile:
 def read(source: Source, first_row: int, rows: int, columns: Columns, max_row_bytes: int) -> pa.Table:
     """Read the rows [first_row, first_row + rows) of the file."""
     opened = open_file(source, columns)
-    tables = []
+    tables: list[pa.Table] = []
     start = 0
     for index, count in enumerate(opened.row_groups):
         low, high = max(first_row, start), min(first_row + rows, start + count)
         if low < high:
-            tables += _row_group(source, opened, index, start, low, high, columns, max_row_bytes)
+            room = MAX_SHARD_BYTES - sum(table.nbytes for table in tables)
+            tables += _row_group(source, opened, index, start, low, high, columns, max_row_bytes, room)
         start += count
     return pa.concat_tables(tables) if tables else _schema(columns, opened.kept).empty_table()
 
 
 def _row_group(
-    source: Source, opened: Opened, index: int, start: int, low: int, high: int, columns: Columns, limit: int
+    source: Source, opened: Opened, index: int, start: int, low: int, high: int, columns: Columns, limit: int, room: int
 ) -> list[pa.Table]:
     """Rows [low, high) of the file, which lie in the row group that starts at row `start`."""
     schema = _schema(columns, opened.kept)
-    tables = []
+    tables: list[pa.Table] = []
     position = start
     batches = _batches(source, opened, index, columns)
     while position < high:
+        if room < 0:
+            reason = f"the shard's rows before it hold over {MAX_SHARD_BYTES} bytes; set a lower cluster.shard_rows"
+            return [*tables, _failed(max(low, position), high, codes.SHARD_TOO_LARGE, reason, schema)]
         batch = next(batches)
         if isinstance(batch, str):  # the reason why there is none
-            return [_unreadable(low, high, f"row group {index} {batch}", schema)]
+            return [_failed(low, high, codes.UNREADABLE_ROW, f"row group {index} {batch}", schema)]
         first, end = max(low, position), min(high, position + batch.num_rows)
         if first < end:
             part = batch.slice(first - position, end - first)
             named = {name: _storage(part.column(part.schema.names.index(name))) for name in columns.wanted}
             tables += _tables(named, first, columns, schema, limit)
+            room -= part.nbytes
         position += batch.num_rows
     return tables
 
@@ -167,12 +173,12 @@ def _table(
     return pa.table([out[name] for name in schema.names], schema=schema)
 
 
-def _unreadable(low: int, high: int, reason: str, schema: pa.Schema) -> pa.Table:
+def _failed(low: int, high: int, code: str, reason: str, schema: pa.Schema) -> pa.Table:
     """Error rows for the rows [low, high) of the file."""
     count = high - low
     known = {
         "_row": pa.array(np.arange(low, high, dtype=np.int64)),
-        "_code": pa.repeat(pa.scalar(codes.UNREADABLE_ROW), count),
+        "_code": pa.repeat(pa.scalar(code), count),
         "_message": pa.array([f"row {row}: {reason}" for row in range(low, high)], pa.string()),
         "_changed": pa.repeat(pa.scalar(False), count),
         "id": pa.repeat(pa.scalar(""), count),
