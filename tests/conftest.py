@@ -1,4 +1,6 @@
-"""What all tests share: markers that say why a test is skipped, and one Ray session, made when the first test asks for it."""
+"""What all tests share: markers that say why a test is skipped, and one Ray session, made when the first test asks
+for it.
+"""
 
 import os
 from collections.abc import Iterator

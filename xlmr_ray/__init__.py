@@ -1,13 +1,28 @@
 """XLM-RoBERTa as a production system: the model in plain torch, and a batch pipeline on Ray made of the same parts."""
 
-from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.engine.pipeline import pipeline
-from xlmr_ray.errors import JobFailed, UserError
-from xlmr_ray.modeling import XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification, XLMRobertaModel
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xlmr_ray.config import XLMRobertaConfig
+    from xlmr_ray.engine.pipeline import pipeline
+    from xlmr_ray.errors import JobFailed, UserError
+    from xlmr_ray.modeling import XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification, XLMRobertaModel
+    from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
 __version__ = "0.1.0"
 
+# Looked up on first use: importing torch takes seconds, and neither the writers of a job nor `xlmr-ray --help` need it.
+WHERE = {
+    "JobFailed": "errors",
+    "UserError": "errors",
+    "XLMRobertaConfig": "config",
+    "XLMRobertaForMaskedLM": "modeling",
+    "XLMRobertaForSequenceClassification": "modeling",
+    "XLMRobertaModel": "modeling",
+    "XLMRobertaTokenizer": "tokenizer",
+    "pipeline": "engine.pipeline",
+}
 __all__ = [
     "JobFailed",
     "UserError",
@@ -18,3 +33,13 @@ __all__ = [
     "XLMRobertaTokenizer",
     "pipeline",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in WHERE:
+        raise AttributeError(f"module 'xlmr_ray' has no attribute {name!r}")
+    return getattr(import_module(f"xlmr_ray.{WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

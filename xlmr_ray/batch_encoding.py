@@ -72,11 +72,11 @@ class BatchEncoding(UserDict[str, Any]):
 
     def token_to_sequence(self, batch_or_token: int, token: int | None = None) -> int | None:
         encoding, index = self._at(batch_or_token, token)
-        return encoding.token_to_sequence(self._positive(encoding, index))  # type: ignore[no-any-return]
+        return encoding.token_to_sequence(self._positive(encoding, index))
 
     def token_to_word(self, batch_or_token: int, token: int | None = None) -> int | None:
         encoding, index = self._at(batch_or_token, token)
-        return encoding.token_to_word(self._positive(encoding, index))  # type: ignore[no-any-return]
+        return encoding.token_to_word(self._positive(encoding, index))
 
     def token_to_chars(self, batch_or_token: int, token: int | None = None) -> CharSpan | None:
         encoding, index = self._at(batch_or_token, token)
@@ -85,11 +85,11 @@ class BatchEncoding(UserDict[str, Any]):
 
     def char_to_token(self, batch_or_char: int, char: int | None = None, sequence_index: int = 0) -> int | None:
         encoding, index = self._at(batch_or_char, char)
-        return encoding.char_to_token(index, sequence_index)  # type: ignore[no-any-return]
+        return encoding.char_to_token(index, sequence_index)
 
     def char_to_word(self, batch_or_char: int, char: int | None = None, sequence_index: int = 0) -> int | None:
         encoding, index = self._at(batch_or_char, char)
-        return encoding.char_to_word(index, sequence_index)  # type: ignore[no-any-return]
+        return encoding.char_to_word(index, sequence_index)
 
     def word_to_tokens(self, batch_or_word: int, word: int | None = None, sequence_index: int = 0) -> CharSpan | None:
         """First token of the word and the one after its last."""

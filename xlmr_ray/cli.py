@@ -66,7 +66,7 @@ def run(
     from xlmr_ray.batch.summary import print_summary
 
     outcome = run_job(checked, console=Console(stderr=True), quiet=quiet, at_least_once=at_least_once)
-    print_summary(outcome, checked, Console())
+    print_summary(outcome, Console())
 
 
 @app.command()

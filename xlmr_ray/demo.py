@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from xlmr_ray.batch.job import check_job
+from xlmr_ray.batch.progress import say
 from xlmr_ray.batch.run import run_job
-from xlmr_ray.batch.summary import print_summary, say
+from xlmr_ray.batch.summary import print_summary
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
@@ -38,7 +39,7 @@ def run_demo(output: str) -> None:
     trained = set(XLMRobertaConfig.from_dict(read_config(resolve(MODEL))).labels)
     print_examples(rows, console)
     print_accuracy(rows, trained, console)
-    print_summary(outcome, job, console)
+    print_summary(outcome, console)
 
 
 def print_examples(rows: pa.Table, console: Console) -> None:

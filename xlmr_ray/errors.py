@@ -1,4 +1,6 @@
-"""The two ways a run ends badly. Both carry one line that says what, where and what to do; the command line prints it alone."""
+"""The two ways a run ends badly. Both carry one line that says what, where and what to do; the command line prints it
+alone.
+"""
 
 
 class UserError(ValueError):

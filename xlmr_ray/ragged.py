@@ -120,7 +120,7 @@ def encode_batch(
     call = backend.encode_batch if offsets else backend.encode_batch_fast
     options = {"add_special_tokens": add_special_tokens, "is_pretokenized": is_pretokenized}
     try:
-        return call(items, **options)  # type: ignore[no-any-return]
+        return call(items, **options)
     except BaseException as error:
         if not _of_the_library(error):
             raise
@@ -141,7 +141,7 @@ def _of_the_library(error: BaseException) -> bool:
     ).__name__ == "PanicException"
 
 
-def _reason(item: str | tuple[str, str] | list[str], error: BaseException) -> str:
+def _reason(item: object, error: BaseException) -> str:
     for text in item if isinstance(item, (tuple, list)) else (item,):
         if not isinstance(text, str):
             return f"expected str, got {type(text).__name__}"
@@ -204,7 +204,7 @@ def _tokenize(
             _shorten(long_text, shorter, cut, place, text, chars, room)
     encodings = encode_batch(backend, shorter, offsets=offsets, add_special_tokens=False, texts_an_item=sides)
     # Strictly more than room: that tokens were lost is then known without reading the rest.
-    while again := [place for place in np.flatnonzero(cut) if len(encodings[place]) <= room]:
+    while again := [place for place in np.flatnonzero(cut).tolist() if len(encodings[place]) <= room]:
         chars *= _GROWTH
         for place in again:
             cut[place] = False
@@ -215,7 +215,7 @@ def _tokenize(
                 backend, [shorter[place] for place in again], offsets=offsets, add_special_tokens=False
             )
         except TokenizerError as error:
-            raise TokenizerError(int(again[error.index]) // sides, error.reason) from None
+            raise TokenizerError(again[error.index] // sides, error.reason) from None
         for place, encoding in zip(again, longer, strict=True):
             encodings[place] = encoding
     return encodings, cut
@@ -296,7 +296,7 @@ def _assemble(
     pieces = (encoding.ids[span] for encoding, span in zip(encodings, spans, strict=True))
     input_ids[is_text] = np.fromiter(chain.from_iterable(pieces), np.int32, tokens)
     owner = np.arange(rows, dtype=np.int32)
-    truncated = (keep < length).any(1)
+    truncated: NDArray[np.bool_] = np.any(keep < length, axis=1)
     if not offsets:
         return Ragged(input_ids, row_splits, owner, truncated)
     places = np.zeros((len(input_ids), 2), np.int32)

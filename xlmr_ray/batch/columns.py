@@ -142,7 +142,9 @@ def json_type(value: object) -> str:
         return "a boolean"
     if isinstance(value, int | float):
         return "a number"
-    return {list: "an array", dict: "an object", str: "a string"}.get(type(value), "null")
+    if isinstance(value, list):
+        return "an array"
+    return "an object" if isinstance(value, dict) else "a string" if isinstance(value, str) else "null"
 
 
 def kept_text(value: object) -> str | None:

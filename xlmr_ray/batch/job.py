@@ -128,7 +128,8 @@ def with_setting(content: dict[str, Any], setting: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    return _put(content, key.split("."), value, setting)
+    changed: dict[str, Any] = _put(content, key.split("."), value, setting)
+    return changed
 
 
 def _put(at: Any, path: list[str], value: Any, setting: str) -> Any:

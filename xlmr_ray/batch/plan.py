@@ -13,6 +13,7 @@ from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.recipe import TaskRecipe, shard_from_dict
 from xlmr_ray.batch.shards import DeadLetter, Shard, plan_shards
 from xlmr_ray.batch.source import Input
+from xlmr_ray.batch.stages import bound
 from xlmr_ray.batch.store import Store
 from xlmr_ray.checkpoint.digest import weights_digest
 from xlmr_ray.checkpoint.files import resolve
@@ -50,7 +51,7 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
             options.setdefault("pairs", True)
         prefix = f"{section.name or section.task}_".replace("-", "_") if len(job.tasks) > 1 else ""
         recipe = TaskRecipe(section.task, prefix, model, weights_digest(resolve(model)), options)
-        recipe.bind()
+        bound(recipe)
         recipes.append(recipe)
     return tuple(recipes)
 
@@ -60,7 +61,7 @@ def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
     named = {"text": job.input.text, "text_pair": job.input.text_pair}
     text: dict[str, str] = {}
     for recipe in recipes:
-        for role in recipe.bind().roles:
+        for role in bound(recipe).roles:
             column = named.get(role)
             if column is None:
                 raise UserError(f"input.{role}: task {recipe.task} reads it; name its column")

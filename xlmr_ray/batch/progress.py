@@ -1,7 +1,6 @@
 """How a run goes, for people: a live line on a terminal, plain lines elsewhere."""
 
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -9,6 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 EVERY = 10.0  # seconds between plain lines
+
+
+def say(console: Console, text: str) -> None:
+    """One plain line: no markup, no colours, not broken to the width of the terminal."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass
@@ -27,13 +31,10 @@ class Figures:
     shards: int = 0
     tokens: int = 0
     padded: int = 0
-    codes: Counter[str] = field(default_factory=Counter)
     started: float = field(default_factory=time.monotonic)
-    first: float | None = None
 
     def add(self, rows_ok: int, rows_error: int, tokens: int, padded: int) -> None:
         """A shard that was committed now."""
-        self.first = self.first or time.monotonic()
         self.rows_ok += rows_ok
         self.rows_error += rows_error
         self.tokens += tokens
@@ -77,7 +78,7 @@ class Display:
                 transient=True,
             )
             self.task = self.live.add_task(
-                "", total=self.figures.total_rows, completed=self.figures.rows_before, line="starting actors"
+                "", total=self.figures.total_rows, completed=self.figures.rows_before, line=""
             )
             self.live.start()
         return self
@@ -88,7 +89,15 @@ class Display:
         if self.live is not None:
             self.live.stop()
 
+    def note(self, text: str) -> None:
+        """Something to say before there are figures."""
+        if self.live is not None and self.task is not None:
+            self.live.update(self.task, line=text)
+        elif not self.quiet:
+            say(self.console, text)
+
     def update(self) -> None:
+        """Shows the figures as they are now."""
         figures = self.figures
         done = figures.rows_before + figures.rows
         if self.live is not None and self.task is not None:
@@ -96,8 +105,4 @@ class Display:
         elif not self.quiet and (time.monotonic() - self.last >= EVERY or figures.shards == 1):
             self.last = time.monotonic()
             left = (figures.total_rows - done) * figures.seconds / max(1, figures.rows)
-            self.console.print(
-                f"{done:,}/{figures.total_rows:,} docs · {figures.line()} · {left:,.0f} s left",
-                highlight=False,
-                soft_wrap=True,
-            )
+            say(self.console, f"{done:,}/{figures.total_rows:,} docs · {figures.line()} · {left:,.0f} s left")

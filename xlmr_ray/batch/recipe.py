@@ -1,4 +1,4 @@
-"""What every actor of a run needs to know: small, plain, and carried to them by Ray."""
+"""What every actor of a run needs to know: small, plain, carried to them by Ray, and read without torch."""
 
 import json
 from collections.abc import Mapping
@@ -9,9 +9,6 @@ from xlmr_ray.batch.columns import Columns
 from xlmr_ray.batch.shards import Shard
 from xlmr_ray.batch.source import Input
 from xlmr_ray.batch.store import Store
-from xlmr_ray.checkpoint.files import resolve
-from xlmr_ray.tasks.registry import bind_task
-from xlmr_ray.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -25,10 +22,6 @@ class TaskRecipe:
     model: str
     digest: str
     options: Mapping[str, Any]
-
-    def bind(self) -> Task:
-        """The task, its checkpoint fetched to this machine where it is not there yet."""
-        return bind_task(self.task, resolve(self.model), self.options)
 
 
 @dataclass(frozen=True)

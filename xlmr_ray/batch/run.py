@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -16,12 +15,13 @@ from xlmr_ray.batch.commit import ERROR_SCHEMA, commit_shard, committed, new_att
 from xlmr_ray.batch.finish import Manifest, finish, publish, read_manifest
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.plan import FILES, Plan, columns_of, make_plan, task_recipes
-from xlmr_ray.batch.progress import Display, Figures
+from xlmr_ray.batch.progress import Display, Figures, say
 from xlmr_ray.batch.recipe import EngineRecipe, Recipe, shard_to_json
 from xlmr_ray.batch.shards import Shard
 from xlmr_ray.batch.source import find_inputs
-from xlmr_ray.batch.stages import Encode, Tokenize, write
-from xlmr_ray.batch.store import Store, open_store
+from xlmr_ray.batch.stages import Encode, Tokenize
+from xlmr_ray.batch.store import NoConditionalWrites, Store, open_store
+from xlmr_ray.batch.write import write
 from xlmr_ray.errors import JobFailed, UserError
 
 # Rows of a shard where the job does not say: seconds of work each, so that a crash costs little and progress shows.
@@ -31,19 +31,41 @@ SHARD_ROWS_GPU = 8192
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: its manifest, this launch's figures, whether the published pointer is at it, and the files left
-    out.
-    """
+    """A finished run: its manifest, this launch's figures, whether the published pointer is at it, and where it lies."""
 
     manifest: Manifest
     figures: Figures
     published: bool
-    ignored: tuple[str, ...]
-    sizes: Sizes | None
+    store: Store
 
 
 class Interrupted(JobFailed):
     """Stopped by the user. What is committed stays, and the same command goes on from there."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is settled before a cluster is asked for: the plan, what the actors need to know, and the files left
+    out.
+    """
+
+    plan: Plan
+    recipe: Recipe
+    files: int
+    ignored: tuple[str, ...]
+
+
+def prepare(job: Job, store: Store) -> Prepared:
+    """Finds inputs and checkpoints, and makes the plan or reads the one that the run has. Raises UserError for what
+    is wrong.
+    """
+    recipes = task_recipes(job)
+    columns = columns_of(job, recipes)
+    found = find_inputs(job.input.path, format=job.input.format)
+    plan = make_plan(store, job, recipes, columns, found.inputs, shard_rows=shard_rows(job))
+    engine = EngineRecipe(job.engine.dtype, job.engine.attn_implementation, job.engine.max_tokens, job.engine.device, 0)
+    recipe = Recipe(plan.run_id, store, columns, recipes, engine, job.errors.empty == "score")
+    return Prepared(plan, recipe, len(found.inputs), tuple(found.ignored))
 
 
 def run_job(job: Job, *, console: Console | None = None, quiet: bool = False, at_least_once: bool = False) -> Outcome:
@@ -52,47 +74,63 @@ def run_job(job: Job, *, console: Console | None = None, quiet: bool = False, at
     """
     console = console or Console(stderr=True)
     started = time.time()
-    recipes = task_recipes(job)
-    columns = columns_of(job, recipes)
-    store = open_store(job.output.path, at_least_once=at_least_once)
-    store.probe()
-    found = find_inputs(job.input.path, format=job.input.format)
-    if not quiet and found.ignored:
-        console.print(f"not read, no known ending: {some(found.ignored)}", highlight=False, soft_wrap=True)
-    plan = make_plan(store, job, recipes, columns, found.inputs, shard_rows=shard_rows(job))
+    store = probed(job.output.path, at_least_once=at_least_once)
+    prepared = prepare(job, store)
+    plan = prepared.plan
     manifest = read_manifest(store, plan.run_id)
     figures = Figures(plan.rows, len(plan.shards) + bool(plan.dead))
-    size = None
     if manifest is None:
         done = earlier(store, plan, figures)
-        todo = [shard for shard in plan.shards if shard.id not in done]
         if not quiet:
-            console.print(
-                f"run {plan.run_id}: {describe(plan, done, len(found.inputs))}", highlight=False, soft_wrap=True
-            )
-        if plan.dead and FILES not in done:
-            commit_dead(store, plan)
-            figures.add(0, len(plan.dead), 0, 0)
+            say(console, describe(prepared, done))
         try:
-            check_errors(job, store, plan, figures)
-            if todo:
-                recipe = recipe_of(job, plan, store, recipes, columns)
-                size = process(job, store, plan, todo, recipe, figures, console, quiet=quiet)
+            score(job, store, prepared, done, figures, console, quiet=quiet)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped: {figures.shards_before + figures.shards} of {figures.total_shards} shards of run "
                 f"{plan.run_id} are committed; the same command goes on from there"
             ) from None
         manifest = finish(store, plan.run_id, [*(shard.id for shard in plan.shards), *([FILES] if plan.dead else [])])
-    else:
-        figures.rows_before, figures.shards_before = plan.rows, figures.total_shards
     _, published = publish(store, plan.run_id, started=started)
-    return Outcome(manifest, figures, published, tuple(found.ignored), size)
+    return Outcome(manifest, figures, published, store)
 
 
-def recipe_of(job: Job, plan: Plan, store: Store, recipes: Sequence[Any], columns: Any) -> Recipe:
-    engine = EngineRecipe(job.engine.dtype, job.engine.attn_implementation, job.engine.max_tokens, job.engine.device, 0)
-    return Recipe(plan.run_id, store, columns, tuple(recipes), engine, job.errors.empty == "score")
+def score(
+    job: Job, store: Store, prepared: Prepared, done: set[str], figures: Figures, console: Console, *, quiet: bool
+) -> None:
+    """Commits every shard that is not `done`, or raises JobFailed that says why not."""
+    plan = prepared.plan
+    if plan.dead and FILES not in done:
+        commit_dead(store, plan)
+        figures.add(0, len(plan.dead), 0, 0)
+    check_errors(job, store, plan, figures)
+    todo = [shard for shard in plan.shards if shard.id not in done]
+    if not todo:
+        return
+    with connected(job.cluster.address), Display(figures, console, quiet=quiet) as display:
+        size = sizes(job.cluster, job.engine.device)
+        recipe = replace(prepared.recipe, engine=replace(prepared.recipe.engine, threads=size.threads))
+        display.note(f"starting {size.tokenizers} tokenizer and {size.encoders} encoder actors")
+        try:
+            for row in stream(todo, recipe, size).iter_rows():
+                figures.add(row["rows_ok"], row["rows_error"], row["tokens"], row["padded"])
+                display.update()
+                check_errors(job, store, plan, figures)
+        except ray.exceptions.RayError as error:
+            raise cause(error) from error
+
+
+def probed(url: str, *, at_least_once: bool) -> Store:
+    """The output's store. One without conditional writes is refused, or used all the same where the user says so."""
+    store = open_store(url)
+    try:
+        store.probe()
+    except NoConditionalWrites:
+        if not at_least_once:
+            raise
+        store = open_store(url, at_least_once=True)
+        store.probe()
+    return store
 
 
 def shard_rows(job: Job) -> int:
@@ -116,10 +154,13 @@ def earlier(store: Store, plan: Plan, figures: Figures) -> set[str]:
     return done
 
 
-def describe(plan: Plan, done: set[str], inputs: int) -> str:
-    text = f"{plan.rows:,} documents of {inputs:,} files in {len(plan.shards):,} shards"
+def describe(prepared: Prepared, done: set[str]) -> str:
+    plan = prepared.plan
+    text = f"run {plan.run_id}: {plan.rows:,} documents of {prepared.files:,} files in {len(plan.shards):,} shards"
     if done:
         text += f"; {len(done):,} are committed already, going on from there"
+    if prepared.ignored:
+        text += f"; not read, no known ending: {some(prepared.ignored)}"
     if plan.dead:
         text += f"; {len(plan.dead):,} files cannot be read: {some([letter.message for letter in plan.dead])}"
     return text
@@ -161,33 +202,6 @@ def check_errors(job: Job, store: Store, plan: Plan, figures: Figures) -> None:
             f"{job.errors.max_fraction:.1%}: nothing is published; they are in {store.url(f'errors/{plan.run_id}/')}; "
             "mend the input, or raise errors.max_fraction and run again to go on"
         )
-
-
-def process(
-    job: Job,
-    store: Store,
-    plan: Plan,
-    todo: Sequence[Shard],
-    recipe: Recipe,
-    figures: Figures,
-    console: Console,
-    *,
-    quiet: bool,
-) -> Sizes:
-    """Streams the shards through the cluster. Every one of them is committed, or an exception says why not."""
-    with connected(job.cluster.address), Display(figures, console, quiet=quiet) as display:
-        size = sizes(job.cluster, job.engine.device)
-        recipe = replace(recipe, engine=replace(recipe.engine, threads=size.threads))
-        if not quiet and not console.is_terminal:
-            console.print(f"starting {size.tokenizers} tokenizer and {size.encoders} encoder actors", highlight=False)
-        try:
-            for row in stream(todo, recipe, size).iter_rows():
-                figures.add(row["rows_ok"], row["rows_error"], row["tokens"], row["padded"])
-                display.update()
-                check_errors(job, store, plan, figures)
-        except ray.exceptions.RayError as error:
-            raise cause(error) from error
-    return size
 
 
 def stream(todo: Sequence[Shard], recipe: Recipe, size: Sizes) -> ray.data.Dataset:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, TypeVar, cast
 
-import botocore.exceptions  # type: ignore[import-untyped]
+import botocore.exceptions
 import s3fs
 from fsspec.asyn import sync
 from s3fs.core import S3_RETRYABLE_ERRORS

@@ -145,7 +145,8 @@ def _key(fs: Any, name: str) -> str:
 def _kind(key: str, format: str, *, named: bool) -> tuple[Format, Compression] | None:
     """Format and compression of a file; None: not to be read. Raises UserError for a named file of unknown ending."""
     name = key.rpartition("/")[2].lower()
-    stem, compression = name, cast(Compression, "")
+    stem = name
+    compression: Compression = ""
     for ending, value in _COMPRESSIONS.items():
         if name.endswith(ending):
             stem, compression = name.removesuffix(ending), value

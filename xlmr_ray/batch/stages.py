@@ -1,4 +1,4 @@
-"""The three steps of the pipeline, each a callable on one shard: read and tokenize, encode, write and commit."""
+"""The steps of the pipeline that need the model, each a callable on one shard: read and tokenize, and encode."""
 
 import logging
 import time
@@ -9,18 +9,23 @@ import torch
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.block import from_block, to_block
-from xlmr_ray.batch.commit import Stats, commit_shard, new_attempt
 from xlmr_ray.batch.readers import read_shard
-from xlmr_ray.batch.recipe import Recipe, shard_from_json
+from xlmr_ray.batch.recipe import Recipe, TaskRecipe, shard_from_json
 from xlmr_ray.batch.rows import error_table, fail, fail_empty, good_rows, output_table
 from xlmr_ray.checkpoint.digest import weights_digest
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.engine.engine import Engine, Results
 from xlmr_ray.errors import JobFailed
+from xlmr_ray.tasks.registry import bind_task
 from xlmr_ray.tasks.task import Task
 from xlmr_ray.tokenizer import TokenizerError, XLMRobertaTokenizer
 
 log = logging.getLogger(__name__)
+
+
+def bound(recipe: TaskRecipe) -> Task:
+    """The task, its checkpoint fetched to this machine where it is not there yet."""
+    return bind_task(recipe.task, resolve(recipe.model), recipe.options)
 
 
 class Tokenize:
@@ -28,14 +33,18 @@ class Tokenize:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.tasks = [task.bind() for task in recipe.tasks]
+        self.tasks = [bound(task) for task in recipe.tasks]
         self.tokenizers = [XLMRobertaTokenizer.from_pretrained(resolve(task.model)) for task in recipe.tasks]
 
     def __call__(self, block: pa.Table) -> pa.Table:
         text, _ = from_block(block)
         shard = shard_from_json(text)
         began = time.time()
-        rows = read_shard(shard, self.recipe.columns)
+        try:
+            rows = read_shard(shard, self.recipe.columns)
+        except OSError as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise JobFailed(f"{shard.input.key}: cannot be read: {reason}; run the job again to go on") from None
         if not self.recipe.score_empty:
             rows = fail_empty(rows, list(self.recipe.columns.text))
         tables: list[pa.Table] = []
@@ -80,7 +89,7 @@ class Encode:
             self.engines.append(
                 Engine.load(
                     folder,
-                    [task.bind()],
+                    [bound(task)],
                     dtype=engine.dtype,
                     device=engine.device,
                     attn_implementation=engine.attn_implementation,
@@ -116,33 +125,3 @@ class Encode:
         for name, value in (("tokens", tokens), ("padded", padded), ("seconds", seconds)):
             meta = meta.append_column(name, pa.array([value]))
         return to_block(text, {"output": output, "errors": error_table(rows, shard.input.key), "meta": meta})
-
-
-def write(block: pa.Table, recipe: Recipe) -> pa.Table:
-    """Output rows and error rows to the store, committed; gives one row of figures."""
-    text, tables = from_block(block)
-    shard = shard_from_json(text)
-    meta = tables["meta"].to_pylist()[0]
-    record, won = commit_shard(
-        recipe.store,
-        recipe.run_id,
-        shard.id,
-        attempt=new_attempt(),
-        rows=tables["output"],
-        errors=tables["errors"],
-        rows_in=shard.rows,
-        source_key=shard.input.key,
-        source_etag=shard.input.etag,
-        stats=Stats(seconds=round(time.time() - meta["began"], 3), tokens=meta["tokens"]),
-    )
-    return pa.table(
-        {
-            "shard": [shard.id],
-            "won": [won],
-            "rows_ok": [record.rows_ok],
-            "rows_error": [record.rows_error],
-            "tokens": [meta["tokens"]],
-            "padded": [meta["padded"]],
-            "engine_seconds": [meta["seconds"]],
-        }
-    )

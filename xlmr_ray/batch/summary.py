@@ -6,19 +6,14 @@ from datetime import datetime
 from rich.console import Console
 from rich.table import Table
 
-from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.progress import say
 from xlmr_ray.batch.run import Outcome
-from xlmr_ray.batch.store import Store, open_store
+from xlmr_ray.batch.store import Store
 from xlmr_ray.batch.verify import Report, status
 
 
-def say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def print_summary(outcome: Outcome, job: Job, console: Console) -> None:
-    manifest, figures = outcome.manifest, outcome.figures
-    store = open_store(job.output.path)
+def print_summary(outcome: Outcome, console: Console) -> None:
+    manifest, figures, store = outcome.manifest, outcome.figures, outcome.store
     if figures.shards:
         say(console, f"{figures.rows:,} documents in {figures.seconds:,.1f} s: {figures.line()}")
     else:

@@ -68,6 +68,13 @@ class Engine:
     max_tokens: int
     report: LoadReport
     stats: Stats = field(default_factory=Stats)
+    shapes: list[tuple[int, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # A first pass of one token warms up, and tells the shapes of results where there are no sequences at all.
+        one = pack(np.zeros(1, np.int32), np.array([0, 1]), np.array([0]), self.model.config.pad_token_id)
+        self.shapes = [tuple(output.shape[1:]) for output in self.forward(one)]
+        self.stats = Stats()
 
     @classmethod
     def load(
@@ -133,7 +140,7 @@ class Engine:
                 f"a sequence of {too_long} tokens, the model has positions for {self.model.config.max_length}"
             )
         start = time.perf_counter()
-        raw: list[NDArray[np.float32] | None] = [None] * len(self.tasks)
+        raw = [np.full((len(lengths), *shape), np.nan, np.float32) for shape in self.shapes]
         failed: dict[int, tuple[str, str]] = dict.fromkeys(
             np.flatnonzero(lengths == 0).tolist(), (NO_TOKENS, "the text has no tokens")
         )
@@ -157,15 +164,11 @@ class Engine:
         for chosen, outputs in done:
             for i, output in enumerate(outputs):
                 values = output.numpy()
-                if raw[i] is None:
-                    raw[i] = np.full((len(lengths), *values.shape[1:]), np.nan, np.float32)
-                target = raw[i]
-                assert target is not None
-                target[chosen] = values
+                raw[i][chosen] = values
                 for bad in chosen[~np.isfinite(values.reshape(len(values), -1)).all(axis=1)].tolist():
                     failed[bad] = (NON_FINITE, "the model's result holds NaN or infinity")
         self.stats.seconds += time.perf_counter() - start
-        return Results([np.zeros((len(lengths), 0), np.float32) if r is None else r for r in raw], failed)
+        return Results(raw, failed)
 
     @torch.inference_mode()
     def forward(self, batch: PackedBatch) -> list[Tensor]:

@@ -1,0 +1,324 @@
+"""Whole runs on Ray: every row accounted for, the same answers as in Python, from and to a folder and a bucket,
+through errors and a second launch.
+"""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.models import save_classifier
+from xlmr_ray import JobFailed, UserError, pipeline
+from xlmr_ray.batch.commit import committed
+from xlmr_ray.batch.finish import current
+from xlmr_ray.batch.job import check_job
+from xlmr_ray.batch.run import prepare, run_job
+from xlmr_ray.batch.store import open_store
+from xlmr_ray.batch.verify import verify
+
+TEXTS = [
+    "Hello World!",
+    "人人生而自由",
+    "Все люди рождаются",
+    "يولد جميع الناس",
+    "many words " * 60,
+    "a",
+    "👩‍👩‍👧 e\u0301",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_classifier(
+        tmp_path_factory.mktemp("model"),
+        id2label={0: "no", 1: "maybe", 2: "yes"},
+        label2id={"no": 0, "maybe": 1, "yes": 2},
+    )
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Twenty rows each of Parquet, JSON Lines, gzip and CSV."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rows = [{"id": f"r{i}", "lang": "xx", "text": f"{TEXTS[i % len(TEXTS)]} {i}"} for i in range(80)]
+    pq.write_table(pa.Table.from_pylist(rows[:20]), folder / "a.parquet", row_group_size=6)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (folder / "b.jsonl").write_text("".join(lines[20:40]), "utf-8")
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress("".join(lines[40:60]).encode()))
+    csv = "".join(f'{row["id"]},{row["lang"]},"{row["text"]}"\n' for row in rows[60:])
+    (folder / "d.csv").write_text("id,lang,text\n" + csv, "utf-8")
+    return folder
+
+
+def job(model, source, out, *, rows=7, **more):
+    content = {
+        "model": str(model),
+        "input": {"path": str(source), "id": "id", "keep": ["lang", "text"]},
+        "tasks": [{"task": "text-classification"}],
+        "output": {"path": str(out)},
+        "cluster": {"shard_rows": rows},
+        **more,
+    }
+    return check_job(content, "test")
+
+
+def result(out, kind="data"):
+    store = open_store(str(out))
+    folder = Path(out) / kind / current(store).run_id
+    return pq.read_table(folder).sort_by([("source", "ascending"), ("row", "ascending")])
+
+
+def test_every_row_of_every_format_with_pythons_answers(ray_session, model, corpus, tmp_path):
+    out = tmp_path / "out"
+    outcome = run_job(job(model, corpus, out), quiet=True)
+    rows = result(out)
+    assert outcome.published
+    assert (outcome.manifest.rows_in, outcome.manifest.rows_ok, outcome.manifest.rows_error) == (80, 80, 0)
+    assert rows.column_names == [
+        "source",
+        "row",
+        "id",
+        "lang",
+        "text",
+        "text_changed",
+        "label",
+        "score",
+        "tokens",
+        "truncated",
+    ]
+    assert rows["id"].to_pylist() == [f"r{i}" for i in range(80)]
+    assert rows["row"].to_pylist() == [i % 20 for i in range(80)]
+    python = pipeline("text-classification", model, device="cpu").table(rows["text"].to_pylist())
+    for name in python.column_names:
+        assert rows[name].to_pylist() == python[name].to_pylist(), name  # to the last bit, whatever the batch was
+    report = verify(open_store(str(out)))
+    assert report.ok
+    assert report.rows_in == 80
+
+
+def test_the_same_rows_whatever_the_shards(ray_session, model, corpus, tmp_path):
+    run_job(job(model, corpus, tmp_path / "a", rows=3), quiet=True)
+    run_job(job(model, corpus, tmp_path / "b", rows=50, engine={"max_tokens": 100}), quiet=True)
+    assert result(tmp_path / "a").equals(result(tmp_path / "b"))
+
+
+def test_several_tasks_have_names_of_their_own(ray_session, model, corpus, tmp_path):
+    tasks = [{"task": "text-classification"}, {"task": "embedding", "name": "vector", "pooling": "cls"}]
+    run_job(job(model, corpus, tmp_path / "out", tasks=tasks), quiet=True)
+    rows = result(tmp_path / "out")
+    texts = rows["text"].to_pylist()
+    assert rows["text_classification_label"].to_pylist() == [
+        a["label"] for a in pipeline("text-classification", model)(texts)
+    ]
+    vectors = pipeline("embedding", model, pooling="cls").table(texts)["embedding"]
+    assert rows["vector_embedding"].to_pylist() == vectors.to_pylist()
+
+
+@pytest.fixture
+def bad_lines(tmp_path):
+    good = [json.dumps({"id": f"g{i}", "lang": "x", "text": f"good {i}"}) for i in range(90)]
+    bad = {
+        3: ("{not json", "malformed_json"),
+        10: ("[1, 2]", "not_an_object"),
+        11: ('"text"', "not_an_object"),
+        20: ('{"id": "a", "lang": "x"}', "missing_field"),
+        30: ('{"id": "b", "text": null}', "null_field"),
+        31: ('{"id": "c", "text": 5}', "wrong_type"),
+        40: ('{"id": ["d"], "text": "t"}', "wrong_id_type"),
+        50: ('{"id": "e", "text": "' + "\udcff" + '"}', "invalid_utf8"),
+        60: ('{"id": "f", "text": ""}', "empty_text"),
+    }
+    lines = list(good)
+    for place, (line, _) in sorted(bad.items()):
+        lines.insert(place, line)
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape") + b'\n{"id": "cut", "te')
+    return path, {place: code for place, (_, code) in bad.items()} | {len(lines): "truncated_line"}
+
+
+def test_bad_rows_are_error_rows_and_good_ones_are_scored(ray_session, model, bad_lines, tmp_path):
+    path, codes = bad_lines
+    out = tmp_path / "out"
+    outcome = run_job(job(model, path, out, errors={"max_fraction": 0.5}), quiet=True)
+    assert (outcome.manifest.rows_in, outcome.manifest.rows_ok, outcome.manifest.rows_error) == (100, 90, 10)
+    errors = result(out, "errors")
+    assert dict(zip(errors["row"].to_pylist(), errors["code"].to_pylist(), strict=True)) == codes
+    assert result(out)["id"].to_pylist() == [f"g{i}" for i in range(90)]
+    assert all("good" not in message for message in errors["message"].to_pylist())
+    assert verify(open_store(str(out))).ok
+
+
+def test_too_many_errors_end_the_job_and_a_higher_limit_goes_on(ray_session, model, bad_lines, tmp_path):
+    path, _ = bad_lines
+    out = tmp_path / "out"
+    with pytest.raises(JobFailed, match=r"rows are errors .* errors\.max_fraction allows 5\.0%: nothing is published"):
+        run_job(job(model, path, out, errors={"max_fraction": 0.05}), quiet=True)
+    assert current(open_store(str(out))) is None
+    before = {record.shard: record.attempt for record in committed_of(out)}
+    outcome = run_job(job(model, path, out, errors={"max_fraction": 0.5}), quiet=True)
+    assert outcome.manifest.rows_in == 100
+    after = {record.shard: record.attempt for record in committed_of(out)}
+    assert before.items() <= after.items()
+
+
+def committed_of(out):
+    store = open_store(str(out))
+    return [record for name in store.folders("_runs/") for record in committed(store, name)]
+
+
+def test_files_that_cannot_be_read_are_error_rows_of_their_own(ray_session, model, corpus, tmp_path):
+    (corpus / "empty.jsonl").write_bytes(b"")
+    (corpus / "broken.parquet").write_bytes(b"PAR1 this is no parquet")
+    (corpus / "_SUCCESS").write_bytes(b"")
+    outcome = run_job(job(model, corpus, tmp_path / "out", errors={"max_fraction": 0.1}), quiet=True)
+    errors = result(tmp_path / "out", "errors")
+    assert outcome.manifest.rows_ok == 80
+    assert sorted(Path(key).name for key in errors["source"].to_pylist()) == ["broken.parquet", "empty.jsonl"]
+    assert errors["row"].to_pylist() == [-1, -1]
+
+
+def test_a_rerun_does_nothing_and_a_changed_input_is_a_new_run(ray_session, model, corpus, tmp_path):
+    out = tmp_path / "out"
+    first = run_job(job(model, corpus, out), quiet=True)
+    again = run_job(job(model, corpus, out, rows=4), quiet=True)
+    assert again.manifest == first.manifest
+    assert again.figures.shards == 0
+    with (corpus / "b.jsonl").open("a") as file:
+        file.write('{"id": "new", "lang": "x", "text": "one more"}\n')
+    third = run_job(job(model, corpus, out), quiet=True)
+    assert third.manifest.run_id != first.manifest.run_id
+    assert third.manifest.rows_in == 81
+    assert current(open_store(str(out))).run_id == third.manifest.run_id
+
+
+def test_what_decides_the_answers_decides_the_run(model, corpus, tmp_path):
+    store = open_store(str(tmp_path))
+    names = set()
+    for more in (
+        {},
+        {"tasks": [{"task": "text-classification", "top_k": 2}]},
+        {"engine": {"max_length": 20}},
+        {"input": {"path": str(corpus), "id": "id"}},
+        {"errors": {"empty": "score"}},
+    ):
+        names.add(prepare(job(model, corpus / "a.parquet", tmp_path, **more), store).plan.run_id)
+    assert len(names) == 5
+    same = job(model, corpus / "a.parquet", tmp_path, rows=5, engine={"max_tokens": 99}, cluster={"encoders": 3})
+    assert prepare(same, store).plan.run_id in names
+
+
+def test_the_bucket_has_byte_for_byte_the_folders_rows(ray_session, model, corpus, tmp_path, seaweed, monkeypatch):
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    root = seaweed.new_folder()
+    bucket = open_store(f"{root}/corpus")
+    for path in corpus.iterdir():
+        bucket.put(path.name, path.read_bytes())
+    run_job(job(model, corpus, tmp_path / "out"), quiet=True)
+    run_job(job(model, f"{root}/corpus/", f"{root}/out"), quiet=True)
+    there = open_store(f"{root}/out")
+    name = current(there).run_id
+    tables = [pq.read_table(pa.BufferReader(there.get(entry.key)[0])) for entry in there.list(f"data/{name}/")]
+    got = pa.concat_tables(tables).sort_by([("source", "ascending"), ("row", "ascending")])
+    wanted = result(tmp_path / "out")
+    assert [Path(key).name for key in got["source"].to_pylist()] == [
+        Path(key).name for key in wanted["source"].to_pylist()
+    ]
+    assert got.drop_columns("source").equals(wanted.drop_columns("source"))
+    assert verify(there).ok
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": {"path": "/nowhere/at/all"}}, "/nowhere/at/all: no such file or folder"),
+        ({"model": "/nowhere"}, "/nowhere"),
+        ({"tasks": [{"task": "text-clasification"}]}, "did you mean 'text-classification'"),
+        ({"tasks": [{"task": "text-classification", "topk": 2}]}, "no option 'topk', did you mean 'top_k'"),
+        (
+            {"tasks": [{"task": "text-classification", "pairs": True}]},
+            "input.text_pair: task text-classification reads it",
+        ),
+    ],
+)
+def test_a_wrong_job_is_refused_before_anything_starts(model, corpus, tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        run_job(job(model, corpus, tmp_path / "out", **change), quiet=True)
+
+
+def launch(model, source, out, *extra):
+    command = [
+        sys.executable,
+        "-m",
+        "xlmr_ray.cli",
+        "run",
+        "text-classification",
+        "--model",
+        str(model),
+        "--input",
+        str(source),
+    ]
+    command += [
+        "--output",
+        str(out),
+        "--set",
+        "cluster.shard_rows=2",
+        "--set",
+        "input.id=id",
+        "--set",
+        "input.keep=[lang,text]",
+    ]
+    return subprocess.Popen(
+        [*command, *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def wait_for_commits(out, count, process, deadline=120):
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        done = len(list(Path(out).glob("_runs/*/shards/*.json")))
+        if done >= count:
+            return done
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    raise AssertionError("no commits")
+
+
+def test_sigkill_of_the_driver_and_a_second_launch(ray_session, model, corpus, tmp_path):
+    clean = tmp_path / "clean"
+    run_job(job(model, corpus, clean, rows=2), quiet=True)
+    out = tmp_path / "out"
+    process = launch(model, corpus, out)
+    wait_for_commits(out, random.randint(1, 20), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {record.shard: record.attempt for record in committed_of(out)}
+    outcome = run_job(job(model, corpus, out, rows=2), quiet=True)
+    after = {record.shard: record.attempt for record in committed_of(out)}
+    assert before.items() <= after.items()  # what was finished was not scored again
+    assert outcome.figures.shards <= 40 - len(before)
+    assert result(out).equals(result(clean))
+    assert verify(open_store(str(out))).ok
+
+
+def test_ctrl_c_says_how_to_go_on(model, corpus, tmp_path):
+    out = tmp_path / "out"
+    process = launch(model, corpus, out)
+    wait_for_commits(out, 1, process)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    last = errors.strip().splitlines()[-1]
+    if process.returncode != 0:  # it may have been through already
+        assert process.returncode == 130, errors
+        assert "the same command goes on from there" in last
+    assert "Traceback" not in errors

@@ -1,0 +1,33 @@
+"""Small checkpoints with the embedded tokenizer and random weights, saved by transformers."""
+
+from pathlib import Path
+
+import torch
+import transformers
+
+import xlmr_ray
+
+TOKENIZER = Path(xlmr_ray.__file__).parent / "assets" / "mini"
+
+
+def make_config(**values: object) -> transformers.XLMRobertaConfig:
+    size = len(transformers.PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER / "tokenizer.json")))
+    shape = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    return transformers.XLMRobertaConfig(
+        vocab_size=size, max_position_embeddings=66, type_vocab_size=1, initializer_range=0.2, **{**shape, **values}
+    )
+
+
+def add_tokenizer(folder: Path, max_length: int = 64) -> Path:
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(TOKENIZER, model_max_length=max_length)
+    tokenizer.save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes((TOKENIZER / "tokenizer.json").read_bytes())
+    return folder
+
+
+def save_classifier(folder: Path, **values: object) -> Path:
+    torch.manual_seed(7)
+    model = transformers.XLMRobertaForSequenceClassification(make_config(**values))
+    torch.nn.init.normal_(model.classifier.out_proj.bias)
+    model.save_pretrained(folder)
+    return add_tokenizer(folder)

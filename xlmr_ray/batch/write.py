@@ -1,0 +1,39 @@
+"""The last step of the pipeline: output rows and error rows to the store, committed. Runs without torch."""
+
+import time
+
+import pyarrow as pa
+
+from xlmr_ray.batch.block import from_block
+from xlmr_ray.batch.commit import Stats, commit_shard, new_attempt
+from xlmr_ray.batch.recipe import Recipe, shard_from_json
+
+
+def write(block: pa.Table, recipe: Recipe) -> pa.Table:
+    """Commits a shard; gives one row of figures."""
+    text, tables = from_block(block)
+    shard = shard_from_json(text)
+    meta = tables["meta"].to_pylist()[0]
+    record, won = commit_shard(
+        recipe.store,
+        recipe.run_id,
+        shard.id,
+        attempt=new_attempt(),
+        rows=tables["output"],
+        errors=tables["errors"],
+        rows_in=shard.rows,
+        source_key=shard.input.key,
+        source_etag=shard.input.etag,
+        stats=Stats(seconds=round(time.time() - meta["began"], 3), tokens=meta["tokens"]),
+    )
+    return pa.table(
+        {
+            "shard": [shard.id],
+            "won": [won],
+            "rows_ok": [record.rows_ok],
+            "rows_error": [record.rows_error],
+            "tokens": [meta["tokens"]],
+            "padded": [meta["padded"]],
+            "engine_seconds": [meta["seconds"]],
+        }
+    )
