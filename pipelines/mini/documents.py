@@ -6,6 +6,8 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 JOINS = [" ", ". ", ", ", "\n", "; ", ".\n"]
@@ -16,11 +18,13 @@ class Documents:
     """Draws documents: every language as often as every other, its sources by the square root of their size."""
 
     def __init__(self, text: Path, *, held_out: bool, leave_out: set[str], only: set[str] | None = None) -> None:
-        table = pq.read_table(text)
+        keep = (pc.field("held_out") == held_out) & ~pc.field("source").isin(pa.array(sorted(leave_out), pa.string()))
+        if only is not None:
+            keep &= pc.field("source").isin(pa.array(sorted(only), pa.string()))
+        table = pq.read_table(text, columns=["lang", "source", "text"], filters=keep)
         self.strings: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-        for lang, source, string, held in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            if held == held_out and source not in leave_out and (only is None or source in only):
-                self.strings[lang][source.partition("-")[0]].append(string)
+        for lang, source, string in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            self.strings[lang][source.partition("-")[0]].append(string)
         self.weights = {
             lang: [math.sqrt(sum(map(len, strings))) for strings in sources.values()]
             for lang, sources in self.strings.items()

@@ -11,7 +11,9 @@ import random
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import torch
 from documents import Documents
 from tokenizers import Tokenizer
@@ -56,6 +58,7 @@ def main() -> None:
     tokenizer.enable_truncation(MAX_LENGTH)
 
     results = {}
+    sizes: Counter[str] = Counter()
     table = ds.dataset(args.corpus, format="parquet", exclude_invalid_files=True).to_table(columns=["lang", "text"])
     everything = list(zip(table["lang"].to_pylist(), table["text"].to_pylist(), strict=True))
     rows = [row for row in everything if row[0] in model.config.labels]
@@ -63,6 +66,9 @@ def main() -> None:
     if args.text:
         documents, rng = Documents(args.text, held_out=True, leave_out=set()), random.Random(23)
         rows = [(lang, documents.draw(lang, rng)) for lang in documents.languages for _ in range(100)]
+        for strings in pq.read_table(args.text, columns=["lang", "text"], filters=~pc.field("held_out")).to_batches():
+            for lang, string in zip(*(column.to_pylist() for column in strings.columns), strict=True):
+                sizes[lang] += len(string)
         results["held-out text"] = (len(rows), *score(rows, predict(model, tokenizer, rows)))
 
     print(f"Trained on {len(model.config.labels)} languages: {' '.join(model.config.labels)}\n")
@@ -70,10 +76,12 @@ def main() -> None:
     print(f"In the corpus and not trained on: {' '.join(absent) or 'none'}\n")
     for name, (count, accuracy, _) in results.items():
         print(f"{name}: {100 * accuracy:.2f} % of {count} documents\n")
-    print("| language | " + " | ".join(results) + " | called instead (sample corpus) |")
-    print("| --- | " + "---: | " * len(results) + "--- |")
+    print(
+        "| language | trained on, thousand characters | " + " | ".join(results) + " | called instead (sample corpus) |"
+    )
+    print("| --- | ---: | " + "---: | " * len(results) + "--- |")
     for lang in model.config.labels:
-        cells = []
+        cells = [str(sizes[lang] // 1000) if sizes else ""]
         for _, _, by_language in results.values():
             right, total, _ = by_language.get(lang, (0, 0, Counter()))
             cells.append(f"{100 * right / total:.1f}" if total else "")

@@ -24,7 +24,7 @@ from xlmr_ray import XLMRobertaConfig, XLMRobertaForSequenceClassification
 TOKENS = 4096  # a batch
 POOL = 1024  # documents that are cut into batches of like lengths together
 MAX_LENGTH = 512
-COUNTED = 300_000  # characters of each language whose pieces are counted before training
+COUNTED = 200_000  # characters of each language whose pieces are counted before training
 MASKED = 0.12  # of the tokens are replaced, so that no document hangs on one word
 PAD, UNK = 1, 3
 
@@ -104,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--leave-out", default="")
@@ -130,13 +130,17 @@ def main() -> None:
         max_position_embeddings=MAX_LENGTH + 2,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
+        initializer_range=0.09,  # about 1 / sqrt(hidden), as 0.02 is for large models
         id2label=dict(enumerate(languages)),
         problem_type="single_label_classification",
     )
     start = time.perf_counter()
     model = XLMRobertaForSequenceClassification(config).train()
     with torch.no_grad():
-        model.roberta.embeddings.word_embeddings.weight.copy_(evidence(documents, tokenizer, config.hidden_size))
+        embeddings = model.roberta.embeddings
+        embeddings.word_embeddings.weight.copy_(evidence(documents, tokenizer, config.hidden_size))
+        embeddings.position_embeddings.weight.mul_(0.1)
+        embeddings.token_type_embeddings.weight.zero_()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     warm_up = args.steps // 20
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -1,0 +1,34 @@
+"""The whole recipe, from packages to assets: `python -m pipelines.mini [WORK]` (default .cache/mini; `make mini`).
+
+Needs a Debian 12 machine with its package index (`apt-get update`), npm and pip. The text that is in WORK already is
+not made again.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ASSETS = HERE.parents[1] / "xlmr_ray" / "assets"
+
+
+def step(script: str, *arguments: Path | str) -> None:
+    command = [str(HERE / script), *map(str, arguments)]
+    print("$", *command, flush=True)
+    subprocess.run(command if script.endswith(".sh") else [sys.executable, *command], check=True)
+
+
+def main(work: Path) -> None:
+    text, mini, udhr = work / "text.parquet", ASSETS / "mini", ASSETS / "udhr"
+    if not (work / "versions.txt").exists():
+        step("fetch.sh", work)
+    step("make_corpus.py", work / "src" / "udhr", udhr)
+    if not text.exists():
+        step("make_text.py", work / "src", text)
+    step("make_tokenizer.py", text, mini)
+    step("train.py", text, mini)
+    step("evaluate.py", mini, "--corpus", udhr, "--text", text)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(".cache/mini"))
