@@ -21,6 +21,7 @@ from train import MAX_LENGTH, collate
 
 from xlmr_ray import XLMRobertaForSequenceClassification
 
+LONGER = 100
 Rows = list[tuple[str, str]]  # language, text
 
 
@@ -69,7 +70,11 @@ def main() -> None:
         for strings in pq.read_table(args.text, columns=["lang", "text"], filters=~pc.field("held_out")).to_batches():
             for lang, string in zip(*(column.to_pylist() for column in strings.columns), strict=True):
                 sizes[lang] += len(string)
-        results["held-out text"] = (len(rows), *score(rows, predict(model, tokenizer, rows)))
+        found = predict(model, tokenizer, rows)
+        results["held-out text"] = (len(rows), *score(rows, found))
+        longer = [i for i, (_, text) in enumerate(rows) if len(text) >= LONGER]
+        name = f"held-out text of {LONGER} characters or more"
+        results[name] = (len(longer), *score([rows[i] for i in longer], [found[i] for i in longer]))
 
     print(f"Trained on {len(model.config.labels)} languages: {' '.join(model.config.labels)}\n")
     absent = sorted({lang for lang, _ in everything} - set(model.config.labels))
