@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -130,25 +130,21 @@ def sweep(
 def main() -> None:
     """The entry point. A user's mistake is one line on standard error, never a traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    errors = Console(stderr=True)
     try:
-        code = app(standalone_mode=False)
-    except (UserError, typer.BadParameter) as error:
-        code = _said(errors, error, 2)
-    except KeyboardInterrupt:
-        code = _said(errors, JobFailed("stopped"), 130)
+        app()
+    except UserError as error:
+        fail(error, 2)
     except JobFailed as error:
-        code = _said(errors, error, 130 if type(error).__name__ == "Interrupted" else 1)
-    except typer.Abort:
-        code = 130
+        fail(error, 130 if type(error).__name__ == "Interrupted" else 1)
+    except KeyboardInterrupt:
+        fail(JobFailed("stopped"), 130)
     except BrokenPipeError:
         # The reader of our output has left, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(1)
 
 
-def _said(console: Console, error: Exception, code: int) -> int:
-    text = " ".join((error.format_message() if isinstance(error, typer.BadParameter) else str(error)).split())
-    console.print(f"xlmr-ray: {text}", style="red", highlight=False, markup=False, soft_wrap=True)
-    return code
+def fail(error: Exception, code: int) -> NoReturn:
+    text = " ".join(str(error).split())
+    Console(stderr=True).print(f"xlmr-ray: {text}", style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(code)

@@ -15,13 +15,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from tests.models import save_classifier
 from xlmr_ray import JobFailed, UserError, pipeline
 from xlmr_ray.batch.commit import committed
 from xlmr_ray.batch.finish import current
 from xlmr_ray.batch.job import check_job
-from xlmr_ray.batch.run import prepare, run_job
+from xlmr_ray.batch.progress import Figures
+from xlmr_ray.batch.run import prepare, run_job, score
 from xlmr_ray.batch.store import open_store
 from xlmr_ray.batch.verify import verify
 
@@ -224,18 +226,39 @@ def test_the_bucket_has_byte_for_byte_the_folders_rows(ray_session, model, corpu
     bucket = open_store(f"{root}/corpus")
     for path in corpus.iterdir():
         bucket.put(path.name, path.read_bytes())
-    run_job(job(model, corpus, tmp_path / "out"), quiet=True)
-    run_job(job(model, f"{root}/corpus/", f"{root}/out"), quiet=True)
+    run_job(job(model, corpus, tmp_path / "out", rows=2), quiet=True)
+    # The credentials must be with the actors, so the cluster is one that starts with them.
+    process = launch(model, f"{root}/corpus/", f"{root}/out")
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
     there = open_store(f"{root}/out")
     name = current(there).run_id
     tables = [pq.read_table(pa.BufferReader(there.get(entry.key)[0])) for entry in there.list(f"data/{name}/")]
     got = pa.concat_tables(tables).sort_by([("source", "ascending"), ("row", "ascending")])
     wanted = result(tmp_path / "out")
-    assert [Path(key).name for key in got["source"].to_pylist()] == [
-        Path(key).name for key in wanted["source"].to_pylist()
-    ]
+    names = [[Path(key).name for key in rows["source"].to_pylist()] for rows in (got, wanted)]
+    assert names[0] == names[1]
     assert got.drop_columns("source").equals(wanted.drop_columns("source"))
     assert verify(there).ok
+    for entry in there.list(""):
+        assert seaweed.options["secret"].encode() not in there.get(entry.key)[0]
+
+
+def test_a_failure_in_an_actor_is_one_line_that_says_why(ray_session, model, corpus, tmp_path):
+    changed = job(model, corpus / "b.jsonl", tmp_path / "out")
+    store = open_store(str(tmp_path / "out"))
+    prepare(changed, store)
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in model.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    planned = prepare(job(other, corpus / "b.jsonl", tmp_path / "out"), store)
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    with pytest.raises(
+        JobFailed, match=r"the weights on this machine are others \(.*put the same checkpoint on all machines"
+    ):
+        score(changed, store, planned, set(), Figures(20, 3), Console(quiet=True), quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +283,7 @@ def launch(model, source, out, *extra):
     command = [
         sys.executable,
         "-m",
-        "xlmr_ray.cli",
+        "xlmr_ray",
         "run",
         "text-classification",
         "--model",

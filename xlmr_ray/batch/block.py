@@ -4,9 +4,14 @@ Ray drops empty blocks, and unifies and may split or join those it carries; a sh
 and must stay whole. Tables in a cell are left alone, and reading them back copies nothing.
 """
 
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
+
+from xlmr_ray.errors import JobFailed, UserError
+
+FAILURE = "failure"
 
 
 def to_block(shard: str, tables: Mapping[str, pa.Table]) -> pa.Table:
@@ -28,3 +33,21 @@ def from_block(block: pa.Table) -> tuple[str, dict[str, pa.Table]]:
         raise AssertionError(f"a block of {block.num_rows} rows, a shard is one")
     tables = {name: pa.ipc.open_stream(block[name][0].as_buffer()).read_all() for name in block.column_names[1:]}
     return block["shard"][0].as_py(), tables
+
+
+def guarded(step: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:
+    """The step's block, or one that says why there is none, which later steps pass on to the driver.
+
+    Ray Data would carry the exception, but as a text of many lines with its type lost; and the user is owed one line.
+    """
+    if FAILURE in block.column_names:
+        return block
+    try:
+        return step(block)
+    except (UserError, JobFailed) as error:
+        reason = str(error)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(str(error).split())
+        reason = f"the pipeline failed: {type(error).__name__}: {text} ({where.filename}:{where.lineno})"
+    return pa.table({"shard": block["shard"], FAILURE: pa.array([reason], pa.string())})

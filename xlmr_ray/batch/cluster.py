@@ -47,10 +47,11 @@ def connected(address: str) -> Iterator[None]:
         return
     wanted = os.environ.get("RAY_ADDRESS") if address == "auto" else address
     try:
-        if wanted and wanted != "local":
-            ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        with quiet_core():
+            if wanted and wanted != "local":
+                ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
+            else:
+                ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cluster.address {wanted or 'local'}: no Ray cluster there: {reason}") from None
@@ -59,6 +60,22 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def quiet_core() -> Iterator[None]:
+    """Without what Ray's core writes straight to standard error as it starts: that it obeys the variable set above.
+
+    Failures to start are exceptions, and not lost.
+    """
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def quiet_ray_data() -> None:

@@ -1,7 +1,7 @@
 """One run of a job: plan, stream the shards that have no record through the actors, finish, publish."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -9,7 +9,7 @@ import ray
 import ray.data
 from rich.console import Console
 
-from xlmr_ray.batch.block import to_block
+from xlmr_ray.batch.block import FAILURE, to_block
 from xlmr_ray.batch.cluster import WRITER_CPUS, Sizes, connected, sizes
 from xlmr_ray.batch.commit import ERROR_SCHEMA, commit_shard, committed, new_attempt
 from xlmr_ray.batch.finish import Manifest, finish, publish, read_manifest
@@ -22,7 +22,7 @@ from xlmr_ray.batch.source import find_inputs
 from xlmr_ray.batch.stages import Encode, Tokenize
 from xlmr_ray.batch.store import NoConditionalWrites, Store, open_store
 from xlmr_ray.batch.write import write
-from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.errors import JobFailed
 
 # Rows of a shard where the job does not say: seconds of work each, so that a crash costs little and progress shows.
 SHARD_ROWS_CPU = 256
@@ -31,7 +31,7 @@ SHARD_ROWS_GPU = 8192
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: its manifest, this launch's figures, whether the published pointer is at it, and where it lies."""
+    """A finished run: its manifest, this launch's figures, whether it is the published one, its store."""
 
     manifest: Manifest
     figures: Figures
@@ -113,6 +113,8 @@ def score(
         display.note(f"starting {size.tokenizers} tokenizer and {size.encoders} encoder actors")
         try:
             for row in stream(todo, recipe, size).iter_rows():
+                if FAILURE in row:
+                    raise JobFailed(row[FAILURE])
                 figures.add(row["rows_ok"], row["rows_error"], row["tokens"], row["padded"])
                 display.update()
                 check_errors(job, store, plan, figures)
@@ -234,21 +236,9 @@ def stream(todo: Sequence[Shard], recipe: Recipe, size: Sizes) -> ray.data.Datas
     )
 
 
-def cause(error: BaseException) -> Exception:
-    """What went wrong in an actor, as this package's own exception: its line is what the user sees."""
-    for found in chain(error):
-        if isinstance(found, UserError | JobFailed):
-            return JobFailed(str(found))
-    last = list(chain(error))[-1]
-    text = str(last).strip().splitlines()
-    return JobFailed(f"the pipeline failed: {type(last).__name__}: {text[-1] if text else 'no message'}")
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception, what Ray wrapped in it, and so on to the first cause."""
-    seen: set[int] = set()
-    here: BaseException | None = error
-    while here is not None and id(here) not in seen:
-        seen.add(id(here))
-        yield here
-        here = getattr(here, "cause", None) or here.__cause__
+def cause(error: BaseException) -> JobFailed:
+    """What Ray itself could not do, in one line; what our steps say comes as data (see `block.guarded`)."""
+    while (inner := getattr(error, "cause", None)) is not None and isinstance(inner, BaseException):
+        error = inner
+    lines = str(error).strip().splitlines() or ["no message"]
+    return JobFailed(f"the cluster failed: {type(error).__name__}: {lines[0]}; run the job again to go on")

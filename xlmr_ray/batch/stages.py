@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.block import from_block, to_block
+from xlmr_ray.batch.block import from_block, guarded, to_block
 from xlmr_ray.batch.readers import read_shard
 from xlmr_ray.batch.recipe import Recipe, TaskRecipe, shard_from_json
 from xlmr_ray.batch.rows import error_table, fail, fail_empty, good_rows, output_table
@@ -33,10 +33,21 @@ class Tokenize:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.tasks: list[Task] = []
+        self.tokenizers: list[XLMRobertaTokenizer] = []
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return guarded(self.tokenize, block)
+
+    def load(self) -> None:
+        """On the first shard, not when the actor is made: what goes wrong is then told as all failures are."""
+        recipe = self.recipe
         self.tasks = [bound(task) for task in recipe.tasks]
         self.tokenizers = [XLMRobertaTokenizer.from_pretrained(resolve(task.model)) for task in recipe.tasks]
 
-    def __call__(self, block: pa.Table) -> pa.Table:
+    def tokenize(self, block: pa.Table) -> pa.Table:
+        if not self.tasks:
+            self.load()
         text, _ = from_block(block)
         shard = shard_from_json(text)
         began = time.time()
@@ -75,9 +86,16 @@ class Encode:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.engines: list[Engine] = []
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return guarded(self.encode, block)
+
+    def load(self) -> None:
+        """The engines, on the first shard (see `Tokenize.load`)."""
+        recipe = self.recipe
         if recipe.engine.threads:
             torch.set_num_threads(recipe.engine.threads)
-        self.engines = []
         for task in recipe.tasks:
             folder = resolve(task.model)
             if (digest := weights_digest(folder)) != task.digest:
@@ -97,7 +115,9 @@ class Encode:
                 )
             )
 
-    def __call__(self, block: pa.Table) -> pa.Table:
+    def encode(self, block: pa.Table) -> pa.Table:
+        if not self.engines:
+            self.load()
         text, tables = from_block(block)
         shard = shard_from_json(text)
         rows = tables["rows"]

@@ -1,7 +1,7 @@
 """What a command prints at its end."""
 
 import time
-from datetime import datetime
+from datetime import timedelta
 
 from rich.console import Console
 from rich.table import Table
@@ -30,14 +30,17 @@ def print_summary(outcome: Outcome, console: Console) -> None:
         say(console, "not published: a run that was launched later is")
 
 
+def ago(seconds: float) -> str:
+    return f"{timedelta(seconds=max(0, round(seconds)))} ago"
+
+
 def print_status(store: Store, console: Console) -> None:
     table = Table("run", "shards", "rows", "errors", "tokens", "state", "last commit", box=None, pad_edge=False)
     runs = list(status(store))
     for one in runs:
         planned = "?" if one.planned is None else f"{one.planned:,}"
         state = "published" if one.published else "finished" if one.finished else "unfinished"
-        last = "" if one.last_commit is None else f"{datetime.fromtimestamp(one.last_commit):%Y-%m-%d %H:%M:%S}"
-        ago = "" if one.last_commit is None else f" ({time.time() - one.last_commit:,.0f} s ago)"
+        last = "" if one.last_commit is None else ago(time.time() - one.last_commit)
         table.add_row(
             one.run_id,
             f"{one.done:,}/{planned}",
@@ -45,7 +48,7 @@ def print_status(store: Store, console: Console) -> None:
             f"{one.rows_error:,}",
             f"{one.tokens:,}",
             state,
-            last + ago,
+            last,
         )
     if runs:
         console.print(table, highlight=False)

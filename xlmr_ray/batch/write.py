@@ -4,13 +4,17 @@ import time
 
 import pyarrow as pa
 
-from xlmr_ray.batch.block import from_block
+from xlmr_ray.batch.block import from_block, guarded
 from xlmr_ray.batch.commit import Stats, commit_shard, new_attempt
 from xlmr_ray.batch.recipe import Recipe, shard_from_json
 
 
 def write(block: pa.Table, recipe: Recipe) -> pa.Table:
-    """Commits a shard; gives one row of figures."""
+    """Commits a shard; gives one row of figures, or of the failure."""
+    return guarded(lambda block: commit(block, recipe), block)
+
+
+def commit(block: pa.Table, recipe: Recipe) -> pa.Table:
     text, tables = from_block(block)
     shard = shard_from_json(text)
     meta = tables["meta"].to_pylist()[0]
