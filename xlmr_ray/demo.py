@@ -29,7 +29,7 @@ def run_demo(output: str) -> None:
     content = {
         "name": "demo",
         "model": MODEL,
-        "input": {"path": str(CORPUS), "format": "parquet", "id": "id", "keep": ["lang", "article", "text"]},
+        "input": {"path": str(CORPUS), "id": "id", "keep": ["lang", "article", "text"]},
         "tasks": [{"task": "text-classification"}],
         "output": {"path": output},
     }
@@ -44,12 +44,15 @@ def run_demo(output: str) -> None:
 
 def print_examples(rows: pa.Table, console: Console) -> None:
     """The first article in some languages, and what the checkpoint says of it."""
-    table = Table("text", "language", "label", "score", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("text", no_wrap=True)
+    for name in ("language", "label", "score"):
+        table.add_column(name)
     first = rows.filter(pc.equal(rows["article"], 1))
     for lang in EXAMPLES:
         for row in first.filter(pc.equal(first["lang"], lang)).slice(0, 1).to_pylist():
             text = " ".join(row["text"].split())
-            table.add_row(text[:60] + "…", row["lang"], row["label"], f"{row['score']:.3f}")
+            table.add_row(text[:44] + "…", row["lang"], row["label"], f"{row['score']:.3f}")
     console.print(table, highlight=False, markup=False)
 
 

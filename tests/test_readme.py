@@ -1,0 +1,65 @@
+"""What the README says is run: its Python, its job file, and the job files that it names."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from xlmr_ray.batch.job import check_job, read_job
+from xlmr_ray.batch.plan import columns_of, task_recipes
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n")[0])
+def test_python(code, capsys):
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    if "classify" in code:
+        assert "'label': 'de'" in printed
+        assert "(128,)" in printed
+    else:
+        assert printed.strip() == "['fr', 'de']"
+
+
+@pytest.mark.parametrize("text", blocks("yaml"), ids=["short", "whole"])
+def test_job_files(text):
+    check_job(yaml.safe_load(text), "README.md")
+
+
+def test_the_whole_job_file_names_every_key():
+    whole = yaml.safe_load(blocks("yaml")[1])
+    job = check_job(whole, "README.md")
+    for name in ("input", "engine", "cluster", "errors"):
+        known = set(type(getattr(job, name)).model_fields) - {"text_pair", "quantization"}
+        assert known == set(whole[name]), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda path: path.stem)
+def test_job_files_in_pipelines_fit_their_tasks(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    job = check_job(read_job(path), str(path))
+    assert columns_of(job, task_recipes(job)).text == {"text": "text"}
+
+
+def test_the_names_of_files_are_there():
+    for name in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_commands_are_commands():
+    from typer.main import get_command
+
+    from xlmr_ray.cli import app
+
+    for name in re.findall(r"^xlmr-ray (\w+)", README, re.MULTILINE):
+        assert name in get_command(app).commands
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for name in re.findall(r"`?make (\w+)`?", README):
+        assert name in targets, name
