@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.checkpoint.conftest import SIZES, Make, reference, same
 from xlmr_ray import modeling
+from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.checkpoint.tensors import open_tensors
 from xlmr_ray.config import XLMRobertaConfig
@@ -26,7 +27,7 @@ BARE = "XLMRobertaModel"
 
 
 def load(folder: Path, kind: str = BARE, *, init: bool = False, **options: Any) -> tuple[nn.Module, LoadReport]:
-    config = XLMRobertaConfig.from_file(folder / "config.json")
+    config = XLMRobertaConfig.from_dict(read_config(folder))
     with torch.device("meta"):
         model = getattr(modeling, kind)(config)
     if init:
@@ -69,7 +70,7 @@ def test_every_tensor_comes_as_transformers_saved_it(make: Make, kind: str) -> N
 def test_other_heads(make: Make, kind: str, ours: type[nn.Module]) -> None:
     folder = make(kind)
     with torch.device("meta"):
-        model = ours(XLMRobertaConfig.from_file(folder / "config.json"))
+        model = ours(XLMRobertaConfig.from_dict(read_config(folder)))
     load_tensors(model, folder)
     same(state(model), state(reference(kind)))
 
@@ -172,7 +173,7 @@ def test_no_pooler_is_made_anew_and_said(make: Make) -> None:
 def test_multiple_choice_needs_its_pooler(make: Make) -> None:
     folder = make("XLMRobertaForMultipleChoice", rename=lambda n: None if "pooler" in n else n)
     with torch.device("meta"):
-        model = Choice(XLMRobertaConfig.from_file(folder / "config.json"))
+        model = Choice(XLMRobertaConfig.from_dict(read_config(folder)))
     with pytest.raises(
         UserError, match=r"model.safetensors: roberta.pooler.dense.weight: got no such tensor, wanted shape \(32, 32\)"
     ):

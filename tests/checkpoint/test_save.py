@@ -10,6 +10,7 @@ from safetensors import safe_open
 from tests.checkpoint.conftest import SIZES, Make, reference, same
 from tests.checkpoint.test_load import BARE, MLM, SEQ, load, state
 from xlmr_ray import modeling
+from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.save import save_pretrained
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
@@ -17,7 +18,7 @@ from xlmr_ray.errors import UserError
 
 def save(folder: Path, to: Path, kind: str, **options: Any) -> None:
     model, _ = load(folder, kind)
-    save_pretrained(model, XLMRobertaConfig.from_file(folder / "config.json"), to, **options)
+    save_pretrained(model, XLMRobertaConfig.from_dict(read_config(folder)), to, **options)
 
 
 @pytest.mark.parametrize("kind", [BARE, SEQ, MLM])
@@ -112,3 +113,12 @@ def test_a_model_from_nothing_round_trips(tmp_path: Path) -> None:
     model = modeling.XLMRobertaForMaskedLM(XLMRobertaConfig(**SIZES))
     save_pretrained(model, model.config, tmp_path / "saved")
     same(state(load(tmp_path / "saved", MLM)[0]), state(model))
+
+
+def test_the_weights_may_be_read_by_whom_the_configuration_may(tmp_path):
+    config = XLMRobertaConfig(
+        vocab_size=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8
+    )
+    modeling.XLMRobertaModel(config).save_pretrained(tmp_path / "model")
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]

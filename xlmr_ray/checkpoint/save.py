@@ -46,6 +46,7 @@ def save_pretrained(
             # Contiguous copies of one shard at a time: views of a larger storage would be refused.
             shard = {name: state[name].detach().cpu().contiguous().clone() for name in names}
             save_file(shard, temp / file, metadata={"format": "pt"})
+            shutil.copymode(temp / "config.json", temp / file)  # the library's own is for the owner alone
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
             (temp / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -1,0 +1,67 @@
+"""How many actors of which size: never more than the cluster counts, never none."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xlmr_ray.batch import cluster
+from xlmr_ray.batch.cluster import WRITER_CPUS, sizes
+from xlmr_ray.batch.job import ClusterSection
+from xlmr_ray.errors import UserError
+
+
+@pytest.fixture
+def having(monkeypatch):
+    def have(**there):
+        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {k: float(v) for k, v in there.items()})
+
+    return have
+
+
+@given(cpus=st.integers(1, 300), gpus=st.integers(0, 64))
+def test_what_is_counted_is_there(cpus, gpus):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus)})
+        size = sizes(ClusterSection(), "auto")
+    assert size.encoders >= 1
+    assert size.tokenizers >= 1
+    assert size.encoders * size.encoder_gpus <= gpus
+    if not gpus:
+        wanted = size.encoders * size.encoder_cpus + size.tokenizers * size.tokenizer_cpus + WRITER_CPUS
+        assert wanted <= cpus + 1e-9
+        assert size.encoders * size.threads <= max(cpus, size.encoders)
+
+
+def test_two_cores_are_one_encoder_with_both(having):
+    having(CPU=2)
+    assert (sizes(ClusterSection(), "auto").encoders, sizes(ClusterSection(), "auto").threads) == (1, 2)
+
+
+def test_an_encoder_for_each_gpu_and_tokenizers_to_feed_it(having):
+    having(CPU=96, GPU=8)
+    size = sizes(ClusterSection(), "auto")
+    assert (size.encoders, size.encoder_gpus, size.tokenizers) == (8, 1.0, 64)
+    assert sizes(ClusterSection(), "cpu").encoder_gpus == 0
+
+
+def test_the_job_file_goes_before(having):
+    having(CPU=16, GPU=2)
+    size = sizes(ClusterSection(encoders=4, tokenizers=3, gpus_per_encoder=0.5), "auto")
+    assert (size.encoders, size.tokenizers, size.encoder_gpus) == (4, 3, 0.5)
+
+
+def test_gpus_that_are_not_there(having):
+    having(CPU=4)
+    with pytest.raises(UserError, match=r"0 GPUs, the job wants 1 an encoder; use engine\.device: cpu"):
+        sizes(ClusterSection(gpus_per_encoder=1), "auto")
+
+
+def test_a_cluster_that_is_not_there():
+    def refuse(**_):
+        raise ConnectionError("refused")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster.ray, "is_initialized", lambda: False)
+        patch.setattr(cluster.ray, "init", refuse)
+        with pytest.raises(UserError, match=r"cluster\.address 127\.0\.0\.1:1: no Ray cluster there: refused"):
+            cluster.connected("127.0.0.1:1").__enter__()

@@ -1,0 +1,77 @@
+"""Job files: what is accepted, and how what is not is told."""
+
+import pytest
+
+from xlmr_ray.batch.job import check_job, read_job, with_setting
+from xlmr_ray.errors import UserError
+
+BASE = {"input": {"path": "in/"}, "tasks": [{"task": "embedding", "pooling": "cls"}], "output": {"path": "out/"}}
+
+
+def test_defaults():
+    job = check_job(BASE, "job.yaml")
+    assert job.model == "embedded:mini"
+    assert job.input.path == ["in/"]
+    assert job.tasks[0].options == {"pooling": "cls"}
+    assert job.errors.max_fraction == 0.01
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("engine.dtyp=float32", "job.yaml: unknown key 'engine.dtyp', did you mean 'dtype'?"),
+        ("inputs=3", "job.yaml: unknown key 'inputs', did you mean 'input'?"),
+        ("zzz=3", "job.yaml: unknown key 'zzz'; there are: name, model, input"),
+        ("engine.max_tokens=-1", "job.yaml: engine.max_tokens: input should be greater than or equal to 1, got -1"),
+        ("cluster.encoders=many", "job.yaml: cluster.encoders: input should be a valid integer"),
+        ("errors.max_fraction=2", "job.yaml: errors.max_fraction: input should be less than or equal to 1, got 2"),
+        ("engine.dtype=int3", "job.yaml: engine.dtype: input should be 'auto', 'float32', 'float16' or 'bfloat16'"),
+        ("tasks=[]", "job.yaml: tasks: list should have at least 1 item"),
+        ("engine=3", "job.yaml: engine: input should be a valid dictionary"),
+        ("tasks.0.task=null", "job.yaml: tasks.0.task: input should be a valid string"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_the_key(setting, message):
+    with pytest.raises(UserError) as caught:
+        check_job(with_setting(BASE, setting), "job.yaml")
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["input", "tasks", "output"])
+def test_what_is_missing_is_named(name):
+    with pytest.raises(UserError, match=f"job.yaml: '{name}' is missing"):
+        check_job({key: value for key, value in BASE.items() if key != name}, "job.yaml")
+
+
+def test_two_tasks_of_one_name():
+    with pytest.raises(UserError, match="two are named 'embedding'"):
+        check_job({**BASE, "tasks": [{"task": "embedding"}, {"task": "embedding"}]}, "job.yaml")
+
+
+def test_settings_reach_into_sections_and_lists():
+    content = with_setting(with_setting(BASE, "tasks.0.pooling=max"), "input.keep=[lang, url]")
+    job = check_job(with_setting(content, "engine.max_tokens=512"), "job.yaml")
+    assert (job.tasks[0].options, job.input.keep, job.engine.max_tokens) == ({"pooling": "max"}, ["lang", "url"], 512)
+    assert BASE["tasks"][0]["pooling"] == "cls"
+
+
+@pytest.mark.parametrize("setting", ["engine", "=3", "tasks.7.top_k=1", "name.x=1"])
+def test_settings_of_another_form(setting):
+    with pytest.raises(UserError, match="--set"):
+        with_setting({**BASE, "name": "x"}, setting)
+
+
+def test_files(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("input: {path: [a")
+    with pytest.raises(UserError, match=r"job\.yaml:\d+: is not YAML"):
+        read_job(path)
+    path.write_text("- a\n- b\n")
+    with pytest.raises(UserError, match=r"a mapping .* is wanted, got list"):
+        read_job(path)
+    path.write_text("a: !!python/object/apply:os.system ['true']")
+    with pytest.raises(UserError, match="is not YAML"):
+        read_job(path)
+    with pytest.raises(UserError, match="No such file"):
+        read_job(tmp_path / "none.yaml")

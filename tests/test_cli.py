@@ -1,0 +1,136 @@
+"""The command line: exit codes, and one line on standard error for a user's mistake."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from tests.models import save_classifier
+from xlmr_ray.cli import main
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["xlmr-ray", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capfd.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_classifier(tmp_path_factory.mktemp("model"), num_labels=3)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(5)))
+    return path
+
+
+def test_a_missing_path(call, model, tmp_path):
+    code, _, err = call("run", "embedding", "--model", model, "--input", tmp_path / "none", "--output", tmp_path / "o")
+    assert (code, err) == (2, f"xlmr-ray: {tmp_path}/none: no such file or folder\n")
+
+
+def test_an_unknown_key(call, corpus, tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text(f"input: {{path: {corpus}}}\ntasks: [{{task: embedding}}]\noutptu: {{path: o}}\n")
+    code, _, err = call("run", job, "--output", tmp_path / "o")
+    assert (code, err) == (2, f"xlmr-ray: {job}: unknown key 'outptu', did you mean 'output'?\n")
+
+
+def test_a_model_that_is_no_xlm_r(call, corpus, tmp_path):
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert", "vocab_size": 5}')
+    (folder / "model.safetensors").write_bytes(b"\0" * 100)
+    code, _, err = call("run", "embedding", "--model", folder, "--input", corpus, "--output", tmp_path / "o")
+    assert code == 2
+    assert err.startswith(f"xlmr-ray: {folder}")
+    assert "'bert'" in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_without_weights(call, corpus, tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "xlm-roberta"}')
+    code, _, err = call("run", "embedding", "--model", folder, "--input", corpus, "--output", tmp_path / "o")
+    assert code == 2
+    assert "model.safetensors" in err
+    assert err.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_written(call, model, corpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = call("run", "embedding", "--model", model, "--input", corpus, "--output", tmp_path / "file" / "out")
+    assert code == 2
+    assert str(tmp_path / "file") in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nothing"], "nothing: neither a job file nor a task"),
+        (["run", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
+        (["run", "embedding", "--output", "o"], "embedding: nothing says the input; give --input"),
+        (["run", "embedding", "--input", "i"], "embedding: nothing says the output; give --output"),
+        (["run", "embedding", "--input", "i", "--output", "o", "--set", "x"], "--set x: want key=value"),
+    ],
+)
+def test_calls_that_say_too_little(call, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert err.startswith(f"xlmr-ray: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["bogus"], ["run"], ["run", "embedding", "--bogus"]])
+def test_usage(call, arguments):
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert "Usage:" in re.sub(r"\x1b\[[0-9;]*m", "", err)
+
+
+def test_a_job_from_run_to_sweep(ray_session, call, model, corpus, tmp_path):
+    out = tmp_path / "out"
+    run = ["run", "text-classification", "--model", model, "--input", corpus, "--output", out]
+    code, told, err = call(*run, "--set", "cluster.shard_rows=2")
+    assert code == 0, err
+    assert "rows in 5 = out 5 + errors 0" in told
+    assert "5 documents of 1 files in 3 shards" in err
+    code, told, _ = call(*run)
+    assert code == 0
+    assert "nothing left to do" in told
+    code, told, _ = call("status", out)
+    assert (code, "published" in told, "3/3" in told) == (0, True, True)
+    code, told, _ = call("verify", out)
+    assert code == 0
+    assert told.rstrip().endswith("verified")
+    orphan = next(out.glob("data/*/*.parquet"))
+    (orphan.parent / f"{orphan.name.rsplit('-', 1)[0]}-{'0' * 16}.parquet").write_bytes(b"left over")
+    code, told, _ = call("sweep", out, "--dry-run")
+    assert "would remove" in told
+    code, told, _ = call("sweep", out)
+    assert "1 files, 9 bytes" in told
+    orphan.write_bytes(b"damaged")
+    code, told, err = call("verify", out)
+    assert code == 1
+    assert orphan.name in told
+    assert err.startswith(f"xlmr-ray: {out}: run ")
+
+
+def test_status_and_verify_of_nothing(call, tmp_path):
+    assert call("status", tmp_path)[:2] == (0, f"{tmp_path}: no runs\n")
+    code, _, err = call("verify", tmp_path)
+    assert code == 2
+    assert "nothing is published there yet" in err
