@@ -7,6 +7,8 @@ other files go on. A permission or network error has no code: it is not bad data
 from dataclasses import dataclass
 from typing import Literal
 
+from xlmr_ray.engine import failures
+
 
 @dataclass(frozen=True)
 class Code:
@@ -48,9 +50,9 @@ SHARD_TOO_LARGE = _row("shard_too_large", "the Parquet rows before it in the sha
 # Scoring
 EMPTY_TEXT = _row("empty_text", "the text is empty and the job says `errors.empty: error`")
 TOKENIZER_ERROR = _row("tokenizer_error", "the tokenizer raised or panicked on the row")
-NON_FINITE = _row("non_finite", "the scores hold NaN or infinity")
-ROW_TIMEOUT = _row("row_timeout", "the row alone took longer than the time limit")
-BATCH_KILLER = _row("batch_killer", "the row alone makes its batch fail, found by bisection")
+_row(failures.NON_FINITE, "the scores hold NaN or infinity")
+_row(failures.OUT_OF_MEMORY, "the row alone does not fit in the memory of its device")
+_row(failures.NO_TOKENS, "the tokenizer gives no token at all for the text, not even a special one")
 
 # Files
 EMPTY_FILE = _file("empty_file", "the file has zero bytes")

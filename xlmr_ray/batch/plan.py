@@ -50,7 +50,9 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
         if job.input.text_pair is not None and section.task == "text-classification":
             options.setdefault("pairs", True)
         prefix = f"{section.name or section.task}_".replace("-", "_") if len(job.tasks) > 1 else ""
-        recipe = TaskRecipe(section.task, prefix, model, weights_digest(resolve(model)), options)
+        folder = resolve(model)
+        tokenizer = XLMRobertaTokenizer.from_pretrained(folder).fingerprint
+        recipe = TaskRecipe(section.task, prefix, model, weights_digest(folder), tokenizer, options)
         bound(recipe)
         recipes.append(recipe)
     return tuple(recipes)
@@ -71,19 +73,17 @@ def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
 
 def identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: Sequence[Input]) -> dict[str, Any]:
     """What decides the answers, and nothing else: not the cluster, the token budget or the size of a shard."""
-    tasks = []
-    for recipe in recipes:
-        folder = resolve(recipe.model)
-        tasks.append(
-            {
-                "task": recipe.task,
-                "prefix": recipe.prefix,
-                "options": dict(recipe.options),
-                "weights": recipe.digest,
-                "tokenizer": XLMRobertaTokenizer.from_pretrained(folder).fingerprint,
-                "settings": settings_digest(folder),
-            }
-        )
+    tasks = [
+        {
+            "task": recipe.task,
+            "prefix": recipe.prefix,
+            "options": dict(recipe.options),
+            "weights": recipe.weights,
+            "tokenizer": recipe.tokenizer,
+            "settings": settings_digest(resolve(recipe.model)),
+        }
+        for recipe in recipes
+    ]
     return {
         "answers": ANSWERS,
         "inputs": [asdict(one) for one in inputs],

@@ -13,14 +13,16 @@ from xlmr_ray.batch.store import Store
 
 @dataclass(frozen=True)
 class TaskRecipe:
-    """One task of the job: what its fields are prefixed with, the checkpoint as the job names it, its digest, the
-    options.
+    """One task of the job: what its fields are prefixed with, the checkpoint as the job names it, the options.
+
+    `weights` and `tokenizer` are digests: every machine must have the same.
     """
 
     task: str
     prefix: str
     model: str
-    digest: str
+    weights: str
+    tokenizer: str
     options: Mapping[str, Any]
 
 

@@ -1,7 +1,8 @@
 """The steps of the pipeline that need the model, each a callable on one shard: read and tokenize, and encode."""
 
-import logging
+import os
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +21,30 @@ from xlmr_ray.tasks.registry import bind_task
 from xlmr_ray.tasks.task import Task
 from xlmr_ray.tokenizer import TokenizerError, XLMRobertaTokenizer
 
-log = logging.getLogger(__name__)
-
 
 def bound(recipe: TaskRecipe) -> Task:
     """The task, its checkpoint fetched to this machine where it is not there yet."""
     return bind_task(recipe.task, resolve(recipe.model), recipe.options)
+
+
+def tried(load: Callable[[], None]) -> Exception | None:
+    """What went wrong in loading. It is raised on the first shard: what a constructor raises, Ray wraps beyond
+    reading.
+    """
+    try:
+        load()
+    except Exception as error:
+        return error
+    return None
+
+
+def check_same(model: str, part: str, got: str, wanted: str) -> None:
+    """Raises JobFailed where this machine's checkpoint is not the run's."""
+    if got != wanted:
+        raise JobFailed(
+            f"{model}: the {part} on this machine are others ({got[:12]}) than the run's ({wanted[:12]}): "
+            "put the same checkpoint on all machines"
+        )
 
 
 class Tokenize:
@@ -35,19 +54,24 @@ class Tokenize:
         self.recipe = recipe
         self.tasks: list[Task] = []
         self.tokenizers: list[XLMRobertaTokenizer] = []
+        self.broken = tried(self.load)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return guarded(self.tokenize, block)
 
     def load(self) -> None:
-        """On the first shard, not when the actor is made: what goes wrong is then told as all failures are."""
+        """Tasks and tokenizers, checked to be the run's."""
+        # An actor is one core's worth; the cores are shared out by Ray, and the encoder wants the others.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         recipe = self.recipe
-        self.tasks = [bound(task) for task in recipe.tasks]
         self.tokenizers = [XLMRobertaTokenizer.from_pretrained(resolve(task.model)) for task in recipe.tasks]
+        for task, tokenizer in zip(recipe.tasks, self.tokenizers, strict=True):
+            check_same(task.model, "tokenizer's pieces", tokenizer.fingerprint, task.tokenizer)
+        self.tasks = [bound(task) for task in recipe.tasks]
 
     def tokenize(self, block: pa.Table) -> pa.Table:
-        if not self.tasks:
-            self.load()
+        if self.broken:
+            raise self.broken
         text, _ = from_block(block)
         shard = shard_from_json(text)
         began = time.time()
@@ -87,22 +111,19 @@ class Encode:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.engines: list[Engine] = []
+        self.broken = tried(self.load)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return guarded(self.encode, block)
 
     def load(self) -> None:
-        """The engines, on the first shard (see `Tokenize.load`)."""
+        """The engines, checked to have the run's weights."""
         recipe = self.recipe
         if recipe.engine.threads:
             torch.set_num_threads(recipe.engine.threads)
         for task in recipe.tasks:
             folder = resolve(task.model)
-            if (digest := weights_digest(folder)) != task.digest:
-                raise JobFailed(
-                    f"{task.model}: the weights on this machine are others ({digest[:12]}) than the run's "
-                    f"({task.digest[:12]}): put the same checkpoint on all machines"
-                )
+            check_same(task.model, "weights", weights_digest(folder), task.weights)
             engine = recipe.engine
             self.engines.append(
                 Engine.load(
@@ -116,8 +137,8 @@ class Encode:
             )
 
     def encode(self, block: pa.Table) -> pa.Table:
-        if not self.engines:
-            self.load()
+        if self.broken:
+            raise self.broken
         text, tables = from_block(block)
         shard = shard_from_json(text)
         rows = tables["rows"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.engine.failures import NO_TOKENS, NON_FINITE, OUT_OF_MEMORY
 from xlmr_ray.engine.order import longest_first, next_batch
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed import PackedBatch, pack
@@ -26,11 +27,6 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # CPU: with budgets from 1,024 to 4,096 tokens a batch's activations stay in the caches; larger ones were slower.
 MAX_TOKENS = {"cpu": 2048, "cuda": 16384}
-
-# Why a sequence has no result.
-NO_TOKENS = "no_tokens"
-OUT_OF_MEMORY = "out_of_memory"
-NON_FINITE = "non_finite"
 
 
 @dataclass

@@ -1,0 +1,5 @@
+"""Why a sequence has no result: the names that end up in error rows."""
+
+NO_TOKENS = "no_tokens"
+OUT_OF_MEMORY = "out_of_memory"
+NON_FINITE = "non_finite"
