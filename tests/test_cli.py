@@ -68,6 +68,16 @@ def test_a_folder_without_weights(call, corpus, tmp_path):
     assert err.count("\n") == 1
 
 
+def test_a_column_that_no_file_has(call, model, corpus, tmp_path):
+    job = ["run", "embedding", "--model", model, "--input", corpus, "--output", tmp_path / "o"]
+    csv = tmp_path / "a.csv"
+    csv.write_text("id,text\n1,one\n")
+    code, _, err = call(*job[:5], csv, *job[6:], "--set", "input.text=body")
+    assert code == 2
+    assert err.startswith(f"xlmr-ray: nothing to read: {csv}: ")
+    assert "'body'" in err
+
+
 def test_an_output_that_cannot_be_written(call, model, corpus, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = call("run", "embedding", "--model", model, "--input", corpus, "--output", tmp_path / "file" / "out")

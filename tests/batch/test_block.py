@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from xlmr_ray.batch.block import FAILURE, from_block, guarded, to_block
-from xlmr_ray.errors import UserError
+from xlmr_ray.batch.block import FAILURE, from_block, guarded, raise_failure, to_block
+from xlmr_ray.errors import JobFailed, UserError
 
 
 def test_tables_of_any_kind_come_back_as_they_were():
@@ -37,10 +37,14 @@ def test_failures_are_carried_as_one_line():
         raise KeyError("a\nb")
 
     said = guarded(refuse, block)
-    assert said[FAILURE].to_pylist() == ["this file, that reason"]
+    with pytest.raises(UserError, match="this file, that reason"):
+        raise_failure(said.to_pylist()[0])
     assert guarded(break_down, said) is said
     defect = guarded(break_down, block)[FAILURE][0].as_py()
     assert defect.startswith("the pipeline failed: KeyError: ")
     assert "test_block.py" in defect
     assert "\n" not in defect
+    with pytest.raises(JobFailed, match="KeyError"):
+        raise_failure(guarded(break_down, block).to_pylist()[0])
+    raise_failure({"rows_ok": 1})
     assert guarded(lambda block: block, block) is block

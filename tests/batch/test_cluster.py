@@ -1,5 +1,7 @@
 """How many actors of which size: never more than the cluster counts, never none."""
 
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,12 +58,10 @@ def test_gpus_that_are_not_there(having):
         sizes(ClusterSection(gpus_per_encoder=1), "auto")
 
 
-def test_a_cluster_that_is_not_there():
-    def refuse(**_):
-        raise ConnectionError("refused")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster.ray, "is_initialized", lambda: False)
-        patch.setattr(cluster.ray, "init", refuse)
-        with pytest.raises(UserError, match=r"cluster\.address 127\.0\.0\.1:1: no Ray cluster there: refused"):
-            cluster.connected("127.0.0.1:1").__enter__()
+def test_a_cluster_that_is_not_there(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: nobody else gets it, and nobody answers
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+        with pytest.raises(UserError, match=f"cluster.address {address}: no Ray cluster there: Connection refused"):
+            cluster.connected(address).__enter__()

@@ -1,12 +1,13 @@
 import os
 from pathlib import Path
 
+import botocore.exceptions
 import pytest
 from moto.server import ThreadedMotoServer
 
 from xlmr_ray.batch.source import Input, InputChanged, check_unchanged, find_inputs
-from xlmr_ray.batch.store import filesystem
-from xlmr_ray.errors import UserError
+from xlmr_ray.batch.store import filesystem, reading
+from xlmr_ray.errors import JobFailed, UserError
 
 
 def touch(root: Path, *names: str) -> None:
@@ -144,3 +145,24 @@ def test_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
             find_inputs("s3://no-such-bucket/in/", options=options)
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Forbidden"),
+        TimeoutError(),
+        botocore.exceptions.EndpointConnectionError(endpoint_url="http://x"),
+    ],
+)
+def test_a_store_that_does_not_answer_is_one_line_and_no_bad_data(error):
+    with (
+        pytest.raises(JobFailed, match=r"^s3://b/k: cannot be read: .+; run the job again to go on$"),
+        reading("s3://b/k"),
+    ):
+        raise error
+
+
+def test_a_defect_is_not_taken_for_the_stores_failure():
+    with pytest.raises(KeyError), reading("s3://b/k"):
+        raise KeyError("ours")

@@ -6,6 +6,7 @@ and must stay whole. Tables in a cell are left alone, and reading them back copi
 
 import traceback
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -45,9 +46,16 @@ def guarded(step: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:
     try:
         return step(block)
     except (UserError, JobFailed) as error:
-        reason = str(error)
+        reason, users = str(error), isinstance(error, UserError)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(str(error).split())
         reason = f"the pipeline failed: {type(error).__name__}: {text} ({where.filename}:{where.lineno})"
-    return pa.table({"shard": block["shard"], FAILURE: pa.array([reason], pa.string())})
+        users = False
+    return pa.table({"shard": block["shard"], FAILURE: pa.array([reason], pa.string()), "users": [users]})
+
+
+def raise_failure(row: Mapping[str, Any]) -> None:
+    """Raises, in the driver, what `guarded` carried in this row: UserError or JobFailed, as it was."""
+    if FAILURE in row:
+        raise (UserError if row["users"] else JobFailed)(row[FAILURE])

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ from xlmr_ray.errors import UserError
 # Tokenizing takes a small part of a core for each CPU encoder, and several cores for each GPU.
 TOKENIZER_CPUS = 0.25
 WRITER_CPUS = 0.25
+ADDRESS = re.compile(r"([^:/]+):(\d+)")
 TOKENIZERS_PER_GPU = 8
 # More threads than this gain less than a second encoder on the CPU does.
 THREADS = 4
@@ -46,6 +49,12 @@ def connected(address: str) -> Iterator[None]:
         yield  # the caller's own, which stays
         return
     wanted = os.environ.get("RAY_ADDRESS") if address == "auto" else address
+    if wanted and (parts := ADDRESS.fullmatch(wanted)):
+        # Ray itself would try for minutes.
+        try:
+            socket.create_connection((parts[1], int(parts[2])), timeout=10).close()
+        except OSError as error:
+            raise UserError(f"cluster.address {wanted}: no Ray cluster there: {error.strerror or error}") from None
     try:
         with quiet_core():
             if wanted and wanted != "local":

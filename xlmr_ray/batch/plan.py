@@ -121,6 +121,9 @@ def make_plan(
             dead.append(piece)
         else:
             shards.append(piece)
+    if dead and not shards:
+        more = f" (and {len(dead) - 1} files more)" if len(dead) > 1 else ""
+        raise UserError(f"nothing to read: {dead[0].message}{more}")
     lines: list[dict[str, Any]] = [asdict(shard) for shard in shards]
     if dead:
         lines.append({"id": FILES, "dead": [asdict(letter) for letter in dead]})

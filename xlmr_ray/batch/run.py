@@ -9,7 +9,7 @@ import ray
 import ray.data
 from rich.console import Console
 
-from xlmr_ray.batch.block import FAILURE, to_block
+from xlmr_ray.batch.block import raise_failure, to_block
 from xlmr_ray.batch.cluster import WRITER_CPUS, Sizes, connected, sizes
 from xlmr_ray.batch.commit import ERROR_SCHEMA, commit_shard, committed, new_attempt
 from xlmr_ray.batch.finish import Manifest, finish, publish, read_manifest
@@ -20,7 +20,7 @@ from xlmr_ray.batch.recipe import EngineRecipe, Recipe, shard_to_json
 from xlmr_ray.batch.shards import Shard
 from xlmr_ray.batch.source import find_inputs
 from xlmr_ray.batch.stages import Encode, Tokenize
-from xlmr_ray.batch.store import NoConditionalWrites, Store, open_store
+from xlmr_ray.batch.store import NoConditionalWrites, Store, clean_url, open_store, reading
 from xlmr_ray.batch.write import write
 from xlmr_ray.errors import JobFailed
 
@@ -61,8 +61,9 @@ def prepare(job: Job, store: Store) -> Prepared:
     """
     recipes = task_recipes(job)
     columns = columns_of(job, recipes)
-    found = find_inputs(job.input.path, format=job.input.format)
-    plan = make_plan(store, job, recipes, columns, found.inputs, shard_rows=shard_rows(job))
+    with reading(", ".join(map(clean_url, job.input.path))):
+        found = find_inputs(job.input.path, format=job.input.format)
+        plan = make_plan(store, job, recipes, columns, found.inputs, shard_rows=shard_rows(job))
     engine = EngineRecipe(job.engine.dtype, job.engine.attn_implementation, job.engine.max_tokens, job.engine.device, 0)
     recipe = Recipe(plan.run_id, store, columns, recipes, engine, job.errors.empty == "score")
     return Prepared(plan, recipe, len(found.inputs), tuple(found.ignored))
@@ -113,8 +114,7 @@ def score(
         display.note(f"starting {size.tokenizers} tokenizer and {size.encoders} encoder actors")
         try:
             for row in stream(todo, recipe, size).iter_rows():
-                if FAILURE in row:
-                    raise JobFailed(row[FAILURE])
+                raise_failure(row)
                 figures.add(row["rows_ok"], row["rows_error"], row["tokens"], row["padded"])
                 display.update()
                 check_errors(job, store, plan, figures)

@@ -13,6 +13,7 @@ from xlmr_ray.batch.block import from_block, guarded, to_block
 from xlmr_ray.batch.readers import read_shard
 from xlmr_ray.batch.recipe import Recipe, TaskRecipe, shard_from_json
 from xlmr_ray.batch.rows import error_table, fail, fail_empty, good_rows, output_table
+from xlmr_ray.batch.store import reading
 from xlmr_ray.checkpoint.digest import weights_digest
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.engine.engine import Engine, Results
@@ -75,11 +76,8 @@ class Tokenize:
         text, _ = from_block(block)
         shard = shard_from_json(text)
         began = time.time()
-        try:
+        with reading(shard.input.key):
             rows = read_shard(shard, self.recipe.columns)
-        except OSError as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise JobFailed(f"{shard.input.key}: cannot be read: {reason}; run the job again to go on") from None
         if not self.recipe.score_empty:
             rows = fail_empty(rows, list(self.recipe.columns.text))
         tables: list[pa.Table] = []

@@ -136,6 +136,21 @@ def filesystem(url: str, *, options: Mapping[str, object] | None = None) -> tupl
         raise UserError(f"{clean_url(url)}: no file system for {scheme}:// ({error})") from None
 
 
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Tells a failure of an input's store, after its own retries, as one line: JobFailed. It is never taken for bad
+    data.
+    """
+    try:
+        yield
+    except Exception as error:
+        # botocore's own exceptions share no base with OSError, and importing botocore takes longer than most calls.
+        if not isinstance(error, OSError) and not type(error).__module__.startswith(("botocore", "aiobotocore")):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise JobFailed(f"{what}: cannot be read: {reason}; run the job again to go on") from None
+
+
 def etag_of(info: Mapping[str, Any]) -> str:
     """A string that changes when the object does, from a file system's `info`: the store's ETag, else size and times.
 
