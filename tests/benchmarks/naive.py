@@ -32,7 +32,8 @@ def timed(*command: str) -> float:
 
 def vectors(folder: Path) -> dict[str, np.ndarray]:
     table = pq.read_table(folder)
-    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    column = table["embedding"].combine_chunks()
+    flat = getattr(column, "storage", column).flatten().to_numpy(zero_copy_only=False)  # Ray writes a type of its own
     return dict(zip(table["id"].to_pylist(), flat.reshape(table.num_rows, -1), strict=True))
 
 
