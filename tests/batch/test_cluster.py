@@ -20,11 +20,13 @@ def having(monkeypatch):
     return have
 
 
-@given(cpus=st.integers(1, 300), gpus=st.integers(0, 64))
-def test_what_is_counted_is_there(cpus, gpus):
+@given(st.integers(1, 300), st.integers(0, 64), st.floats(0, 1e12), st.integers(0, 10**10))
+def test_what_is_counted_is_there(cpus, gpus, memory, weights):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus)})
-        size = sizes(ClusterSection(), "auto")
+        patch.setattr(
+            cluster.ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus), "memory": memory}
+        )
+        size = sizes(ClusterSection(), "auto", weights)
     assert size.encoders >= 1
     assert size.tokenizers >= 1
     assert size.encoders * size.encoder_gpus <= gpus
@@ -32,30 +34,35 @@ def test_what_is_counted_is_there(cpus, gpus):
         wanted = size.encoders * size.encoder_cpus + size.tokenizers * size.tokenizer_cpus + WRITER_CPUS
         assert wanted <= cpus + 1e-9
         assert size.encoders * size.threads <= max(cpus, size.encoders)
+        assert size.encoders == 1 or size.encoders * weights <= memory / 2
 
 
-def test_two_cores_are_one_encoder_with_both(having):
-    having(CPU=2)
-    assert (sizes(ClusterSection(), "auto").encoders, sizes(ClusterSection(), "auto").threads) == (1, 2)
+def test_an_encoder_a_core_as_far_as_memory_goes(having):
+    having(CPU=2, memory=16e9)
+    size = sizes(ClusterSection(), "auto", 500_000_000)
+    assert (size.encoders, size.threads) == (2, 1)
+    having(CPU=64, memory=64e9)
+    size = sizes(ClusterSection(), "auto", 2_240_000_000)
+    assert (size.encoders, size.threads) == (9, 7)
 
 
 def test_an_encoder_for_each_gpu_and_tokenizers_to_feed_it(having):
     having(CPU=96, GPU=8)
-    size = sizes(ClusterSection(), "auto")
+    size = sizes(ClusterSection(), "auto", 0)
     assert (size.encoders, size.encoder_gpus, size.tokenizers) == (8, 1.0, 64)
-    assert sizes(ClusterSection(), "cpu").encoder_gpus == 0
+    assert sizes(ClusterSection(), "cpu", 0).encoder_gpus == 0
 
 
 def test_the_job_file_goes_before(having):
     having(CPU=16, GPU=2)
-    size = sizes(ClusterSection(encoders=4, tokenizers=3, gpus_per_encoder=0.5), "auto")
+    size = sizes(ClusterSection(encoders=4, tokenizers=3, gpus_per_encoder=0.5), "auto", 0)
     assert (size.encoders, size.tokenizers, size.encoder_gpus) == (4, 3, 0.5)
 
 
 def test_gpus_that_are_not_there(having):
     having(CPU=4)
     with pytest.raises(UserError, match=r"0 GPUs, the job wants 1 an encoder; use engine\.device: cpu"):
-        sizes(ClusterSection(gpus_per_encoder=1), "auto")
+        sizes(ClusterSection(gpus_per_encoder=1), "auto", 0)
 
 
 def test_a_cluster_that_is_not_there(monkeypatch):

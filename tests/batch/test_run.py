@@ -334,11 +334,12 @@ def test_sigkill_of_the_driver_and_a_second_launch(ray_session, model, corpus, t
     assert verify(open_store(str(out))).ok
 
 
-def test_ctrl_c_says_how_to_go_on(model, corpus, tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_being_stopped_says_how_to_go_on(model, corpus, tmp_path, stop):
     out = tmp_path / "out"
     process = launch(model, corpus, out)
     wait_for_commits(out, 1, process)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, stop)
     _, errors = process.communicate(timeout=60)
     last = errors.strip().splitlines()[-1]
     if process.returncode != 0:  # it may have been through already

@@ -24,8 +24,8 @@ TOKENIZER_CPUS = 0.25
 WRITER_CPUS = 0.25
 ADDRESS = re.compile(r"([^:/]+):(\d+)")
 TOKENIZERS_PER_GPU = 8
-# More threads than this gain less than a second encoder on the CPU does.
-THREADS = 4
+# What an encoder's process needs beside its weights.
+PROCESS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,11 @@ def quiet_ray_data() -> None:
             handler.setLevel(logging.CRITICAL + 1)
 
 
-def sizes(cluster: ClusterSection, device: str) -> Sizes:
-    """What the connected cluster carries. Raises UserError where it lacks what the job asks for."""
+def sizes(cluster: ClusterSection, device: str, weights: int) -> Sizes:
+    """What the connected cluster carries, for `weights` of so many bytes in a process's memory.
+
+    Raises UserError where it lacks what the job asks for.
+    """
     there = ray.cluster_resources()
     cpus, gpus = int(there.get("CPU", 1)), float(there.get("GPU", 0))
     share = cluster.gpus_per_encoder if cluster.gpus_per_encoder != "auto" else 1.0 if gpus and device != "cpu" else 0.0
@@ -106,7 +109,11 @@ def sizes(cluster: ClusterSection, device: str) -> Sizes:
         room = max(1, cpus - encoders - 1)
         tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else min(room, TOKENIZERS_PER_GPU * encoders)
         return Sizes(encoders, 0.5, share, tokenizers, min(1.0, room / tokenizers), 0)
-    encoders = cluster.encoders if cluster.encoders != "auto" else max(1, cpus // THREADS)
+    # An encoder a core, as far as half the memory goes: on two cores, two encoders of one thread each did 1.25 times
+    # what
+    # one of two threads does, and other work on a core then delays one of them alone.
+    copies = int(there.get("memory", 0) / 2 / (weights + PROCESS_BYTES))
+    encoders = cluster.encoders if cluster.encoders != "auto" else max(1, min(cpus, copies))
     tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else max(1, cpus // 8)
     tokenizer_cpus = min(TOKENIZER_CPUS, cpus / (4 * tokenizers))
     rest = cpus - tokenizers * tokenizer_cpus - WRITER_CPUS

@@ -22,10 +22,13 @@ from xlmr_ray.batch.source import find_inputs
 from xlmr_ray.batch.stages import Encode, Tokenize
 from xlmr_ray.batch.store import NoConditionalWrites, Store, clean_url, open_store, reading
 from xlmr_ray.batch.write import write
+from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.checkpoint.folder import model_folder
+from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.errors import JobFailed
 
 # Rows of a shard where the job does not say: seconds of work each, so that a crash costs little and progress shows.
-SHARD_ROWS_CPU = 256
+SHARD_ROWS_CPU = 32
 SHARD_ROWS_GPU = 8192
 
 
@@ -86,7 +89,7 @@ def run_job(job: Job, *, console: Console | None = None, quiet: bool = False, at
             say(console, describe(prepared, done))
         try:
             score(job, store, prepared, done, figures, console, quiet=quiet)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the latter
             raise Interrupted(
                 f"stopped: {figures.shards_before + figures.shards} of {figures.total_shards} shards of run "
                 f"{plan.run_id} are committed; the same command goes on from there"
@@ -109,7 +112,8 @@ def score(
     if not todo:
         return
     with connected(job.cluster.address), Display(figures, console, quiet=quiet) as display:
-        size = sizes(job.cluster, job.engine.device)
+        weights = sum(4 * stored_values(model_folder(resolve(task.model))) for task in prepared.recipe.tasks)
+        size = sizes(job.cluster, job.engine.device, weights)
         recipe = replace(prepared.recipe, engine=replace(prepared.recipe.engine, threads=size.threads))
         display.note(f"starting {size.tokenizers} tokenizer and {size.encoders} encoder actors")
         try:

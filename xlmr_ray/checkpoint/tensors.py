@@ -154,3 +154,8 @@ def _describe(file: Path, handle: Any) -> Iterator[tuple[str, tuple[int, ...], t
         if view.get_dtype() not in DTYPES:
             raise UserError(f"{file}: {name}: dtype {view.get_dtype()} is not one this program reads")
         yield name, tuple(view.get_shape()), DTYPES[view.get_dtype()]
+
+
+def stored_values(folder: Path) -> int:
+    """How many numbers a folder's weights hold; four bytes each in fp32. Reads no tensor."""
+    return sum(math.prod(stored.shape) for stored in open_tensors(folder).stored.values())
