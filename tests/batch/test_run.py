@@ -62,9 +62,9 @@ def corpus(tmp_path):
     return folder
 
 
-def job(model, source, out, *, rows=7, **more):
+def job(checkpoint, source, out, *, rows=7, **more):
     content = {
-        "model": str(model),
+        "model": str(checkpoint),
         "input": {"path": str(source), "id": "id", "keep": ["lang", "text"]},
         "tasks": [{"task": "text-classification"}],
         "output": {"path": str(out)},
