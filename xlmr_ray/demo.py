@@ -45,14 +45,14 @@ def run_demo(output: str) -> None:
 def print_examples(rows: pa.Table, console: Console) -> None:
     """The first article in some languages, and what the checkpoint says of it."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("text", no_wrap=True)
+    table.add_column("text", no_wrap=True, overflow="ellipsis", max_width=44)
     for name in ("language", "label", "score"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True, min_width=len(name))
     first = rows.filter(pc.equal(rows["article"], 1))
     for lang in EXAMPLES:
         for row in first.filter(pc.equal(first["lang"], lang)).slice(0, 1).to_pylist():
             text = " ".join(row["text"].split())
-            table.add_row(text[:44] + "…", row["lang"], row["label"], f"{row['score']:.3f}")
+            table.add_row(text[:80], row["lang"], row["label"], f"{row['score']:.3f}")
     console.print(table, highlight=False, markup=False)
 
 
