@@ -35,9 +35,10 @@ def documents(lengths, seed=0):
     return pa.array([generator.integers(3, 300, n).tolist() for n in lengths], pa.list_(pa.int32()))
 
 
-def test_results_are_transformers_in_input_order(engine, small):
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_results_are_transformers_in_input_order(engine, small, implementation):
     docs = documents([5, 128, 1, 40, 2, 64, 17, 5])
-    got = engine.run(docs)
+    got = Engine.load(small, engine.tasks, device="cpu", attn_implementation=implementation).run(docs)
     theirs = transformers.XLMRobertaForSequenceClassification.from_pretrained(small).eval()
     assert got.failed == {}
     for place, doc in enumerate(docs.to_pylist()):

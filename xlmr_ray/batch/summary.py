@@ -8,7 +8,7 @@ from rich.table import Table
 
 from xlmr_ray.batch.progress import say
 from xlmr_ray.batch.run import Outcome
-from xlmr_ray.batch.store import Store
+from xlmr_ray.batch.store import FsspecStore, Store
 from xlmr_ray.batch.verify import Report, status
 
 
@@ -26,6 +26,8 @@ def print_summary(outcome: Outcome, console: Console) -> None:
     say(console, f"rows    {store.url(f'data/{manifest.run_id}/')}")
     if manifest.rows_error:
         say(console, f"errors  {store.url(f'errors/{manifest.run_id}/')}")
+    if isinstance(store, FsspecStore):
+        say(console, "at least once: this store cannot refuse a second writer, so rows may be there twice")
     if not outcome.published:
         say(console, "not published: a run that was launched later is")
 
