@@ -6,7 +6,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlmr_ray.engine.order import batches
+from xlmr_ray.engine.order import longest_first, next_batch
+
+
+def batches(lengths, budget):
+    """All sequences, as the engine takes them."""
+    order = longest_first(lengths)
+    while len(order):
+        batch = next_batch(lengths, order, budget)
+        yield batch
+        order = order[len(batch) :]
 
 
 @given(st.lists(st.integers(1, 600), max_size=200), st.integers(1, 2000))

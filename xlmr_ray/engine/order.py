@@ -1,7 +1,5 @@
 """Which sequences go into a batch together: sorted by length, cut to a token budget."""
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,12 +17,3 @@ def next_batch(lengths: NDArray[np.int64], order: NDArray[np.int64], max_tokens:
     # No sequence is shorter than one token, so no more than max_tokens of them fit.
     ends = np.cumsum(lengths[order[: max(max_tokens, 1)]])
     return order[: max(1, int(np.searchsorted(ends, max_tokens, side="right")))]
-
-
-def batches(lengths: NDArray[np.int64], max_tokens: int) -> Iterator[NDArray[np.int64]]:
-    """All sequences, in batches of at most `max_tokens`."""
-    order = longest_first(lengths)
-    while len(order):
-        batch = next_batch(lengths, order, max_tokens)
-        yield batch
-        order = order[len(batch) :]
