@@ -31,7 +31,8 @@ def test_what_is_counted_is_there(cpus, gpus, memory, weights):
     assert size.tokenizers >= 1
     assert size.encoders * size.encoder_gpus <= gpus
     if not gpus:
-        wanted = size.encoders * size.encoder_cpus + size.tokenizers * size.tokenizer_cpus + WRITER_CPUS
+        wanted = size.encoders * size.encoder_cpus + size.tokenizers * size.tokenizer_cpus
+        wanted += size.writers * WRITER_CPUS
         assert wanted <= cpus + 1e-9
         assert size.encoders * size.threads <= max(cpus, size.encoders)
         assert size.encoders == 1 or size.encoders * weights <= memory / 2

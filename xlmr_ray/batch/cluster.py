@@ -37,6 +37,7 @@ class Sizes:
     encoder_gpus: float
     tokenizers: int
     tokenizer_cpus: float
+    writers: int
     threads: int
 
 
@@ -108,15 +109,15 @@ def sizes(cluster: ClusterSection, device: str, weights: int) -> Sizes:
         encoders = cluster.encoders if cluster.encoders != "auto" else max(1, int(gpus / share))
         room = max(1, cpus - encoders - 1)
         tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else min(room, TOKENIZERS_PER_GPU * encoders)
-        return Sizes(encoders, 0.5, share, tokenizers, min(1.0, room / tokenizers), 0)
+        return Sizes(encoders, 0.5, share, tokenizers, min(1.0, room / tokenizers), encoders, 0)
     # An encoder a core, as far as half the memory goes: on two cores, two encoders of one thread each did 1.25 times
-    # what
-    # one of two threads does, and other work on a core then delays one of them alone.
+    # what one of two threads does, and other work on a core then delays one of them alone.
     copies = int(there.get("memory", 0) / 2 / (weights + PROCESS_BYTES))
     encoders = cluster.encoders if cluster.encoders != "auto" else max(1, min(cpus, copies))
     tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else max(1, cpus // 8)
     tokenizer_cpus = min(TOKENIZER_CPUS, cpus / (4 * tokenizers))
-    rest = cpus - tokenizers * tokenizer_cpus - WRITER_CPUS
+    writers = max(1, cpus // 8)
+    rest = cpus - tokenizers * tokenizer_cpus - writers * WRITER_CPUS
     # In hundredths, rounded down: more than there is would wait for ever.
     encoder_cpus = max(0.01, int(100 * rest / encoders) / 100)
-    return Sizes(encoders, encoder_cpus, 0.0, tokenizers, tokenizer_cpus, max(1, cpus // encoders))
+    return Sizes(encoders, encoder_cpus, 0.0, tokenizers, tokenizer_cpus, writers, max(1, cpus // encoders))

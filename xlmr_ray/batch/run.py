@@ -21,7 +21,7 @@ from xlmr_ray.batch.shards import Shard
 from xlmr_ray.batch.source import find_inputs
 from xlmr_ray.batch.stages import Encode, Tokenize
 from xlmr_ray.batch.store import NoConditionalWrites, Store, clean_url, open_store, reading
-from xlmr_ray.batch.write import write
+from xlmr_ray.batch.write import Write
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
@@ -236,7 +236,14 @@ def stream(todo: Sequence[Shard], recipe: Recipe, size: Sizes) -> ray.data.Datas
             num_cpus=size.encoder_cpus,
             num_gpus=size.encoder_gpus,
         )
-        .map_batches(write, fn_args=(recipe,), batch_size=None, batch_format="pyarrow", num_cpus=WRITER_CPUS)
+        .map_batches(
+            Write,
+            fn_constructor_args=(recipe,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=size.writers),
+            num_cpus=WRITER_CPUS,
+        )
     )
 
 
