@@ -92,10 +92,10 @@ def test_out_of_memory_halves_the_budget_and_goes_on(small, error, monkeypatch):
     wanted = engine.run(docs).raw[0]
     real = Engine.forward
 
-    def starved(self, batch):
+    def starved(self, batch, places):
         if batch.tokens > 300:
             raise error
-        return real(self, batch)
+        return real(self, batch, places)
 
     monkeypatch.setattr(Engine, "forward", starved)
     got = engine.run(docs)
@@ -113,10 +113,10 @@ def test_a_document_that_does_not_fit_alone_is_named_and_the_rest_scored(small, 
     wanted = engine.run(docs).raw[0]
     real = Engine.forward
 
-    def starved(self, batch):
+    def starved(self, batch, places):
         if max(batch.lengths) > 110:
             raise torch.OutOfMemoryError("no memory")
-        return real(self, batch)
+        return real(self, batch, places)
 
     monkeypatch.setattr(Engine, "forward", starved)
     got = engine.run(docs)
@@ -127,7 +127,7 @@ def test_a_document_that_does_not_fit_alone_is_named_and_the_rest_scored(small, 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(small, monkeypatch):
     engine = Engine.load(small, [bind_task("embedding", small, {})], device="cpu")
-    monkeypatch.setattr(Engine, "forward", lambda self, batch: (_ for _ in ()).throw(RuntimeError("a defect")))
+    monkeypatch.setattr(Engine, "forward", lambda self, batch, places: (_ for _ in ()).throw(RuntimeError("a defect")))
     with pytest.raises(RuntimeError, match="a defect"):
         engine.run(documents([5]))
 

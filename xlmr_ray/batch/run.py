@@ -28,7 +28,7 @@ from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.errors import JobFailed
 
 # Rows of a shard where the job does not say: seconds of work each, so that a crash costs little and progress shows.
-SHARD_ROWS_CPU = 32
+SHARD_ROWS_CPU = 16
 SHARD_ROWS_GPU = 8192
 
 

@@ -17,7 +17,10 @@ from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.failures import NO_TOKENS, NON_FINITE, OUT_OF_MEMORY
 from xlmr_ray.engine.order import longest_first, next_batch
+from xlmr_ray.engine.units import Units
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.encoder import Trace
+from xlmr_ray.model.heads import LMHead
 from xlmr_ray.model.packed import PackedBatch, pack
 from xlmr_ray.modeling import XLMRobertaModel
 from xlmr_ray.tasks.task import Task
@@ -31,7 +34,8 @@ MAX_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 @dataclass
 class Results:
-    """What a call of `Engine.run` gives: for each task, results `(N, ...)` in the order of the sequences.
+    """What a call of `Engine.run` gives: for each task, results `(R, ...)`, a row a unit of the task, in the order of
+    the sequences.
 
     `failed` are the sequences without results (their rows are NaN): number -> (code, message).
     """
@@ -68,8 +72,9 @@ class Engine:
 
     def __post_init__(self) -> None:
         # A first pass of one token warms up, and tells the shapes of results where there are no sequences at all.
-        one = pack(np.zeros(1, np.int32), np.array([0, 1]), np.array([0]), self.model.config.pad_token_id)
-        self.shapes = [tuple(output.shape[1:]) for output in self.forward(one)]
+        zero = np.zeros(1, np.int32)
+        one = pack(zero, np.array([0, 1]), np.array([0]), self.model.config.pad_token_id, targets=zero)
+        self.shapes = [tuple(output.shape[1:]) for output in self.forward(one, range(len(self.tasks)))]
         self.stats = Stats()
 
     @classmethod
@@ -82,8 +87,10 @@ class Engine:
         device: str = "auto",
         attn_implementation: str = "auto",
         max_tokens: int | str = "auto",
+        head_folders: Sequence[Path] | None = None,
     ) -> "Engine":
-        """Loads the encoder and the heads of the tasks from a checkpoint's folder.
+        """Loads the encoder from a checkpoint's folder, and the heads of the tasks from it or from `head_folders`, one
+        a task: checkpoints that share the encoder's weights, which is the caller's to know.
 
         `dtype="auto"` is the checkpoint's own on a GPU and float32 on a CPU; `device="auto"` is a GPU where there is
         one. Raises UserError for an argument or a checkpoint that does not fit.
@@ -105,47 +112,73 @@ class Engine:
             whole = nn.Module()
             whole.roberta = XLMRobertaModel(config, add_pooling_layer=False)
         heads = [task.head() for task in tasks]
-        for head in heads:
-            if any(p.is_meta for p in head.parameters()):
-                for name, child in head.named_children():
-                    whole.add_module(name, child)
+        apart: list[tuple[nn.Module, Path]] = []
+        for head, place in zip(heads, head_folders or [folder] * len(heads), strict=True):
+            names = dict(head.named_children())
+            if not any(p.is_meta for p in head.parameters()):
+                continue
+            if place != folder or any(hasattr(whole, name) for name in names):
+                apart.append((head, place))
+                continue
+            for name, child in names.items():
+                whole.add_module(name, child)
+                tie(child, whole.roberta)
         report = load_tensors(whole, folder, dtype=wanted, device=where)
         model = whole.get_submodule("roberta")
         assert isinstance(model, XLMRobertaModel)
+        for head, place in apart:
+            load_tensors(head, place, dtype=report.dtype, device=where)
+            for child in head.children():
+                tie(child, model)
         model.encoder.fuse()
         model.eval()
         for head in heads:
             head.eval().requires_grad_(False).to(where)
         return cls(model, tasks, heads, where, max_tokens, report)
 
-    def run(self, input_ids: pa.ListArray | pa.ChunkedArray) -> Results:
-        """Sequences of ids, `list<int32>`, through the encoder and every head.
+    def run(
+        self,
+        input_ids: pa.ListArray | pa.ChunkedArray,
+        targets: pa.ListArray | pa.ChunkedArray | None = None,
+        *,
+        tasks: Sequence[int] | None = None,
+    ) -> Results:
+        """Sequences of ids, `list<int32>`, through the encoder and the heads of the `tasks` (by place; None: all).
 
-        When memory runs out the token budget is halved, for good, and the rest goes on; a sequence that does not fit
-        alone is in `failed`, as is one with a result that is not a number.
+        `targets` are lists of the same lengths, -100 where a token has none. When memory runs out the token budget is
+        halved, for good, and the rest goes on; a sequence that does not fit alone is in `failed`, as is one with a
+        result that is not a number.
         """
-        if isinstance(input_ids, pa.ChunkedArray):
-            input_ids = input_ids.combine_chunks()
-        ids = input_ids.flatten().to_numpy()
-        row_splits = input_ids.offsets.to_numpy().astype(np.int64)
-        row_splits -= row_splits[0]
+        places = range(len(self.tasks)) if tasks is None else tasks
+        ids, row_splits = ragged(input_ids)
         lengths = np.diff(row_splits)
+        wanted: NDArray[np.int32] | None = None
+        if targets is not None:
+            wanted, target_splits = ragged(targets)
+            if not np.array_equal(target_splits, row_splits):
+                raise ValueError("targets: lists of the lengths of input_ids are wanted")
         too_long = int(lengths.max(initial=0))
         if too_long > self.model.config.max_length:
             raise UserError(
                 f"a sequence of {too_long} tokens, the model has positions for {self.model.config.max_length}"
             )
         start = time.perf_counter()
-        raw = [np.full((len(lengths), *shape), np.nan, np.float32) for shape in self.shapes]
+        units = [Units.of(self.tasks[place].unit, row_splits, wanted) for place in places]
+        raw = [
+            np.full((unit.total, *self.shapes[place]), np.nan, np.float32)
+            for place, unit in zip(places, units, strict=True)
+        ]
         failed: dict[int, tuple[str, str]] = dict.fromkeys(
             np.flatnonzero(lengths == 0).tolist(), (NO_TOKENS, "the text has no tokens")
         )
+        config = self.model.config
         done: list[tuple[NDArray[np.int64], list[Tensor]]] = []
         order = longest_first(lengths)[: len(lengths) - len(failed)]
         while len(order):
             chosen = next_batch(lengths, order, self.max_tokens)
             try:
-                done.append((chosen, self.forward(pack(ids, row_splits, chosen, self.model.config.pad_token_id))))
+                batch = pack(ids, row_splits, chosen, config.pad_token_id, targets=wanted, causal=config.is_decoder)
+                done.append((chosen, self.forward(batch, places)))
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -158,24 +191,32 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # the results' copies, once for all batches
         for chosen, outputs in done:
-            for i, output in enumerate(outputs):
+            for results, unit, output in zip(raw, units, outputs, strict=True):
                 values = output.numpy()
-                raw[i][chosen] = values
-                for bad in chosen[~np.isfinite(values.reshape(len(values), -1)).all(axis=1)].tolist():
+                rows, owners = unit.rows(chosen)
+                results[rows] = values
+                finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+                for bad in np.unique(owners[~finite]).tolist():
                     failed[bad] = (NON_FINITE, "the model's result holds NaN or infinity")
         self.stats.seconds += time.perf_counter() - start
         return Results(raw, failed)
 
     @torch.inference_mode()
-    def forward(self, batch: PackedBatch) -> list[Tensor]:
-        """Each task's results `(N, ...)` for a batch, fp32 in the CPU's memory (on a GPU: once it is synchronized)."""
+    def forward(self, batch: PackedBatch, places: Sequence[int]) -> list[Tensor]:
+        """The results `(R, ...)` of the tasks at `places` for a batch, fp32 in the CPU's memory (on a GPU: once it is
+        synchronized).
+        """
         on_gpu = self.device.type == "cuda"
         there = batch.pin_memory().to(self.device) if on_gpu else batch
-        hidden = self.model.encoder(self.model.embeddings(there.input_ids, there.position_ids), there.layout)
-        outputs = [
-            task.forward(head, hidden, there).float().to("cpu", non_blocking=True)
-            for task, head in zip(self.tasks, self.heads, strict=True)
-        ]
+        trace = Trace(hidden_states=[] if any(self.tasks[place].layers for place in places) else None)
+        last = self.model.encoder(self.model.embeddings(there.input_ids, there.position_ids), there.layout, trace)
+        outputs = []
+        for place in places:
+            task = self.tasks[place]
+            hidden = last
+            if task.layers and trace.hidden_states is not None:
+                hidden = torch.stack([trace.hidden_states[layer] for layer in task.layers])
+            outputs.append(task.forward(self.heads[place], hidden, there).float().to("cpu", non_blocking=True))
         self.stats.batches += 1
         self.stats.sequences += batch.sequences
         self.stats.tokens += batch.tokens
@@ -188,6 +229,20 @@ class Engine:
         log.warning("out of memory with %d tokens in a batch: going on with at most %d", tokens, self.max_tokens)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def tie(module: nn.Module, base: XLMRobertaModel) -> None:
+    """Makes the word embeddings the last product of a language modelling head, where the configuration ties them."""
+    if isinstance(module, LMHead) and base.config.tie_word_embeddings:
+        module.decoder.weight = base.embeddings.word_embeddings.weight
+
+
+def ragged(lists: pa.ListArray | pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The flat values `(T)` and the row splits `(N + 1)` of lists of int32."""
+    if isinstance(lists, pa.ChunkedArray):
+        lists = lists.combine_chunks()
+    splits = lists.offsets.to_numpy().astype(np.int64)
+    return lists.flatten().to_numpy(), splits - splits[0]
 
 
 def out_of_memory(error: RuntimeError) -> bool:

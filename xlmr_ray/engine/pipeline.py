@@ -9,6 +9,7 @@ import pyarrow as pa
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.errors import UserError
+from xlmr_ray.tasks.encoded import documents, targets_of
 from xlmr_ray.tasks.registry import bind_task
 from xlmr_ray.tasks.task import Task
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
@@ -29,9 +30,9 @@ class Pipeline:
     def table(self, inputs: Text | Sequence[Text]) -> pa.Table:
         """The answers as the output table of a batch job has them."""
         encoded = self.task.prepare(columns(inputs, self.task.roles), self.tokenizer)
-        results = self.engine.run(encoded["input_ids"])
-        for place, (code, message) in sorted(results.failed.items()):
-            raise UserError(f"text {place}: {code}: {message}")
+        results = self.engine.run(encoded["input_ids"], targets_of(encoded))
+        for sequence, (code, message) in sorted(results.failed.items()):
+            raise UserError(f"text {documents(encoded)[sequence]}: {code}: {message}")
         return self.task.postprocess(results.raw[0], encoded)
 
 

@@ -13,16 +13,17 @@ class Packed:
     """N sequences one after another in T tokens; token tensors are `(T, ...)`.
 
     `lengths` are known on the CPU, so that nothing has to be read back from a GPU; `cu_seqlens` is `int32 (N + 1)` on
-    the tokens' device.
+    the tokens' device. `causal`: a token looks at itself and those before it alone.
     """
 
     cu_seqlens: Tensor
     lengths: tuple[int, ...]
+    causal: bool = False
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Packed":
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu", *, causal: bool = False) -> "Packed":
         ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        return cls(ends.to(device, non_blocking=True), tuple(lengths))
+        return cls(ends.to(device, non_blocking=True), tuple(lengths), causal)
 
     @property
     def max_seqlen(self) -> int:

@@ -94,6 +94,14 @@ class Embedding:
         return ("text",)
 
     @property
+    def unit(self) -> str:
+        return "sequence"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return ()
+
+    @property
     def schema(self) -> pa.Schema:
         number = pa.float32() if self.precision == "float32" else pa.float16()
         return pa.schema(

@@ -1,4 +1,4 @@
-"""The step that most tasks share: one sequence a document, cut at the model's length and flagged."""
+"""Encoded tables, and the step that most tasks share: a sequence a document, cut at the model's length and flagged."""
 
 import numpy as np
 import pyarrow as pa
@@ -45,3 +45,16 @@ def lengths(encoded: pa.Table) -> NDArray[np.int32]:
     """Tokens of each sequence of an encoded table."""
     counts: NDArray[np.int32] = pa.compute.list_value_length(encoded["input_ids"]).to_numpy()
     return counts
+
+
+def targets_of(encoded: pa.Table) -> pa.ChunkedArray | None:
+    """The targets of an encoded table, None where its task has none."""
+    return encoded["targets"] if "targets" in encoded.column_names else None
+
+
+def documents(encoded: pa.Table) -> NDArray[np.int64]:
+    """The document of each sequence of an encoded table, ascending."""
+    if "document" not in encoded.column_names:
+        return np.arange(encoded.num_rows)
+    of_sequence: NDArray[np.int64] = encoded["document"].to_numpy().astype(np.int64)
+    return of_sequence

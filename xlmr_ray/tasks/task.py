@@ -20,8 +20,9 @@ from xlmr_ray.tokenizer import XLMRobertaTokenizer
 class Task(Protocol):
     """A task bound to a checkpoint. `prepare` and `postprocess` run on a CPU, `forward` where the model is.
 
-    An *encoded* table has a row a sequence: `input_ids: list<int32>`, and what `postprocess` needs to find its way
-    back.
+    An *encoded* table has a row a sequence: `input_ids: list<int32>`; `targets: list<int32>` of the same lengths, -100
+    where a token has none, if the task reads any; `document: int32`, the row of `prepare`'s columns that the sequence
+    is of, ascending, if documents may have several; and what `postprocess` needs to find its way back.
     """
 
     @property
@@ -32,6 +33,16 @@ class Task(Protocol):
     def roles(self) -> tuple[str, ...]:
         """The text columns that `prepare` reads."""
 
+    @property
+    def unit(self) -> str:
+        """What `forward` gives a result for: each `sequence`, each `token`, or each token with a `target`."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The hidden states that `forward` reads, 0 for the embeddings', negative ones from the end; () for the last
+        one, without an axis of layers.
+        """
+
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         """Text columns (one row a document, no nulls) to the encoded table."""
 
@@ -41,10 +52,12 @@ class Task(Protocol):
         """
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Hidden states `(T, hidden)` of a packed batch to a result a sequence `(N, ...)`, on the model's device."""
+        """Hidden states of a packed batch, `(T, hidden)`, or `(layers, T, hidden)` where `layers` are named, to a
+        result a unit `(R, ...)`, on the model's device. A result may not depend on the rest of the batch.
+        """
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
-        """The results `(N, ...)` of all sequences of an encoded table, in its order, to the output table, one row a
+        """The results `(R, ...)` of all units of an encoded table, in its order, to the output table, one row a
         document.
         """
 

@@ -49,6 +49,14 @@ class TextClassification:
         return ("text", "text_pair") if self.pairs else ("text",)
 
     @property
+    def unit(self) -> str:
+        return "sequence"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return ()
+
+    @property
     def schema(self) -> pa.Schema:
         best = [("label", pa.string()), ("score", pa.float32())]
         ranked = best if self.top_k == 1 else [("labels", pa.list_(pa.struct(best)))]
