@@ -5,8 +5,13 @@ from them.
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
+from xlmr_ray.model.heads import LMHead
+
+IGNORED = -100
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: XLMRobertaConfig) -> Tensor:
@@ -32,5 +37,51 @@ def classification_loss(logits: Tensor, labels: Tensor, config: XLMRobertaConfig
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of `logits (*tokens, classes)` against `labels (*tokens)`, tokens labelled -100 left out."""
-    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=-100)
+    """Mean cross-entropy of `logits (*tokens, classes)` against `labels (*tokens)`, tokens labelled -100 left out.
+
+    Also the loss of a choice: `logits (B, choices)` against the right one's place `(B)`.
+    """
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
+
+
+def lm_loss(hidden: Tensor, labels: Tensor, head: LMHead, *, chunk: int = 256) -> Tensor:
+    """Mean cross-entropy, in fp32, of the vocabulary at every token with a label; NaN where there is none.
+
+    `hidden (*tokens, hidden)`, `labels (*tokens)`, -100 for a token without. Logits are made for `chunk` labelled
+    tokens at a time and made again in the backward pass, so that memory grows with the chunk and not with tokens x
+    vocabulary: 0.26 GB a copy for 256 tokens and 250,002 entries, where 8 x 512 tokens at once take 4.1 GB.
+    """
+    if labels.shape != hidden.shape[:-1]:
+        raise UserError(f"labels: one for each token is wanted, {tuple(hidden.shape[:-1])}, got {tuple(labels.shape)}")
+    labels = labels.to(hidden.device)
+    labelled = labels != IGNORED
+    labels, hidden = labels[labelled], hidden[labelled]
+    entries = head.decoder.out_features
+    if bool(((labels < 0) | (labels >= entries)).any()):
+        lowest, highest = int(labels.min()), int(labels.max())
+        raise UserError(f"labels: -100 or entries of the vocabulary, 0 to {entries - 1}, got {lowest} to {highest}")
+
+    def part(some_hidden: Tensor, some_labels: Tensor) -> Tensor:
+        return F.cross_entropy(head(some_hidden).float(), some_labels, reduction="sum")
+
+    # Without labels there is still one (empty) chunk: every parameter gets its gradient of zeros, as in the reference.
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for some_hidden, some_labels in zip(torch.split(hidden, chunk), torch.split(labels, chunk), strict=True):
+        total = total + checkpoint(part, some_hidden, some_labels, use_reentrant=False, preserve_rng_state=False)
+    return total / len(labels)
+
+
+def question_answering_loss(
+    start_logits: Tensor, end_logits: Tensor, start_positions: Tensor, end_positions: Tensor
+) -> Tensor:
+    """Mean of the two cross-entropies of where a span starts and ends. Logits `(B, S)`, positions `(B)` or `(B, 1)`.
+
+    A position below 0 counts as 0, one outside the text (S or more) is left out of its mean; NaN where all are.
+    """
+    length = start_logits.shape[1]
+
+    def mean(logits: Tensor, positions: Tensor) -> Tensor:
+        places = positions.to(logits.device).reshape(len(logits)).clamp(0, length)
+        return F.cross_entropy(logits, places, ignore_index=length)
+
+    return (mean(start_logits, start_positions) + mean(end_logits, end_positions)) / 2
