@@ -78,8 +78,8 @@ def test_it_is_remembered_until_a_file_changes(make: Make, monkeypatch: pytest.M
     folder = make()
     first = weights_digest(folder)
     hashed = []
-    real = digest._hash
-    monkeypatch.setattr(digest, "_hash", lambda *args: hashed.append(1) or real(*args))
+    real = digest._hashes
+    monkeypatch.setattr(digest, "_hashes", lambda *args: hashed.append(1) or real(*args))
     assert weights_digest(folder) == first
     assert not hashed
     os.utime(folder / "model.safetensors", (1, 1))

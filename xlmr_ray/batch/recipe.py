@@ -15,13 +15,16 @@ from xlmr_ray.batch.store import Store
 class TaskRecipe:
     """One task of the job: what its fields are prefixed with, the checkpoint as the job names it, the options.
 
-    `weights` and `tokenizer` are digests: every machine must have the same.
+    `weights`, `encoder` and `tokenizer` are digests: every machine must have the same. `stamp` is that of the files
+    from which the driver took the first two. Tasks of one encoder share its pass.
     """
 
     task: str
     prefix: str
     model: str
     weights: str
+    encoder: str
+    stamp: str
     tokenizer: str
     options: Mapping[str, Any]
 

@@ -112,7 +112,8 @@ def score(
     if not todo:
         return
     with connected(job.cluster.address), Display(figures, console, quiet=quiet) as display:
-        weights = sum(4 * stored_values(model_folder(resolve(task.model))) for task in prepared.recipe.tasks)
+        encoders = {(task.encoder, task.tokenizer): task.model for task in prepared.recipe.tasks}
+        weights = sum(4 * stored_values(model_folder(resolve(model))) for model in encoders.values())
         size = sizes(job.cluster, job.engine.device, weights)
         recipe = replace(prepared.recipe, engine=replace(prepared.recipe.engine, threads=size.threads))
         display.note(f"starting {size.tokenizers} tokenizer and {size.encoders} encoder actors")

@@ -3,10 +3,12 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.block import from_block, guarded, to_block
@@ -14,10 +16,13 @@ from xlmr_ray.batch.readers import read_shard
 from xlmr_ray.batch.recipe import Recipe, TaskRecipe, shard_from_json
 from xlmr_ray.batch.rows import error_table, fail, fail_empty, good_rows, output_table
 from xlmr_ray.batch.store import reading
-from xlmr_ray.checkpoint.digest import weights_digest
+from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
-from xlmr_ray.engine.engine import Engine, Results
+from xlmr_ray.engine.engine import Engine, ragged
+from xlmr_ray.engine.one_pass import TaskResults, one_pass
+from xlmr_ray.engine.units import Units
 from xlmr_ray.errors import JobFailed
+from xlmr_ray.tasks.encoded import documents, keep_documents, targets_of
 from xlmr_ray.tasks.registry import bind_task
 from xlmr_ray.tasks.task import Task
 from xlmr_ray.tokenizer import TokenizerError, XLMRobertaTokenizer
@@ -86,8 +91,8 @@ class Tokenize:
             rows, encoded = prepare(task, tokenizer, rows)
             if rows is not before:
                 # What an earlier task has encoded of a row that fails now goes, too.
-                keep = pa.array(np.isin(good_rows(before), good_rows(rows)))
-                tables = [table.filter(keep) for table in tables]
+                kept = np.isin(good_rows(before), good_rows(rows))
+                tables = [keep_documents(table, kept)[0] for table in tables]
             tables.append(encoded)
         meta = pa.table({"began": [began]})
         return to_block(text, {"rows": rows, "meta": meta, **{f"task{i}": table for i, table in enumerate(tables)}})
@@ -103,12 +108,20 @@ def prepare(task: Task, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tuple
             rows = fail(rows, {int(good[error.index]): (codes.TOKENIZER_ERROR, error.reason)})
 
 
+@dataclass(frozen=True)
+class Pass:
+    """Tasks of the job, by place, that share an encoder, and the engine that holds it and their heads."""
+
+    places: tuple[int, ...]
+    engine: Engine
+
+
 class Encode:
     """Rows and encoded tables to output rows and error rows."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.engines: list[Engine] = []
+        self.passes: list[Pass] = []
         self.broken = tried(self.load)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -119,20 +132,26 @@ class Encode:
         recipe = self.recipe
         if recipe.engine.threads:
             torch.set_num_threads(recipe.engine.threads)
-        for task in recipe.tasks:
+        shared: dict[tuple[str, str], list[int]] = {}
+        for place, task in enumerate(recipe.tasks):
             folder = resolve(task.model)
-            check_same(task.model, "weights", weights_digest(folder), task.weights)
-            engine = recipe.engine
-            self.engines.append(
-                Engine.load(
-                    folder,
-                    [bound(task)],
-                    dtype=engine.dtype,
-                    device=engine.device,
-                    attn_implementation=engine.attn_implementation,
-                    max_tokens=engine.max_tokens,
-                )
+            # The files that the driver has hashed need no second reading.
+            if files_stamp(folder) != task.stamp:
+                check_same(task.model, "weights", weights_digest(folder), task.weights)
+            shared.setdefault((task.encoder, task.tokenizer), []).append(place)
+        for places in shared.values():
+            tasks = [recipe.tasks[place] for place in places]
+            folders = [resolve(task.model) for task in tasks]
+            engine = Engine.load(
+                folders[0],
+                [bound(task) for task in tasks],
+                dtype=recipe.engine.dtype,
+                device=recipe.engine.device,
+                attn_implementation=recipe.engine.attn_implementation,
+                max_tokens=recipe.engine.max_tokens,
+                head_folders=folders,
             )
+            self.passes.append(Pass(tuple(places), engine))
 
     def encode(self, block: pa.Table) -> pa.Table:
         if self.broken:
@@ -141,26 +160,42 @@ class Encode:
         shard = shard_from_json(text)
         rows = tables["rows"]
         good = good_rows(rows)
-        runs: list[Results] = []
+        results: dict[int, TaskResults] = {}
         failures: dict[int, tuple[str, str]] = {}
         tokens = padded = 0
         start = time.perf_counter()
-        for i, engine in enumerate(self.engines):
-            before = (engine.stats.tokens, engine.stats.padded)
-            results = engine.run(tables[f"task{i}"]["input_ids"])
-            runs.append(results)
-            failures |= {int(good[place]): failure for place, failure in results.failed.items()}
-            tokens += engine.stats.tokens - before[0]
-            padded += engine.stats.padded - before[1]
+        for one in self.passes:
+            stats = one.engine.stats
+            before = (stats.tokens, stats.padded)
+            encoded = [tables[f"task{place}"] for place in one.places]
+            for place, table, result in zip(one.places, encoded, one_pass(one.engine, encoded), strict=True):
+                results[place] = result
+                of_sequence = documents(table)
+                failures |= {int(good[of_sequence[i]]): failure for i, failure in result.failed.items()}
+            tokens += stats.tokens - before[0]
+            padded += stats.padded - before[1]
         seconds = time.perf_counter() - start
         rows = fail(rows, failures)
-        keep = np.isin(good, good_rows(rows))
-        tables_out: list[tuple[str, pa.Table]] = []
-        for i, (engine, run, task) in enumerate(zip(self.engines, runs, self.recipe.tasks, strict=True)):
-            encoded = tables[f"task{i}"].filter(pa.array(keep))
-            tables_out.append((task.prefix, engine.tasks[0].postprocess(run.raw[0][keep], encoded)))
-        output = output_table(rows.take(good[keep]), shard.input.key, self.recipe.columns, tables_out)
+        kept = np.isin(good, good_rows(rows))
+        outputs: dict[int, pa.Table] = {}
+        for one in self.passes:
+            for place, task in zip(one.places, one.engine.tasks, strict=True):
+                outputs[place] = finished(task, tables[f"task{place}"], results[place].raw, kept)
+        named = [(task.prefix, outputs[place]) for place, task in enumerate(self.recipe.tasks)]
+        output = output_table(rows.take(good[kept]), shard.input.key, self.recipe.columns, named)
         meta = tables["meta"]
         for name, value in (("tokens", tokens), ("padded", padded), ("seconds", seconds)):
             meta = meta.append_column(name, pa.array([value]))
         return to_block(text, {"output": output, "errors": error_table(rows, shard.input.key), "meta": meta})
+
+
+def finished(task: Task, encoded: pa.Table, raw: NDArray[np.float32], kept: NDArray[np.bool_]) -> pa.Table:
+    """The task's output rows of the documents that are kept."""
+    _, row_splits = ragged(encoded["input_ids"])
+    targets = targets_of(encoded)
+    units = Units.of(task.unit, row_splits, None if targets is None else ragged(targets)[0])
+    left, stayed = keep_documents(encoded, kept)
+    output = task.postprocess(raw[units.keep(stayed)], left)
+    if output.num_rows != kept.sum():
+        raise AssertionError(f"{type(task).__name__}: {output.num_rows} output rows of {kept.sum()} documents")
+    return output

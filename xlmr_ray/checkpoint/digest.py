@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from xlmr_ray.checkpoint.tensors import TensorFiles, open_tensors
 
 # Pieces are hashed beside each other: half of a multilingual model is one matrix.
 PIECE = 32 * 2**20
-_known: dict[tuple[object, ...], str] = {}
+_known: dict[str, dict[str, list[str]]] = {}
 
 
 def weights_digest(folder: Path) -> str:
@@ -23,42 +24,50 @@ def weights_digest(folder: Path) -> str:
 
     Remembered in this process by the files' sizes and times of change.
     """
-    return _digest(folder, "weights", lambda name: True)
+    return _digest(folder, lambda name: True)
 
 
 def encoder_digest(folder: Path) -> str:
     """The same over the encoder alone (no pooler, no head): equal for checkpoints that can share one forward pass."""
-    return _digest(folder, "encoder", is_encoder)
+    return _digest(folder, is_encoder)
 
 
-def _digest(folder: Path, kind: str, wanted: Callable[[str], bool]) -> str:
+def files_stamp(folder: Path) -> str:
+    """Machine, path, inode, size and time of change of the weights' files: where it is equal, so is the digest,
+    without reading the files again.
+    """
+    files = open_tensors(model_folder(folder)).files
+    stats = [(str(file.resolve()), file.stat()) for file in files]
+    return repr([platform.node(), *((path, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for path, s in stats)])
+
+
+def _digest(folder: Path, wanted: Callable[[str], bool]) -> str:
     where = model_folder(folder)
     tensors = open_tensors(where)
-    stats = [(file.resolve(), file.stat()) for file in tensors.files]
-    key = (kind, *((str(path), s.st_size, s.st_mtime_ns) for path, s in stats))
+    names = canonical_names(tensors.stored, str(where)).on_disk
+    key = files_stamp(folder)
     if key not in _known:
-        _known[key] = _hash(
-            tensors, {c: n for c, n in canonical_names(tensors.stored, str(where)).on_disk.items() if wanted(c)}
-        )
-    return _known[key]
+        _known[key] = _hashes(tensors, list(names.values()))
+    total = hashlib.sha256()
+    for canonical, name in sorted(names.items()):
+        if wanted(canonical):
+            stored = tensors.stored[name]
+            line = f"{canonical} {stored.dtype} {tuple(stored.shape)} {' '.join(_known[key][name])}\n"
+            total.update(line.encode())
+    return total.hexdigest()
 
 
-def _hash(tensors: TensorFiles, names: dict[str, str]) -> str:
-    pieces = [
-        (name, start) for name in names.values() for start in range(0, max(1, tensors.stored[name].nbytes), PIECE)
-    ]
+def _hashes(tensors: TensorFiles, names: list[str]) -> dict[str, list[str]]:
+    """The hashes of each tensor's pieces."""
+    pieces = [(name, start) for name in names for start in range(0, max(1, tensors.stored[name].nbytes), PIECE)]
 
     def piece(job: tuple[str, int]) -> str:
         name, start = job
         content = tensors.read(name).contiguous().reshape(-1).view(torch.uint8).numpy()
         return hashlib.sha256(content[start : start + PIECE].data).hexdigest()
 
+    hashed: dict[str, list[str]] = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        hashed: dict[str, list[str]] = {}
         for (name, _), value in zip(pieces, pool.map(piece, pieces), strict=True):
             hashed.setdefault(name, []).append(value)
-    total = hashlib.sha256()
-    for canonical, name in sorted(names.items()):
-        stored = tensors.stored[name]
-        total.update(f"{canonical} {stored.dtype} {tuple(stored.shape)} {' '.join(hashed[name])}\n".encode())
-    return total.hexdigest()
+    return hashed

@@ -58,3 +58,16 @@ def documents(encoded: pa.Table) -> NDArray[np.int64]:
         return np.arange(encoded.num_rows)
     of_sequence: NDArray[np.int64] = encoded["document"].to_numpy().astype(np.int64)
     return of_sequence
+
+
+def keep_documents(encoded: pa.Table, kept: NDArray[np.bool_]) -> tuple[pa.Table, NDArray[np.bool_]]:
+    """The encoded table of the documents that are `kept` (one flag a document), numbered anew, and which of its
+    sequences stayed.
+    """
+    of_sequence = documents(encoded)
+    stayed: NDArray[np.bool_] = kept[of_sequence]
+    left = encoded.filter(pa.array(stayed))
+    if "document" in encoded.column_names:
+        numbers = (np.cumsum(kept) - 1)[of_sequence[stayed]]
+        left = left.set_column(encoded.column_names.index("document"), "document", pa.array(numbers, pa.int32()))
+    return left, stayed
