@@ -4,6 +4,7 @@ from them.
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -61,8 +62,14 @@ def lm_loss(hidden: Tensor, labels: Tensor, head: LMHead, *, chunk: int = 256) -
         lowest, highest = int(labels.min()), int(labels.max())
         raise UserError(f"labels: -100 or entries of the vocabulary, 0 to {entries - 1}, got {lowest} to {highest}")
 
+    # The chunks' gradients are added up in fp32: in bfloat16, 16 chunks put the gradients of the decoder 2 to 4 times
+    # as far from the exact ones as a single product does.
+    wide = {name: parameter.float() for name, parameter in head.named_parameters() if parameter.is_floating_point()}
+
     def part(some_hidden: Tensor, some_labels: Tensor) -> Tensor:
-        return F.cross_entropy(head(some_hidden).float(), some_labels, reduction="sum")
+        weights = {name: parameter.to(some_hidden.dtype) for name, parameter in wide.items()}
+        logits = functional_call(head, weights, (some_hidden,))
+        return F.cross_entropy(logits.float(), some_labels, reduction="sum")
 
     # Without labels there is still one (empty) chunk: every parameter gets its gradient of zeros, as in the reference.
     total = hidden.new_zeros((), dtype=torch.float32)
