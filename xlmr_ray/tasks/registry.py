@@ -9,17 +9,37 @@ from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.embedding import Embedding
+from xlmr_ray.tasks.fill_mask import FillMask
+from xlmr_ray.tasks.multiple_choice import MultipleChoice
+from xlmr_ray.tasks.rerank import Rerank
+from xlmr_ray.tasks.sentence_similarity import SentenceSimilarity
 from xlmr_ray.tasks.task import Task, TaskClass
 from xlmr_ray.tasks.text_classification import TextClassification
+from xlmr_ray.tasks.zero_shot_classification import ZeroShotClassification
 
 TASKS: dict[str, TaskClass] = {
     "embedding": Embedding,
+    "fill-mask": FillMask,
+    "multiple-choice": MultipleChoice,
+    "rerank": Rerank,
+    "sentence-similarity": SentenceSimilarity,
     "text-classification": TextClassification,
+    "zero-shot-classification": ZeroShotClassification,
 }
+
+
+# Names that the reference has for the same thing.
+ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
+
+
+def canonical_task(name: str) -> str:
+    """The task's own name, for it or an alias of it."""
+    return ALIASES.get(name, name)
 
 
 def task_class(name: str) -> TaskClass:
     """The class of a task. Raises UserError that names the nearest one."""
+    name = canonical_task(name)
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, 1)
         raise UserError(

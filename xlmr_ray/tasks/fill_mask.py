@@ -1,0 +1,186 @@
+"""`fill-mask`: the likeliest tokens for each mask of a text."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
+from xlmr_ray.model.heads import LMHead
+from xlmr_ray.model.packed import IGNORED, PackedBatch
+from xlmr_ray.model.steady import steadied
+from xlmr_ray.tasks.encoded import length_limit, lengths, whole_documents
+from xlmr_ray.tasks.task import at_least_one, checked
+from xlmr_ray.tasks.unfit import NO_MASK, UnfitRows
+from xlmr_ray.tokenizer import XLMRobertaTokenizer
+
+log = logging.getLogger(__name__)
+
+NAME = "fill-mask"
+# Masks whose logits are there at a time: 64 MB a copy in fp32 for 250,002 entries.
+CHUNK = 64
+FILL = pa.struct([("token", pa.int32()), ("text", pa.string()), ("score", pa.float32())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillMask:
+    """Options: `top_k` fills a mask; `targets`, one word or several, to score alone (of a word that is not one token
+    the first piece, with a warning); `max_length` in tokens: longer texts are cut, flagged, masks behind the cut get
+    no fills, and a text that has none left is an error.
+
+    Scores are probabilities over the whole vocabulary, each mask by itself, also where a text has several.
+    """
+
+    top_k: int = 5
+    targets: str | Sequence[str] | None = None
+    max_length: int | None = None
+    config: XLMRobertaConfig = field(metadata={"option": False})
+    folder: Path = field(metadata={"option": False})
+
+    @classmethod
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "FillMask":
+        return cls(**checked(cls, NAME, options), config=config, folder=folder)
+
+    def __post_init__(self) -> None:
+        if self.top_k is None:
+            raise UserError(f"task {NAME}: top_k must be a whole number from 1 on, got None")
+        at_least_one(NAME, "top_k", self.top_k)
+        at_least_one(NAME, "max_length", self.max_length)
+        words = [self.targets] if isinstance(self.targets, str) else self.targets
+        if words is None:
+            return
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+            raise UserError(f"task {NAME}: targets must be a word or a list of words, got {self.targets!r}")
+        if not self.target_ids:
+            raise UserError(f"task {NAME}: targets: none of {list(words)!r} gives a token")
+
+    @cached_property
+    def tokenizer(self) -> XLMRobertaTokenizer:
+        return XLMRobertaTokenizer.from_pretrained(self.folder)
+
+    @cached_property
+    def target_ids(self) -> tuple[int, ...]:
+        """The tokens to score, ascending; () for the whole vocabulary."""
+        words = [self.targets] if isinstance(self.targets, str) else self.targets or ()
+        vocabulary = self.tokenizer.get_vocab() if words else {}
+        found = set()
+        for word in words:
+            token = vocabulary.get(word)
+            if token is None:
+                pieces = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+                if not pieces:
+                    log.warning("fill-mask: target %r gives no token: left out", word)
+                    continue
+                token = pieces[0]
+                piece = self.tokenizer.convert_ids_to_tokens(token)
+                log.warning("fill-mask: target %r is not one token: its first piece %r is scored", word, piece)
+            if token >= self.config.vocab_size:
+                raise UserError(
+                    f"task {NAME}: target {word!r} is token {token}, the model has {self.config.vocab_size}"
+                )
+            found.add(token)
+        return tuple(sorted(found))
+
+    @property
+    def count(self) -> int:
+        """Fills a mask."""
+        return min(self.top_k, len(self.target_ids) or self.config.vocab_size)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("text",)
+
+    @property
+    def unit(self) -> str:
+        return "target"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """`fills`: for each mask, in the text's order, its tokens, best first."""
+        return pa.schema([("fills", pa.list_(pa.list_(FILL))), ("tokens", pa.int32()), ("truncated", pa.bool_())])
+
+    def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
+        limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
+        encoded = whole_documents(columns["text"], None, tokenizer, limit)
+        ids = encoded["input_ids"].combine_chunks()
+        masked = ids.flatten().to_numpy() == tokenizer.mask_token_id
+        targets = pa.array(np.where(masked, 0, IGNORED).astype(np.int32))
+        found = np.zeros(len(ids), np.int64)
+        np.add.at(found, np.repeat(np.arange(len(ids)), lengths(encoded))[masked], 1)
+        if not found.all():
+            cut = encoded["truncated"].to_numpy()
+            where = {True: f" among its first {limit} tokens", False: ""}
+            raise UnfitRows(
+                {
+                    place: (NO_MASK, f"the text has no {tokenizer.mask_token}{where[bool(cut[place])]}")
+                    for place in np.flatnonzero(found == 0).tolist()
+                }
+            )
+        return encoded.append_column("targets", pa.ListArray.from_arrays(ids.offsets, targets))
+
+    def head(self) -> nn.Module:
+        with torch.device("meta"):
+            return nn.ModuleDict({"lm_head": LMHead(self.config)})
+
+    def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Scores and tokens of each mask's fills, best first: `(M, 2 * count)`. Tokens are below 2^24, so fp32 holds
+        them.
+        """
+        wanted = torch.tensor(self.target_ids, device=hidden.device)
+        out = []
+        for states in torch.split(batch.at_targets(hidden), CHUNK):
+            logits = head.get_submodule("lm_head")(steadied(states))[: len(states)]
+            scores = logits.float().softmax(dim=-1)
+            best, tokens = (scores[:, wanted] if self.target_ids else scores).topk(self.count)
+            out.append(torch.cat([best, (wanted[tokens] if self.target_ids else tokens).float()], dim=1))
+        return torch.cat(out)
+
+    def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
+        scores, tokens = raw[:, : self.count], raw[:, self.count :].astype(np.int32)
+        different, place = np.unique(tokens, return_inverse=True)
+        texts = pa.array([self.tokenizer.decode([token]) for token in different.tolist()], pa.string())
+        values = [pa.array(tokens.ravel()), texts.take(pa.array(place.ravel())), pa.array(scores.ravel())]
+        each = np.arange(len(raw) + 1, dtype=np.int32) * self.count
+        masks = pa.ListArray.from_arrays(pa.array(each), pa.StructArray.from_arrays(values, fields=list(FILL)))
+        targets = encoded["targets"].combine_chunks()
+        found = np.concatenate([[0], np.cumsum(targets.flatten().to_numpy() != IGNORED)])
+        offsets = targets.offsets.to_numpy()
+        fills = pa.ListArray.from_arrays(pa.array(found[offsets - offsets[0]], pa.int32()), masks)
+        return pa.table([fills, pa.array(lengths(encoded)), encoded["truncated"]], schema=self.schema)
+
+    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
+        """As the reference: fills of the one mask, or a list of them for each of several. `sequence`, the text with
+        the fill in it, is left out where the texts' `columns` are not given.
+        """
+        encoded = None if columns is None else self.prepare(columns, self.tokenizer)["input_ids"].to_pylist()
+        out: list[Any] = []
+        for place, masks in enumerate(table["fills"].to_pylist()):
+            answer = [[{"score": f["score"], "token": f["token"], "token_str": f["text"]} for f in m] for m in masks]
+            if encoded is not None:
+                self.add_sequences(answer, encoded[place])
+            out.append(answer[0] if len(answer) == 1 else answer)
+        return out
+
+    def add_sequences(self, answer: list[list[dict[str, Any]]], ids: list[int]) -> None:
+        """The text of the ids with each fill put in. Special tokens are left in where there are several masks, so that
+        the other masks are to be seen.
+        """
+        masks = [at for at, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
+        for at, fills in zip(masks, answer, strict=True):
+            for fill in fills:
+                filled = [*ids[:at], fill["token"], *ids[at + 1 :]]
+                kept = [token for token in filled if token != self.tokenizer.pad_token_id]
+                fill["sequence"] = self.tokenizer.decode(kept, skip_special_tokens=len(masks) == 1)

@@ -1,0 +1,125 @@
+"""`rerank`: how well a document answers a query, by a checkpoint that reads both together."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
+from xlmr_ray.model.heads import ClassificationHead
+from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.model.steady import steadied
+from xlmr_ray.tasks.encoded import length_limit, lengths, whole_documents
+from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tokenizer import XLMRobertaTokenizer
+
+NAME = "rerank"
+# What sentence-transformers calls the functions, in the config.json of the cross-encoders that it saves.
+OF_CONFIG = {"Sigmoid": "sigmoid", "Identity": "none"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rerank:
+    """Options: the `function_to_apply` to the logit (`sigmoid`; `none` for the logit itself; None: what the
+    checkpoint's configuration says, as sentence-transformers' CrossEncoder reads it, sigmoid else), `max_length` in
+    tokens of query (`text`) and document (`text_pair`) together.
+
+    Of pairs that are too long the longer text is cut, flagged: the document, save where the query alone takes over half
+    of the tokens. So do CrossEncoder and text-embeddings-inference.
+    """
+
+    function_to_apply: str | None = None
+    max_length: int | None = None
+    config: XLMRobertaConfig = field(metadata={"option": False})
+
+    @classmethod
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Rerank":
+        if len(config.labels) != 1:
+            raise UserError(
+                f"task {NAME}: {folder} scores {len(config.labels)} labels, a checkpoint with one is wanted"
+            )
+        return cls(**checked(cls, NAME, options), config=config)
+
+    def __post_init__(self) -> None:
+        one_of(NAME, "function_to_apply", self.function_to_apply, (None, "sigmoid", "none"))
+        at_least_one(NAME, "max_length", self.max_length)
+
+    @property
+    def function(self) -> str:
+        """What is applied to logits: `sigmoid` or `none`."""
+        if self.function_to_apply is not None:
+            return self.function_to_apply
+        own = self.config.extra.get("sentence_transformers")
+        name = own.get("activation_fn") if isinstance(own, dict) else None
+        name = name or self.config.extra.get("sbert_ce_default_activation_function") or "Sigmoid"
+        return OF_CONFIG.get(str(name).rpartition(".")[2], "sigmoid")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("text", "text_pair")
+
+    @property
+    def unit(self) -> str:
+        return "sequence"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([("score", pa.float32()), ("tokens", pa.int32()), ("truncated", pa.bool_())])
+
+    def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
+        limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
+        return whole_documents(columns["text"], columns["text_pair"], tokenizer, limit)
+
+    def head(self) -> nn.Module:
+        with torch.device("meta"):
+            return nn.ModuleDict({"classifier": ClassificationHead(self.config)})
+
+    def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """A logit a pair `(N)`."""
+        logits: Tensor = head.get_submodule("classifier")(steadied(batch.first(hidden)))
+        return logits[: batch.sequences, 0]
+
+    def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
+        logits = torch.from_numpy(raw.astype(np.float64))
+        scores = (logits.sigmoid() if self.function == "sigmoid" else logits).to(torch.float32).numpy()
+        return pa.table([pa.array(scores), pa.array(lengths(encoded)), encoded["truncated"]], schema=self.schema)
+
+    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
+        """A score a pair."""
+        return list(table["score"].to_pylist())
+
+
+def rerank(
+    score: Callable[[list[dict[str, str]]], list[float]],
+    query: str,
+    documents: Sequence[str],
+    *,
+    top_n: int | None = None,
+    return_documents: bool = False,
+) -> list[dict[str, Any]]:
+    """The documents by how well they answer the query, best first, in the form of Cohere's and Jina's services:
+    `index` in `documents`, `relevance_score`, and the `document` where asked for; the best `top_n` of them.
+
+    `score` is `pipeline("rerank", …)`, or whatever else gives a score a pair.
+    """
+    at_least_one(NAME, "top_n", top_n)
+    if not isinstance(query, str) or isinstance(documents, str) or not all(isinstance(one, str) for one in documents):
+        raise UserError(f"{NAME}: a query and a list of documents is wanted, all of them strings")
+    scores = score([{"text": query, "text_pair": document} for document in documents])
+    best = sorted(range(len(scores)), key=lambda place: -scores[place])[:top_n]
+    return [
+        {"index": place, "relevance_score": scores[place]}
+        | ({"document": {"text": documents[place]}} if return_documents else {})
+        for place in best
+    ]

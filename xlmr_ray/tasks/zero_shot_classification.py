@@ -1,0 +1,200 @@
+"""`zero-shot-classification`: labels named by the caller, scored by a head for natural language inference."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
+from xlmr_ray.model.heads import ClassificationHead
+from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.model.steady import steadied
+from xlmr_ray.tasks.encoded import length_limit, lengths
+from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tokenizer import XLMRobertaTokenizer
+
+log = logging.getLogger(__name__)
+
+NAME = "zero-shot-classification"
+LABEL = pa.struct([("label", pa.string()), ("score", pa.float32())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotClassification:
+    """Options: `candidate_labels`, a list or a string with commas; `hypothesis_template`, whose `{}` takes a label;
+    `multi_label`: each label by itself, else the scores of all labels add up to 1; `max_length` in tokens of text and
+    hypothesis together: longer texts are cut, flagged, hypotheses never.
+    """
+
+    candidate_labels: str | Sequence[str] = ()
+    hypothesis_template: str = "This example is {}."
+    multi_label: bool = False
+    max_length: int | None = None
+    config: XLMRobertaConfig = field(metadata={"option": False})
+
+    @classmethod
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "ZeroShotClassification":
+        task = cls(**checked(cls, NAME, options), config=config)
+        if entailment(config) == -1:
+            log.warning(
+                "%s: no label of %s begins with 'entail' (%s): the last one is taken for it",
+                NAME,
+                folder,
+                ", ".join(config.labels),
+            )
+        return task
+
+    def __post_init__(self) -> None:
+        at_least_one(NAME, "max_length", self.max_length)
+        one_of(NAME, "multi_label", self.multi_label, (True, False))
+        given = self.candidate_labels
+        if not isinstance(given, str | list | tuple) or not all(isinstance(label, str) for label in given):
+            raise UserError(f"task {NAME}: candidate_labels must be a list of labels or a string, got {given!r}")
+        if any(not label.strip() for label in self.labels):
+            raise UserError(f"task {NAME}: candidate_labels: one of {list(self.labels)!r} is empty")
+        template = self.hypothesis_template
+        try:
+            fits = isinstance(template, str) and template.format("a") != template
+        except (LookupError, ValueError, AttributeError):
+            fits = False
+        if not fits:
+            raise UserError(f"task {NAME}: hypothesis_template must hold one {{}} for the label, got {template!r}")
+        if len(self.config.labels) < 2 and (self.multi_label or len(self.labels) == 1):
+            raise UserError(
+                f"task {NAME}: the checkpoint has one label; for multi_label, or one candidate, a head with entailment "
+                "and contradiction is wanted"
+            )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The candidate labels, in the order given."""
+        given = self.candidate_labels
+        return tuple(part.strip() for part in given.split(",") if part.strip()) if isinstance(given, str) else (*given,)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Raises UserError where there are no candidate labels: none are wanted to load the checkpoint."""
+        if not self.labels:
+            raise UserError(f"task {NAME}: candidate_labels is missing: the labels to choose from")
+        return ("text",)
+
+    @property
+    def unit(self) -> str:
+        return "sequence"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """`labels`: all of them, best first. `tokens` are those of all the document's pairs."""
+        return pa.schema([("labels", pa.list_(LABEL)), ("tokens", pa.int32()), ("truncated", pa.bool_())])
+
+    def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
+        """A pair of text and hypothesis for each label. Every text is tokenized once, not once a label."""
+        limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
+        added = tokenizer.num_special_tokens_to_add(pair=True)
+        hypotheses = bare(tokenizer, [self.hypothesis_template.format(label) for label in self.labels], limit + 1)
+        rooms = np.array([limit - added - len(hypothesis) for hypothesis in hypotheses])
+        if rooms.min() < 1:
+            label = self.labels[int(rooms.argmin())]
+            raise UserError(
+                f"task {NAME}: the hypothesis of label {label!r} leaves no room for a text in {limit} tokens"
+            )
+        keep_left = tokenizer.truncation_side == "right"
+        # One token more than there is room for tells that tokens were lost.
+        texts = bare(tokenizer, columns["text"], int(rooms.max()) + 1)
+        around = [wrapping(tokenizer, hypothesis) for hypothesis in hypotheses]
+        parts = []
+        for text in texts:
+            for (before, after), room in zip(around, rooms.tolist(), strict=True):
+                parts += [before, text[:room] if keep_left else text[max(0, len(text) - room) :], after]
+        sizes = np.array([len(text) for text in texts], np.int64)[:, None]
+        rest = np.array([len(before) + len(after) for before, after in around])
+        splits = np.concatenate([[0], np.cumsum(np.minimum(sizes, rooms) + rest)])
+        ids = np.concatenate([np.zeros(0, np.int32), *parts])
+        return pa.table(
+            {
+                "input_ids": pa.ListArray.from_arrays(pa.array(splits, pa.int32()), pa.array(ids, pa.int32())),
+                "document": pa.array(np.repeat(np.arange(len(texts)), len(rooms)), pa.int32()),
+                "truncated": pa.array((sizes > rooms).ravel()),
+            }
+        )
+
+    def head(self) -> nn.Module:
+        with torch.device("meta"):
+            return nn.ModuleDict({"classifier": ClassificationHead(self.config)})
+
+    def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Logits `(N, labels of the checkpoint)`."""
+        logits: Tensor = head.get_submodule("classifier")(steadied(batch.first(hidden)))
+        return logits[: batch.sequences]
+
+    def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
+        count = len(self.labels)
+        scores = self.scores(raw.reshape(-1, count, raw.shape[-1]).astype(np.float64)).astype(np.float32)
+        # As in the reference, of equal scores the later label comes first.
+        order = np.argsort(scores, axis=1, kind="stable")[:, ::-1]
+        names = pa.array(self.labels, pa.string()).take(pa.array(order.ravel()))
+        values = pa.array(np.take_along_axis(scores, order, axis=1).ravel())
+        splits = pa.array(np.arange(len(scores) + 1, dtype=np.int32) * count)
+        ranked = pa.ListArray.from_arrays(splits, pa.StructArray.from_arrays([names, values], fields=list(LABEL)))
+        tokens = lengths(encoded).reshape(-1, count).sum(axis=1, dtype=np.int32)
+        truncated = encoded["truncated"].to_numpy().reshape(-1, count).any(axis=1)
+        return pa.table([ranked, pa.array(tokens), pa.array(truncated)], schema=self.schema)
+
+    def scores(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores `(D, candidates)` of logits `(D, candidates, labels of the checkpoint)`."""
+        yes = entailment(self.config)
+        if self.multi_label or len(self.labels) == 1:
+            both: NDArray[np.float64] = softmax(logits[..., [-1 if yes == 0 else 0, yes]])
+            return both[..., 1]
+        return softmax(logits[..., yes])
+
+    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
+        """As the reference: `labels` and `scores`, best first, and the text as `sequence` where `columns` are given."""
+        texts = [None] * table.num_rows if columns is None else columns["text"].to_pylist()
+        return [
+            ({} if text is None else {"sequence": text})
+            | {"labels": [one["label"] for one in ranked], "scores": [one["score"] for one in ranked]}
+            for text, ranked in zip(texts, table["labels"].to_pylist(), strict=True)
+        ]
+
+
+def entailment(config: XLMRobertaConfig) -> int:
+    """The checkpoint's label that says yes; -1, the last, where no name tells."""
+    return next((i for name, i in (config.label2id or {}).items() if name.lower().startswith("entail")), -1)
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the last axis."""
+    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
+    return result
+
+
+def bare(
+    tokenizer: XLMRobertaTokenizer, texts: Sequence[str] | pa.ChunkedArray, max_tokens: int
+) -> list[NDArray[np.int32]]:
+    """The ids of each text without special tokens, `max_tokens` at most."""
+    added = tokenizer.num_special_tokens_to_add()
+    ragged = tokenizer.encode_ragged(texts, max_length=max_tokens + added, truncation="longest_first")
+    before = tokenizer.get_special_tokens_mask([0]).index(0)
+    starts, ends = ragged.row_splits[:-1] + before, ragged.row_splits[1:] - (added - before)
+    return [ragged.input_ids[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def wrapping(tokenizer: XLMRobertaTokenizer, second: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """What stands before and after the first text of a pair whose second text has these ids."""
+    whole = np.array(tokenizer.build_inputs_with_special_tokens([], second.tolist()), np.int32)
+    before = tokenizer.get_special_tokens_mask([0], [0]).index(0)
+    return whole[:before], whole[before:]
