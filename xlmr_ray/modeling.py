@@ -1,88 +1,102 @@
 """The reference's classes: padded tensors in, its outputs out. A thin face over `model/` and `checkpoint/`."""
 
+import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from xlmr_ray.arguments import CACHE, INPUTS, SOURCE, Arguments, called_with
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.cache import DynamicCache
 from xlmr_ray.model.embeddings import Embeddings, positions_from_embeds, positions_from_ids
-from xlmr_ray.model.encoder import Encoder, Trace
-from xlmr_ray.model.heads import ClassificationHead, LMHead, Pooler
+from xlmr_ray.model.encoder import Encoder, Source, Trace
+from xlmr_ray.model.heads import ClassificationHead, LMHead, Pooler, classifier_dropout
 from xlmr_ray.model.layout import Padded
-from xlmr_ray.model.losses import classification_loss, token_loss
+from xlmr_ray.model.losses import classification_loss, lm_loss, question_answering_loss, token_loss
+from xlmr_ray.model.masks import visible
 from xlmr_ray.model.outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
+    ModelOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
+    TokenClassifierOutput,
 )
 from xlmr_ray.pretrained import Pretrained
 
-Output = BaseModelOutputWithPoolingAndCrossAttentions | MaskedLMOutput | SequenceClassifierOutput
-
 
 class PreTrainedModel(Pretrained):
-    """The one forward that all the classes share; each says in `output` what it makes of the hidden states."""
+    """The one call that all the classes share; each says in `output` what it makes of the hidden states.
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        *,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """`input_ids (B, S)` or `inputs_embeds (B, S, hidden)`; mask, types and positions `(B, S)`; `labels` as the
-        class says.
+    Every output has, when asked, `hidden_states` (layers + 1 times `(B, S, hidden)`) and `attentions` (layers times
+    `(B, heads, S, past + S)`, computed eagerly whatever the back end). Where the class has the fields, there are also
+    `cross_attentions` (layers times `(B, heads, S, S_enc)`, empty without a source) and a decoder's `past_key_values`.
+    """
 
-        Every class's output has, when asked, `hidden_states` (layers + 1 times `(B, S, hidden)`) and `attentions`
-        (layers times `(B, heads, S, S)`, computed eagerly whatever the back end); its other fields are in the class's
-        `output`.
-        """
-        config = self.config
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+
+    @property
+    def base_model(self) -> "XLMRobertaModel":
+        """The encoder under the head, or the model itself."""
         base = self if isinstance(self, XLMRobertaModel) else self.roberta
         assert isinstance(base, XLMRobertaModel)
-        states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        probs = config.output_attentions if output_attentions is None else output_attentions
-        trace = Trace(hidden_states=[] if states else None, attentions=[] if probs else None)
-        hidden = base.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, trace)
-        output = self.output(hidden, labels)
-        if trace.hidden_states is not None:
-            output.hidden_states = tuple(trace.hidden_states)
-        if trace.attentions is not None:
-            output.attentions = tuple(trace.attentions)
-        as_object = config.return_dict if return_dict is None else return_dict
+        return base
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.base_model.embeddings.word_embeddings
+
+    def call(self, given: Arguments) -> ModelOutput | tuple[Any, ...]:
+        """What `forward` does, with its arguments in one object."""
+        config = self.config
+        states = config.output_hidden_states if given.output_hidden_states is None else given.output_hidden_states
+        probs = config.output_attentions if given.output_attentions is None else given.output_attentions
+        if probs and config.attn_implementation != "eager":
+            warnings.warn(
+                f"output_attentions: {config.attn_implementation} attention never holds probabilities; "
+                "they are computed eagerly where they are asked for",
+                stacklevel=5,
+            )
+        if given.use_cache and not config.is_decoder:
+            warnings.warn("use_cache: only a decoder (config.is_decoder) has a cache; there is none", stacklevel=5)
+        use_cache = config.is_decoder and (config.use_cache if given.use_cache is None else given.use_cache)
+        use_cache = use_cache and given.labels is None  # nothing goes on from a training step
+        cache = DynamicCache() if use_cache and given.past_key_values is None else given.past_key_values
+        trace = Trace([] if states else None, [] if probs else None, [] if probs else None)
+
+        output = self.output(self.base_model.encode(self.folded(given), cache, trace), given)
+        found = {
+            "hidden_states": trace.hidden_states,
+            "attentions": trace.attentions,
+            "cross_attentions": trace.cross_attentions,
+        }
+        for name, tensors in found.items():
+            if tensors is not None and hasattr(output, name):
+                setattr(output, name, tuple(tensors))
+        if use_cache and hasattr(output, "past_key_values"):
+            output.past_key_values = cache
+        as_object = config.return_dict if given.return_dict is None else given.return_dict
         return output if as_object else output.to_tuple()
 
-    def output(self, hidden: Tensor, labels: Tensor | None) -> Output:
+    def folded(self, given: Arguments) -> Arguments:
+        """The arguments as the encoder takes them."""
+        return given
+
+    def output(self, hidden: Tensor, given: Arguments) -> ModelOutput:
         """The class's own output from the last hidden states `(B, S, hidden)`."""
         raise TypeError(f"{type(self).__name__} is no model: use one of the XLMRoberta classes")
 
 
-def visible(attention_mask: Tensor | None) -> Tensor | None:
-    """A mask `(B, S)` of ones and zeros, or a boolean `(B, 1 or heads, S, S)`, as attention takes it; None where
-    nothing is hidden.
-    """
-    if attention_mask is None or bool(attention_mask.all()):
-        return None
-    if attention_mask.dim() == 2:
-        return attention_mask[:, None, None, :].bool()
-    if attention_mask.dim() == 4 and attention_mask.dtype is torch.bool:
-        return attention_mask
-    raise UserError(
-        "attention_mask: (batch, length), or a boolean (batch, heads, length, length) is wanted, "
-        f"got {tuple(attention_mask.shape)} of {attention_mask.dtype}"
-    )
-
-
 class XLMRobertaModel(PreTrainedModel):
-    """The bare encoder."""
+    """The bare encoder, or decoder."""
+
+    forward = called_with(*INPUTS, *SOURCE, *CACHE)
 
     def __init__(self, config: XLMRobertaConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
@@ -91,61 +105,166 @@ class XLMRobertaModel(PreTrainedModel):
         self.pooler = Pooler(config) if add_pooling_layer else None
         self.apply(self.init_weights)
 
-    def encode(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        trace: Trace,
-    ) -> Tensor:
-        """Padded inputs (see `forward`) to the last hidden states `(B, S, hidden)`; fills the trace."""
-        pad = self.config.pad_token_id
-        if input_ids is not None and inputs_embeds is None:
-            positions = positions_from_ids(input_ids, pad) if position_ids is None else position_ids
-        elif inputs_embeds is not None and input_ids is None:
-            positions = positions_from_embeds(inputs_embeds, pad) if position_ids is None else position_ids
-        else:
+    def encode(self, given: Arguments, cache: DynamicCache | None, trace: Trace) -> Tensor:
+        """Padded inputs to the last hidden states `(B, S, hidden)`; fills the trace and the cache."""
+        inputs = given.input_ids if given.inputs_embeds is None else given.inputs_embeds
+        if inputs is None or (given.input_ids is not None and given.inputs_embeds is not None):
             raise UserError("forward: give exactly one of input_ids and inputs_embeds")
-        length = positions.shape[-1]
-        if position_ids is None and length > self.config.max_length:
-            raise UserError(
-                f"forward: {length} tokens in a text, the model has positions for {self.config.max_length}: "
-                "cut or window the text"
-            )
-        x = self.embeddings(input_ids, positions, token_type_ids, inputs_embeds)
-        out: Tensor = self.encoder(x, Padded(visible(attention_mask)), trace)
+        name, wanted = ("input_ids", 2) if given.inputs_embeds is None else ("inputs_embeds", 3)
+        if inputs.dim() != wanted:
+            raise UserError(f"{name}: {wanted} dimensions (batch, length, …) are wanted, got {tuple(inputs.shape)}")
+        if cache is not None and not isinstance(cache, DynamicCache):
+            raise UserError(f"past_key_values: a DynamicCache is wanted, got {type(cache).__name__}")
+        past = 0 if cache is None else cache.get_seq_length()
+        positions = self.positions(given, past)
+        check_range("input_ids", given.input_ids, self.config.vocab_size)
+        check_range("token_type_ids", given.token_type_ids, self.config.type_vocab_size)
+        x = self.embeddings(given.input_ids, positions, given.token_type_ids, given.inputs_embeds)
+
+        mask = visible("attention_mask", given.attention_mask, past + x.shape[1], x)
+        # A mask of four dimensions says it all, as in the reference.
+        causal = self.config.is_decoder and (given.attention_mask is None or given.attention_mask.dim() == 2)
+        out: Tensor = self.encoder(x, Padded(mask, causal), trace, self.source(given, cache, x), cache)
         return out
 
-    def output(self, hidden: Tensor, labels: Tensor | None) -> Output:
-        """`last_hidden_state (B, S, hidden)` and `pooler_output (B, hidden)`; there is no loss, so no labels."""
-        if labels is not None:
-            raise UserError("XLMRobertaModel has no loss; labels go to one of the XLMRobertaFor… classes")
+    def positions(self, given: Arguments, past: int) -> Tensor:
+        """Positions `(B, S)` of the tokens after the `past` ones: those given, or counted. Embeddings are counted from
+        the start, whatever is past, as in the reference.
+        """
+        config = self.config
+        if given.position_ids is not None:
+            check_range("position_ids", given.position_ids, config.max_position_embeddings)
+            return given.position_ids
+        if given.input_ids is not None:
+            positions = positions_from_ids(given.input_ids, config.pad_token_id, past)
+        else:
+            assert given.inputs_embeds is not None
+            positions = positions_from_embeds(given.inputs_embeds, config.pad_token_id)
+        if past + positions.shape[1] > config.max_length:
+            length = int(positions.max()) - config.pad_token_id
+            if length > config.max_length:
+                raise UserError(
+                    f"forward: {length} tokens in a text, the model has positions for {config.max_length}: "
+                    "cut or window the text"
+                )
+        return positions
+
+    def source(self, given: Arguments, cache: DynamicCache | None, x: Tensor) -> Source | None:
+        """What cross-attention looks at: the hidden states given, or those that the cache has from an earlier call."""
+        states = given.encoder_hidden_states
+        held = 0 if cache is None else cache.get_cross_length()
+        if states is None and not held:
+            if given.encoder_attention_mask is not None:
+                raise UserError("encoder_attention_mask: there are no encoder_hidden_states to hide any of")
+            return None
+        if not self.config.add_cross_attention:
+            raise UserError(
+                "encoder_hidden_states: this model has no cross-attention "
+                "(config.is_decoder and config.add_cross_attention)"
+            )
+        if states is not None and (states.dim() != 3 or (len(states), states.shape[2]) != (len(x), x.shape[2])):
+            raise UserError(
+                f"encoder_hidden_states: ({len(x)}, length, {x.shape[2]}) is wanted, got {tuple(states.shape)}"
+            )
+        length = held or (0 if states is None else states.shape[1])
+        return Source(states, Padded(visible("encoder_attention_mask", given.encoder_attention_mask, length, x)))
+
+    def output(self, hidden: Tensor, given: Arguments) -> ModelOutput:
+        """`last_hidden_state (B, S, hidden)` and `pooler_output (B, hidden)`."""
         pooled = None if self.pooler is None else self.pooler(hidden[:, 0])
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden, pooler_output=pooled)
 
 
-class XLMRobertaForMaskedLM(PreTrainedModel):
-    """The encoder with the language modelling head."""
+def check_range(name: str, ids: Tensor | None, size: int) -> None:
+    """Raises UserError where an id has no row in a table of that size: a GPU would only say so by failing for good."""
+    if ids is None or not ids.numel():
+        return
+    lowest, highest = (int(x) for x in ids.aminmax())
+    if lowest < 0 or highest >= size:
+        raise UserError(f"{name}: the model has 0 to {size - 1}, got {lowest} to {highest}")
+
+
+class XLMRobertaForCausalLM(PreTrainedModel):
+    """The decoder with the language modelling head."""
+
+    forward = called_with(*INPUTS, *SOURCE, "labels", *CACHE, "logits_to_keep")
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__(config)
+        if not config.is_decoder:
+            warnings.warn("XLMRobertaForCausalLM sees later tokens, too, unless is_decoder=True", stacklevel=2)
         self.roberta = XLMRobertaModel(config, add_pooling_layer=False)
         self.lm_head = LMHead(config)
         self.lm_head.apply(self.init_weights)
         if config.tie_word_embeddings:
             self.lm_head.decoder.weight = self.roberta.embeddings.word_embeddings.weight
 
-    def output(self, hidden: Tensor, labels: Tensor | None) -> Output:
-        """`logits (B, S, vocab)` and, for `labels (B, S)` (-100 is ignored), the mean loss."""
-        logits = self.lm_head(hidden)
-        loss = None if labels is None else token_loss(logits, labels.to(logits.device))
-        return MaskedLMOutput(loss=loss, logits=logits)
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head.decoder
+
+    def output(self, hidden: Tensor, given: Arguments) -> ModelOutput:
+        """`logits (B, S, vocab)`, of the tokens to keep, and for `labels (B, S)` (-100 is ignored) the mean loss of
+        each as its predecessor foretells it; logits are then made when they are read.
+        """
+        hidden = kept(hidden, given.logits_to_keep)
+        if given.labels is None:
+            return CausalLMOutputWithCrossAttentions(logits=self.lm_head(hidden))
+        labels = matching(given.labels, hidden)
+        return CausalLMOutputWithCrossAttentions(
+            loss=lm_loss(hidden[..., :-1, :], labels[..., 1:], self.lm_head), logits=self.lm_head.later(hidden)
+        )
+
+
+def kept(hidden: Tensor, which: int | Tensor) -> Tensor:
+    """The hidden states that `logits_to_keep` names (see `Arguments`), out of `(B, S, hidden)`."""
+    if isinstance(which, int):
+        return hidden[:, -which:] if which else hidden
+    if which.dim() == 2 and which.dtype is torch.bool:
+        return hidden[which]
+    if which.dim() == 2:
+        return hidden.take_along_dim(which[..., None], dim=1)
+    return hidden[:, which]
+
+
+def matching(labels: Tensor, hidden: Tensor) -> Tensor:
+    """Labels `(*tokens)` where the hidden states `(*tokens, hidden)` are. Raises UserError for another shape."""
+    if labels.shape != hidden.shape[:-1]:
+        raise UserError(f"labels: one for each token is wanted, {tuple(hidden.shape[:-1])}, got {tuple(labels.shape)}")
+    return labels.to(hidden.device)
+
+
+class XLMRobertaForMaskedLM(PreTrainedModel):
+    """The encoder with the language modelling head."""
+
+    forward = called_with(*INPUTS, *SOURCE, "labels")
+
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        super().__init__(config)
+        if config.is_decoder:
+            warnings.warn("XLMRobertaForMaskedLM does not see later tokens unless is_decoder=False", stacklevel=2)
+        self.roberta = XLMRobertaModel(config, add_pooling_layer=False)
+        self.lm_head = LMHead(config)
+        self.lm_head.apply(self.init_weights)
+        if config.tie_word_embeddings:
+            self.lm_head.decoder.weight = self.roberta.embeddings.word_embeddings.weight
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head.decoder
+
+    def output(self, hidden: Tensor, given: Arguments) -> ModelOutput:
+        """`logits (B, S, vocab)` and, for `labels (B, S)` (-100 is ignored), the mean loss; logits are then made when
+        they are read.
+        """
+        if given.labels is None:
+            return MaskedLMOutput(logits=self.lm_head(hidden))
+        labels = matching(given.labels, hidden)
+        return MaskedLMOutput(loss=lm_loss(hidden, labels, self.lm_head), logits=self.lm_head.later(hidden))
 
 
 class XLMRobertaForSequenceClassification(PreTrainedModel):
     """The encoder with a classification or regression head on the first token."""
+
+    forward = called_with(*INPUTS, "labels")
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__(config)
@@ -153,8 +272,95 @@ class XLMRobertaForSequenceClassification(PreTrainedModel):
         self.classifier = ClassificationHead(config)
         self.classifier.apply(self.init_weights)
 
-    def output(self, hidden: Tensor, labels: Tensor | None) -> Output:
+    def output(self, hidden: Tensor, given: Arguments) -> ModelOutput:
         """`logits (B, labels)` and, for `labels`, the loss that `config.problem_type` names (or the labels imply)."""
         logits = self.classifier(hidden[:, 0])
+        labels = given.labels
         loss = None if labels is None else classification_loss(logits, labels.to(logits.device), self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+class XLMRobertaForMultipleChoice(PreTrainedModel):
+    """The encoder with its pooler and a score: which of a text's C choices is the right one.
+
+    All inputs have the choices after the batch: `input_ids (B, C, S)`, `inputs_embeds (B, C, S, hidden)`.
+    """
+
+    # The reference's order, which is not that of the other classes.
+    forward = called_with("input_ids", "token_type_ids", "attention_mask", "labels", "position_ids", "inputs_embeds")
+
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        super().__init__(config)
+        self.roberta = XLMRobertaModel(config, add_pooling_layer=True)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.classifier.apply(self.init_weights)
+
+    def folded(self, given: Arguments) -> Arguments:
+        """The choices as rows of the batch."""
+        inputs: dict[str, Any] = {}
+        for name in INPUTS:
+            x = getattr(given, name)
+            if x is None:
+                continue
+            wanted = 4 if name == "inputs_embeds" else 3
+            if x.dim() != wanted:
+                raise UserError(
+                    f"{name}: {wanted} dimensions (batch, choices, length, …) are wanted, got {tuple(x.shape)}"
+                )
+            inputs[name] = x.flatten(0, 1)
+        return replace(given, **inputs)
+
+    def output(self, hidden: Tensor, given: Arguments) -> ModelOutput:
+        """`logits (B, C)` and, for `labels (B)`, the mean cross-entropy of the right choices."""
+        inputs = given.input_ids if given.inputs_embeds is None else given.inputs_embeds
+        assert inputs is not None
+        assert self.roberta.pooler is not None
+        logits = self.classifier(self.dropout(self.roberta.pooler(hidden[:, 0]))).view(inputs.shape[:2])
+        loss = None if given.labels is None else token_loss(logits, matching(given.labels, logits))
+        return MultipleChoiceModelOutput(loss=loss, logits=logits)
+
+
+class XLMRobertaForTokenClassification(PreTrainedModel):
+    """The encoder with a classifier of every token."""
+
+    forward = called_with(*INPUTS, "labels")
+
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        super().__init__(config)
+        assert config.num_labels is not None
+        self.roberta = XLMRobertaModel(config, add_pooling_layer=False)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier.apply(self.init_weights)
+
+    def output(self, hidden: Tensor, given: Arguments) -> ModelOutput:
+        """`logits (B, S, labels)` and, for `labels (B, S)` (-100 is ignored), the mean loss."""
+        logits = self.classifier(self.dropout(hidden))
+        loss = None if given.labels is None else token_loss(logits, matching(given.labels, logits))
+        return TokenClassifierOutput(loss=loss, logits=logits)
+
+
+class XLMRobertaForQuestionAnswering(PreTrainedModel):
+    """The encoder with two scores a token: that the answer starts here, and that it ends here."""
+
+    forward = called_with(*INPUTS, "start_positions", "end_positions")
+
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        super().__init__(config)
+        if config.num_labels != 2:
+            raise UserError(f"config: question answering has num_labels=2 (start and end), got {config.num_labels}")
+        self.roberta = XLMRobertaModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.qa_outputs.apply(self.init_weights)
+
+    def output(self, hidden: Tensor, given: Arguments) -> ModelOutput:
+        """`start_logits` and `end_logits (B, S)`, and for `start_positions` and `end_positions (B)` the mean loss."""
+        start_logits, end_logits = self.qa_outputs(hidden).unbind(-1)
+        starts, ends = given.start_positions, given.end_positions
+        if (starts is None) != (ends is None):
+            raise UserError("a loss wants both start_positions and end_positions, got one of them")
+        loss = None
+        if starts is not None and ends is not None:
+            loss = question_answering_loss(start_logits, end_logits, starts, ends)
+        return QuestionAnsweringModelOutput(loss=loss, start_logits=start_logits, end_logits=end_logits)

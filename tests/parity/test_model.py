@@ -241,7 +241,7 @@ def test_the_inputs_are_one_of_ids_and_embeddings():
     model = xlmr_ray.XLMRobertaModel(config)
     with pytest.raises(UserError, match="exactly one"):
         model()
-    with pytest.raises(UserError, match="no loss"):
+    with pytest.raises(UserError, match="XLMRobertaModel: no use for labels"):
         model(torch.tensor([[5]]), labels=torch.tensor([1]))
     with pytest.raises(UserError, match="attention_mask"):
         model(torch.tensor([[5, 6]]), attention_mask=torch.tensor([[[1, 0]]]))

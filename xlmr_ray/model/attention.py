@@ -1,8 +1,8 @@
 """Attention back ends: one function each, chosen by name from one table.
 
-All take `q`, `k`, `v` of shape `(*tokens, heads, head_dim)` and a layout, and return the mixed values in that same
-shape, with the probabilities `(B, heads, S, S)` where the back end has them (eager on the padded layout) and None
-elsewhere.
+All take `q`, `k`, `v` of shape `(*tokens, heads, head_dim)` and a layout, and return the mixed values in the shape of
+`q`, with the probabilities `(B, heads, queries, keys)` where the back end has them (eager on the padded layout) and
+None elsewhere. On the padded layout keys and values may be more than the queries, or others (cross-attention).
 """
 
 from collections.abc import Callable
@@ -15,24 +15,53 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.layout import Layout, Packed
 
 Attention = Callable[[Tensor, Tensor, Tensor, Layout, float], tuple[Tensor, Tensor | None]]
-Dense = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor | None]]
+Dense = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float], tuple[Tensor, Tensor | None]]
 
 
-def dense_eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> tuple[Tensor, Tensor | None]:
-    """Softmax of scaled products, written out. `q, k, v: (B, heads, S, head_dim)`; `mask` True where attention may
-    look.
+def past_and_self(queries: int, keys: int, device: torch.device) -> Tensor:
+    """The causal mask `(queries, keys)`, True where a query may look; the queries are the last of the keys."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def with_causality(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
+    """A mask (see `Padded`) that hides what comes after a query, too."""
+    causal = past_and_self(q.shape[-2], k.shape[-2], q.device)
+    if mask is None:
+        return causal
+    if mask.dtype is torch.bool:
+        return mask & causal
+    return mask.masked_fill(~causal, torch.finfo(mask.dtype).min)
+
+
+def dense_eager(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax of scaled products, written out. `q: (B, heads, queries, head_dim)`, `k, v: (B, heads, keys, head_dim)`;
+    `mask` and `causal` as in `Padded`.
     """
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    if mask is not None:
+    if causal and q.shape[-2] > 1:
+        mask = with_causality(mask, q, k)
+    if mask is not None and mask.dtype is torch.bool:
         # The smallest number rather than -inf: a row with nothing to look at stays finite, as in the reference.
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
     probs = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-    return F.dropout(probs, dropout) @ v, probs
+    probs = F.dropout(probs, dropout)
+    return probs @ v, probs
 
 
-def dense_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> tuple[Tensor, Tensor | None]:
-    """Torch's fused product. `q, k, v: (B, heads, S, head_dim)`; `mask` True where attention may look."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
+def dense_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float
+) -> tuple[Tensor, Tensor | None]:
+    """Torch's fused product; arguments as in `dense_eager`."""
+    if causal and q.shape[-2] == 1:
+        causal = False  # the last token sees all the others
+    elif causal and (mask is not None or q.shape[-2] != k.shape[-2]):
+        # The kernel takes no mask beside its own causal one, which counts from the first key, not the last.
+        mask, causal = with_causality(mask, q, k), False
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal), None
 
 
 def over_layouts(dense: Dense) -> Attention:
@@ -43,13 +72,14 @@ def over_layouts(dense: Dense) -> Attention:
 
     def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> tuple[Tensor, Tensor | None]:
         if not isinstance(layout, Packed):
-            out, probs = dense(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), layout.mask, dropout)
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            out, probs = dense(q, k, v, layout.mask, layout.causal, dropout)
             return out.transpose(1, 2), probs
         parts = []
         for start, count, length in layout.runs():
             window = slice(start, start + count * length)
             q1, k1, v1 = (x[window].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-            parts.append(dense(q1, k1, v1, None, dropout)[0].transpose(1, 2).flatten(0, 1))
+            parts.append(dense(q1, k1, v1, None, layout.causal, dropout)[0].transpose(1, 2).flatten(0, 1))
         return torch.cat(parts), None
 
     return attend

@@ -6,9 +6,26 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
 from xlmr_ray.model.activations import activation
 from xlmr_ray.model.attention import ATTENTION, attention
-from xlmr_ray.model.layout import Layout
+from xlmr_ray.model.cache import CachedLayer, DynamicCache
+from xlmr_ray.model.layout import Layout, Packed, Padded
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What cross-attention looks at: hidden states `(B, S_enc, hidden)`, None where the cache has their keys and
+    values, and which of them may be seen.
+    """
+
+    hidden: Tensor | None
+    layout: Padded
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """`(*tokens, hidden)` to `(*tokens, heads, head_dim)`."""
+    return x.view(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
 class SelfAttention(nn.Module):
@@ -23,11 +40,16 @@ class SelfAttention(nn.Module):
         self.dropout_p = config.attention_probs_dropout_prob
         self.attend = attention(config.attn_implementation)
 
-    def forward(self, x: Tensor, layout: Layout, want_probs: bool) -> tuple[Tensor, Tensor | None]:
-        """`x: (*tokens, hidden)` to the mixed values of the same shape, and the probabilities `(B, heads, S, S)` if
-        wanted.
+    def forward(
+        self, x: Tensor, layout: Layout, want_probs: bool, cache: CachedLayer | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`x: (*tokens, hidden)` to the mixed values of the same shape, and the probabilities `(B, heads, S, keys)` if
+        wanted. A cache (padded layout) puts what it holds before the keys and values of `x`, and takes those in.
         """
         q, k, v = self.project(x)
+        if cache is not None:
+            k, v = cache.update(k.transpose(1, 2), v.transpose(1, 2))
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
         # Only the written-out product has probabilities to show; the fused ones never hold them.
         attend = ATTENTION["eager"] if want_probs else self.attend
         out, probs = attend(q, k, v, layout, self.dropout_p if self.training else 0.0)
@@ -39,17 +61,53 @@ class SelfAttention(nn.Module):
             fused: Tensor = self.qkv(x)
             q, k, v = fused.view(*x.shape[:-1], 3, self.heads, self.head_dim).unbind(-3)
             return q, k, v
-        shape = (*x.shape[:-1], self.heads, self.head_dim)
-        return self.query(x).view(shape), self.key(x).view(shape), self.value(x).view(shape)
+        heads = self.heads
+        return split_heads(self.query(x), heads), split_heads(self.key(x), heads), split_heads(self.value(x), heads)
 
     def fuse(self) -> None:
-        """Joins the three projections for good: one product of three times the width. For inference, after loading."""
+        """Joins the three projections for good: one product of three times the width. For inference, after loading.
+        Quantized ones stay three.
+        """
         parts = (self.query, self.key, self.value)
+        if any(type(part) is not nn.Linear for part in parts):
+            return
         with torch.device("meta"):
             self.qkv = nn.Linear(self.query.in_features, 3 * self.query.out_features)
         self.qkv.weight = nn.Parameter(torch.cat([p.weight.detach() for p in parts]), requires_grad=False)
         self.qkv.bias = nn.Parameter(torch.cat([p.bias.detach() for p in parts]), requires_grad=False)
         del self.query, self.key, self.value
+
+
+class CrossAttention(nn.Module):
+    """A decoder's attention to an encoder's hidden states: queries of its own, keys and values of theirs."""
+
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout_p = config.attention_probs_dropout_prob
+        self.attend = attention(config.attn_implementation)
+
+    def forward(
+        self, x: Tensor, source: Source, want_probs: bool, cache: CachedLayer | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`x: (B, S, hidden)` to the mixed values of the same shape, and the probabilities `(B, heads, S, S_enc)` if
+        wanted. With a cache the source is projected once.
+        """
+        if cache is not None and cache.cross_keys is not None and cache.cross_values is not None:
+            k, v = cache.cross_keys.transpose(1, 2), cache.cross_values.transpose(1, 2)
+        else:
+            assert source.hidden is not None
+            k = split_heads(self.key(source.hidden), self.heads)
+            v = split_heads(self.value(source.hidden), self.heads)
+            if cache is not None:
+                cache.cross_keys, cache.cross_values = k.transpose(1, 2), v.transpose(1, 2)
+        attend = ATTENTION["eager"] if want_probs else self.attend
+        q = split_heads(self.query(x), self.heads)
+        out, probs = attend(q, k, v, source.layout, self.dropout_p if self.training else 0.0)
+        return out.flatten(-2), probs
 
 
 class Projected(nn.Module):
@@ -73,8 +131,23 @@ class AttentionBlock(nn.Module):
         self.self = SelfAttention(config)
         self.output = Projected(config, config.hidden_size)
 
-    def forward(self, x: Tensor, layout: Layout, want_probs: bool) -> tuple[Tensor, Tensor | None]:
-        mixed, probs = self.self(x, layout, want_probs)
+    def forward(
+        self, x: Tensor, layout: Layout, want_probs: bool, cache: CachedLayer | None
+    ) -> tuple[Tensor, Tensor | None]:
+        mixed, probs = self.self(x, layout, want_probs, cache)
+        return self.output(mixed, x), probs
+
+
+class CrossAttentionBlock(nn.Module):
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        super().__init__()
+        self.self = CrossAttention(config)
+        self.output = Projected(config, config.hidden_size)
+
+    def forward(
+        self, x: Tensor, source: Source, want_probs: bool, cache: CachedLayer | None
+    ) -> tuple[Tensor, Tensor | None]:
+        mixed, probs = self.self(x, source, want_probs, cache)
         return self.output(mixed, x), probs
 
 
@@ -93,50 +166,83 @@ class Layer(nn.Module):
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__()
         self.attention = AttentionBlock(config)
+        if config.add_cross_attention:
+            self.crossattention = CrossAttentionBlock(config)
         self.intermediate = Intermediate(config)
         self.output = Projected(config, config.intermediate_size)
 
-    def forward(self, x: Tensor, layout: Layout, want_probs: bool = False) -> tuple[Tensor, Tensor | None]:
-        """`x: (*tokens, hidden)` to the same shape, and the attention probabilities `(B, heads, S, S)` if wanted."""
-        x, probs = self.attention(x, layout, want_probs)
-        return self.output(self.intermediate(x), x), probs
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        want_probs: bool = False,
+        source: Source | None = None,
+        cache: CachedLayer | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`x: (*tokens, hidden)` to the same shape, and, if wanted, the probabilities of attention `(B, heads, S,
+        keys)` and of cross-attention `(B, heads, S, S_enc)`.
+        """
+        x, probs = self.attention(x, layout, want_probs, cache)
+        cross_probs = None
+        if source is not None:
+            x, cross_probs = self.crossattention(x, source, want_probs, cache)
+        return self.output(self.intermediate(x), x), probs, cross_probs
 
 
 @dataclass
 class Trace:
     """What an encoder leaves behind when asked: the input of the first layer and the output of each, and each layer's
-    probabilities.
+    probabilities, of attention and of cross-attention.
     """
 
     hidden_states: list[Tensor] | None = None
     attentions: list[Tensor] | None = None
+    cross_attentions: list[Tensor] | None = None
 
 
 class Encoder(nn.Module):
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__()
+        if config.add_cross_attention and not config.is_decoder:
+            raise UserError("config: add_cross_attention=True is for decoders: set is_decoder=True, too")
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor, layout: Layout, trace: Trace | None = None) -> Tensor:
-        """`x: (*tokens, hidden)` to the last layer's output, same shape; a `trace` with lists in it is filled."""
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        trace: Trace | None = None,
+        source: Source | None = None,
+        cache: DynamicCache | None = None,
+    ) -> Tensor:
+        """`x: (*tokens, hidden)` to the last layer's output, same shape; a `trace` with lists in it is filled, a
+        `cache` goes on. `source` is for a model with cross-attention.
+        """
         trace = trace or Trace()
+        want_probs = trace.attentions is not None
+        if want_probs and isinstance(layout, Packed):
+            raise UserError(
+                "attentions: packed sequences have no (batch, heads, length, length): use the padded layout"
+            )
         if trace.hidden_states is not None:
             trace.hidden_states.append(x)
-        for layer in self.layer:
-            x, probs = layer(x, layout, trace.attentions is not None)
+        for i, layer in enumerate(self.layer):
+            x, probs, cross_probs = layer(x, layout, want_probs, source, None if cache is None else cache.layer(i))
             if trace.hidden_states is not None:
                 trace.hidden_states.append(x)
             if trace.attentions is not None and probs is not None:
                 trace.attentions.append(probs)
+            if trace.cross_attentions is not None and cross_probs is not None:
+                trace.cross_attentions.append(cross_probs)
         return x
 
     def fuse(self) -> None:
-        """Fuses q, k and v of every layer (see `SelfAttention.fuse`), and lays the weights of all products out by
-        columns: on the CPU they were 1.02 times (1.12 for q, k and v) as fast so.
+        """Fuses q, k and v of every layer's self-attention (see `SelfAttention.fuse`), and lays the weights of all
+        products out by columns: on the CPU they were 1.02 times (1.12 for q, k and v) as fast so.
         """
         for module in list(self.modules()):
             if isinstance(module, SelfAttention):
                 module.fuse()
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if type(module) is nn.Linear:
                 module.weight.data = module.weight.data.t().contiguous().t()

@@ -1,10 +1,13 @@
 """What sits on the encoder. Parameter names are the checkpoint's."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
 
 
 class Pooler(nn.Module):
@@ -61,3 +64,25 @@ class LMHead(nn.Module):
         """
         out: Tensor = self.decoder(self.layer_norm(F.gelu(self.dense(hidden))))
         return out
+
+    def later(self, hidden: Tensor) -> Callable[[], Tensor]:
+        """A function that makes the logits of `hidden (*tokens, hidden)` as this call would: with its gradients and
+        its precision, and, since they would be others, not once the weights have changed.
+        """
+        grad, device = torch.is_grad_enabled(), hidden.device.type
+        precision = torch.autocast(
+            device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
+        )
+        inputs = [x for x in (hidden, *self.parameters()) if not x.is_inference()]
+        versions = [x._version for x in inputs]
+
+        def make() -> Tensor:
+            if versions != [x._version for x in inputs]:
+                raise UserError(
+                    "logits: the weights have changed since the loss: read them before the optimizer's step"
+                )
+            with torch.set_grad_enabled(grad), precision:
+                out: Tensor = self(hidden)
+            return out
+
+        return make

@@ -42,13 +42,16 @@ class Packed:
 
 @dataclass(frozen=True, eq=False)
 class Padded:
-    """B sequences of S positions; token tensors are `(B, S, ...)`.
+    """B sequences of S positions; token tensors are `(B, S, ...)`. The queries are the last positions of the keys: all
+    of them, or those that a cache does not hold.
 
-    `mask` is boolean, True where attention may look, broadcastable to `(B, heads, S, S)`; None where nothing is hidden,
-    because a mask of ones rules out the fastest kernels.
+    `mask`, broadcastable to `(B, heads, queries, keys)`, is boolean, True where attention may look, or of floats that
+    are added to the scores; None where nothing is hidden, because a mask of ones rules out the fastest kernels.
+    `causal`: beside that, a token looks at itself and those before it alone.
     """
 
     mask: Tensor | None = None
+    causal: bool = False
 
 
 Layout = Packed | Padded

@@ -1,0 +1,91 @@
+"""Keys and values of the tokens that a decoder has seen, so that a step computes the new ones alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class CachedLayer:
+    """A layer's keys and values `(B, heads, S, head_dim)` so far, and those of the encoder `(B, heads, S_enc,
+    head_dim)`, which cross-attention computes once.
+    """
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    cross_keys: Tensor | None = None
+    cross_values: Tensor | None = None
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends the keys and values `(B, heads, new, head_dim)` of new tokens; all of them."""
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat([self.keys, keys], dim=-2), torch.cat([self.values, values], dim=-2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def select(self, rows: Tensor) -> None:
+        """Makes row `i` of the batch what row `rows[i]` was; there may be more or fewer than before."""
+        for name, tensor in vars(self).items():
+            if tensor is not None:
+                setattr(self, name, tensor.index_select(0, rows.to(tensor.device)))
+
+
+class DynamicCache:
+    """The cache of a whole model, a `CachedLayer` a layer; it grows with the tokens. Iterates over `(keys, values)`."""
+
+    def __init__(self) -> None:
+        self.layers: list[CachedLayer] = []
+
+    def layer(self, index: int) -> CachedLayer:
+        """That layer's part, made if it is not there yet."""
+        while len(self.layers) <= index:
+            self.layers.append(CachedLayer())
+        return self.layers[index]
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Appends keys and values `(B, heads, new, head_dim)` of new tokens to a layer; all of the layer's."""
+        return self.layer(layer_idx).update(key_states, value_states)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The number of tokens seen, padding included."""
+        keys = self.layers[layer_idx].keys if layer_idx < len(self.layers) else None
+        return 0 if keys is None else keys.shape[-2]
+
+    def get_cross_length(self) -> int:
+        """The number of the encoder's tokens, 0 where cross-attention has not run."""
+        keys = self.layers[0].cross_keys if self.layers else None
+        return 0 if keys is None else keys.shape[-2]
+
+    def crop(self, length: int) -> None:
+        """Keeps the first `length` tokens, or leaves the last `-length` out."""
+        for layer in self.layers:
+            if layer.keys is not None and layer.values is not None:
+                kept = max(0, length if length >= 0 else layer.keys.shape[-2] + length)
+                layer.keys, layer.values = layer.keys[..., :kept, :], layer.values[..., :kept, :]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row `i` of the batch goes on from what row `beam_idx[i]` has seen."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps these rows of the batch, in this order."""
+        for layer in self.layers:
+            layer.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row of the batch `repeats` times, one after another."""
+        keys = self.layers[0].keys if self.layers else None
+        if keys is not None:
+            self.batch_select_indices(torch.arange(len(keys)).repeat_interleave(repeats))
+
+    def reset(self) -> None:
+        """Forgets all tokens."""
+        self.layers.clear()
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+        return ((layer.keys, layer.values) for layer in self.layers)

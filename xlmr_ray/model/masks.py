@@ -1,0 +1,32 @@
+"""Attention masks as users give them, to masks as attention takes them."""
+
+import torch
+from torch import Tensor
+
+from xlmr_ray.errors import UserError
+
+
+def visible(name: str, mask: Tensor | None, keys: int, x: Tensor) -> Tensor | None:
+    """A mask as `Padded` holds it, where `x` is and in its type; None where nothing is hidden.
+
+    `mask` is `(B, keys)` of ones and zeros, or `(B, 1 or heads, queries, keys)`: boolean, True where attention may
+    look, or floats to add to the scores. `x: (B, queries, hidden)`. `name` is for messages.
+    """
+    if mask is None:
+        return None
+    if mask.dim() not in (2, 4) or mask.shape[-1] != keys or mask.shape[0] not in (1, len(x)):
+        raise UserError(
+            f"{name}: ({len(x)}, {keys}) or ({len(x)}, 1 or heads, {x.shape[1]}, {keys}) is wanted, "
+            f"got {tuple(mask.shape)}"
+        )
+    if mask.dim() == 2 or mask.dtype is torch.bool:
+        seen = mask.bool()
+        if bool(seen.all()):
+            return None
+        return (seen[:, None, None, :] if mask.dim() == 2 else seen).to(x.device)
+    if not mask.is_floating_point():
+        raise UserError(
+            f"{name}: with four dimensions, booleans or floats to add to the scores are wanted, got {mask.dtype}"
+        )
+    # The smallest number of the scores' own type: -inf in all of a row would make it NaN.
+    return mask.clamp(min=torch.finfo(x.dtype).min).to(x.device, x.dtype)
