@@ -88,7 +88,7 @@ def test_no_texts(make_classifier):
     [
         ({"top_k": 0}, ["a"], "top_k must be a whole number from 1 on, got 0"),
         ({"function_to_apply": "relu"}, ["a"], "function_to_apply 'relu' is none of"),
-        ({}, [{"text": "a", "text_pair": "b"}], "text 0: a string is wanted"),
+        ({}, [{"text": "a", "title": "b"}], "text 0: a string is wanted, got a mapping of text, title"),
         ({"pairs": True}, ["a"], "text 0: a mapping of text, text_pair"),
         ({}, [3], "text 0: a string is wanted, got int"),
     ],

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from xlmr_ray.model.encoder import Trace
 from xlmr_ray.model.heads import LMHead
 from xlmr_ray.model.packed import PackedBatch, pack
 from xlmr_ray.modeling import XLMRobertaModel
+from xlmr_ray.pretrained import Pretrained
 from xlmr_ray.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -66,16 +67,21 @@ class Engine:
     heads: Sequence[nn.Module]
     device: torch.device
     max_tokens: int
-    report: LoadReport
+    report: LoadReport | None = None
     stats: Stats = field(default_factory=Stats)
     shapes: list[tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.set_tasks(self.tasks)
+
+    def set_tasks(self, tasks: Sequence[Task]) -> None:
+        """The tasks with other options in their place: what their heads are made of must be the same."""
+        self.tasks, kept = tasks, replace(self.stats)
         # A first pass of one token warms up, and tells the shapes of results where there are no sequences at all.
         zero = np.zeros(1, np.int32)
         one = pack(zero, np.array([0, 1]), np.array([0]), self.model.config.pad_token_id, targets=zero)
         self.shapes = [tuple(output.shape[1:]) for output in self.forward(one, range(len(self.tasks)))]
-        self.stats = Stats()
+        self.stats = kept
 
     @classmethod
     def load(
@@ -104,10 +110,7 @@ class Engine:
         config = XLMRobertaConfig.from_dict(read_config(folder))
         if attn_implementation != "auto":
             config.attn_implementation = attn_implementation
-        if max_tokens == "auto":
-            max_tokens = MAX_TOKENS.get(where.type, MAX_TOKENS["cpu"])
-        if not isinstance(max_tokens, int) or max_tokens < 1:
-            raise UserError(f"max_tokens must be auto or a whole number from 1 on, got {max_tokens!r}")
+        budget = token_budget(max_tokens, where)
         with torch.device("meta"):
             whole = nn.Module()
             whole.roberta = XLMRobertaModel(config, add_pooling_layer=False)
@@ -134,7 +137,27 @@ class Engine:
         model.eval()
         for head in heads:
             head.eval().requires_grad_(False).to(where)
-        return cls(model, tasks, heads, where, max_tokens, report)
+        return cls(model, tasks, heads, where, budget, report)
+
+    @classmethod
+    def of(cls, model: Pretrained, tasks: Sequence[Task], *, max_tokens: int | str = "auto") -> "Engine":
+        """A model in memory, whose weights are shared and not changed. Raises UserError where it lacks a task's
+        head.
+        """
+        base = model if isinstance(model, XLMRobertaModel) else model.get_submodule("roberta")
+        assert isinstance(base, XLMRobertaModel)
+        heads = [task.head() for task in tasks]
+        for task, head in zip(tasks, heads, strict=True):
+            for name, child in list(head.named_children()):
+                own = getattr(model, name, None) or getattr(base, name, None)
+                if not any(p.is_meta for p in child.parameters()):
+                    child.to(base.device)
+                elif type(own) is not type(child):
+                    raise UserError(f"{type(task).__name__}: the model is a {type(model).__name__}, without {name!r}")
+                else:
+                    setattr(head, name, own)
+        model.eval()
+        return cls(base, tasks, heads, base.device, token_budget(max_tokens, base.device), model.load_report)
 
     def run(
         self,
@@ -229,6 +252,15 @@ class Engine:
         log.warning("out of memory with %d tokens in a batch: going on with at most %d", tokens, self.max_tokens)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def token_budget(max_tokens: int | str, device: torch.device) -> int:
+    """As asked, or by the device. Raises UserError for what is neither auto nor a whole number from 1 on."""
+    if max_tokens == "auto":
+        return MAX_TOKENS.get(device.type, MAX_TOKENS["cpu"])
+    if not isinstance(max_tokens, int) or max_tokens < 1:
+        raise UserError(f"max_tokens must be auto or a whole number from 1 on, got {max_tokens!r}")
+    return max_tokens
 
 
 def tie(module: nn.Module, base: XLMRobertaModel) -> None:

@@ -1,76 +1,166 @@
 """`pipeline(task, model=…)`: a task in Python, with the same steps as a batch job."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.checkpoint.folder import read_config
+from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.errors import UserError
+from xlmr_ray.pretrained import Pretrained
 from xlmr_ray.tasks.encoded import documents, targets_of
-from xlmr_ray.tasks.registry import bind_task
+from xlmr_ray.tasks.registry import canonical_task, task_class
 from xlmr_ray.tasks.task import Task
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
-Text = str | dict[str, str]
+Text = str | Mapping[str, Any]
+# Where one text comes in, one answer goes out; of this one the reference makes a list all the same.
+ALWAYS_LISTS = ("text-classification",)
 
 
 class Pipeline:
     """Texts in, the task's answers out. A text that has no answer raises UserError with its place and why."""
 
-    def __init__(self, task: Task, engine: Engine, tokenizer: XLMRobertaTokenizer) -> None:
-        self.task, self.engine, self.tokenizer = task, engine, tokenizer
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        config: XLMRobertaConfig,
+        options: Mapping[str, Any],
+        engine: Engine,
+        tokenizer: XLMRobertaTokenizer,
+    ) -> None:
+        self.name, self.folder, self.config, self.options = name, folder, config, options
+        self.engine, self.tokenizer = engine, tokenizer
+        self.task = engine.tasks[0]
 
-    def __call__(self, inputs: Text | Sequence[Text]) -> list[Any]:
-        """One text or several; a pair is `{"text": …, "text_pair": …}`. One answer each, in their order."""
-        return self.task.answers(self.table(inputs))
+    def __call__(self, inputs: Text | Sequence[Text] | None = None, **more: Any) -> Any:
+        """The answer to one text, or a list of answers to several, in their order.
 
-    def table(self, inputs: Text | Sequence[Text]) -> pa.Table:
+        A text is a string, or a mapping of the task's roles to strings (`{"question": …, "context": …}`), which may
+        also be given by keyword, each a string or a list. Other keywords are options of the task, for this call.
+        """
+        texts, single, options = self.taken(inputs, more)
+        answers = self.bound(options).answers(self.table(texts, **options))
+        return answers[0] if single and self.name not in ALWAYS_LISTS else answers
+
+    def table(self, inputs: Text | Sequence[Text], **options: Any) -> pa.Table:
         """The answers as the output table of a batch job has them."""
-        encoded = self.task.prepare(columns(inputs, self.task.roles), self.tokenizer)
+        task = self.bound(options)
+        self.engine.set_tasks([task])
+        texts = [inputs] if isinstance(inputs, str | Mapping) else list(inputs)
+        encoded = task.prepare(columns(texts, task.roles), self.tokenizer)
         results = self.engine.run(encoded["input_ids"], targets_of(encoded))
         for sequence, (code, message) in sorted(results.failed.items()):
             raise UserError(f"text {documents(encoded)[sequence]}: {code}: {message}")
-        return self.task.postprocess(results.raw[0], encoded)
+        return task.postprocess(results.raw[0], encoded)
+
+    def bound(self, options: Mapping[str, Any]) -> Task:
+        """The task with options of a call over its own."""
+        if not options:
+            return self.task
+        return task_class(self.name).bind(self.folder, self.config, {**self.options, **options})
+
+    def taken(
+        self, inputs: Text | Sequence[Text] | None, more: Mapping[str, Any]
+    ) -> tuple[list[Text], bool, dict[str, Any]]:
+        """The texts, whether one came alone, and the options among the keywords."""
+        roles = self.task.roles
+        given = {role: more[role] for role in roles if role in more}
+        options = {key: value for key, value in more.items() if key not in given}
+        if given:
+            if inputs is not None:
+                raise UserError(f"{self.name}: texts come once, or by the keywords {', '.join(roles)}, not both ways")
+            single = all(isinstance(value, str) for value in given.values())
+            count = max((len(value) for value in given.values() if not isinstance(value, str)), default=1)
+            spread = {role: [value] * count if isinstance(value, str) else value for role, value in given.items()}
+            try:
+                rows = zip(*spread.values(), strict=True)
+                return [dict(zip(spread, row, strict=True)) for row in rows], single, options
+            except ValueError:
+                raise UserError(f"{self.name}: lists of equal length are wanted for {', '.join(given)}") from None
+        if inputs is None:
+            raise UserError(f"{self.name}: no text is given")
+        single = isinstance(inputs, str | Mapping)
+        texts: list[Text] = [inputs] if isinstance(inputs, str | Mapping) else list(inputs)
+        # The reference tells pairs by what comes in; a batch job has to know its columns beforehand.
+        if self.name == "text-classification" and any(isinstance(t, Mapping) and "text_pair" in t for t in texts):
+            options.setdefault("pairs", True)
+        return texts, single, options
 
 
-def columns(inputs: Text | Sequence[Text], roles: Sequence[str]) -> pa.Table:
-    """The texts as a table with a string column for each role. Raises UserError for a text of another form."""
-    texts = [inputs] if isinstance(inputs, str | dict) else list(inputs)
+def columns(texts: Sequence[Text], roles: Sequence[str]) -> pa.Table:
+    """The texts as a table with a string column for each role; a list of strings (`choices`) is carried as JSON.
+
+    Raises UserError for a text of another form.
+    """
     values: dict[str, list[str]] = {role: [] for role in roles}
     for place, text in enumerate(texts):
         parts = {roles[0]: text} if isinstance(text, str) else text
-        if (
-            not isinstance(parts, dict)
-            or set(parts) != set(roles)
-            or not all(isinstance(p, str) for p in parts.values())
-        ):
+        if not isinstance(parts, Mapping) or set(parts) != set(roles) or not all(map(is_text, parts.values())):
             wanted = "a string" if len(roles) == 1 else f"a mapping of {', '.join(roles)} to strings"
-            raise UserError(f"text {place}: {wanted} is wanted, got {type(text).__name__}")
+            got = f"a mapping of {', '.join(map(str, text))}" if isinstance(text, Mapping) else type(text).__name__
+            raise UserError(f"text {place}: {wanted} is wanted, got {got}")
         for role in roles:
-            values[role].append(parts[role])
+            part = parts[role]
+            values[role].append(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False))
     return pa.table({role: pa.array(column, pa.string()) for role, column in values.items()})
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value))
+
+
+def device_name(device: int | str | torch.device | None) -> str:
+    """As `Engine.load` takes it: the reference's numbers are GPUs, -1 the CPU, None the best there is."""
+    if isinstance(device, int):
+        return "cpu" if device < 0 else f"cuda:{device}"
+    return "auto" if device is None else str(device)
 
 
 def pipeline(
     task: str,
-    model: str | Path = "embedded:mini",
+    model: str | Path | Pretrained = "embedded:mini",
     *,
+    tokenizer: str | Path | XLMRobertaTokenizer | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     cache_dir: str | Path | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    device: int | str | torch.device | None = "auto",
     attn_implementation: str = "auto",
     max_tokens: int | str = "auto",
     **options: Any,
 ) -> Pipeline:
-    """A task on a checkpoint. `options` are the task's own, as in a job file; the others are those of `Engine.load`."""
-    folder = resolve(model, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
-    bound = bind_task(task, folder, options)
-    engine = Engine.load(
-        folder, [bound], dtype=dtype, device=device, attn_implementation=attn_implementation, max_tokens=max_tokens
-    )
-    return Pipeline(bound, engine, XLMRobertaTokenizer.from_pretrained(folder))
+    """A task on a checkpoint, or on a model in memory, which then needs a `tokenizer`, too. `options` are the task's
+    own, as in a job file; the others are those of `Engine.load`.
+    """
+    name = canonical_task(task)
+    if isinstance(model, Pretrained):
+        if tokenizer is None:
+            raise UserError(f"pipeline({task!r}): a model in memory needs a tokenizer=, too")
+        folder = model.load_report.folder if model.load_report else Path("no folder")
+        config = model.config
+        engine = Engine.of(model, [task_class(name).bind(folder, config, options)], max_tokens=max_tokens)
+    else:
+        folder = resolve(model, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
+        config = XLMRobertaConfig.from_dict(read_config(folder))
+        engine = Engine.load(
+            folder,
+            [task_class(name).bind(folder, config, options)],
+            dtype=str(dtype).removeprefix("torch."),
+            device=device_name(device),
+            attn_implementation=attn_implementation,
+            max_tokens=max_tokens,
+        )
+    if not isinstance(tokenizer, XLMRobertaTokenizer):
+        tokenizer = XLMRobertaTokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
+    return Pipeline(name, folder, config, options, engine, tokenizer)

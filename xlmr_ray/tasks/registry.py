@@ -9,8 +9,11 @@ from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.embedding import Embedding
+from xlmr_ray.tasks.feature_extraction import FeatureExtraction
 from xlmr_ray.tasks.fill_mask import FillMask
 from xlmr_ray.tasks.multiple_choice import MultipleChoice
+from xlmr_ray.tasks.perplexity import Perplexity
+from xlmr_ray.tasks.pseudo_perplexity import PseudoPerplexity
 from xlmr_ray.tasks.rerank import Rerank
 from xlmr_ray.tasks.sentence_similarity import SentenceSimilarity
 from xlmr_ray.tasks.task import Task, TaskClass
@@ -18,16 +21,19 @@ from xlmr_ray.tasks.text_classification import TextClassification
 from xlmr_ray.tasks.zero_shot_classification import ZeroShotClassification
 
 TASKS: dict[str, TaskClass] = {
+    """The class of a task. Raises UserError that names the nearest one."""
+    """The task for the checkpoint in a folder."""
+    """The task's own name, for it or an alias of it."""
     "embedding": Embedding,
+    "feature-extraction": FeatureExtraction,
     "fill-mask": FillMask,
     "multiple-choice": MultipleChoice,
+    "perplexity": Perplexity,
+    "pseudo-perplexity": PseudoPerplexity,
     "rerank": Rerank,
     "sentence-similarity": SentenceSimilarity,
     "text-classification": TextClassification,
     "zero-shot-classification": ZeroShotClassification,
-}
-
-
 # Names that the reference has for the same thing.
 ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
 
