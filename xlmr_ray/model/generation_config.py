@@ -1,0 +1,169 @@
+"""How text is generated: the settings of `generate` by the reference's names, and the file of a checkpoint's own."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
+
+FILE = "generation_config.json"
+
+# What a file may hold beside the settings, and does not decide which tokens come out of this model.
+ASIDE = {
+    "assistant_confidence_threshold",
+    "assistant_lookbehind",
+    "cache_implementation",
+    "decoder_start_token_id",
+    "is_assistant",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "output_attentions",
+    "output_hidden_states",
+    "return_legacy_cache",
+    "target_lookbehind",
+    "transformers_version",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """Settings of `generate`; the defaults are the reference's (transformers 5).
+
+    Length: `max_new_tokens`, or `max_length` with the prompt (neither: 20 new ones); `min_new_tokens` or `min_length`
+    keep the end token away before. Sampling, with `do_sample`: `temperature`, then the `top_k` likeliest tokens, then
+    the fewest that hold `top_p` of the probability, then those of at least `min_p` of the likeliest's. Beams:
+    `num_beams`, `length_penalty` (the exponent of the length that scores are divided by), `early_stopping` (True: as
+    soon as there are `num_beams` answers; False: when better ones are unlikely; "never": when they are impossible),
+    `num_return_sequences`. Either: `repetition_penalty`, `no_repeat_ngram_size`, `suppress_tokens`, `stop_strings`
+    (which want `generate`'s `tokenizer`). None switches a setting off.
+    """
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    min_new_tokens: int | None = None
+    min_length: int | None = 0
+    do_sample: bool = False
+    temperature: float | None = 1.0
+    top_k: int | None = 50
+    top_p: float | None = 1.0
+    min_p: float | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_return_sequences: int = 1
+    repetition_penalty: float | None = 1.0
+    no_repeat_ngram_size: int | None = 0
+    suppress_tokens: list[int] | None = None
+    stop_strings: str | list[str] | None = None
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    output_scores: bool = False
+    return_dict_in_generate: bool = False
+
+    def __post_init__(self) -> None:
+        whole("max_new_tokens", self.max_new_tokens, 1)
+        whole("max_length", self.max_length, 1)
+        whole("min_new_tokens", self.min_new_tokens, 0)
+        whole("min_length", self.min_length, 0)
+        whole("top_k", self.top_k, 0)
+        whole("num_beams", self.num_beams, 1)
+        whole("num_return_sequences", self.num_return_sequences, 1)
+        whole("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
+        if self.do_sample and self.temperature is not None and not self.temperature > 0:
+            raise UserError(f"generate: temperature must be above 0, got {self.temperature}; greedy is do_sample=False")
+        for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"generate: {name} must be from 0 to 1, got {value}")
+        if self.repetition_penalty is not None and not self.repetition_penalty > 0:
+            raise UserError(f"generate: repetition_penalty must be above 0, got {self.repetition_penalty}")
+        if self.early_stopping not in (True, False, "never"):
+            raise UserError(f"generate: early_stopping must be True, False or 'never', got {self.early_stopping!r}")
+        if self.num_beams == 1 and self.num_return_sequences > 1 and not self.do_sample:
+            raise UserError(
+                f"generate: {self.num_return_sequences} return sequences of a greedy search would be equal: "
+                "set do_sample=True or num_beams"
+            )
+        if 1 < self.num_beams < self.num_return_sequences:
+            raise UserError(
+                f"generate: num_return_sequences {self.num_return_sequences} is more than the {self.num_beams} beams"
+            )
+
+    @property
+    def eos(self) -> list[int]:
+        """The ids that end a text; none: it ends by length alone."""
+        if self.eos_token_id is None:
+            return []
+        return [self.eos_token_id] if isinstance(self.eos_token_id, int) else list(self.eos_token_id)
+
+    @property
+    def pad(self) -> int | None:
+        """The id that fills up after an end."""
+        return self.pad_token_id if self.pad_token_id is not None or not self.eos else self.eos[0]
+
+    def having(self, settings: Mapping[str, Any]) -> Self:
+        """With these settings in place of its own. Raises UserError for one that there is not, naming the nearest."""
+        known = [f.name for f in fields(self)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise UserError(
+                    f"generate has no setting {name!r}"
+                    + (f", did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}")
+                )
+        return replace(self, **settings)
+
+    @classmethod
+    def of_model(cls, config: XLMRobertaConfig) -> Self:
+        """For a checkpoint without a file of settings: special tokens and cache as the model's configuration says."""
+        return cls(
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            use_cache=config.use_cache,
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From the content of a `generation_config.json`. Raises UserError for a setting that would change the text
+        and is not supported: answers without it would silently be others.
+        """
+        known = {f.name for f in fields(cls)}
+        given = {name: value for name, value in values.items() if value is not None}
+        for name, value in given.items():
+            neutral = value is False or (value is not True and value in (0, 1, [], {}))
+            if name not in known and name not in ASIDE and not name.startswith("_") and not neutral:
+                raise UserError(f"{FILE}: {name} = {value!r} is not supported; remove it to generate without")
+        return cls(**{name: value for name, value in given.items() if name in known})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self | None:
+        """Of a checkpoint's folder; None where it has no such file."""
+        path = Path(folder) / FILE
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is no JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: a JSON object is wanted, got {type(values).__name__}")
+        return cls.from_dict(values)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `generation_config.json`, which transformers reads, with what differs from the defaults."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        plain = asdict(type(self)())
+        values = {name: value for name, value in asdict(self).items() if value != plain[name]}
+        (Path(folder) / FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def whole(name: str, value: object, least: int) -> None:
+    """Raises UserError where the setting is there and no whole number from `least` on."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise UserError(f"generate: {name} must be a whole number from {least} on, got {value!r}")
