@@ -18,7 +18,9 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed import PackedBatch
 from xlmr_ray.model.steady import steadied
-from xlmr_ray.tasks.encoded import length_limit, lengths, whole_documents
+from xlmr_ray.tasks.encoded import length_limit
+from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
+from xlmr_ray.tasks.pooling import POOLINGS, pool
 from xlmr_ray.tasks.task import at_least_one, checked, one_of
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
@@ -30,8 +32,12 @@ class Embedding:
     """Options, each None for what the folder says (for a folder of another kind: mean pooling, not normalized, no
     prompt): `pooling` (`cls`, `mean`, `max`, `mean_sqrt_len`), `normalize` to length 1, `prompt` (text put before
     every document) or `prompt_name` (one of the folder's), `dimensions` (the first so many, normalized again where
-    vectors are), `max_length` in tokens (longer texts are cut, flagged), `precision` of the stored vectors
-    (`float32`, `float16`).
+    vectors are), `precision` of the stored vectors (`float32`, `float16`), `max_length` in tokens; past it, `long` is
+    `cut` (flagged) or `windows` that share `stride` tokens (an eighth of a window if not said), whose vectors are
+    averaged, weighted by the tokens that each adds, before they are normalized.
+
+    The output: `embedding`, a fixed-size list of `width` numbers, `tokens`, `truncated`, and `windows` where they are
+    asked for.
     """
 
     pooling: str | None = None
@@ -40,6 +46,8 @@ class Embedding:
     prompt_name: str | None = None
     dimensions: int | None = None
     max_length: int | None = None
+    long: str = "cut"
+    stride: int | None = None
     precision: str = "float32"
     config: XLMRobertaConfig = field(metadata={"option": False})
     folder: SentenceConfig | None = field(metadata={"option": False})
@@ -49,11 +57,12 @@ class Embedding:
         return cls(**checked(cls, NAME, options), config=config, folder=read_sentence_config(folder))
 
     def __post_init__(self) -> None:
-        one_of(NAME, "pooling", self.pooling, (None, "cls", "mean", "max", "mean_sqrt_len"))
+        one_of(NAME, "pooling", self.pooling, (None, *POOLINGS))
         one_of(NAME, "normalize", self.normalize, (None, True, False))
         one_of(NAME, "precision", self.precision, ("float32", "float16"))
         at_least_one(NAME, "dimensions", self.dimensions)
         at_least_one(NAME, "max_length", self.max_length)
+        check_long(NAME, self.long, self.stride)
         if self.prompt is not None and self.prompt_name is not None:
             raise UserError(f"task {NAME}: give prompt or prompt_name, not both")
         known = {} if self.folder is None else self.folder.prompts
@@ -90,6 +99,11 @@ class Embedding:
         return self.dimensions or of_folder or self.full_width
 
     @property
+    def normalized(self) -> bool:
+        """Whether vectors are brought to length 1."""
+        return (self.folder is not None and self.folder.normalize) if self.normalize is None else self.normalize
+
+    @property
     def roles(self) -> tuple[str, ...]:
         return ("text",)
 
@@ -104,9 +118,7 @@ class Embedding:
     @property
     def schema(self) -> pa.Schema:
         number = pa.float32() if self.precision == "float32" else pa.float16()
-        return pa.schema(
-            [("embedding", pa.list_(number, self.width)), ("tokens", pa.int32()), ("truncated", pa.bool_())]
-        )
+        return pa.schema([("embedding", pa.list_(number, self.width)), *length_fields(self.long)])
 
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         texts = columns["text"]
@@ -117,25 +129,29 @@ class Embedding:
         asked = self.max_length
         if asked is None and self.folder is not None and self.folder.max_seq_length is not None:
             asked = min(self.folder.max_seq_length, self.config.max_length)
-        return whole_documents(texts, None, tokenizer, length_limit(NAME, asked, self.config.max_length, tokenizer))
+        limit = length_limit(NAME, asked, self.config.max_length, tokenizer)
+        return encode_documents(NAME, texts, None, tokenizer, max_length=limit, long=self.long, stride=self.stride)
 
     def head(self) -> nn.Module:
         return nn.Sequential(*(module for dense in self.dense for module in dense_modules(dense)))
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Vectors `(N, width)`, in fp32."""
+        """Vectors `(N, width)`, in fp32; those of windows are not normalized yet."""
         pooled = pool(self.pooling or (self.folder.pooling if self.folder else "mean"), hidden, batch)
         if self.dense:
             parameter = next(head.parameters())
             pooled = head(steadied(pooled).to(parameter.dtype))[: batch.sequences].float()
         pooled = pooled[:, : self.width]
-        normalize = (self.folder is not None and self.folder.normalize) if self.normalize is None else self.normalize
-        return F.normalize(pooled, dim=-1) if normalize else pooled
+        return F.normalize(pooled, dim=-1) if self.normalized and self.long == "cut" else pooled
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
-        flat = raw.astype(np.dtype(self.precision), copy=False).ravel()
+        numbers = raw
+        if self.long == "windows":
+            means = torch.from_numpy(by_document(raw, self.long, encoded).astype(np.float32))
+            numbers = (F.normalize(means, dim=-1) if self.normalized else means).numpy()
+        flat = numbers.astype(np.dtype(self.precision), copy=False).ravel()
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), self.width)
-        return pa.table([vectors, pa.array(lengths(encoded)), encoded["truncated"]], schema=self.schema)
+        return pa.table([vectors, *length_columns(self.long, encoded)], schema=self.schema)
 
     def answers(self, table: pa.Table) -> list[Any]:
         vectors = table["embedding"].combine_chunks()
@@ -150,18 +166,3 @@ def dense_modules(dense: Dense) -> tuple[nn.Module, nn.Module]:
     if bias is not None:
         linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear, getattr(nn, dense.activation)()
-
-
-def pool(pooling: str, hidden: Tensor, batch: PackedBatch) -> Tensor:
-    """Hidden states `(T, hidden)` of a packed batch to a vector a sequence `(N, hidden)`, in fp32.
-
-    Sums run over a sequence's own tokens in their order, so that a vector does not depend on the batch.
-    """
-    if pooling == "cls":
-        return batch.first(hidden).float()
-    lengths = torch.tensor(batch.lengths, device=hidden.device)
-    own = hidden[: batch.tokens].float()
-    if pooling == "max":
-        return torch.segment_reduce(own, "max", lengths=lengths, unsafe=True)
-    total = torch.segment_reduce(own, "sum", lengths=lengths, unsafe=True)
-    return total / (lengths.float().sqrt() if pooling == "mean_sqrt_len" else lengths)[:, None]

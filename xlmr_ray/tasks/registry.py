@@ -21,9 +21,6 @@ from xlmr_ray.tasks.text_classification import TextClassification
 from xlmr_ray.tasks.zero_shot_classification import ZeroShotClassification
 
 TASKS: dict[str, TaskClass] = {
-    """The class of a task. Raises UserError that names the nearest one."""
-    """The task for the checkpoint in a folder."""
-    """The task's own name, for it or an alias of it."""
     "embedding": Embedding,
     "feature-extraction": FeatureExtraction,
     "fill-mask": FillMask,
@@ -34,6 +31,7 @@ TASKS: dict[str, TaskClass] = {
     "sentence-similarity": SentenceSimilarity,
     "text-classification": TextClassification,
     "zero-shot-classification": ZeroShotClassification,
+}
 # Names that the reference has for the same thing.
 ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
 

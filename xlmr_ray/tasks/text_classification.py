@@ -15,7 +15,8 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.model.heads import ClassificationHead
 from xlmr_ray.model.packed import PackedBatch
 from xlmr_ray.model.steady import steadied
-from xlmr_ray.tasks.encoded import length_limit, lengths, whole_documents
+from xlmr_ray.tasks.encoded import length_limit
+from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.task import at_least_one, checked, one_of
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
@@ -26,13 +27,20 @@ NAME = "text-classification"
 class TextClassification:
     """Options: `top_k` labels a text (None: all of them), the `function_to_apply` to logits (`softmax`, `sigmoid`,
     `none`; None: sigmoid for multi-label checkpoints, none for regression and a single label, softmax else), `pairs`
-    of texts, `max_length` in tokens (longer texts are cut, flagged).
+    of texts, `max_length` in tokens; past it, `long` is `cut` (flagged) or `windows` that share `stride` tokens (an
+    eighth of a window if not said), whose scores are averaged, weighted by the tokens that each adds. Of a pair, the
+    longer text goes by windows, with the other one in each.
+
+    The output: `label` and `score`, or with another `top_k` than 1 a list `labels` of both, best first; `tokens`,
+    `truncated`, and `windows` where they are asked for.
     """
 
     top_k: int | None = 1
     function_to_apply: str | None = None
     pairs: bool = False
     max_length: int | None = None
+    long: str = "cut"
+    stride: int | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
 
     @classmethod
@@ -42,6 +50,8 @@ class TextClassification:
     def __post_init__(self) -> None:
         at_least_one(NAME, "top_k", self.top_k)
         at_least_one(NAME, "max_length", self.max_length)
+        one_of(NAME, "pairs", self.pairs, (True, False))
+        check_long(NAME, self.long, self.stride)
         one_of(NAME, "function_to_apply", self.function_to_apply, (None, "softmax", "sigmoid", "none"))
 
     @property
@@ -60,11 +70,14 @@ class TextClassification:
     def schema(self) -> pa.Schema:
         best = [("label", pa.string()), ("score", pa.float32())]
         ranked = best if self.top_k == 1 else [("labels", pa.list_(pa.struct(best)))]
-        return pa.schema([*ranked, ("tokens", pa.int32()), ("truncated", pa.bool_())])
+        return pa.schema([*ranked, *length_fields(self.long)])
 
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
-        return whole_documents(columns["text"], columns["text_pair"] if self.pairs else None, tokenizer, limit)
+        pairs = columns["text_pair"] if self.pairs else None
+        return encode_documents(
+            NAME, columns["text"], pairs, tokenizer, max_length=limit, long=self.long, stride=self.stride
+        )
 
     def head(self) -> nn.Module:
         with torch.device("meta"):
@@ -76,7 +89,7 @@ class TextClassification:
         return logits[: batch.sequences]
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
-        scores = self.scores(raw.astype(np.float64)).astype(np.float32)
+        scores = by_document(self.scores(raw.astype(np.float64)), self.long, encoded).astype(np.float32)
         count = scores.shape[1] if self.top_k is None else min(self.top_k, scores.shape[1])
         # Stable, so that equal scores keep the order of the labels.
         order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
@@ -89,7 +102,7 @@ class TextClassification:
             ranked = [
                 pa.ListArray.from_arrays(splits, pa.StructArray.from_arrays([names, values], names=["label", "score"]))
             ]
-        columns = [*ranked, pa.array(lengths(encoded)), encoded["truncated"]]
+        columns = [*ranked, *length_columns(self.long, encoded)]
         return pa.table(columns, schema=self.schema)
 
     def scores(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,117 @@
+"""`feature-extraction`: the hidden states of chosen layers, a vector a token or a pooled one a text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
+from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.tasks.encoded import length_limit, lengths, whole_documents
+from xlmr_ray.tasks.pooling import POOLINGS, pool
+from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tokenizer import XLMRobertaTokenizer
+
+NAME = "feature-extraction"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureExtraction:
+    """Options: `layers`, the hidden states to give, 0 for the embeddings' and 1 on for the layers', negative ones from
+    the end; those of several are put one after another in a vector, in the order named. `pooling` (`cls`, `mean`,
+    `max`, `mean_sqrt_len`; None: a vector for each token, special ones too), `precision` of the stored numbers
+    (`float32`, `float16`), `max_length` in tokens (longer texts are cut, flagged), `return_tensors` for tensors in
+    place of lists from `pipeline()`.
+
+    The output: `features`, a fixed-size list of `width` numbers, and without pooling a list of those beside the
+    `input_ids` that they stand at; `tokens`, `truncated`. A million tokens of 768 numbers take 3 GB in memory.
+    """
+
+    layers: tuple[int, ...] = (-1,)
+    pooling: str | None = None
+    precision: str = "float32"
+    max_length: int | None = None
+    return_tensors: bool = False
+    config: XLMRobertaConfig = field(metadata={"option": False})
+
+    @classmethod
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "FeatureExtraction":
+        given = dict(checked(cls, NAME, options))
+        if isinstance(given.get("layers"), list):
+            given["layers"] = tuple(given["layers"])
+        return cls(**given, config=config)
+
+    def __post_init__(self) -> None:
+        last = self.config.num_hidden_layers
+        if not isinstance(self.layers, tuple) or not self.layers:
+            raise UserError(f"task {NAME}: layers must be a list of numbers, got {self.layers!r}")
+        for layer in self.layers:
+            if not isinstance(layer, int) or isinstance(layer, bool) or not -last - 1 <= layer <= last:
+                raise UserError(
+                    f"task {NAME}: layers has {layer!r}, the model has 0 (embeddings) to {last}, or -1 to {-last - 1}"
+                )
+        one_of(NAME, "pooling", self.pooling, (None, *POOLINGS))
+        one_of(NAME, "precision", self.precision, ("float32", "float16"))
+        at_least_one(NAME, "max_length", self.max_length)
+        one_of(NAME, "return_tensors", self.return_tensors, (True, False))
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+        return self.config.hidden_size * len(self.layers)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("text",)
+
+    @property
+    def unit(self) -> str:
+        return "token" if self.pooling is None else "sequence"
+
+    @property
+    def schema(self) -> pa.Schema:
+        vector = pa.list_(pa.float32() if self.precision == "float32" else pa.float16(), self.width)
+        features = [("features", vector)]
+        if self.pooling is None:
+            features = [("features", pa.list_(vector)), ("input_ids", pa.list_(pa.int32()))]
+        return pa.schema([*features, ("tokens", pa.int32()), ("truncated", pa.bool_())])
+
+    def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
+        limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
+        return whole_documents(columns["text"], None, tokenizer, limit)
+
+    def head(self) -> nn.Module:
+        return nn.Module()
+
+    def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """`hidden (layers, T, hidden)` to vectors `(T, width)` of the sequences' tokens, or pooled `(N, width)`."""
+        vectors = hidden.transpose(0, 1).flatten(1)
+        return vectors[: batch.tokens] if self.pooling is None else pool(self.pooling, vectors, batch)
+
+    def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
+        flat = raw.astype(np.dtype(self.precision), copy=False).ravel()
+        features = [pa.FixedSizeListArray.from_arrays(pa.array(flat), self.width)]
+        counts = lengths(encoded)
+        if self.pooling is None:
+            splits = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+            features = [pa.ListArray.from_arrays(splits, features[0]), encoded["input_ids"]]
+        return pa.table([*features, pa.array(counts), encoded["truncated"]], schema=self.schema)
+
+    def answers(self, table: pa.Table) -> list[Any]:
+        """`[[vector, ...]]` of each text's tokens, the reference's shape `[1, tokens, width]`; a pooled vector is
+        `[width]`.
+        """
+        features = table["features"].combine_chunks()
+        vectors = features.flatten() if self.pooling is None else features
+        numbers = torch.tensor(vectors.flatten().to_numpy(zero_copy_only=False)).view(-1, self.width)
+        each = [part[None] for part in torch.split(numbers, table["tokens"].to_pylist())]
+        if self.pooling is not None:
+            each = list(numbers)
+        return each if self.return_tensors else [part.tolist() for part in each]

@@ -1,0 +1,130 @@
+"""Documents longer than the model, as tasks on whole documents take them: cut and flagged, or in windows whose results
+are averaged.
+"""
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from xlmr_ray.errors import UserError
+from xlmr_ray.ragged import Template
+from xlmr_ray.tasks.encoded import lengths, whole_documents
+from xlmr_ray.tasks.task import one_of
+from xlmr_ray.tasks.windows import (
+    averaged,
+    check_stride,
+    default_stride,
+    document_splits,
+    document_tokens,
+    gather,
+    lists,
+    own_tokens,
+    row_splits,
+    window_spans,
+    windows,
+)
+from xlmr_ray.tokenizer import XLMRobertaTokenizer
+
+
+def check_long(task: str, long: object, stride: object) -> None:
+    """Raises UserError where `long` is neither `cut` nor `windows`, or `stride` is given without windows."""
+    one_of(task, "long", long, ("cut", "windows"))
+    if long == "cut" and stride is not None:
+        raise UserError(f"task {task}: stride {stride!r} is for windows, and long is cut: say long: windows")
+
+
+def encode_documents(
+    task: str,
+    texts: pa.ChunkedArray,
+    pairs: pa.ChunkedArray | None,
+    tokenizer: XLMRobertaTokenizer,
+    *,
+    max_length: int,
+    long: str,
+    stride: int | None,
+) -> pa.Table:
+    """Texts, or pairs of texts, to an encoded table: with `long` `cut` a sequence each, with `windows` as many as it
+    takes, neighbours sharing `stride` tokens (None: an eighth of `max_length`).
+    """
+    if long == "cut":
+        return whole_documents(texts, pairs, tokenizer, max_length)
+    added = tokenizer.num_special_tokens_to_add(pairs is not None)
+    room = max_length - added
+    if stride is None:
+        stride = min(default_stride(max_length), max(room // 2 - 1, 0))
+    # Of a pair, one text may take half of the room from the other.
+    check_stride(task, "stride", stride, room if pairs is None else room - room // 2)
+    if pairs is None:
+        return windows(texts, tokenizer, max_length=max_length, stride=stride)
+    return pair_windows(texts, pairs, tokenizer, max_length=max_length, stride=stride)
+
+
+def pair_windows(
+    texts: pa.ChunkedArray, pairs: pa.ChunkedArray, tokenizer: XLMRobertaTokenizer, *, max_length: int, stride: int
+) -> pa.Table:
+    """Pairs to an encoded table with the columns of `windows`: the longer text (the first of two equal ones) goes by
+    windows, and the other one is whole in each, or cut, and flagged, where both take more than half of the room.
+    """
+    single = Template.of(tokenizer.backend_tokenizer, pair=False)
+    template = Template.of(tokenizer.backend_tokenizer, pair=True)
+    room = max_length - template.added
+    sides = [
+        tokenizer.encode_ragged(side.combine_chunks(), max_length=max_length, truncation="do_not_truncate")
+        for side in (texts, pairs)
+    ]
+    start = np.stack([side.row_splits[:-1] + len(single.head) for side in sides])
+    start[1] += len(sides[0].input_ids)
+    length = np.stack([side.lengths - single.added for side in sides])
+    every, long = np.arange(len(texts)), (length[1] > length[0]).astype(np.int64)
+    short = 1 - long
+    truncated = length.min(axis=0) > room // 2
+    lost = np.where(truncated, length[short, every] - room // 2, 0)
+    length[short, every] -= lost
+    if tokenizer.truncation_side == "left":
+        start[short, every] += lost
+    document, first, last = window_spans(length[long, every], room - length[short, every], stride)
+    each = np.arange(len(document))
+    start, length = start[:, document], length[:, document]
+    start[long[document], each] += first
+    length[long[document], each] = last - first
+
+    special = np.array([*template.head, *template.middle, *template.tail], np.int32)
+    ids = np.concatenate([*(side.input_ids for side in sides), special])
+    head = len(ids) - len(special)
+    middle = head + len(template.head)
+    tail = middle + len(template.middle)
+    ones = np.ones(len(document), np.int64)
+    starts = [ones * head, start[0], ones * middle, start[1], ones * tail]
+    counts = [ones * len(template.head), length[0], ones * len(template.middle), length[1], ones * len(template.tail)]
+    where = gather(np.stack(starts, axis=1), np.stack(counts, axis=1))
+    once = length[short[document], each] + template.added
+    return pa.table(
+        {
+            "input_ids": lists(row_splits(sum(counts, ones * 0)), ids[where]),
+            "document": pa.array(document, pa.int32()),
+            "own": pa.array(own_tokens(document, first, last, once), pa.int32()),
+            "truncated": pa.array(truncated[document]),
+        }
+    )
+
+
+def length_fields(long: str) -> list[tuple[str, pa.DataType]]:
+    """What the output says of a document's length: its `tokens`, special ones too, whether it was `truncated`, and in
+    how many `windows` it was read, where these are asked for.
+    """
+    counted = [("windows", pa.int32())] if long == "windows" else []
+    return [("tokens", pa.int32()), ("truncated", pa.bool_()), *counted]
+
+
+def length_columns(long: str, encoded: pa.Table) -> list[pa.Array | pa.ChunkedArray]:
+    """The columns of `length_fields`, a row a document."""
+    if long == "cut":
+        return [pa.array(lengths(encoded)), encoded["truncated"]]
+    splits = document_splits(encoded)
+    truncated = encoded["truncated"].take(pa.array(splits[:-1]))
+    return [pa.array(document_tokens(encoded)), truncated, pa.array(np.diff(splits).astype(np.int32))]
+
+
+def by_document(values: NDArray[np.floating], long: str, encoded: pa.Table) -> NDArray[np.floating]:
+    """A sequence's numbers `(N, ...)` to a document's `(D, ...)`: its windows' mean by their own tokens."""
+    return values if long == "cut" else averaged(values, encoded)

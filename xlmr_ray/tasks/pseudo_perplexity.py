@@ -1,0 +1,152 @@
+"""`pseudo-perplexity`: how well a masked checkpoint guesses each token of a text from all others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
+from xlmr_ray.model.packed import IGNORED, PackedBatch
+from xlmr_ray.ragged import Template
+from xlmr_ray.tasks.encoded import length_limit, lengths
+from xlmr_ray.tasks.likelihood import FIELDS, Likelihood, answers, language_model, log_probabilities
+from xlmr_ray.tasks.long_documents import check_long
+from xlmr_ray.tasks.task import at_least_one, checked
+from xlmr_ray.tasks.windows import check_stride, default_stride, document_splits, gather, lists, row_splits, windows
+from xlmr_ray.tokenizer import XLMRobertaTokenizer
+
+NAME = "pseudo-perplexity"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoPerplexity:
+    """The exponential of the mean negative log-probability of every token that is not a special one, each masked and
+    guessed from all others (Salazar et al. 2020, Masked Language Model Scoring).
+
+    Options: `passes` over a text. `all` masks one token at a time: exact, as many passes as tokens. A number k masks
+    every k-th token at once, in k passes that each begin one token later: an approximation, since a token is guessed
+    without 1 / k of the others, too; it is exact for texts of up to k tokens.
+
+    `max_length` in tokens; past it, `long` is `cut` (flagged) or `windows` that share `stride` tokens (an eighth
+    of the window if not said), each token scored once, in the window that has more text around it.
+
+    The output: `perplexity`, `log_likelihood` (the sum, natural logarithm), `tokens` (how many are in it),
+    `truncated`, and `windows` where they are asked for. Perplexity is null for a text without tokens.
+    """
+
+    passes: int | str = 8
+    long: str = "cut"
+    stride: int | None = None
+    max_length: int | None = None
+    config: XLMRobertaConfig = field(metadata={"option": False})
+
+    @classmethod
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "PseudoPerplexity":
+        task = cls(**checked(cls, NAME, options), config=config)
+        if config.is_decoder:
+            raise UserError(
+                f"task {NAME}: {folder} is a causal model (config.json: is_decoder is true), its tokens do not see "
+                "those after them: use perplexity"
+            )
+        return task
+
+    def __post_init__(self) -> None:
+        passes = self.passes
+        if passes != "all" and (not isinstance(passes, int) or isinstance(passes, bool) or passes < 1):
+            raise UserError(f"task {NAME}: passes must be all or a whole number from 1 on, got {passes!r}")
+        check_long(NAME, self.long, self.stride)
+        at_least_one(NAME, "max_length", self.max_length)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("text",)
+
+    @property
+    def unit(self) -> str:
+        return "target"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def schema(self) -> pa.Schema:
+        windows = [("windows", pa.int32())] if self.long == "windows" else []
+        return pa.schema([*FIELDS, ("truncated", pa.bool_()), *windows])
+
+    def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
+        """A sequence a pass: `targets` are the tokens that it masks."""
+        limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
+        template = Template.of(tokenizer.backend_tokenizer, pair=False)
+        room, stride = limit - template.added, None
+        if self.long == "windows":
+            stride = default_stride(room) if self.stride is None else self.stride
+            check_stride(NAME, "stride", stride, room)
+        whole = windows(columns["text"], tokenizer, max_length=limit, stride=stride)
+        begin, scored = scored_tokens(whole, template.added)
+        most = scored if self.passes == "all" else np.minimum(scored, int(self.passes))
+        passes = np.maximum(most, 1)
+
+        of_window = np.repeat(np.arange(len(passes)), passes)
+        number = within(passes)
+        sizes = lengths(whole).astype(np.int64)
+        flat = whole["input_ids"].combine_chunks().flatten().to_numpy()
+        ids = flat[gather(row_splits(sizes)[of_window], sizes[of_window])]
+        sizes = sizes[of_window]
+        # A token's place among those that its window scores.
+        place = within(sizes) - np.repeat(len(template.head) + begin[of_window], sizes)
+        masked = (place >= 0) & (place < np.repeat(scored[of_window], sizes))
+        masked &= place % np.repeat(passes[of_window], sizes) == np.repeat(number, sizes)
+        splits = row_splits(sizes)
+        counts = np.repeat(np.diff(document_splits(whole)), np.diff(document_splits(whole)))
+        return pa.table(
+            {
+                "input_ids": lists(splits, np.where(masked, np.int32(tokenizer.mask_token_id), ids)),
+                "targets": lists(splits, np.where(masked, ids, np.int32(IGNORED))),
+                "document": whole["document"].take(pa.array(of_window)),
+                "truncated": whole["truncated"].take(pa.array(of_window)),
+                "windows": pa.array(counts[of_window], pa.int32()),
+            }
+        )
+
+    def head(self) -> nn.Module:
+        return language_model(self.config)
+
+    def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """The log-probability of each masked token, `(M)`."""
+        return log_probabilities(head, hidden, batch)
+
+    def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
+        firsts = pa.array(document_splits(encoded)[:-1])
+        columns = [*Likelihood.of(raw, encoded).columns(), encoded["truncated"].take(firsts)]
+        if self.long == "windows":
+            columns.append(encoded["windows"].take(firsts))
+        return pa.table(columns, schema=self.schema)
+
+    def answers(self, table: pa.Table) -> list[Any]:
+        """`{"perplexity": …, "log_likelihood": …, "tokens": …}` of each text; the reference has no such pipeline."""
+        return answers(table)
+
+
+def scored_tokens(whole: pa.Table, added: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which of its text's tokens each window of an encoded table scores: the first of them and how many, `[N]` each.
+    Of those that neighbours share, the one scores the first half and the other the second.
+    """
+    document, tokens = whole["document"].to_numpy(), lengths(whole).astype(np.int64) - added
+    follows = document[1:] == document[:-1]
+    shared = np.zeros(len(document), np.int64)
+    shared[1:][follows] = (tokens - whole["own"].to_numpy())[1:][follows]
+    begin = shared // 2
+    left_to_next = np.append(shared[1:] - begin[1:], 0)[: len(document)]
+    return begin, tokens - begin - left_to_next
+
+
+def within(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0 to `counts[i] - 1` for each i, one after another."""
+    return gather(np.zeros_like(counts), counts)
