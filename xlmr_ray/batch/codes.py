@@ -53,6 +53,9 @@ TOKENIZER_ERROR = _row("tokenizer_error", "the tokenizer raised or panicked on t
 NON_FINITE = _row(failures.NON_FINITE, "the scores hold NaN or infinity")
 OUT_OF_MEMORY = _row(failures.OUT_OF_MEMORY, "the row alone does not fit in the memory of its device")
 NO_TOKENS = _row(failures.NO_TOKENS, "the tokenizer gives no token at all for the text, not even a special one")
+# As in tasks/unfit.py, which is not imported: writers do without torch.
+NO_MASK = _row("no_mask", "the text has no mask to fill")
+WRONG_CHOICES = _row("wrong_choices", "the choices are not a list of strings, one at least")
 
 # Files
 EMPTY_FILE = _file("empty_file", "the file has zero bytes")

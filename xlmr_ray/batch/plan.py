@@ -87,7 +87,8 @@ def encoder_identity(folder: Path) -> str:
 
 def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
     """The columns to read: those that the tasks need. Raises UserError where the job names none for a role."""
-    named = {"text": job.input.text, "text_pair": job.input.text_pair}
+    roles = ("text", "text_pair", "question", "context", "choices")
+    named: dict[str, str | None] = {role: getattr(job.input, role, None) for role in roles}
     text: dict[str, str] = {}
     for recipe in recipes:
         for role in bound(recipe).roles:

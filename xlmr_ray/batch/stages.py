@@ -25,6 +25,7 @@ from xlmr_ray.errors import JobFailed
 from xlmr_ray.tasks.encoded import documents, keep_documents, targets_of
 from xlmr_ray.tasks.registry import bind_task
 from xlmr_ray.tasks.task import Task
+from xlmr_ray.tasks.unfit import UnfitRows
 from xlmr_ray.tokenizer import TokenizerError, XLMRobertaTokenizer
 
 
@@ -104,6 +105,8 @@ def prepare(task: Task, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tuple
         good = good_rows(rows)
         try:
             return rows, task.prepare(rows.take(good), tokenizer)
+        except UnfitRows as error:
+            rows = fail(rows, {int(good[place]): failure for place, failure in error.failures.items()})
         except TokenizerError as error:
             rows = fail(rows, {int(good[error.index]): (codes.TOKENIZER_ERROR, error.reason)})
 
