@@ -1,10 +1,12 @@
 """What calling the tokenizer returns: a dictionary of model inputs that also knows where each token came from."""
 
 from collections import UserDict
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from xlmr_ray.errors import UserError
@@ -17,6 +19,13 @@ class CharSpan(NamedTuple):
     end: int
 
 
+class TokenSpan(NamedTuple):
+    """Tokens `start` to `end` (exclusive) of a sequence."""
+
+    start: int
+    end: int
+
+
 class BatchEncoding(UserDict[str, Any]):
     """Model inputs by name (`encoding["input_ids"]`, `encoding.input_ids`, `model(**encoding)`).
 
@@ -24,9 +33,19 @@ class BatchEncoding(UserDict[str, Any]):
     sequence of the batch. Without encodings (after `pad`) they raise UserError.
     """
 
-    def __init__(self, data: dict[str, Any] | None = None, encodings: list[Encoding] | None = None) -> None:
+    def __init__(
+        self,
+        data: Mapping[str, Any] | None = None,
+        encoding: Encoding | Sequence[Encoding] | None = None,
+        tensor_type: str | None = None,
+        prepend_batch_axis: bool = False,
+        n_sequences: int | None = None,
+    ) -> None:
+        """`tensor_type` and `prepend_batch_axis` as in `convert_to_tensors`."""
         super().__init__(data or {})
-        self._encodings = encodings
+        self._encodings = [encoding] if isinstance(encoding, Encoding) else None if encoding is None else list(encoding)
+        self._n_sequences = n_sequences
+        self.convert_to_tensors(tensor_type, prepend_batch_axis)
 
     def __getitem__(self, key: str | int | slice) -> Any:
         """A string names an input; an integer gives the `tokenizers.Encoding` of that sequence."""
@@ -57,7 +76,7 @@ class BatchEncoding(UserDict[str, Any]):
     @property
     def n_sequences(self) -> int | None:
         """1 for single texts, 2 for pairs, None where unknown."""
-        return self._encodings[0].n_sequences if self._encodings else None
+        return self._encodings[0].n_sequences if self._n_sequences is None and self._encodings else self._n_sequences
 
     def tokens(self, batch_index: int = 0) -> list[str]:
         return list(self._encoding(batch_index).tokens)
@@ -91,28 +110,29 @@ class BatchEncoding(UserDict[str, Any]):
         encoding, index = self._at(batch_or_char, char)
         return encoding.char_to_word(index, sequence_index)
 
-    def word_to_tokens(self, batch_or_word: int, word: int | None = None, sequence_index: int = 0) -> CharSpan | None:
+    def word_to_tokens(self, batch_or_word: int, word: int | None = None, sequence_index: int = 0) -> TokenSpan | None:
         """First token of the word and the one after its last."""
         encoding, index = self._at(batch_or_word, word)
         span = encoding.word_to_tokens(index, sequence_index)
-        return CharSpan(*span) if span is not None else None
+        return TokenSpan(*span) if span is not None else None
 
     def word_to_chars(self, batch_or_word: int, word: int | None = None, sequence_index: int = 0) -> CharSpan | None:
         encoding, index = self._at(batch_or_word, word)
         span = encoding.word_to_chars(index, sequence_index)
         return CharSpan(*span) if span is not None else None
 
-    def convert_to_tensors(self, tensor_type: str | None = None) -> Self:
-        """Turn every list into a tensor ("pt") or array ("np"), in place.
+    def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> Self:
+        """Turn every list into a tensor ("pt") or array ("np"), in place; with a first dimension of 1 more if asked.
 
-        Raises UserError when the sequences differ in length, or the type is neither.
+        Sequences that differ in length give an array of arrays for "np", as in the reference, and raise UserError for
+        "pt".
         """
         if tensor_type is None:
             return self
         convert = _converter(tensor_type)
         for name, value in self.data.items():
             try:
-                self.data[name] = convert(value)
+                self.data[name] = convert([value] if prepend_batch_axis else value)
             except (ValueError, TypeError) as error:
                 raise UserError(
                     f"{name} cannot become one tensor: sequences differ in length; ask for padding=True and "
@@ -121,7 +141,9 @@ class BatchEncoding(UserDict[str, Any]):
         return self
 
     def to(self, device: str | int | torch.device, *, non_blocking: bool = False) -> Self:
-        """Move the tensors to a device, in place; other values stay."""
+        """Move the tensors to a device, in place; other values stay. A dtype is refused: ids must stay integers."""
+        if isinstance(device, torch.dtype):
+            raise UserError(f"to({device}): token ids cannot be cast; name a device")
         self.data = {
             name: value.to(device=device, non_blocking=non_blocking) if hasattr(value, "to") else value
             for name, value in self.data.items()
@@ -141,15 +163,30 @@ class BatchEncoding(UserDict[str, Any]):
 
 
 def _converter(tensor_type: str) -> Any:
+    # A member of a string enumeration, such as the reference's, does as well.
     if tensor_type == "pt":
-
-        def to_torch(value: Any) -> torch.Tensor:
-            if torch.is_tensor(value):
-                return value
-            array = np.asarray(value)
-            return torch.from_numpy(array if array.size else array.astype(np.int64))
-
-        return to_torch
+        return _to_torch
     if tensor_type == "np":
-        return lambda value: array if (array := np.asarray(value)).size else array.astype(np.int64)
+        return _to_numpy
     raise UserError(f"return_tensors={tensor_type!r}: expected 'pt' or 'np'")
+
+
+def _to_torch(value: Any) -> torch.Tensor:
+    if torch.is_tensor(value):
+        return value
+    if isinstance(value, (list, tuple)) and value and torch.is_tensor(value[0]):
+        return torch.stack(list(value))
+    array = np.asarray(value)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"got values of type {array.dtype}")
+    return torch.from_numpy(array if array.size else array.astype(np.int64))
+
+
+def _to_numpy(value: Any) -> NDArray[Any]:
+    rows = isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple, np.ndarray))
+    if rows and len({len(row) for row in value}) > 1:
+        ragged = np.empty(len(value), object)
+        ragged[:] = [np.asarray(row) for row in value]
+        return ragged
+    array = np.asarray(value)
+    return array if array.size else array.astype(np.int64)

@@ -18,23 +18,24 @@ def pad(
     multiple: int | None,
     left: bool,
     attention_mask: bool,
+    tensors: str | None,
 ) -> BatchEncoding:
     """One sequence, a dictionary of lists, or a list of dictionaries, padded to one length.
 
     `length` is the wanted length, the longest sequence's when None; it is rounded up to a `multiple`. Inputs named in
     `fill` are padded with that value, the attention mask with 0, others are left alone. Arrays and tensors come back
-    as such. Raises UserError when there is no `input_ids`.
+    as such, unless `tensors` ("pt" or "np") asks for a kind. Raises UserError when there is no `input_ids`.
     """
     if not isinstance(encoded, Mapping):
         names = list(encoded[0]) if encoded else []
         encoded = {name: [one[name] for one in encoded] for name in names}
     if "input_ids" not in encoded:
         raise UserError(f"pad: expected input_ids, got {', '.join(encoded) or 'nothing'}")
-    kind = _tensor_type(encoded["input_ids"])
+    kind = tensors or _tensor_type(encoded["input_ids"])
     inputs = {name: _lists(value) for name, value in encoded.items()}
     ids = inputs["input_ids"]
     if not ids:
-        return BatchEncoding(inputs | ({"attention_mask": []} if attention_mask else {}))
+        return BatchEncoding(inputs | ({"attention_mask": []} if attention_mask else {}), tensor_type=tensors)
     single = not isinstance(ids[0], (list, tuple))
     if single:
         inputs = {name: [value] for name, value in inputs.items()}
@@ -56,7 +57,7 @@ def pad(
                 for row, gap in zip(inputs[name], missing, strict=True)
             ]
     data = {name: value[0] for name, value in inputs.items()} if single else inputs
-    return BatchEncoding(data).convert_to_tensors(kind)
+    return BatchEncoding(data, tensor_type=kind)
 
 
 def _tensor_type(value: Any) -> str | None:

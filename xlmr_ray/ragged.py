@@ -1,6 +1,6 @@
 """Texts to flat arrays of ids: the batch path. No padding, no list of lists, no state in the shared Rust tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -142,7 +142,7 @@ def _of_the_library(error: BaseException) -> bool:
 
 
 def _reason(item: object, error: BaseException) -> str:
-    for text in item if isinstance(item, (tuple, list)) else (item,):
+    for text in _strings(item):
         if not isinstance(text, str):
             return f"expected str, got {type(text).__name__}"
         try:
@@ -151,6 +151,15 @@ def _reason(item: object, error: BaseException) -> str:
             code = ord(text[surrogate.start])
             return f"lone surrogate U+{code:04X} at character {surrogate.start}; put U+FFFD in its place"
     return f"{type(error).__name__}: {error}"
+
+
+def _strings(item: object) -> Iterator[object]:
+    """The texts of an item: itself, those of a pair, the words of either."""
+    if isinstance(item, (tuple, list)):
+        for part in item:
+            yield from _strings(part)
+    else:
+        yield item
 
 
 def encode_ragged(

@@ -5,7 +5,7 @@ SentencePiece{1: piece, 2: score, 3: type}, TrainerSpec{3: model_type}, Normaliz
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from xlmr_ray.errors import UserError
@@ -47,6 +47,28 @@ def read_sentencepiece(path: Path) -> tuple[list[tuple[str, float]], bytes]:
     return pieces, charsmap
 
 
+def read_vocabulary_text(path: Path) -> Vocabulary:
+    """The text that sentencepiece writes beside a model (`.vocab`): a line a piece, piece and score with a tab between.
+
+    It holds no character map, so a tokenizer made of it does not normalize. Raises UserError with the line at fault.
+    """
+    pieces: Vocabulary = []
+    try:
+        # Only line feeds end a line: pieces may hold any other character that splitlines would take for an end.
+        lines = path.read_text(encoding="utf-8", newline="\n").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
+    for number, line in enumerate(lines, 1):
+        piece, tab, score = line.rpartition("\t")
+        try:
+            pieces.append((piece, float(score)))
+        except ValueError:
+            raise UserError(f"{path}: line {number}: expected a piece, a tab and a score") from None
+        if not tab:
+            raise UserError(f"{path}: line {number}: expected a piece, a tab and a score")
+    return pieces
+
+
 def fairseq_vocabulary(
     pieces: list[tuple[str, float]],
     *,
@@ -61,8 +83,23 @@ def fairseq_vocabulary(
     return [*special, *pieces[len(_LEADING) :], (mask_token, 0.0)]
 
 
-def write_sentencepiece(path: Path, vocabulary: Vocabulary, charsmap: bytes) -> None:
-    """Write a vocabulary in XLM-R's order (see `fairseq_vocabulary`) as a sentencepiece model."""
+def write_sentencepiece(
+    path: Path,
+    vocabulary: Vocabulary,
+    charsmap: bytes,
+    *,
+    special: Sequence[str] = ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+) -> None:
+    """Write a vocabulary in XLM-R's order (see `fairseq_vocabulary`) as a sentencepiece model.
+
+    `special`: its first four pieces and its last, which the file does not hold. Raises UserError where others stand
+    there, since they would be lost.
+    """
+    if [piece for piece, _ in (*vocabulary[:4], *vocabulary[-1:])] != list(special):
+        raise UserError(
+            f"{path.name} holds only XLM-R's order ({', '.join(special[:4])} first, {special[4]} last); "
+            "save_pretrained saves any"
+        )
     out = bytearray()
     for piece, score, kind in [*_LEADING, *((piece, score, 1) for piece, score in vocabulary[4:-1])]:
         message = _bytes_field(1, piece.encode()) + b"\x15" + struct.pack("<f", score)
