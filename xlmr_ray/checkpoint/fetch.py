@@ -36,7 +36,13 @@ IGNORE = ["onnx/*", "openvino/*", "checkpoint-*/*", "runs/*", ".*"]
 
 
 def fetch_hub(
-    model: str, *, revision: str | None, cache_dir: str | Path | None, local_files_only: bool, weights: bool = True
+    model: str,
+    *,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+    token: str | bool | None = None,
+    weights: bool = True,
 ) -> Path:
     """The snapshot of a hub model: its safetensors, or its `.bin` files instead. Raises UserError, JobFailed."""
 
@@ -46,6 +52,7 @@ def fetch_hub(
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
+            token=token,
             allow_patterns=patterns,
             ignore_patterns=IGNORE,
         )

@@ -20,6 +20,7 @@ def resolve(
     revision: str | None = None,
     local_files_only: bool = False,
     cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
     weights: bool = True,
 ) -> Path:
     """A local folder for what the user named.
@@ -28,7 +29,8 @@ def resolve(
     a `Path` may end in `@revision`. On the hub a revision is a branch, a tag or a commit. Folders and prefixes have no
     history: there it is the beginning (8 hex digits or more) of `weights_digest`, and the weights must have it.
 
-    With `weights=False` (a tokenizer alone) no weights are downloaded and the folder's content is not looked at.
+    `token` is the hub's; None is the one that `HF_TOKEN` or `hf auth login` set. With `weights=False` (a tokenizer
+    alone) no weights are downloaded and the folder's content is not looked at.
     Raises UserError, one line, when there is no such thing, it may not or cannot be had, or it is no XLM-R checkpoint.
     """
     name = str(source)
@@ -52,7 +54,12 @@ def resolve(
     elif HUB_ID.fullmatch(name):
         hub = True
         folder = fetch_hub(
-            name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, weights=weights
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            weights=weights,
         )
     else:
         raise UserError(f"{name}: no such folder, and not the form of a hub id (owner/name)")

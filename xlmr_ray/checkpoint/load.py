@@ -1,7 +1,7 @@
 """A checkpoint's tensors into a module, one by one, with a report of what matched and what did not."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from xlmr_ray.checkpoint.folder import model_folder
+from xlmr_ray.checkpoint.device_map import Devices, device_of
+from xlmr_ray.checkpoint.folder import model_folder, read_config
 from xlmr_ray.checkpoint.names import (
     DECODER_BIAS,
     DECODER_WEIGHT,
-    QUANTIZED,
     Names,
     canonical_names,
     is_encoder,
@@ -21,6 +21,7 @@ from xlmr_ray.checkpoint.names import (
     module_name,
     same_tensor,
 )
+from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, companions, quantize_layers, quantized, stored
 from xlmr_ray.checkpoint.tensors import TensorFiles, open_tensors
 from xlmr_ray.errors import UserError
 
@@ -35,7 +36,8 @@ class LoadReport:
 
     `unexpected`: tensors of the files that the module has no place for (another head, say). `ignored`: saved counters,
     no weights. `tied`: (name, name whose parameter it shares). `untied`: pairs that the module ties and the files hold
-    with two contents. `dtype_on_disk` is the narrowest type that holds all that was read.
+    with two contents. `dtype_on_disk` is the narrowest type that holds all that was read. `quantized`: the layers of
+    the module that are bitsandbytes' now.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class LoadReport:
     ignored: tuple[str, ...]
     tied: tuple[tuple[str, str], ...]
     untied: tuple[tuple[str, str], ...]
+    quantized: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{self.loaded} tensors from {self.folder} ({str(self.dtype).removeprefix('torch.')})"]
@@ -90,7 +93,8 @@ def load_tensors(
     folder: Path,
     *,
     dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
+    device: Devices = "cpu",
+    quantization: BitsAndBytesConfig | None = None,
     new_head: bool = False,
     ignore_mismatched_sizes: bool = False,
     init: Callable[[nn.Module], None] | None = None,
@@ -99,7 +103,10 @@ def load_tensors(
 
     Parameters are replaced, and tied ones stay one: peak memory is the model and one tensor. `dtype=None` is that of
     the files (the narrowest that holds them all where they are mixed). A module without encoder (a head alone) takes
-    its part of the files.
+    its part of the files. `device` may be a map of module names to devices.
+
+    Linear layers that the files hold quantized, or that `quantization` names, are replaced by bitsandbytes' (look
+    modules up again after the call), one tensor at a time.
 
     An encoder tensor that is absent or misshapen is an error. So is one of a head, unless `new_head` (absent) or
     `ignore_mismatched_sizes` (misshapen) allow a fresh one: the parameters are made by `init(owner)`, or by the owner's
@@ -112,6 +119,12 @@ def load_tensors(
     where = model_folder(folder)
     tensors = open_tensors(where)
     names = canonical_names(tensors.stored, str(where))
+    stats = companions(names.on_disk)
+    layers = quantize_layers(
+        module,
+        _stored_config(where) if stats else quantization,
+        {canonical: tensors.stored[name].shape for canonical, name in names.on_disk.items()},
+    )
     groups = _groups(module)
     bare = not any(slot.name != slot.canonical for group in groups for slot in group)
 
@@ -140,7 +153,14 @@ def load_tensors(
                 else:
                     sources[other], members[other] = names.on_disk[other.canonical], [other]
                     untied.append((other.name, first.name))
+    codes = {
+        slot: stats[slot.canonical.removesuffix(".weight")]
+        for slot in sources
+        if slot.attr == "weight" and any(slot.owner is layer for layer in layers.values()) and stats
+    }
     for slot in list(sources):
+        if slot in codes:
+            continue
         got, wanted = tensors.stored[sources[slot]].shape, tuple(slot.parameter.shape)
         if got == wanted and tensors.stored[sources[slot]].dtype in FLOATS:
             continue
@@ -149,27 +169,37 @@ def load_tensors(
         del sources[slot]
         mismatched.append(members.pop(slot))
 
-    on_disk = (
-        reduce(torch.promote_types, (tensors.stored[name].dtype for name in sources.values())) if sources else None
-    )
+    floats = [tensors.stored[name].dtype for slot, name in sources.items() if slot not in codes]
+    on_disk = reduce(torch.promote_types, floats) if floats else None
     target = dtype or on_disk or torch.get_default_dtype()
     with torch.no_grad():
         fresh = missing + mismatched
         for group in fresh:
-            _put(group, torch.empty(group[0].parameter.shape, dtype=target, device=device))
+            where_to = device_of(device, group[0].name)
+            _put(group, torch.empty(group[0].parameter.shape, dtype=target, device=where_to))
         # Before the files' own: a module's init sets all of its parameters, and those on the meta device take it
         # without effect.
         for owner in {id(slot.owner): slot.owner for group in fresh for slot in group}.values():
             _initialize(owner, init)
         for slot, name in sources.items():
-            stored = tensors.read(name)
-            # A copy, not the mapped file: aligned, alive when the file is gone, in its dtype and on its device at once.
-            _put(members[slot], torch.empty(stored.shape, dtype=target, device=device).copy_(stored))
+            content, there = tensors.read(name), device_of(device, slot.name)
+            if slot in codes:
+                parts = {part: tensors.read(names.on_disk[full]) for part, full in codes[slot].items()}
+                try:
+                    slot.put(stored(slot.owner, content, parts, there))
+                except UserError as error:
+                    raise UserError(f"{tensors.stored[name].file}: {name}: {error}") from None
+            elif slot.attr == "weight" and any(slot.owner is layer for layer in layers.values()):
+                slot.put(quantized(slot.owner, content.to(target), there))
+            else:
+                # A copy, not the mapped file: aligned, alive when the file is gone, in its dtype and on its device.
+                _put(members[slot], torch.empty(content.shape, dtype=target, device=there).copy_(content))
     left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if left:
         raise RuntimeError(f"still on the meta device after loading, no file fills them: {', '.join(left)}")
 
     taken = {name for slot in sources for name in _names_taken(members[slot], sources[slot], names)}
+    taken |= {names.on_disk[full] for parts in codes.values() for full in parts.values()}
     taken |= {names.on_disk[s.canonical] for group in mismatched for s in group if s.canonical in names.on_disk}
     report = LoadReport(
         folder=folder,
@@ -184,9 +214,16 @@ def load_tensors(
         ignored=names.ignored,
         tied=tuple((s.name, group[0].name) for group in _groups(module) for s in group[1:]),
         untied=tuple(untied),
+        quantized=tuple(layers),
     )
     _warn(report, any(is_encoder(slot.canonical) for slot in sources))
     return report
+
+
+def _stored_config(where: Path) -> BitsAndBytesConfig | None:
+    """What `config.json` says of the quantized layers: of the tensors alone their dtype of computing is not known."""
+    values = read_config(where).get("quantization_config") if (where / "config.json").is_file() else None
+    return BitsAndBytesConfig.from_dict(values) if isinstance(values, Mapping) else None
 
 
 def some(names: tuple[str, ...], most: int = 5) -> str:
@@ -244,18 +281,14 @@ def _absent(slot: Slot, names: Names, tensors: TensorFiles) -> UserError:
 
 
 def _misfit(slot: Slot, name: str, tensors: TensorFiles) -> UserError:
-    stored = tensors.stored[name]
-    if any(QUANTIZED.search(other) for other in tensors.stored):
-        return UserError(
-            f"{stored.file}: {name}: got weights quantized by bitsandbytes, wanted float ones: load the original"
-        )
-    got, wanted = stored.shape, tuple(slot.parameter.shape)
+    described = tensors.stored[name]
+    got, wanted = described.shape, tuple(slot.parameter.shape)
     if got == wanted:
-        return UserError(f"{stored.file}: {name}: got {stored.dtype}, wanted a floating point type")
+        return UserError(f"{described.file}: {name}: got {described.dtype}, wanted a floating point type")
     hint = "its config.json is another model's"
     if not is_encoder(slot.canonical):
         hint = "the head is of another size: give its num_labels, or ask for a new one with ignore_mismatched_sizes"
-    return UserError(f"{stored.file}: {name}: got shape {got}, wanted {wanted}; {hint}")
+    return UserError(f"{described.file}: {name}: got shape {got}, wanted {wanted}; {hint}")
 
 
 def _warn(report: LoadReport, has_encoder: bool) -> None:

@@ -20,7 +20,6 @@ BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 ENCODER = ("embeddings.", "encoder.")
 CROSS = re.compile(r"encoder\.layer\.\d+\.crossattention\.")
 OLD_NORM = {".gamma": ".weight", ".beta": ".bias"}
-QUANTIZED = re.compile(r"\.(absmax|quant_map|SCB|quant_state\.bitsandbytes__\w+)$")
 FUSED = re.compile(r"(.*\.attention\.self)\.qkv\.(weight|bias)")
 
 

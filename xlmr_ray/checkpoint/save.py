@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -25,13 +26,19 @@ def save_pretrained(
     exists only the configuration and the weights are replaced, the old weights leaving first: cut short, it has none,
     never a mixture.
     """
+    write_folder(state_to_save(module), config, folder, max_shard_size=max_shard_size)
+
+
+def write_folder(
+    state: Mapping[str, Tensor], config: XLMRobertaConfig, folder: Path, *, max_shard_size: int | str = "5GB"
+) -> None:
+    """As `save_pretrained`, for tensors by their names in the file."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file, where a folder is to be written")
-    state = state_to_save(module)
     try:
         plan = split_torch_state_dict_into_shards(
-            state, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+            dict(state), filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
         )
     except ValueError as error:
         raise UserError(f"max_shard_size {max_shard_size!r}: {error}") from None
@@ -44,7 +51,7 @@ def save_pretrained(
         )
         for file, names in plan.filename_to_tensors.items():
             # Contiguous copies of one shard at a time: views of a larger storage would be refused.
-            shard = {name: state[name].detach().cpu().contiguous().clone() for name in names}
+            shard = {name: _copy(state[name]) for name in names}
             save_file(shard, temp / file, metadata={"format": "pt"})
             shutil.copymode(temp / "config.json", temp / file)  # the library's own is for the owner alone
         if plan.is_sharded:
@@ -71,7 +78,14 @@ def state_to_save(module: nn.Module) -> dict[str, Tensor]:
     seen: set[int] = set()
     whole = module.state_dict(keep_vars=True)
     for name in sorted(whole, key=lambda n: n.endswith((DECODER_WEIGHT, DECODER_BIAS))):
+        # Only parameters are tied: quantized layers may share a table, which each of them has in the file.
         if id(whole[name]) not in seen:
-            seen.add(id(whole[name]))
+            if isinstance(whole[name], nn.Parameter):
+                seen.add(id(whole[name]))
             state |= unfused(name, whole[name])
     return state
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """On the CPU, in one piece, and a plain tensor: quantized parameters have ways of their own to move."""
+    return tensor.detach().as_subclass(Tensor).cpu().contiguous().clone()
