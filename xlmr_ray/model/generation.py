@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.cache import DynamicCache
 from xlmr_ray.model.generation_beam import beam_search
 from xlmr_ray.model.generation_config import GenerationConfig
 from xlmr_ray.model.generation_sampling import Streamer, sample
@@ -26,7 +27,7 @@ class GenerateDecoderOnlyOutput(ModelOutput):
 
     sequences: Tensor
     scores: tuple[Tensor, ...] | None = None
-    past_key_values: Any = None
+    past_key_values: DynamicCache | None = None
 
 
 @dataclass
@@ -35,7 +36,7 @@ class GenerateBeamDecoderOnlyOutput(ModelOutput):
 
     sequences: Tensor
     sequences_scores: Tensor | None = None
-    past_key_values: Any = None
+    past_key_values: DynamicCache | None = None
 
 
 @torch.no_grad()
@@ -47,7 +48,7 @@ def generate(
     position_ids: Tensor | None = None,
     encoder_hidden_states: Tensor | None = None,
     encoder_attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: DynamicCache | None = None,
     generation_config: GenerationConfig | None = None,
     logits_processor: Sequence[Processor] = (),
     stopping_criteria: Stop | Sequence[Stop] = (),
@@ -67,8 +68,9 @@ def generate(
     Tokens are numbered from 0, and not from `pad_token_id + 1` as `forward` does: so does the reference's `generate`.
     A model is at its best with the positions of its training; `position_ids (B, S)` are counted on from where they end.
 
-    A model that is no decoder has no cache: every token is computed anew, and reads those behind it, too. That is the
-    reference's `use_cache=False`; its masked language model has no `generate` at all.
+    In a model that is no decoder the prompt's tokens read each other both ways, and so do the new ones with
+    `use_cache=False`: all are then computed anew for each. With a cache, as in the reference, a token stays as it was
+    when it came.
 
     Raises UserError for settings that contradict each other, and, before it computes, for more tokens than the model
     has positions for.
@@ -92,9 +94,9 @@ def generate(
     position_ids = position_ids.expand(len(input_ids), -1)
     prompt = input_ids.shape[1]
     max_length = greatest_length(prompt, position_ids, chosen, model.config)
-    use_cache = chosen.use_cache and model.config.is_decoder
-    if past_key_values is not None and not use_cache:
-        raise UserError("generate: past_key_values want use_cache=True and a model that is a decoder")
+    if past_key_values is not None and not chosen.use_cache:
+        raise UserError("generate: past_key_values want use_cache=True")
+    cache = DynamicCache() if chosen.use_cache and past_key_values is None else past_key_values
 
     times = max(chosen.num_beams, chosen.num_return_sequences)
     ids = input_ids.repeat_interleave(times, 0)
@@ -105,8 +107,7 @@ def generate(
         position_ids.repeat_interleave(times, 0),
         None if encoder_hidden_states is None else encoder_hidden_states.repeat_interleave(times, 0),
         None if encoder_attention_mask is None else encoder_attention_mask.repeat_interleave(times, 0),
-        use_cache,
-        past_key_values,
+        cache,
     )
     process = processors(chosen, prompt, hidden, ids.device, logits_processor)
     stop = any_of(stops(chosen, max_length, ids.device, stopping_criteria, tokenizer))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.model.cache import DynamicCache
 
 Draw = Callable[[Tensor, int], Tensor]
 
@@ -37,8 +38,7 @@ class Steps:
     position_ids: Tensor
     encoder_hidden_states: Tensor | None
     encoder_attention_mask: Tensor | None
-    use_cache: bool
-    cache: Any
+    cache: DynamicCache | None
 
     def logits(self, ids: Tensor) -> Tensor:
         """Logits `(B, vocab)`, fp32, of the token after the ids `(B, S)`; only what the cache has not is computed."""
@@ -52,11 +52,10 @@ class Steps:
             encoder_hidden_states=self.encoder_hidden_states,
             encoder_attention_mask=self.encoder_attention_mask,
             past_key_values=self.cache,
-            use_cache=self.use_cache,
+            # The cache given is filled; a model that is no decoder makes none of its own.
+            use_cache=self.cache is not None and self.model.config.is_decoder,
             return_dict=True,
         )
-        if self.use_cache:
-            self.cache = output.past_key_values
         # The vocabulary is large: the last token alone goes through the head.
         logits: Tensor = self.model.lm_head(output.last_hidden_state[:, -1:])[:, -1]
         return logits.to(device=ids.device, dtype=torch.float32)
