@@ -81,9 +81,6 @@ class ZeroShotClassification:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Raises UserError where there are no candidate labels: none are wanted to load the checkpoint."""
-        if not self.labels:
-            raise UserError(f"task {NAME}: candidate_labels is missing: the labels to choose from")
         return ("text",)
 
     @property
@@ -100,7 +97,12 @@ class ZeroShotClassification:
         return pa.schema([("labels", pa.list_(LABEL)), ("tokens", pa.int32()), ("truncated", pa.bool_())])
 
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
-        """A pair of text and hypothesis for each label. Every text is tokenized once, not once a label."""
+        """A pair of text and hypothesis for each label. Every text is tokenized once, not once a label.
+
+        Raises UserError where there are no labels: to load the checkpoint none are wanted, a call may bring them.
+        """
+        if not self.labels:
+            raise UserError(f"task {NAME}: candidate_labels is missing: the labels to choose from")
         limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
         added = tokenizer.num_special_tokens_to_add(pair=True)
         hypotheses = bare(tokenizer, [self.hypothesis_template.format(label) for label in self.labels], limit + 1)

@@ -1,0 +1,148 @@
+"""`fill-mask` against transformers' own pipeline of that name."""
+
+import pickle
+
+import pyarrow as pa
+import pytest
+import torch
+import transformers
+
+from tests.models import TOKENIZER, add_tokenizer, make_config
+from tests.tasks.texts import answers, languages
+from xlmr_ray import UserError, pipeline
+from xlmr_ray.tasks.unfit import NO_MASK, UnfitRows
+
+ODD = [
+    "<mask>",
+    "<mask><mask> <mask>",
+    "👩‍👩‍👧 🇫🇷<mask>é e\u0301",
+    "人人生而<mask>,在尊严和权利上一律平等。",
+    "الجملة <mask> هنا \u202eabc",
+    "</s> <mask> <s>",
+    "a <mask> in a text that is too long, " + "many words " * 60,
+    "two <mask> and <mask>, the second of them " * 2,
+]
+
+
+def masked(text):
+    """The text with its third word masked, or a character in the middle where it has no words."""
+    words = text.split()
+    if len(words) > 4:
+        words[2] = "<mask>"
+        return " ".join(words)
+    return f"{text[:4]}<mask>{text[5:]}"
+
+
+TEXTS = [masked(articles[0]) for articles in languages().values()] + ODD
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("masked")
+    transformers.XLMRobertaForMaskedLM(make_config()).save_pretrained(folder)
+    return add_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    model = transformers.XLMRobertaForMaskedLM.from_pretrained(folder)
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(TOKENIZER, model_max_length=64)
+    pipe = transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu")
+    return lambda texts, **options: [pipe(text, tokenizer_kwargs={"truncation": True}, **options) for text in texts]
+
+
+def same(got, wanted):
+    if isinstance(wanted, list):
+        assert len(got) == len(wanted)
+        for one, other in zip(got, wanted, strict=True):
+            same(one, other)
+    else:
+        score = wanted.pop("score")
+        assert got.pop("score") == pytest.approx(score, abs=1e-5, rel=1e-4)
+        assert got == wanted
+
+
+def test_fills_are_the_references(folder, reference):
+    assert len(languages()) > 20
+    got = answers(pipeline("fill-mask", folder, device="cpu"), text=TEXTS)
+    same(got, reference(TEXTS))
+    assert [isinstance(answer[0], list) for answer in got[-len(ODD) :]] == [0, 1, 0, 0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_k": 40}], ids=str)
+def test_top_k(folder, reference, options):
+    got = answers(pipeline("fill-mask", folder, device="cpu", **options), text=TEXTS[::6])
+    same(got, reference(TEXTS[::6], **options))
+
+
+@pytest.mark.parametrize("targets", [["▁de", "▁la", "a"], "▁de", ["unheardofword", "▁de", "▁de", "了"]], ids=str)
+def test_targets(folder, reference, targets, caplog):
+    pipe = pipeline("fill-mask", folder, device="cpu", targets=targets)
+    same(answers(pipe, text=TEXTS[::6]), reference(TEXTS[::6], targets=targets))
+    assert ("target 'unheardofword' is not one token: its first piece" in caplog.text) == ("unheardofword" in targets)
+
+
+def test_a_target_of_no_token_is_left_out(folder, caplog):
+    pipe = pipeline("fill-mask", folder, device="cpu", targets=["▁de", "\u200d"])
+    assert len(pipe.task.target_ids) == 1
+    assert "gives no token: left out" in caplog.text
+    with pytest.raises(UserError, match=r"task fill-mask: targets: none of .* gives a token"):
+        pipeline("fill-mask", folder, device="cpu", targets=[])
+
+
+def test_the_output_table(folder):
+    pipe = pipeline("fill-mask", folder, device="cpu", top_k=2)
+    table = pipe.table(ODD)
+    fill = pa.struct([("token", pa.int32()), ("text", pa.string()), ("score", pa.float32())])
+    assert table.schema == pa.schema(
+        [("fills", pa.list_(pa.list_(fill))), ("tokens", pa.int32()), ("truncated", pa.bool_())]
+    )
+    assert [len(masks) for masks in table["fills"].to_pylist()] == [1, 3, 1, 1, 1, 1, 1, 4]
+    assert {len(fills) for masks in table["fills"].to_pylist() for fills in masks} == {2}
+    assert table["truncated"].to_pylist() == [False] * 6 + [True, False]
+    assert pipe.table([]).schema == table.schema
+    assert "sequence" not in pipe.task.answers(table)[0][0]
+
+
+def test_results_do_not_depend_on_the_batch(folder):
+    together = pipeline("fill-mask", folder, device="cpu")
+    alone = pipeline("fill-mask", folder, device="cpu", max_tokens=1)
+    many = ["<mask>" * 60, *TEXTS[:5], "<mask> " * 60]  # more masks than are computed at a time
+    assert together.table(many).equals(alone.table(many))
+
+
+def test_texts_without_a_mask_are_told_all_at_once(folder):
+    pipe = pipeline("fill-mask", folder, device="cpu")
+    with pytest.raises(UserError, match=r"^text 1: no_mask: the text has no <mask> \(and 2 texts more\)$"):
+        pipe(["a <mask>", "no", "", "many words " * 60 + "<mask>"])
+    with pytest.raises(UnfitRows) as caught:
+        pipe(["a <mask>", "no", "", "many words " * 60 + "<mask>"])
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert error.failures == {
+        1: (NO_MASK, "the text has no <mask>"),
+        2: (NO_MASK, "the text has no <mask>"),
+        3: (NO_MASK, "the text has no <mask> among its first 64 tokens"),
+    }
+    assert (error.index, error.reason) == (1, "the text has no <mask>")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"topk": 1}, "no option 'topk', did you mean 'top_k'"),
+        ({"top_k": 0}, "top_k must be a whole number from 1 on, got 0"),
+        ({"top_k": None}, "top_k must be a whole number from 1 on, got None"),
+        ({"targets": 3}, "targets must be a word or a list of words, got 3"),
+        ({"targets": ["a", 3]}, "targets must be a word or a list of words"),
+        ({"max_length": 65}, "max_length 65 is more than the 64 tokens"),
+    ],
+)
+def test_options_that_do_not_fit(folder, options, message):
+    with pytest.raises(UserError, match=message):
+        pipeline("fill-mask", folder, device="cpu", **options)(["<mask>"])
+
+
+def test_a_checkpoint_without_the_head(plain_encoder):
+    with pytest.raises(UserError, match=r"lm_head\."):
+        pipeline("fill-mask", plain_encoder, device="cpu")

@@ -1,0 +1,142 @@
+"""`zero-shot-classification` against transformers' own pipeline of that name."""
+
+import pyarrow as pa
+import pytest
+import transformers
+
+from tests.models import TOKENIZER
+from tests.tasks.texts import answers, corpus, languages
+from xlmr_ray import UserError, pipeline
+
+NLI = {"id2label": {0: "contradiction", 1: "neutral", 2: "entailment"}}
+FIRST = {"id2label": {0: "ENTAILMENT", 1: "neutral", 2: "contradiction"}}
+LABELS = ["politics", "人权", "a label of many words, twice as long as others", "sport"]
+
+
+def with_ids(values):
+    return {**values, "label2id": {label: i for i, label in values["id2label"].items()}}
+
+
+def reference(folder, texts, **options):
+    model = transformers.XLMRobertaForSequenceClassification.from_pretrained(folder)
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(TOKENIZER, model_max_length=64)
+    pipe = transformers.pipeline("zero-shot-classification", model=model, tokenizer=tokenizer, device="cpu")
+    return [pipe(text, **options) for text in texts]
+
+
+def same(got, wanted):
+    for one, other in zip(got, wanted, strict=True):
+        assert one["sequence"] == other["sequence"]
+        assert one["labels"] == other["labels"]
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def nli(make_classifier):
+    return make_classifier(**with_ids(NLI))
+
+
+def test_scores_are_the_references(nli):
+    texts = corpus()
+    assert len(languages()) > 20
+    pipe = pipeline("zero-shot-classification", nli, device="cpu", candidate_labels=LABELS)
+    got = answers(pipe, text=texts)
+    same(got, reference(nli, texts, candidate_labels=LABELS))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"candidate_labels": LABELS, "multi_label": True},
+        {"candidate_labels": "politics, sport,  人权 ,"},
+        {"candidate_labels": ["sport"]},
+        {"candidate_labels": LABELS, "hypothesis_template": "Dieser Text handelt von {}!"},
+        {"candidate_labels": ["same", "same", "other"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("values", [NLI, FIRST, {"num_labels": 4}], ids=["last", "first", "unnamed"])
+def test_options(make_classifier, values, options):
+    folder = make_classifier(**(with_ids(values) if "id2label" in values else values))
+    texts = corpus()[::5]
+    got = answers(pipeline("zero-shot-classification", folder, device="cpu", **options), text=texts)
+    same(got, reference(folder, texts, **options))
+
+
+def test_one_label_heads(make_classifier):
+    folder = make_classifier(num_labels=1)
+    got = answers(pipeline("zero-shot-classification", folder, device="cpu", candidate_labels=LABELS), text=["a"])
+    same(got, reference(folder, ["a"], candidate_labels=LABELS))
+    with pytest.raises(UserError, match="the checkpoint has one label; for multi_label, or one candidate, a head with"):
+        pipeline("zero-shot-classification", folder, device="cpu", candidate_labels=LABELS, multi_label=True)
+
+
+def test_the_last_label_for_want_of_a_better_is_said(make_classifier, nli, caplog):
+    pipeline("zero-shot-classification", nli, device="cpu", candidate_labels=LABELS)
+    assert not caplog.text
+    pipeline("zero-shot-classification", make_classifier(num_labels=2), device="cpu", candidate_labels=LABELS)
+    assert "no label of" in caplog.text
+    assert "(LABEL_0, LABEL_1): the last one is taken for it" in caplog.text
+
+
+def test_the_output_table(nli):
+    pipe = pipeline("zero-shot-classification", nli, device="cpu", candidate_labels=LABELS)
+    # 24 words of one piece: with the longest hypothesis alone they do not fit.
+    texts = ["a", "", "a " * 44, "many words " * 60]
+    table = pipe.table(texts)
+    label = pa.struct([("label", pa.string()), ("score", pa.float32())])
+    assert table.schema == pa.schema([("labels", pa.list_(label)), ("tokens", pa.int32()), ("truncated", pa.bool_())])
+    assert table.schema == pipe.task.schema
+    assert [len(ranked) for ranked in table["labels"].to_pylist()] == [4] * 4
+    encoded = pipe.task.prepare(pa.table({"text": texts}), pipe.tokenizer)
+    assert encoded["document"].to_pylist() == [d for d in range(4) for _ in LABELS]
+    flags = encoded["truncated"].to_pylist()
+    assert flags[:8] == [False] * 8
+    assert flags[8:12] == [False, False, True, False]
+    assert table["truncated"].to_pylist() == [False, False, True, True]
+    lengths = [len(ids) for ids in encoded["input_ids"].to_pylist()]
+    assert table["tokens"].to_pylist() == [sum(lengths[i : i + 4]) for i in range(0, 16, 4)]
+    assert lengths[12:] == [64] * 4
+    empty = pipe.table([])
+    assert (empty.schema, empty.num_rows) == (table.schema, 0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_ids_are_those_of_pairs(nli, side):
+    pipe = pipeline("zero-shot-classification", nli, device="cpu", candidate_labels=LABELS)
+    tokenizer = type(pipe.tokenizer).from_pretrained(nli, truncation_side=side)
+    texts = corpus()
+    got = pipe.task.prepare(pa.table({"text": texts}), tokenizer)["input_ids"].to_pylist()
+    firsts = [text for text in texts for _ in LABELS]
+    seconds = [f"This example is {label}." for _ in texts for label in LABELS]
+    assert got == tokenizer(firsts, seconds, truncation="only_first", max_length=64)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "candidate_labels is missing: the labels to choose from"),
+        ({"candidate_labels": " , "}, "candidate_labels is missing"),
+        ({"candidate_labels": ["a", " "]}, r"candidate_labels: one of \['a', ' '\] is empty"),
+        ({"candidate_labels": ["a", 3]}, "candidate_labels must be a list of labels or a string"),
+        ({"candidate_labels": 3}, "candidate_labels must be a list of labels or a string, got 3"),
+        ({"candidate_labels": "a", "hypothesis_template": "about"}, "hypothesis_template must hold one {} for the"),
+        ({"candidate_labels": "a", "hypothesis_template": "{} {}"}, "hypothesis_template must hold one {} for the"),
+        ({"candidate_labels": "a", "hypothesis_template": "{label}"}, "hypothesis_template must hold one {} for the"),
+        ({"candidate_labels": "a", "hypothesis_template": 3}, "hypothesis_template must hold one {} for the label, "),
+        ({"candidate_labels": "a", "multi_label": "yes"}, "multi_label 'yes' is none of True, False"),
+        ({"candidate_labels": "a", "labels": "b"}, "no option 'labels'"),
+        ({"candidate_labels": "a, " + "b c" * 50}, "leaves no room for a text in 64 tokens"),
+    ],
+)
+def test_options_that_do_not_fit(nli, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        pipeline("zero-shot-classification", nli, device="cpu", **options)(["a"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_call_may_bring_the_labels(nli):
+    pipe = pipeline("zero-shot-classification", nli, device="cpu")
+    first, second = (pipe("a text", candidate_labels=labels) for labels in (LABELS, LABELS[:2]))
+    same([{**first, "sequence": "a text"}], reference(nli, ["a text"], candidate_labels=LABELS))
+    assert sorted(second["labels"]) == sorted(LABELS[:2])
