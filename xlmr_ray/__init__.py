@@ -4,33 +4,54 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig
     from xlmr_ray.config import XLMRobertaConfig
     from xlmr_ray.engine.pipeline import pipeline
     from xlmr_ray.errors import JobFailed, UserError
-    from xlmr_ray.modeling import XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification, XLMRobertaModel
-    from xlmr_ray.tokenizer import XLMRobertaTokenizer
+    from xlmr_ray.modeling import (
+        XLMRobertaForCausalLM,
+        XLMRobertaForMaskedLM,
+        XLMRobertaForMultipleChoice,
+        XLMRobertaForQuestionAnswering,
+        XLMRobertaForSequenceClassification,
+        XLMRobertaForTokenClassification,
+        XLMRobertaModel,
+    )
+    from xlmr_ray.tokenizer import XLMRobertaTokenizer, XLMRobertaTokenizerFast
 
 __version__ = "0.1.0"
 
 # Looked up on first use: importing torch takes seconds, and neither the writers of a job nor `xlmr-ray --help` need it.
 WHERE = {
+    "BitsAndBytesConfig": "checkpoint.quantization",
     "JobFailed": "errors",
     "UserError": "errors",
     "XLMRobertaConfig": "config",
+    "XLMRobertaForCausalLM": "modeling",
     "XLMRobertaForMaskedLM": "modeling",
+    "XLMRobertaForMultipleChoice": "modeling",
+    "XLMRobertaForQuestionAnswering": "modeling",
     "XLMRobertaForSequenceClassification": "modeling",
+    "XLMRobertaForTokenClassification": "modeling",
     "XLMRobertaModel": "modeling",
     "XLMRobertaTokenizer": "tokenizer",
+    "XLMRobertaTokenizerFast": "tokenizer",
     "pipeline": "engine.pipeline",
 }
 __all__ = [
+    "BitsAndBytesConfig",
     "JobFailed",
     "UserError",
     "XLMRobertaConfig",
+    "XLMRobertaForCausalLM",
     "XLMRobertaForMaskedLM",
+    "XLMRobertaForMultipleChoice",
+    "XLMRobertaForQuestionAnswering",
     "XLMRobertaForSequenceClassification",
+    "XLMRobertaForTokenClassification",
     "XLMRobertaModel",
     "XLMRobertaTokenizer",
+    "XLMRobertaTokenizerFast",
     "pipeline",
 ]
 
