@@ -6,13 +6,16 @@ None elsewhere. On the padded layout keys and values may be more than the querie
 """
 
 from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.flash import PACKAGES, flash_back_end
 from xlmr_ray.model.layout import Layout, Packed
+from xlmr_ray.model.varlen import HALF, check_tensors, varlen_back_end
 
 Attention = Callable[[Tensor, Tensor, Tensor, Layout, float], tuple[Tensor, Tensor | None]]
 Dense = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float], tuple[Tensor, Tensor | None]]
@@ -85,14 +88,47 @@ def over_layouts(dense: Dense) -> Attention:
     return attend
 
 
+@cache
+def best_packed(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[str, Attention]:
+    """The fastest back end that is there for packed sequences on that device, with its name."""
+    for name in ("flash_attention_2", "varlen"):
+        try:
+            check_tensors(name, device, dtype, head_dim, HALF)
+            return name, OPTIONAL[name]()
+        except UserError:
+            continue
+    return "sdpa", ATTENTION["sdpa"]
+
+
+def attend_best(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> tuple[Tensor, Tensor | None]:
+    """Flash attention over packed sequences where there is one, `sdpa` for all else.
+
+    On the padded layout `sdpa` is a flash kernel itself where nothing is padded, and takes every mask. Dropout is for
+    training, which is padded.
+    """
+    if isinstance(layout, Packed) and not dropout:
+        return best_packed(q.device, q.dtype, q.shape[-1])[1](q, k, v, layout, dropout)
+    return ATTENTION["sdpa"](q, k, v, layout, dropout)
+
+
 ATTENTION: dict[str, Attention] = {
     "eager": over_layouts(dense_eager),
     "sdpa": over_layouts(dense_sdpa),
+    "auto": attend_best,
+}
+# These come with a package, or a release of torch, that may not be there: made when they are asked for.
+OPTIONAL: dict[str, Callable[[], Attention]] = {
+    "varlen": varlen_back_end,
+    **{name: partial(flash_back_end, name) for name in PACKAGES},
 }
 
 
 def attention(name: str) -> Attention:
-    """The back end of that name. Raises UserError for a name that there is not."""
+    """The back end of that name; `auto` chooses for the tensors of each call. Raises UserError for a name that there
+    is not, or whose package is not there.
+    """
+    if name in OPTIONAL:
+        return OPTIONAL[name]()
     if name not in ATTENTION:
-        raise UserError(f"attn_implementation {name!r} is not known; there are: {', '.join(ATTENTION)}")
+        raise UserError(f"attn_implementation {name!r} is not known; there are: {', '.join([*ATTENTION, *OPTIONAL])}")
     return ATTENTION[name]
