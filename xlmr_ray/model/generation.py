@@ -139,7 +139,7 @@ def whole_mask(input_ids: Tensor, attention_mask: Tensor | None, settings: Gener
         warnings.warn(
             "generate: padding on the right stands between a prompt and its text: set padding_side='left' where the "
             "tokenizer is made",
-            stacklevel=3,
+            stacklevel=5,
         )
     return mask
 
@@ -150,13 +150,13 @@ def greatest_length(prompt: int, position_ids: Tensor, settings: GenerationConfi
     """
     if settings.max_new_tokens is not None:
         if settings.max_length is not None:
-            warnings.warn("generate: max_new_tokens goes before max_length", stacklevel=3)
+            warnings.warn("generate: max_new_tokens goes before max_length", stacklevel=5)
         longest = prompt + settings.max_new_tokens
     elif settings.max_length is not None:
         longest = settings.max_length
     else:
         longest = min(prompt + NEW_TOKENS, config.max_position_embeddings)
-        warnings.warn(f"generate: max_new_tokens is not set: at most {longest - prompt} are made", stacklevel=3)
+        warnings.warn(f"generate: max_new_tokens is not set: at most {longest - prompt} are made", stacklevel=5)
     if longest <= prompt:
         raise UserError(
             f"generate: a prompt of {prompt} tokens and a text of at most {longest} with it: set max_new_tokens or cut "
