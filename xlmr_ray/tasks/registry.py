@@ -18,6 +18,7 @@ from xlmr_ray.tasks.rerank import Rerank
 from xlmr_ray.tasks.sentence_similarity import SentenceSimilarity
 from xlmr_ray.tasks.task import Task, TaskClass
 from xlmr_ray.tasks.text_classification import TextClassification
+from xlmr_ray.tasks.token_classification import TokenClassification
 from xlmr_ray.tasks.zero_shot_classification import ZeroShotClassification
 
 TASKS: dict[str, TaskClass] = {
@@ -30,6 +31,7 @@ TASKS: dict[str, TaskClass] = {
     "rerank": Rerank,
     "sentence-similarity": SentenceSimilarity,
     "text-classification": TextClassification,
+    "token-classification": TokenClassification,
     "zero-shot-classification": ZeroShotClassification,
 }
 # Names that the reference has for the same thing.

@@ -130,6 +130,21 @@ def lists(splits: NDArray[np.int64], values: NDArray[np.int32]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(splits, pa.int32()), pa.array(values, pa.int32()))
 
 
+def flat(column: pa.ChunkedArray) -> pa.Array:
+    """The values of a column of lists, one row's after another's."""
+    return column.combine_chunks().flatten()
+
+
+def first_rows(values: pa.Array, encoded: pa.Table) -> pa.Array:
+    """A value a document as a column of an encoded table fresh from `windows`: in the document's first row, null in
+    the others.
+    """
+    of_row = encoded["document"].to_numpy()
+    again = np.zeros(len(of_row), np.bool_)
+    again[1:] = of_row[1:] == of_row[:-1]
+    return values.take(pa.array(of_row, mask=again))
+
+
 def document_splits(encoded: pa.Table) -> NDArray[np.int64]:
     """The rows of each of an encoded table's D documents: document d's are `splits[d]` to `splits[d + 1]`. Documents
     of which no row is left do not count.
