@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.device_map import CPU, DeviceMap, Devices, automatic, checked_device, connect, device_of
 from xlmr_ray.checkpoint.files import resolve
-from xlmr_ray.checkpoint.folder import read_config
+from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.checkpoint.quantization import OUTPUT_EMBEDDINGS, BitsAndBytesConfig, described
 from xlmr_ray.checkpoint.save import save_pretrained
@@ -147,6 +147,7 @@ class Pretrained(nn.Module):
     def config_to_save(self) -> XLMRobertaConfig:
         """The configuration, with the class and the dtype of the weights in it."""
         config = copy.deepcopy(self.config)
+        config.extra.pop(ENCODER_DIGEST, None)
         config.architectures = [type(self).__name__]
         config.dtype = str(self.dtype).removeprefix("torch.")
         return config

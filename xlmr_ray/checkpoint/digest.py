@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from xlmr_ray.checkpoint.folder import model_folder
+from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, encoder_folder, model_folder, read_config
 from xlmr_ray.checkpoint.names import canonical_names, is_encoder
 from xlmr_ray.checkpoint.tensors import TensorFiles, open_tensors
+from xlmr_ray.errors import UserError
 
 # Pieces are hashed beside each other: half of a multilingual model is one matrix.
 PIECE = 32 * 2**20
@@ -24,12 +25,26 @@ def weights_digest(folder: Path) -> str:
 
     Remembered in this process by the files' sizes and times of change.
     """
+    check_encoder(folder)
     return _digest(folder, lambda name: True)
 
 
 def encoder_digest(folder: Path) -> str:
     """The same over the encoder alone (no pooler, no head): equal for checkpoints that can share one forward pass."""
     return _digest(folder, is_encoder)
+
+
+def check_encoder(folder: Path) -> None:
+    """Raises UserError for a head whose encoder is not the one any more that it was trained on."""
+    where = encoder_folder(folder)
+    if where is None:
+        return
+    wanted, got = str(read_config(folder)[ENCODER_DIGEST]), encoder_digest(folder)
+    if got != wanted:
+        raise UserError(
+            f"{folder}: this head is of an encoder with digest {wanted[:12]}, {where} has {got[:12]}: "
+            "put the encoder back, or train the head anew"
+        )
 
 
 def files_stamp(folder: Path) -> str:

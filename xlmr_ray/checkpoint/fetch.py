@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from xlmr_ray.checkpoint.folder import HEADS
 from xlmr_ray.errors import JobFailed, UserError
 
 # Configuration, tokenizer, the small modules of sentence-transformers folders and bge-m3's two extra heads.
@@ -43,8 +44,12 @@ def fetch_hub(
     local_files_only: bool,
     token: str | bool | None = None,
     weights: bool = True,
+    head: str | None = None,
 ) -> Path:
-    """The snapshot of a hub model: its safetensors, or its `.bin` files instead. Raises UserError, JobFailed."""
+    """The snapshot of a hub model: its safetensors, or its `.bin` files instead; of a `head` saved beside it, the
+    folder in the snapshot. Raises UserError, JobFailed.
+    """
+    beside = [f"{HEADS}/{head}/*"] if head else []
 
     def snapshot(patterns: list[str]) -> Path:
         got = snapshot_download(
@@ -53,7 +58,7 @@ def fetch_hub(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             token=token,
-            allow_patterns=patterns,
+            allow_patterns=patterns + beside,
             ignore_patterns=IGNORE,
         )
         return Path(got)
@@ -82,11 +87,21 @@ def fetch_hub(
     except Exception as error:
         # The client raises its HTTP library's own errors; none of them is the user's doing.
         raise JobFailed(f"{at}: could not be downloaded from the hub: {_line(error)}") from error
-    return folder
+    if head and not (folder / HEADS / head).is_dir():
+        raise UserError(f"{at}: no {HEADS}/{head} in it")
+    return folder / HEADS / head if head else folder
 
 
-def fetch_url(url: str, *, cache_dir: str | Path | None, local_files_only: bool, weights: bool = True) -> Path:
-    """A copy of a prefix in the cache, under a name made of the files' etags: unchanged files are not fetched again.
+def fetch_url(
+    url: str,
+    *,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+    weights: bool = True,
+    into: Path | None = None,
+) -> Path:
+    """A copy of a prefix in the cache (or `into` a folder), under a name made of the files' etags: unchanged files are
+    not fetched again.
 
     The endpoint and the credentials are the store's own (for S3 `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, …).
     Raises UserError, JobFailed.
@@ -103,7 +118,7 @@ def fetch_url(url: str, *, cache_dir: str | Path | None, local_files_only: bool,
         listed = _listing(fs, prefix, weights)
         if not listed:
             raise UserError(f"{url}: no checkpoint under this prefix (no config.json, no weights)")
-        target = _cache(cache_dir) / _key(url, listed)
+        target = (into or _cache(cache_dir)) / _key(url, listed)
         if target.is_dir():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from xlmr_ray.checkpoint.digest import weights_digest
 from xlmr_ray.checkpoint.fetch import fetch_hub, fetch_url
-from xlmr_ray.checkpoint.folder import model_folder, read_config
+from xlmr_ray.checkpoint.folder import HEADS, encoder_folder, model_folder, read_config
 from xlmr_ray.checkpoint.tensors import find_weights
 from xlmr_ray.errors import UserError
 
 EMBEDDED = "embedded:"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HEAD = re.compile(rf"(.+)/{HEADS}/([^/]+)/?")
 DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
 
@@ -25,7 +26,8 @@ def resolve(
 ) -> Path:
     """A local folder for what the user named.
 
-    `source` is a folder, `embedded:NAME`, the URL of a prefix (`s3://…` or another fsspec store) or a hub id; each but
+    `source` is a folder, `embedded:NAME`, the URL of a prefix (`s3://…` or another fsspec store) or a hub id, or one of
+    these with `/heads/NAME` for a head that was saved beside its encoder; each but
     a `Path` may end in `@revision`. On the hub a revision is a branch, a tag or a commit. Folders and prefixes have no
     history: there it is the beginning (8 hex digits or more) of `weights_digest`, and the weights must have it.
 
@@ -49,17 +51,25 @@ def resolve(
         folder = _embedded(name)
     elif name.startswith("file://"):
         folder = Path(name.removeprefix("file://"))
+    elif "://" in name and (split := HEAD.fullmatch(name)):
+        # The encoder once, whatever the number of its heads; they in its folder, as they are in the store.
+        base = fetch_url(split[1], cache_dir=cache_dir, local_files_only=local_files_only, weights=weights)
+        folder = fetch_url(
+            name, cache_dir=cache_dir, local_files_only=local_files_only, weights=weights, into=base / HEADS
+        )
     elif "://" in name:
         folder = fetch_url(name, cache_dir=cache_dir, local_files_only=local_files_only, weights=weights)
-    elif HUB_ID.fullmatch(name):
+    elif HUB_ID.fullmatch(name) or ((split := HEAD.fullmatch(name)) and HUB_ID.fullmatch(split[1])):
         hub = True
+        owner, _, head = name.partition(f"/{HEADS}/")
         folder = fetch_hub(
-            name,
+            owner,
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             token=token,
             weights=weights,
+            head=head or None,
         )
     else:
         raise UserError(f"{name}: no such folder, and not the form of a hub id (owner/name)")
@@ -72,7 +82,9 @@ def resolve(
         find_weights(where)
         if revision and not hub:
             _check_digest(name, folder, revision)
-    return folder
+        return folder
+    # A head's tokenizer is its encoder's.
+    return encoder_folder(folder) or folder
 
 
 def _split(source: str) -> tuple[str, str | None]:
@@ -89,8 +101,9 @@ def _split(source: str) -> tuple[str, str | None]:
 def _embedded(name: str) -> Path:
     assets = Path(__file__).parent.parent / "assets"
     folder = assets / name.removeprefix(EMBEDDED)
-    if not (folder / "config.json").is_file() or folder.parent != assets:
-        known = ", ".join(sorted(EMBEDDED + p.parent.name for p in assets.glob("*/config.json"))) or "none"
+    there = [p.parent for pattern in ("*/config.json", f"*/{HEADS}/*/config.json") for p in assets.glob(pattern)]
+    if folder not in there:
+        known = ", ".join(sorted(EMBEDDED + str(p.relative_to(assets)) for p in there)) or "none"
         raise UserError(f"{name}: no such embedded checkpoint; there is {known}")
     return folder
 

@@ -8,6 +8,8 @@ from xlmr_ray.errors import UserError
 
 # CamemBERT is the same network with a SentencePiece vocabulary of its own; RoBERTa's vocabulary is of another kind.
 MODEL_TYPES = ("xlm-roberta", "camembert")
+# A head beside its encoder, and the key of its config.json that tells which encoder that was.
+HEADS, ENCODER_DIGEST = "heads", "encoder_digest"
 
 
 def model_folder(folder: Path) -> Path:
@@ -20,6 +22,14 @@ def model_folder(folder: Path) -> Path:
     # Such folders may hold a config.json of their own at the top, with nothing of the model in it.
     inner = folder / path if isinstance(path, str) and path and "/" not in path else folder
     return inner if (inner / "config.json").is_file() else folder
+
+
+def encoder_folder(folder: Path) -> Path | None:
+    """For a head, `ENCODER/heads/NAME`: the folder of the encoder. None for a checkpoint that is whole."""
+    folder = folder.absolute()
+    if folder.parent.name != HEADS or not (folder / "config.json").is_file():
+        return None
+    return folder.parent.parent if ENCODER_DIGEST in read_config(folder) else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

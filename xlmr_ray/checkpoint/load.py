@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.device_map import Devices, device_of
+from xlmr_ray.checkpoint.digest import check_encoder
 from xlmr_ray.checkpoint.folder import model_folder, read_config
 from xlmr_ray.checkpoint.names import (
     DECODER_BIAS,
@@ -117,6 +118,7 @@ def load_tensors(
     Raises UserError with file, key, got and wanted.
     """
     where = model_folder(folder)
+    check_encoder(folder)
     tensors = open_tensors(where)
     names = canonical_names(tensors.stored, str(where))
     stats = companions(names.on_disk)

@@ -3,7 +3,7 @@
 import json
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from xlmr_ray.checkpoint.folder import encoder_folder, model_folder
+from xlmr_ray.checkpoint.names import DECODER_WEIGHT, WORDS, canonical_names, is_encoder
 from xlmr_ray.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -63,6 +65,14 @@ class TensorFiles:
             if name not in self.stored:
                 raise UserError(f"{file}: no tensor {name!r}, which the index says is there")
 
+    def joined(self, other: "TensorFiles", names: Iterable[str]) -> "TensorFiles":
+        """The tensors of those names, and all of the other's."""
+        both = TensorFiles([])
+        both.files = self.files + other.files
+        both.stored = {name: self.stored[name] for name in names} | other.stored
+        both._open = self._open | other._open
+        return both
+
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU, with the shape and dtype that it has on disk."""
         handle = self._open[self.stored[name].file]
@@ -71,7 +81,21 @@ class TensorFiles:
 
 
 def open_tensors(folder: Path) -> TensorFiles:
-    """The weights of a checkpoint folder. Raises UserError."""
+    """The weights of a checkpoint's folder; for a head beside its encoder, the encoder's and its own. Raises
+    UserError.
+    """
+    encoder = encoder_folder(folder)
+    if encoder is not None:
+        where = model_folder(encoder)
+        whole = open_tensors(where)
+        on_disk = canonical_names(whole.stored, str(where)).on_disk
+        words = WORDS if WORDS in on_disk else DECODER_WEIGHT
+        kept = [name for canonical, name in on_disk.items() if is_encoder(canonical) or canonical == words]
+        return whole.joined(_open_folder(folder), kept)
+    return _open_folder(folder)
+
+
+def _open_folder(folder: Path) -> TensorFiles:
     path = find_weights(folder)
     if path.suffix != ".json":
         return TensorFiles([path])
