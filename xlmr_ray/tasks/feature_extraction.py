@@ -111,7 +111,8 @@ class FeatureExtraction:
         features = table["features"].combine_chunks()
         vectors = features.flatten() if self.pooling is None else features
         numbers = torch.tensor(vectors.flatten().to_numpy(zero_copy_only=False)).view(-1, self.width)
-        each = [part[None] for part in torch.split(numbers, table["tokens"].to_pylist())]
-        if self.pooling is not None:
+        if self.pooling is None:
+            each = [part[None] for part in torch.split(numbers, table["tokens"].to_pylist())] if len(table) else []
+        else:
             each = list(numbers)
         return each if self.return_tensors else [part.tolist() for part in each]
