@@ -38,6 +38,20 @@ def test_what_is_wrong_is_one_line_that_names_the_key(setting, message):
     assert "\n" not in str(caught.value)
 
 
+def test_the_text_columns_of_a_job():
+    content = with_setting(with_setting(BASE, "input.choices=answers"), "input.question=q")
+    section = check_job(content, "job.yaml").input
+    assert (section.text, section.text_pair, section.question, section.context, section.choices) == (
+        "text",
+        None,
+        "q",
+        None,
+        "answers",
+    )
+    with pytest.raises(UserError, match=r"input\.choices: input should be a valid string, got \['a', 'b'\]"):
+        check_job(with_setting(BASE, "input.choices=[a, b]"), "job.yaml")
+
+
 @pytest.mark.parametrize("name", ["input", "tasks", "output"])
 def test_what_is_missing_is_named(name):
     with pytest.raises(UserError, match=f"job.yaml: '{name}' is missing"):

@@ -281,6 +281,117 @@ def test_dictionary_columns_are_read_as_what_they_hold(tmp_path: Path) -> None:
     ]
 
 
+CHOICES = Columns({"text": "text", "choices": "answers"}, id="id", keep=("lang",))
+ODD = ["", "👩‍👩‍👧", 'a "quoted", one\n', "e\u0301 人", "</s>"]
+LISTS: list[tuple[object, str, object]] = [  # as JSON would hold it, code, what is read or a part of the message
+    (["yes", "no"], "", ["yes", "no"]),
+    (["one"], "", ["one"]),
+    (
+        ["", "👩‍👩‍👧", 'a "quoted", one\n', "e\u0301 人", "</s>"],
+        "",
+        ["", "👩‍👩‍👧", 'a "quoted", one\n', "e\u0301 人", "</s>"],
+    ),
+    ('["as", "JSON"]', "", ["as", "JSON"]),
+    ('["lone \\ud800"]', "", ["lone \ufffd"]),
+    (None, codes.NULL_FIELD, "field 'answers' is null"),
+    ([], codes.WRONG_TYPE, "field 'answers' is an empty array"),
+    (["a", None], codes.WRONG_TYPE, "field 'answers': item 1 is null, not a string"),
+    ("secret", codes.WRONG_TYPE, "field 'answers' is a string, and not the JSON of an array of strings"),
+    ("[" * 100_000, codes.WRONG_TYPE, "field 'answers' is a string, and not the JSON of an array of strings"),
+    ('{"secret": 1}', codes.WRONG_TYPE, "field 'answers' is an object, not an array of strings"),
+    ("12", codes.WRONG_TYPE, "field 'answers' is a number, not an array of strings"),
+    ('["a", ["secret"]]', codes.WRONG_TYPE, "field 'answers': item 1 is an array, not a string"),
+    ("", codes.WRONG_TYPE, "field 'answers' is a string, and not the JSON of an array of strings"),
+]
+
+
+def write_lists(path: Path, kind: str) -> list[tuple[object, str, object]]:
+    """The catalogue in a file, as far as its kind can hold it; it is returned that far."""
+    if kind in ("jsonl", "csv"):
+        entries = [one for one in LISTS if kind == "jsonl" or one[0] is not None]
+    else:
+        is_text = kind.endswith("of JSON")
+        entries = [one for one in LISTS if isinstance(one[0], str) == is_text or one[0] is None]
+    values = [value for value, _, _ in entries]
+    if kind == "jsonl":
+        rows = [{"text": "t", "answers": value, "id": i, "lang": "en"} for i, value in enumerate(values)]
+        path.with_suffix(".jsonl").write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    elif kind == "csv":
+        with path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
+            out = stdlib_csv.writer(file)
+            out.writerow(["text", "answers", "id", "lang"])
+            cells = [value if isinstance(value, str) else json.dumps(value) for value in values]
+            out.writerows(["t", cell, i, "en"] for i, cell in enumerate(cells))
+    else:
+        types = {
+            "list": pa.list_(pa.string()),
+            "large list": pa.large_list(pa.large_string()),
+            "list of dictionary": pa.list_(pa.dictionary(pa.int32(), pa.string())),
+            "string of JSON": pa.string(),
+            "large string of JSON": pa.large_string(),
+        }
+        flat = pa.array(values, pa.list_(pa.string()) if "of JSON" not in kind else pa.string())
+        column = flat.cast(types[kind]) if "dictionary" not in kind else as_dictionaries(flat)
+        ids = pa.array(range(len(values)))
+        table = pa.table({"text": ["t"] * len(values), "answers": column, "id": ids, "lang": ["en"] * len(values)})
+        pq.write_table(table, path.with_suffix(".parquet"), row_group_size=3)
+    return entries
+
+
+def as_dictionaries(lists: pa.ListArray) -> pa.ListArray:
+    mask = lists.is_null()
+    return pa.ListArray.from_arrays(lists.offsets, lists.values.dictionary_encode(), mask=mask)
+
+
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "csv", "list", "large list", "list of dictionary", "string of JSON", "large string of JSON"]
+)
+@pytest.mark.parametrize("shard_rows", [1, 2, 1000])
+def test_lists_of_strings_are_read_as_json(tmp_path: Path, kind: str, shard_rows: int) -> None:
+    entries = write_lists(tmp_path / "a", kind)
+    rows = read(tmp_path, CHOICES, shard_rows=shard_rows)
+    assert [row["_code"] for row in rows] == [code for _, code, _ in entries]
+    for place, (row, (value, code, expected)) in enumerate(zip(rows, entries, strict=True)):
+        assert (row["id"], row["lang"]) == (str(place), "en")
+        assert "secret" not in str(row)
+        if code:
+            assert str(expected) in str(row["_message"])
+            assert (row["text"], row["choices"]) == (None, None)
+        else:
+            assert (row["text"], json.loads(str(row["choices"]))) == ("t", expected)
+            assert row["_changed"] == ("ud800" in str(value))
+
+
+def test_lists_that_are_no_utf8_or_too_large(tmp_path: Path) -> None:
+    flat = pa.array([b"good", b"\xff", b"x" * 300, b"y" * 300, b"also", b"good"], pa.binary()).view(pa.string())
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 4, 6], pa.int32()), flat)
+    pq.write_table(pa.table({"text": ["t"] * 4, "answers": lists}), tmp_path / "a.parquet")
+    rows = read(tmp_path, Columns({"text": "text", "choices": "answers"}), max_row_bytes=500)
+    assert [row["_code"] for row in rows] == ["", codes.INVALID_UTF8, codes.ROW_TOO_LARGE, ""]
+    assert [row["choices"] for row in rows] == ['["good"]', None, None, '["also", "good"]']
+    assert "601 bytes, the limit is 500" in str(rows[2]["_message"])
+
+
+def test_a_missing_list_of_a_json_line(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", b'{"text": "t"}')
+    (row,) = read(tmp_path, Columns({"text": "text", "choices": "answers"}))
+    assert (row["_code"], row["_message"]) == (codes.MISSING_FIELD, "line 1: field 'answers' is missing")
+
+
+def test_a_kept_list_is_as_it_was(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["t"], "answers": [["a", "b"]]}), tmp_path / "a.parquet")
+    (row,) = read(tmp_path, Columns({"text": "text", "choices": "answers"}, keep=("answers",)))
+    assert (row["answers"], row["choices"]) == (["a", "b"], '["a", "b"]')
+
+
+@pytest.mark.parametrize("values", [[1], [[1]], [{"a": "b"}]], ids=str)
+def test_a_column_that_holds_no_lists_of_strings(tmp_path: Path, values: list[object]) -> None:
+    pq.write_table(pa.table({"text": ["t"], "answers": values}), tmp_path / "a.parquet")
+    _, (dead,) = plan(tmp_path, Columns({"text": "text", "choices": "answers"}))
+    assert dead.code == codes.WRONG_COLUMN_TYPE
+    assert dead.message.endswith(", not a list of strings")
+
+
 def test_batches_over_the_offsets_of_a_string_column_are_halved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,13 +15,16 @@ from xlmr_ray.errors import UserError
 _SURROGATES = re.compile("[\ud800-\udfff]")
 Value = str | bytes | None
 SYSTEM = ("_row", "_code", "_message", "_changed")
+# Roles whose values are lists of strings. They are carried as JSON: so a table has string columns alone.
+LISTS = ("choices",)
 
 
 @dataclass(frozen=True)
 class Columns:
     """`text`: role (what the task calls it) -> column of the input; `id` and `keep` are carried along.
 
-    A kept column may be the id or a text column itself if the name is the same; it is then in the table once.
+    The columns of the roles in `LISTS` hold lists of strings, or their JSON. A kept column may be the id or a text
+    column itself if the name is the same; it is then in the table once.
     """
 
     text: dict[str, str]
@@ -126,15 +129,35 @@ def repair(text: str) -> str:
     return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def problem_of_text(value: object, name: str, *, present: bool) -> Problem | None:
-    """What is wrong with a text field of a JSON object."""
-    if isinstance(value, str):
-        return None
-    if not present:
-        return Problem(codes.MISSING_FIELD, f"field {name!r} is missing")
+def text_of(role: str, value: object, name: str, *, present: bool = True) -> str | Problem:
+    """A role's value as it is carried, or what is wrong with it: a string, or for `LISTS` a list of them as JSON.
+
+    `name` is the field, `present` whether the row has it.
+    """
     if value is None:
-        return Problem(codes.NULL_FIELD, f"field {name!r} is null")
+        code, fault = (codes.NULL_FIELD, "null") if present else (codes.MISSING_FIELD, "missing")
+        return Problem(code, f"field {name!r} is {fault}")
+    if role in LISTS:
+        return _list_as_json(value, name)
+    if isinstance(value, str):
+        return value
     return Problem(codes.WRONG_TYPE, f"field {name!r} is {json_type(value)}, not a string")
+
+
+def _list_as_json(value: object, name: str) -> str | Problem:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return Problem(codes.WRONG_TYPE, f"field {name!r} is a string, and not the JSON of an array of strings")
+    if not isinstance(value, list):
+        return Problem(codes.WRONG_TYPE, f"field {name!r} is {json_type(value)}, not an array of strings")
+    if not value:
+        return Problem(codes.WRONG_TYPE, f"field {name!r} is an empty array")
+    for place, item in enumerate(value):
+        if not isinstance(item, str):
+            return Problem(codes.WRONG_TYPE, f"field {name!r}: item {place} is {json_type(item)}, not a string")
+    return json.dumps(value, ensure_ascii=False)
 
 
 def json_type(value: object) -> str:

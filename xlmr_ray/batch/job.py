@@ -25,12 +25,18 @@ class Section(BaseModel):
 
 
 class InputSection(Section):
-    """`path`: a file, folder, glob, or a list of them. The text columns that a task does not need are not read."""
+    """`path`: a file, folder, glob, or a list of them. The text columns that a task does not need are not read.
+
+    The column of `choices` holds lists of strings, or their JSON; kept beside, it comes out as JSON.
+    """
 
     path: Annotated[list[str], BeforeValidator(listed)]
     format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "text"] = "auto"
     text: str = "text"
     text_pair: str | None = None
+    question: str | None = None
+    context: str | None = None
+    choices: str | None = None
     id: str | None = None
     keep: Annotated[list[str], BeforeValidator(listed)] = []
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.columns import Columns, Problem, Rows
+from xlmr_ray.batch.columns import LISTS, Columns, Problem, Rows, Value, text_of
 from xlmr_ray.batch.readers.raw import MAX_ROW_BYTES, without_return
 
 DELIMITERS = {"csv": b",", "tsv": b"\t"}
@@ -32,6 +32,11 @@ def read(
     rows = Rows(columns, lambda row: f"record {row + 1}")
     at_id = None if columns.id is None else header.index(columns.id)
     at = [header.index(name) for name in (*columns.extra, *columns.text.values())]
+    lists = [
+        (place, role, name)
+        for place, (role, name) in enumerate(columns.text.items(), len(columns.extra))
+        if role in LISTS
+    ]
     for number, (record, size) in enumerate(records(lines, delimiter), first_row):
         if size > max_row_bytes:
             rows.bad(number, Problem(codes.ROW_TOO_LARGE, f"{size} bytes, the limit is {max_row_bytes}"))
@@ -51,7 +56,19 @@ def read(
             problem = Problem(codes.MALFORMED_CSV, f"{len(values)} fields, the header has {len(header)}")
             rows.bad(number, problem)
         else:
-            rows.good(number, b"" if at_id is None else values[at_id], [values[index] for index in at])
+            id = b"" if at_id is None else values[at_id]
+            taken: list[Value] = [values[index] for index in at]
+            wrong = None
+            for place, role, name in lists:
+                text = text_of(role, values[at[place]].decode(), name)
+                if isinstance(text, Problem):
+                    wrong = text
+                else:
+                    taken[place] = text
+            if wrong is None:
+                rows.good(number, id, taken)
+            else:
+                rows.bad(number, wrong, id, taken[: len(columns.extra)])
     return rows.table()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.columns import Columns, Problem, Rows, json_type, kept_text, problem_of_text
+from xlmr_ray.batch.columns import LISTS, Columns, Problem, Rows, json_type, kept_text, text_of
 from xlmr_ray.batch.readers.raw import BOM, MAX_ROW_BYTES
 
 MAX_DEPTH = 100
@@ -25,9 +25,9 @@ _decode = json.JSONDecoder(strict=False).raw_decode  # control characters may st
 def read(lines: Iterator[tuple[bytes, int]], first_row: int, columns: Columns, max_row_bytes: int) -> pa.Table:
     """Read lines (content, size with newline) of which the first is line `first_row` (from 0) of the file."""
     rows = Rows(columns, lambda row: f"line {row + 1}")
-    roles = list(columns.text.values())
     keep = columns.extra
-    only = roles[0] if len(roles) == 1 and not keep and columns.id is None else None
+    (role, name), *others = columns.text.items()
+    only = name if not others and role not in LISTS and not keep and columns.id is None else None
     for number, (line, size) in enumerate(lines, first_row):
         if is_blank(line):
             continue
@@ -41,10 +41,12 @@ def read(lines: Iterator[tuple[bytes, int]], first_row: int, columns: Columns, m
         kept = [kept_text(value.get(name)) for name in keep]
         id, problem = _id(value, columns.id)
         texts = []
-        for name in roles:
-            text = value.get(name)
-            problem = problem or problem_of_text(text, name, present=name in value)
-            texts.append(text)
+        for role, name in columns.text.items():
+            text = text_of(role, value.get(name), name, present=name in value)
+            if isinstance(text, Problem):
+                problem = problem or text
+            else:
+                texts.append(text)
         if problem is None:
             rows.good(number, id, [*kept, *texts])
         else:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.columns import SYSTEM, Columns, Problem
+from xlmr_ray.batch.columns import LISTS, SYSTEM, Columns, Problem, repair, text_of
 from xlmr_ray.batch.readers.footer import check_footer, hide_arrow_schema
 from xlmr_ray.batch.readers.raw import Damaged, Source, check_names
 
@@ -39,15 +39,17 @@ def open_file(source: Source, columns: Columns) -> Opened:
     """Read the footer. Raises Damaged with the reason why the whole file cannot be read."""
     check_footer(source)
     file = _opened(source)
-    if any(pa.types.is_dictionary(field.type) for field in file.schema_arrow if field.name in columns.wanted):
+    if any(_holds_dictionary(field.type) for field in file.schema_arrow if field.name in columns.wanted):
         # Arrow gives up a whole row group where a value of a dictionary column is not UTF-8; of a string column not
         hide_arrow_schema(source)
         file = _opened(source)
     schema = file.schema_arrow
     check_names(schema.names, columns.wanted)
-    for name in columns.text.values():
-        if not _is_text(schema.field(name).type):
-            raise Damaged(codes.WRONG_COLUMN_TYPE, f"column {name!r} is {schema.field(name).type}, not a string")
+    for role, name in columns.text.items():
+        type = schema.field(name).type
+        if not _is_text(type) and not (role in LISTS and _is_list_of_text(type)):
+            wanted_type = "a list of strings" if role in LISTS else "a string"
+            raise Damaged(codes.WRONG_COLUMN_TYPE, f"column {name!r} is {type}, not {wanted_type}")
     if columns.id is not None and not (_is_text(id := schema.field(columns.id).type) or pa.types.is_integer(id)):
         raise Damaged(codes.WRONG_COLUMN_TYPE, f"id column {columns.id!r} is {id}, not a string or an integer")
     groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
@@ -155,14 +157,17 @@ def _table(
     for name in columns.extra:
         column = named[name]
         out[name] = _sound(_plain(column) if schema.field(name).type == pa.string() else column, name, problems)
+    changed: set[int] = set()
     for role, name in columns.text.items():
         out[role] = _sound(_plain(named[name]), name, problems)
+        if role in LISTS:
+            out[role] = _as_json(out[role], role, name, problems, changed)
         if out[role].null_count:
             for row in pc.indices_nonzero(out[role].is_null()).to_pylist():
                 problems.setdefault(row, Problem(codes.NULL_FIELD, f"field {name!r} is null"))
     out["_row"] = pa.array(np.arange(first, first + count, dtype=np.int64))
     out["_code"] = out["_message"] = empty
-    out["_changed"] = pa.repeat(pa.scalar(False), count)
+    out["_changed"] = pa.array(np.isin(np.arange(count), list(changed)))
     if problems:
         for role in columns.text:
             out[role] = _without(out[role], list(problems))
@@ -211,6 +216,22 @@ def _sound(column: pa.Array, name: str, problems: dict[int, Problem]) -> pa.Arra
     return _without(column, bad)
 
 
+def _as_json(column: pa.Array, role: str, name: str, problems: dict[int, Problem], changed: set[int]) -> pa.Array:
+    """Lists of strings as JSON, null for rows with a problem; `changed` gets the rows in which lone surrogates, which
+    JSON can spell, are now U+FFFD.
+    """
+    texts: list[str | None] = []
+    for row, value in enumerate(column.to_pylist()):
+        text = None if row in problems else text_of(role, value, name)
+        if isinstance(text, Problem):
+            problems[row], text = text, None
+        if text is not None and (repaired := repair(text)) != text:
+            changed.add(row)
+            text = repaired
+        texts.append(text)
+    return pa.array(texts, pa.string())
+
+
 def _is_sound(value: pa.Array) -> bool:
     try:
         value.validate(full=True)
@@ -232,9 +253,14 @@ def _row_bytes(named: dict[str, pa.Array]) -> pa.Array:
     """Bytes of each row's strings."""
     total: pa.Array = None
     for column in named.values():
-        if not _is_text(column.type) or pa.types.is_null(column.type):
+        if _is_list_of_text(column.type):
+            inner = pc.binary_length(pc.list_flatten(column)).fill_null(0).to_numpy(zero_copy_only=False)
+            parents = pc.list_parent_indices(column).to_numpy()
+            lengths = pa.array(np.bincount(parents, inner, minlength=len(column)).astype(np.int64))
+        elif not _is_text(column.type) or pa.types.is_null(column.type):
             continue
-        lengths = pc.binary_length(column).cast(pa.int64()).fill_null(0)
+        else:
+            lengths = pc.binary_length(column).cast(pa.int64()).fill_null(0)
         total = lengths if total is None else pc.add(total, lengths)
     return pa.nulls(len(next(iter(named.values()))), pa.int64()) if total is None else total
 
@@ -269,6 +295,18 @@ def _is_text(type: pa.DataType) -> bool:
         pa.null(),
     )
     return type in kinds
+
+
+def _is_list_of_text(type: pa.DataType) -> bool:
+    return _is_list(type) and type.value_type in (pa.string(), pa.large_string())
+
+
+def _is_list(type: pa.DataType) -> bool:
+    return isinstance(type, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
+
+
+def _holds_dictionary(type: pa.DataType) -> bool:
+    return isinstance(type.value_type if _is_list(type) else type, pa.DictionaryType)
 
 
 def _kept_type(type: pa.DataType) -> pa.DataType:
