@@ -1,0 +1,255 @@
+"""Trains small heads on the frozen encoder of embedded:mini, one for each kind of task, to try and to copy.
+
+    python pipelines/mini/heads.py WORK/text.parquet xlmr_ray/assets/mini [--steps N]
+
+They are demonstrations: their labels are made from the text itself by rules, and an encoder of two layers that was
+trained to tell languages apart knows no more than its kind. All heads but one kind read the same pass of the encoder.
+
+- `script`: which writing system most letters of a text are of
+- `entities`: numbers and capitalized words
+- `masked`: the hidden piece (the language modelling head)
+- `answers`: the first number of the context, whatever the question
+- `entailment`, `relevance`, `choice`: whether two texts are of one language
+"""
+
+import argparse
+import random
+import re
+import time
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from documents import SPACELESS, Documents
+from torch import Tensor
+from torch.nn import functional as F
+from xlmr_ray.checkpoint.heads import save_head
+
+from xlmr_ray import (
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    XLMRobertaForMultipleChoice,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
+    XLMRobertaModel,
+    XLMRobertaTokenizer,
+)
+from xlmr_ray.model.losses import lm_loss, question_answering_loss
+
+BATCH = 32
+MAX_LENGTH = 128
+HIDDEN_PIECES = 0.15
+NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*")
+NAME = re.compile(r"(?<=[\w,;] )[^\W\d_]\w+(?: [^\W\d_]\w+)*")
+QUESTIONS = ["Which number?", "¿Qué número?", "Quel nombre ?", "Welche Zahl?", "哪个数字?", "Какое число?", "أي رقم؟"]
+ENTITIES = ["O", "B-NAME", "I-NAME", "B-NUMBER", "I-NUMBER"]
+
+
+def script(text: str) -> str:
+    """The writing system of most letters, by the first word of their Unicode names."""
+    names = Counter(unicodedata.name(c, "NONE").split()[0].title() for c in text if c.isalpha())
+    return names.most_common(1)[0][0] if names else "None"
+
+
+def spans(text: str, german: bool) -> list[tuple[int, int, str]]:
+    """Numbers, and words with a capital inside a sentence (not in German, where that says nothing)."""
+    found = [(m.start(), m.end(), "NUMBER") for m in NUMBER.finditer(text)]
+    if not german and not text.isupper():
+        for m in NAME.finditer(text):
+            words = [(m.start() + w.start(), m.start() + w.end()) for w in re.finditer(r"\S+", m[0])]
+            capital = [(start, end) for start, end in words if text[start].isupper()]
+            found += [(start, end, "NAME") for start, end in capital]
+    return found
+
+
+def marked(text: str, offsets: list[tuple[int, int]], german: bool) -> list[int]:
+    """An entity label for each token, -100 for the special ones."""
+    kinds = [""] * len(text)
+    starts = set()
+    for start, end, kind in spans(text, german):
+        kinds[start:end] = [kind] * (end - start)
+        starts.add(start)
+    labels = []
+    for start, end in offsets:
+        while start < end and text[start].isspace():
+            start += 1
+        if start >= end:
+            labels.append(-100)
+        elif not kinds[start]:
+            labels.append(0)
+        else:
+            labels.append(ENTITIES.index(("B-" if start in starts else "I-") + kinds[start]))
+    return labels
+
+
+@dataclass
+class Heads:
+    """Models on one encoder, which none of them trains."""
+
+    script: XLMRobertaForSequenceClassification
+    entities: XLMRobertaForTokenClassification
+    masked: XLMRobertaForMaskedLM
+    answers: XLMRobertaForQuestionAnswering
+    entailment: XLMRobertaForSequenceClassification
+    relevance: XLMRobertaForSequenceClassification
+    choice: XLMRobertaForMultipleChoice
+
+
+def models(base: XLMRobertaModel, scripts: list[str]) -> Heads:
+    def config(labels: list[str], problem: str | None = None) -> XLMRobertaConfig:
+        values = base.config.to_dict()
+        for name in ("id2label", "label2id", "problem_type"):
+            values.pop(name)
+        return XLMRobertaConfig.from_dict(values, id2label=dict(enumerate(labels)), problem_type=problem)
+
+    heads = Heads(
+        script=XLMRobertaForSequenceClassification(config(scripts, "single_label_classification")),
+        entities=XLMRobertaForTokenClassification(config(ENTITIES)),
+        masked=XLMRobertaForMaskedLM(config(["LABEL_0"])),
+        answers=XLMRobertaForQuestionAnswering(config(["LABEL_0", "LABEL_1"])),
+        entailment=XLMRobertaForSequenceClassification(
+            config(["contradiction", "entailment"], "single_label_classification")
+        ),
+        relevance=XLMRobertaForSequenceClassification(config(["LABEL_0"], "single_label_classification")),
+        choice=XLMRobertaForMultipleChoice(config(["LABEL_0"])),
+    )
+    for model in vars(heads).values():
+        pooler = model.roberta.pooler
+        model.roberta = base
+        if pooler is not None:  # the choice's own
+            model.pooler = pooler
+    heads.masked.lm_head.decoder.weight = base.embeddings.word_embeddings.weight
+    return heads
+
+
+def padded(rows: list[list[int]], filler: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
+
+
+def single_losses(heads: Heads, tokenizer: XLMRobertaTokenizer, documents: Documents, rng: random.Random) -> Tensor:
+    """Of the heads on one text: one pass for all three."""
+    languages = [rng.choice(documents.languages) for _ in range(BATCH)]
+    texts = [documents.draw(lang, rng) for lang in languages]
+    coded = tokenizer(texts, truncation=True, max_length=MAX_LENGTH, padding=True, return_offsets_mapping=True)
+    ids = torch.tensor(coded["input_ids"])
+    mask = torch.tensor(coded["attention_mask"])
+    entities = [
+        marked(text, offsets, lang == "de")
+        for text, offsets, lang in zip(texts, coded["offset_mapping"], languages, strict=True)
+    ]
+    hidden_pieces = (torch.rand(ids.shape) < HIDDEN_PIECES) & (ids > 3)
+    wanted = ids.masked_fill(~hidden_pieces, -100)
+    with torch.no_grad():
+        plain = heads.script.roberta(ids, mask).last_hidden_state
+        holed = heads.script.roberta(ids.masked_fill(hidden_pieces, tokenizer.mask_token_id), mask).last_hidden_state
+    assert heads.script.config.label2id is not None
+    scripts = torch.tensor([heads.script.config.label2id.get(script(text), -100) for text in texts])
+    return (
+        F.cross_entropy(heads.script.classifier(plain[:, 0]), scripts)
+        + F.cross_entropy(heads.entities.classifier(plain).flatten(0, 1), torch.tensor(entities).flatten())
+        + lm_loss(holed, wanted, heads.masked.lm_head)
+    )
+
+
+def pair_losses(heads: Heads, tokenizer: XLMRobertaTokenizer, documents: Documents, rng: random.Random) -> Tensor:
+    """Of the heads on two texts: half of the pairs are of one language, each beside its opposite."""
+    firsts, seconds = [], []
+    for _ in range(BATCH // 2):
+        one, other = rng.sample(documents.languages, 2)
+        first = documents.draw(one, rng)[:200]
+        for lang in (one, other):
+            firsts.append(first)
+            seconds.append(documents.draw(lang, rng)[: rng.randrange(8, 200)])
+    ids, mask = coded_pairs(tokenizer, firsts, seconds)
+    with torch.no_grad():
+        hidden = heads.script.roberta(ids, mask).last_hidden_state
+    same = torch.tensor([1, 0] * (BATCH // 2))
+    choice = heads.choice.classifier(heads.choice.pooler(hidden[:, 0]))
+    loss = F.cross_entropy(heads.entailment.classifier(hidden[:, 0]), same)
+    loss = loss + F.binary_cross_entropy_with_logits(heads.relevance.classifier(hidden[:, 0])[:, 0], same.float())
+    return loss + F.cross_entropy(choice.view(-1, 2), torch.zeros(BATCH // 2, dtype=torch.long))
+
+
+def coded_pairs(tokenizer: XLMRobertaTokenizer, firsts: list[str], seconds: list[str]) -> tuple[Tensor, Tensor]:
+    coded = tokenizer(firsts, seconds, truncation=True, max_length=MAX_LENGTH, padding=True)
+    return torch.tensor(coded["input_ids"]), torch.tensor(coded["attention_mask"])
+
+
+def answer_loss(heads: Heads, tokenizer: XLMRobertaTokenizer, documents: Documents, rng: random.Random) -> Tensor:
+    questions = [rng.choice(QUESTIONS) for _ in range(BATCH)]
+    contexts = []
+    for i in range(BATCH):
+        lang = rng.choice(documents.languages)
+        context = documents.draw(lang, rng)
+        if i % 2 and not NUMBER.search(context):
+            words = context.split(" ")
+            words.insert(rng.randrange(len(words) + 1), str(rng.randrange(1, 3000)))
+            context = ("" if lang in SPACELESS else " ").join(words)
+        contexts.append(context)
+    coded = tokenizer(
+        questions, contexts, truncation="only_second", max_length=MAX_LENGTH, padding=True, return_offsets_mapping=True
+    )
+    starts, ends = [], []
+    for row, context in enumerate(contexts):
+        found = NUMBER.search(context)
+        tokens = [
+            place
+            for place, (sequence, (start, end)) in enumerate(
+                zip(coded.sequence_ids(row), coded["offset_mapping"][row], strict=True)
+            )
+            if found and sequence == 1 and start < found.end() and end > found.start() and end > start
+        ]
+        starts.append(tokens[0] if tokens else 0)
+        ends.append(tokens[-1] if tokens else 0)
+    ids, mask = torch.tensor(coded["input_ids"]), torch.tensor(coded["attention_mask"])
+    with torch.no_grad():
+        hidden = heads.script.roberta(ids, mask).last_hidden_state
+    start_logits, end_logits = heads.answers.qa_outputs(hidden).unbind(-1)
+    # Beyond the window of the text nothing can be the answer.
+    hidden_from = torch.finfo(start_logits.dtype).min
+    start_logits, end_logits = (x.masked_fill(mask == 0, hidden_from) for x in (start_logits, end_logits))
+    return question_answering_loss(start_logits, end_logits, torch.tensor(starts), torch.tensor(ends))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("mini", type=Path)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.manual_seed(7)
+    torch.set_num_threads(args.threads)
+    rng = random.Random(7)
+    documents = Documents(args.text, held_out=False, leave_out=set())
+    tokenizer = XLMRobertaTokenizer.from_pretrained(args.mini)
+    base = XLMRobertaModel.from_pretrained(args.mini, dtype=torch.float32, add_pooling_layer=False)
+    base.requires_grad_(False)
+    scripts = sorted({script(text) for lang in documents.languages for text in documents.sample(lang, 200)} - {"None"})
+    heads = models(base, scripts)
+    trained = [p for model in vars(heads).values() for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW({id(p): p for p in trained}.values(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / args.steps)
+    start = time.perf_counter()
+    mean = torch.zeros(3)
+    for step in range(1, args.steps + 1):
+        losses = [loss(heads, tokenizer, documents, rng) for loss in (single_losses, pair_losses, answer_loss)]
+        optimizer.zero_grad(set_to_none=True)
+        sum(losses[1:], losses[0]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        mean += (torch.stack(losses).detach() - mean) * max(0.02, 1 / step)
+        if step % 100 == 0:
+            print(f"step {step}: losses {mean.tolist()}, {time.perf_counter() - start:.0f} s", flush=True)
+    for name, model in vars(heads).items():
+        model.eval().to(torch.float16)
+        save_head(model, args.mini, name)
+    print(f"trained in {(time.perf_counter() - start) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
