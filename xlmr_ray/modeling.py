@@ -11,6 +11,7 @@ from xlmr_ray.arguments import CACHE, INPUTS, SOURCE, Arguments, called_with
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.cache import DynamicCache
+from xlmr_ray.model.checks import check_range, check_shape
 from xlmr_ray.model.embeddings import Embeddings, positions_from_embeds, positions_from_ids
 from xlmr_ray.model.encoder import Encoder, Source, Trace
 from xlmr_ray.model.heads import ClassificationHead, LMHead, Pooler, classifier_dropout
@@ -107,25 +108,36 @@ class XLMRobertaModel(PreTrainedModel):
 
     def encode(self, given: Arguments, cache: DynamicCache | None, trace: Trace) -> Tensor:
         """Padded inputs to the last hidden states `(B, S, hidden)`; fills the trace and the cache."""
+        self.check(given)
+        config = self.config
+        past = 0 if cache is None else cache.get_seq_length()
+        x = self.embeddings(given.input_ids, self.positions(given, past), given.token_type_ids, given.inputs_embeds)
+        mask = visible("attention_mask", given.attention_mask, past + x.shape[1], x, config.num_attention_heads)
+        # A mask of four dimensions says it all, as in the reference.
+        causal = config.is_decoder and (given.attention_mask is None or given.attention_mask.dim() == 2)
+        out: Tensor = self.encoder(x, Padded(mask, causal), trace, self.source(given, cache, x), cache)
+        return out
+
+    def check(self, given: Arguments) -> None:
+        """Raises UserError for inputs that do not fit each other or the model."""
+        config = self.config
         inputs = given.input_ids if given.inputs_embeds is None else given.inputs_embeds
         if inputs is None or (given.input_ids is not None and given.inputs_embeds is not None):
             raise UserError("forward: give exactly one of input_ids and inputs_embeds")
-        name, wanted = ("input_ids", 2) if given.inputs_embeds is None else ("inputs_embeds", 3)
-        if inputs.dim() != wanted:
-            raise UserError(f"{name}: {wanted} dimensions (batch, length, …) are wanted, got {tuple(inputs.shape)}")
-        if cache is not None and not isinstance(cache, DynamicCache):
-            raise UserError(f"past_key_values: a DynamicCache is wanted, got {type(cache).__name__}")
-        past = 0 if cache is None else cache.get_seq_length()
-        positions = self.positions(given, past)
-        check_range("input_ids", given.input_ids, self.config.vocab_size)
-        check_range("token_type_ids", given.token_type_ids, self.config.type_vocab_size)
-        x = self.embeddings(given.input_ids, positions, given.token_type_ids, given.inputs_embeds)
-
-        mask = visible("attention_mask", given.attention_mask, past + x.shape[1], x)
-        # A mask of four dimensions says it all, as in the reference.
-        causal = self.config.is_decoder and (given.attention_mask is None or given.attention_mask.dim() == 2)
-        out: Tensor = self.encoder(x, Padded(mask, causal), trace, self.source(given, cache, x), cache)
-        return out
+        if given.inputs_embeds is None:
+            check_shape("input_ids", inputs, "batch", "length")
+            check_range("input_ids", inputs, config.vocab_size)
+        else:
+            check_shape("inputs_embeds", inputs, "batch", "length", config.hidden_size)
+        for name, ids, size in (
+            ("position_ids", given.position_ids, config.max_position_embeddings),
+            ("token_type_ids", given.token_type_ids, config.type_vocab_size),
+        ):
+            if ids is not None:
+                check_shape(name, ids, 1 if len(ids) == 1 else inputs.shape[0], inputs.shape[1])
+                check_range(name, ids, size)
+        if given.past_key_values is not None and not isinstance(given.past_key_values, DynamicCache):
+            raise UserError(f"past_key_values: a DynamicCache is wanted, got {type(given.past_key_values).__name__}")
 
     def positions(self, given: Arguments, past: int) -> Tensor:
         """Positions `(B, S)` of the tokens after the `past` ones: those given, or counted. Embeddings are counted from
@@ -133,7 +145,6 @@ class XLMRobertaModel(PreTrainedModel):
         """
         config = self.config
         if given.position_ids is not None:
-            check_range("position_ids", given.position_ids, config.max_position_embeddings)
             return given.position_ids
         if given.input_ids is not None:
             positions = positions_from_ids(given.input_ids, config.pad_token_id, past)
@@ -162,26 +173,18 @@ class XLMRobertaModel(PreTrainedModel):
                 "encoder_hidden_states: this model has no cross-attention "
                 "(config.is_decoder and config.add_cross_attention)"
             )
-        if states is not None and (states.dim() != 3 or (len(states), states.shape[2]) != (len(x), x.shape[2])):
-            raise UserError(
-                f"encoder_hidden_states: ({len(x)}, length, {x.shape[2]}) is wanted, got {tuple(states.shape)}"
-            )
+        if states is not None:
+            check_shape("encoder_hidden_states", states, len(x), "length", x.shape[2])
         length = held or (0 if states is None else states.shape[1])
-        return Source(states, Padded(visible("encoder_attention_mask", given.encoder_attention_mask, length, x)))
+        mask = given.encoder_attention_mask
+        return Source(
+            states, Padded(visible("encoder_attention_mask", mask, length, x, self.config.num_attention_heads))
+        )
 
     def output(self, hidden: Tensor, given: Arguments) -> ModelOutput:
         """`last_hidden_state (B, S, hidden)` and `pooler_output (B, hidden)`."""
         pooled = None if self.pooler is None else self.pooler(hidden[:, 0])
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden, pooler_output=pooled)
-
-
-def check_range(name: str, ids: Tensor | None, size: int) -> None:
-    """Raises UserError where an id has no row in a table of that size: a GPU would only say so by failing for good."""
-    if ids is None or not ids.numel():
-        return
-    lowest, highest = (int(x) for x in ids.aminmax())
-    if lowest < 0 or highest >= size:
-        raise UserError(f"{name}: the model has 0 to {size - 1}, got {lowest} to {highest}")
 
 
 class XLMRobertaForCausalLM(PreTrainedModel):
@@ -228,8 +231,7 @@ def kept(hidden: Tensor, which: int | Tensor) -> Tensor:
 
 def matching(labels: Tensor, hidden: Tensor) -> Tensor:
     """Labels `(*tokens)` where the hidden states `(*tokens, hidden)` are. Raises UserError for another shape."""
-    if labels.shape != hidden.shape[:-1]:
-        raise UserError(f"labels: one for each token is wanted, {tuple(hidden.shape[:-1])}, got {tuple(labels.shape)}")
+    check_shape("labels", labels, *hidden.shape[:-1])
     return labels.to(hidden.device)
 
 
@@ -303,11 +305,7 @@ class XLMRobertaForMultipleChoice(PreTrainedModel):
             x = getattr(given, name)
             if x is None:
                 continue
-            wanted = 4 if name == "inputs_embeds" else 3
-            if x.dim() != wanted:
-                raise UserError(
-                    f"{name}: {wanted} dimensions (batch, choices, length, …) are wanted, got {tuple(x.shape)}"
-                )
+            check_shape(name, x, "batch", "choices", "length", *(["hidden"] if name == "inputs_embeds" else []))
             inputs[name] = x.flatten(0, 1)
         return replace(given, **inputs)
 

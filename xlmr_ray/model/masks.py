@@ -6,7 +6,7 @@ from torch import Tensor
 from xlmr_ray.errors import UserError
 
 
-def visible(name: str, mask: Tensor | None, keys: int, x: Tensor) -> Tensor | None:
+def visible(name: str, mask: Tensor | None, keys: int, x: Tensor, heads: int) -> Tensor | None:
     """A mask as `Padded` holds it, where `x` is and in its type; None where nothing is hidden.
 
     `mask` is `(B, keys)` of ones and zeros, or `(B, 1 or heads, queries, keys)`: boolean, True where attention may
@@ -14,11 +14,14 @@ def visible(name: str, mask: Tensor | None, keys: int, x: Tensor) -> Tensor | No
     """
     if mask is None:
         return None
-    if mask.dim() not in (2, 4) or mask.shape[-1] != keys or mask.shape[0] not in (1, len(x)):
-        raise UserError(
-            f"{name}: ({len(x)}, {keys}) or ({len(x)}, 1 or heads, {x.shape[1]}, {keys}) is wanted, "
-            f"got {tuple(mask.shape)}"
-        )
+    batch, queries = x.shape[:2]
+    full = (batch, heads, queries, keys)
+    sizes = tuple(mask.shape)
+    fits = sizes == (batch, keys) or (
+        len(sizes) == 4 and sizes[3] == keys and all(size in (1, most) for size, most in zip(sizes, full, strict=True))
+    )
+    if not fits:
+        raise UserError(f"{name}: {(batch, keys)} or (1 or) {full} is wanted, got {sizes}")
     if mask.dim() == 2 or mask.dtype is torch.bool:
         seen = mask.bool()
         if bool(seen.all()):

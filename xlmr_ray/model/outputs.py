@@ -81,10 +81,11 @@ class ModelOutput:
 
 @dataclass
 class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
+    # The order of the tuple that the reference returns, which is not that of its class.
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
-    hidden_states: States = None
     past_key_values: DynamicCache | None = None
+    hidden_states: States = None
     attentions: States = None
     cross_attentions: States = None
 
