@@ -118,8 +118,7 @@ class FillMask:
         ids = encoded["input_ids"].combine_chunks()
         masked = ids.flatten().to_numpy() == tokenizer.mask_token_id
         targets = pa.array(np.where(masked, 0, IGNORED).astype(np.int32))
-        found = np.zeros(len(ids), np.int64)
-        np.add.at(found, np.repeat(np.arange(len(ids)), lengths(encoded))[masked], 1)
+        found = np.bincount(np.repeat(np.arange(len(ids)), lengths(encoded))[masked], minlength=len(ids))
         if not found.all():
             cut = encoded["truncated"].to_numpy()
             where = {True: f" among its first {limit} tokens", False: ""}
