@@ -39,20 +39,6 @@ class PreTrainedModel(Pretrained):
     `cross_attentions` (layers times `(B, heads, S, S_enc)`, empty without a source) and a decoder's `past_key_values`.
     """
 
-    def __init__(self, config: XLMRobertaConfig) -> None:
-        nn.Module.__init__(self)
-        self.config = config
-
-    @property
-    def base_model(self) -> "XLMRobertaModel":
-        """The encoder under the head, or the model itself."""
-        base = self if isinstance(self, XLMRobertaModel) else self.roberta
-        assert isinstance(base, XLMRobertaModel)
-        return base
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.base_model.embeddings.word_embeddings
-
     def call(self, given: Arguments) -> ModelOutput | tuple[Any, ...]:
         """What `forward` does, with its arguments in one object."""
         config = self.config
@@ -71,7 +57,9 @@ class PreTrainedModel(Pretrained):
         cache = DynamicCache() if use_cache and given.past_key_values is None else given.past_key_values
         trace = Trace([] if states else None, [] if probs else None, [] if probs else None)
 
-        output = self.output(self.base_model.encode(self.folded(given), cache, trace), given)
+        base = self.base_model
+        assert isinstance(base, XLMRobertaModel)
+        output = self.output(base.encode(self.folded(given), cache, trace), given)
         found = {
             "hidden_states": trace.hidden_states,
             "attentions": trace.attentions,
@@ -199,11 +187,7 @@ class XLMRobertaForCausalLM(PreTrainedModel):
         self.roberta = XLMRobertaModel(config, add_pooling_layer=False)
         self.lm_head = LMHead(config)
         self.lm_head.apply(self.init_weights)
-        if config.tie_word_embeddings:
-            self.lm_head.decoder.weight = self.roberta.embeddings.word_embeddings.weight
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head.decoder
+        self.tie_weights()
 
     def output(self, hidden: Tensor, given: Arguments) -> ModelOutput:
         """`logits (B, S, vocab)`, of the tokens to keep, and for `labels (B, S)` (-100 is ignored) the mean loss of
@@ -247,11 +231,7 @@ class XLMRobertaForMaskedLM(PreTrainedModel):
         self.roberta = XLMRobertaModel(config, add_pooling_layer=False)
         self.lm_head = LMHead(config)
         self.lm_head.apply(self.init_weights)
-        if config.tie_word_embeddings:
-            self.lm_head.decoder.weight = self.roberta.embeddings.word_embeddings.weight
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head.decoder
+        self.tie_weights()
 
     def output(self, hidden: Tensor, given: Arguments) -> ModelOutput:
         """`logits (B, S, vocab)` and, for `labels (B, S)` (-100 is ignored), the mean loss; logits are then made when
