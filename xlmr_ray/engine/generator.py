@@ -1,0 +1,212 @@
+"""Prompts in, texts out: for tasks that need the whole model many times rather than its hidden states once."""
+
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import groupby, pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xlmr_ray.engine.engine import DTYPES, Stats, out_of_memory, ragged
+from xlmr_ray.engine.failures import NON_FINITE, OUT_OF_MEMORY
+from xlmr_ray.engine.order import longest_first
+from xlmr_ray.errors import UserError
+from xlmr_ray.model.generation import generate
+from xlmr_ray.model.generation_scores import completes
+from xlmr_ray.modeling import XLMRobertaForCausalLM
+from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.tokenizer import XLMRobertaTokenizer
+
+log = logging.getLogger(__name__)
+
+MAX_TOKENS = {"cpu": 8192, "cuda": 65536}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The output table of all documents, and those that failed, whose rows are null: number -> (code, message)."""
+
+    table: pa.Table
+    failed: dict[int, tuple[str, str]]
+
+
+@dataclass
+class Generator:
+    """A causal model on one device, and the task that it writes for. Not thread-safe.
+
+    Prompts of one length make a batch: nothing is padded, and random numbers are drawn a document at a time, from the
+    seed and the prompt. So a text does not depend on its neighbours, but for the last bits of its logits, which a
+    matrix product of another height may round otherwise: where two tokens are that near, another may win.
+    """
+
+    model: XLMRobertaForCausalLM
+    task: TextGeneration
+    tokenizer: XLMRobertaTokenizer
+    max_tokens: int
+    stats: Stats = field(default_factory=Stats)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        task: TextGeneration,
+        *,
+        tokenizer: XLMRobertaTokenizer | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        attn_implementation: str = "auto",
+        max_tokens: int | str = "auto",
+    ) -> "Generator":
+        """From a checkpoint's folder; the arguments are those of `Engine.load`. `max_tokens` are a batch's, prompts and
+        texts. Raises UserError for a checkpoint without a language modelling head.
+        """
+        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        if where.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"device {device}: torch {torch.__version__} finds no GPU; use device: cpu or auto")
+        if dtype != "auto" and dtype not in DTYPES:
+            raise UserError(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
+        with warnings.catch_warnings():
+            # Missing weights are an error here.
+            warnings.filterwarnings("ignore", ".*made anew")
+            model = XLMRobertaForCausalLM.from_pretrained(
+                folder,
+                dtype=DTYPES[dtype] if dtype != "auto" else torch.float32 if where.type == "cpu" else None,
+                device=where,
+                attn_implementation=None if attn_implementation == "auto" else attn_implementation,
+            )
+        missing = model.load_report.missing if model.load_report else []
+        if missing:
+            raise UserError(f"{folder}: no weights for {', '.join(missing)}: text-generation wants a causal checkpoint")
+        model.roberta.encoder.fuse()
+        return cls.of(model, task, tokenizer or XLMRobertaTokenizer.from_pretrained(folder), max_tokens=max_tokens)
+
+    @classmethod
+    def of(
+        cls,
+        model: XLMRobertaForCausalLM,
+        task: TextGeneration,
+        tokenizer: XLMRobertaTokenizer,
+        *,
+        max_tokens: int | str = "auto",
+    ) -> "Generator":
+        """A model in memory."""
+        if not isinstance(model, XLMRobertaForCausalLM):
+            raise UserError(f"text-generation: an XLMRobertaForCausalLM is wanted, got {type(model).__name__}")
+        if max_tokens == "auto":
+            max_tokens = MAX_TOKENS.get(model.device.type, MAX_TOKENS["cpu"])
+        if not isinstance(max_tokens, int) or max_tokens < 1:
+            raise UserError(f"max_tokens must be auto or a whole number from 1 on, got {max_tokens!r}")
+        return cls(model.eval(), task, tokenizer, max_tokens)
+
+    def run(self, encoded: pa.Table) -> Texts:
+        """The task's output for its encoded table. When memory runs out the budget is halved, for good; a document
+        that does not fit alone has failed, as has one whose scores are no numbers.
+        """
+        began = time.perf_counter()
+        ids, row_splits = ragged(encoded["input_ids"])
+        lengths = np.diff(row_splits)
+        prompts = [ids[start:end] for start, end in pairwise(row_splits)]
+        texts: list[list[list[int]] | None] = [None] * len(prompts)
+        failed: dict[int, tuple[str, str]] = {}
+        for length, group in groupby(longest_first(lengths).tolist(), key=lambda i: int(lengths[i])):
+            rest = list(group)
+            while rest:
+                chosen = rest[: self.rows(length)]
+                try:
+                    found = self.write([prompts[i] for i in chosen])
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    if len(chosen) > 1:
+                        self.shrink(length, len(chosen))
+                        continue
+                    found = []
+                    message = (
+                        f"a prompt of {length} tokens and its text do not fit in the memory of {self.model.device}"
+                    )
+                    failed[chosen[0]] = (OUT_OF_MEMORY, message)
+                for i, text in zip(chosen, found, strict=False):
+                    texts[i] = text
+                    if text is None:
+                        failed[i] = (NON_FINITE, "the model's scores hold NaN or infinity")
+                rest = rest[len(chosen) :]
+        self.stats.seconds += time.perf_counter() - began
+        return Texts(self.task.postprocess(texts, encoded, self.tokenizer), failed)
+
+    def tokens(self, length: int) -> int:
+        """What a document with a prompt of that length takes of the budget: the cache of all its beams."""
+        settings = self.task.settings
+        beside = max(settings.num_beams, settings.num_return_sequences)
+        return (length + (settings.max_new_tokens or 0)) * beside
+
+    def rows(self, length: int) -> int:
+        """Documents in a batch."""
+        return max(1, self.max_tokens // self.tokens(length))
+
+    def shrink(self, length: int, rows: int) -> None:
+        """Halves the budget after a batch of so many documents did not fit."""
+        self.max_tokens = max(1, min(self.max_tokens, rows * self.tokens(length)) // 2)
+        log.warning("out of memory with %d prompts of %d tokens: going on with fewer", rows, length)
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def write(self, prompts: Sequence[NDArray[np.int32]]) -> list[list[list[int]] | None]:
+        """The new ids of each text of each prompt, all of one length; None where scores are no numbers."""
+        settings, device = self.task.settings, self.model.device
+        ids = torch.from_numpy(np.stack(prompts).astype(np.int64)).to(device)
+        length = ids.shape[1]
+        each = settings.num_return_sequences
+        draws = 1 if settings.num_beams > 1 else each
+        generators = [generator(self.task.seed, prompt, k, device) for prompt in prompts for k in range(draws)]
+        bad = torch.zeros(len(prompts) * max(settings.num_beams, each), dtype=torch.bool, device=device)
+
+        def numbers(so_far: Tensor, scores: Tensor) -> Tensor:
+            # A row without numbers would stop the drawing for all.
+            wrong = ~(scores < torch.inf).all(1)
+            bad.logical_or_(wrong)
+            return torch.where(wrong[:, None], 0.0, scores)
+
+        text = generate(
+            self.model,
+            ids,
+            torch.ones_like(ids),
+            position_ids=torch.arange(self.task.start, self.task.start + length, device=device)[None],
+            generation_config=settings,
+            logits_processor=[numbers],
+            tokenizer=self.tokenizer,
+            generator=generators if settings.do_sample else None,
+        )[:, length:].view(len(prompts), each, -1)
+        out: list[list[list[int]] | None] = [
+            None if wrong else [self.ended(prompt.tolist(), one) for one in several]
+            for wrong, prompt, several in zip(
+                bad.view(len(prompts), -1).any(1).tolist(), prompts, text.tolist(), strict=True
+            )
+        ]
+        self.stats.sequences += len(prompts)
+        self.stats.batches += 1
+        self.stats.tokens += sum(length + len(one) for several in out for one in several or [])
+        self.stats.padded += text.numel() - sum(len(one) for several in out for one in several or [])
+        return out
+
+    def ended(self, prompt: list[int], ids: list[int]) -> list[int]:
+        """A text up to its end, without what fills it up behind, or what was written while others went on."""
+        ends, strings = set(self.task.settings.eos), self.task.stop_strings
+        pieces = self.tokenizer.convert_ids_to_tokens([*prompt, *ids]) if strings else []
+        for place, token in enumerate(ids, 1):
+            if token in ends or (strings and completes(pieces[: len(prompt) + place], strings)):
+                return ids[:place]
+        return ids
+
+
+def generator(seed: int, prompt: NDArray[np.int32], text: int, device: torch.device) -> torch.Generator:
+    """The source of random numbers of a prompt's text: of the same seed and prompt the same, wherever it comes."""
+    digest = blake2b(f"{seed} {text} ".encode() + prompt.astype("<i4").tobytes(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
