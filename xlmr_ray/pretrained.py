@@ -15,7 +15,7 @@ from xlmr_ray.checkpoint.device_map import CPU, DeviceMap, Devices, automatic, c
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
-from xlmr_ray.checkpoint.quantization import OUTPUT_EMBEDDINGS, BitsAndBytesConfig, described
+from xlmr_ray.checkpoint.quantization import OUTPUT_EMBEDDINGS, BitsAndBytesConfig
 from xlmr_ray.checkpoint.save import save_pretrained
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
@@ -129,10 +129,9 @@ class Pretrained(nn.Module):
         model.load_report = report
         if isinstance(devices, Mapping):
             connect(model, devices)
-        if not report.quantized:
-            config.extra.pop("quantization_config", None)
-        elif not quantized_on_disk:
-            config.extra["quantization_config"] = (quantization or described(model)).to_dict()
+        config.extra.pop("quantization_config", None)
+        if report.quantization is not None:
+            config.extra["quantization_config"] = report.quantization.to_dict()
         fresh = [name for name in report.missing if not name.startswith(("pooler.", "roberta.pooler."))]
         if fresh:
             warnings.warn(

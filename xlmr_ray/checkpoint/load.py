@@ -22,7 +22,14 @@ from xlmr_ray.checkpoint.names import (
     module_name,
     same_tensor,
 )
-from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, companions, quantize_layers, quantized, stored
+from xlmr_ray.checkpoint.quantization import (
+    BitsAndBytesConfig,
+    companions,
+    described,
+    quantize_layers,
+    quantized,
+    stored,
+)
 from xlmr_ray.checkpoint.tensors import TensorFiles, open_tensors
 from xlmr_ray.errors import UserError
 
@@ -38,7 +45,7 @@ class LoadReport:
     `unexpected`: tensors of the files that the module has no place for (another head, say). `ignored`: saved counters,
     no weights. `tied`: (name, name whose parameter it shares). `untied`: pairs that the module ties and the files hold
     with two contents. `dtype_on_disk` is the narrowest type that holds all that was read. `quantized`: the layers of
-    the module that are bitsandbytes' now.
+    the module that are bitsandbytes' now, and `quantization` how.
     """
 
     folder: Path
@@ -54,6 +61,7 @@ class LoadReport:
     tied: tuple[tuple[str, str], ...]
     untied: tuple[tuple[str, str], ...]
     quantized: tuple[str, ...] = ()
+    quantization: BitsAndBytesConfig | None = None
 
     def __str__(self) -> str:
         parts = [f"{self.loaded} tensors from {self.folder} ({str(self.dtype).removeprefix('torch.')})"]
@@ -122,9 +130,12 @@ def load_tensors(
     tensors = open_tensors(where)
     names = canonical_names(tensors.stored, str(where))
     stats = companions(names.on_disk)
+    said = _stored_config(where)
+    if stats and quantization is not None:
+        log.warning("%s: quantized already, and loaded as it is: no use for another quantization", where)
     layers = quantize_layers(
         module,
-        _stored_config(where) if stats else quantization,
+        said if stats else quantization,
         {canonical: tensors.stored[name].shape for canonical, name in names.on_disk.items()},
     )
     groups = _groups(module)
@@ -217,6 +228,7 @@ def load_tensors(
         tied=tuple((s.name, group[0].name) for group in _groups(module) for s in group[1:]),
         untied=tuple(untied),
         quantized=tuple(layers),
+        quantization=(said or described(module)) if stats and layers else quantization if layers else None,
     )
     _warn(report, any(is_encoder(slot.canonical) for slot in sources))
     return report
@@ -224,8 +236,12 @@ def load_tensors(
 
 def _stored_config(where: Path) -> BitsAndBytesConfig | None:
     """What `config.json` says of the quantized layers: of the tensors alone their dtype of computing is not known."""
-    values = read_config(where).get("quantization_config") if (where / "config.json").is_file() else None
-    return BitsAndBytesConfig.from_dict(values) if isinstance(values, Mapping) else None
+    path = where / "config.json"
+    values = read_config(where).get("quantization_config") if path.is_file() else None
+    try:
+        return BitsAndBytesConfig.from_dict(values) if isinstance(values, Mapping) else None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def some(names: tuple[str, ...], most: int = 5) -> str:

@@ -203,7 +203,7 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def described(module: nn.Module) -> BitsAndBytesConfig:
-    """A configuration for the layers that are quantized, where none came with them."""
+    """How the layers are quantized that are, where no configuration came with them."""
     for layer in module.modules():
         if type(layer).__name__ == "Linear8bitLt":
             return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=float(layer.state.threshold))  # type: ignore[union-attr, arg-type]
