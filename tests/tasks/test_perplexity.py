@@ -12,6 +12,8 @@ import transformers
 from tests.models import TOKENIZER
 from tests.tasks.language_models import LONG, TEXTS, same_bits_in_any_batch, save_causal, save_masked
 from xlmr_ray import UserError, pipeline
+from xlmr_ray.model.heads import LMHead
+from xlmr_ray.tasks.likelihood import CHUNK
 
 TOLERANCE = 1e-5
 
@@ -44,11 +46,11 @@ def test_perplexity_is_the_exponential_of_the_references_loss(causal, reference)
         assert answer["log_likelihood"] == pytest.approx(-wanted * (len(ids) - 1), abs=TOLERANCE * len(ids))
 
 
-@pytest.mark.parametrize(("max_length", "stride"), [(64, None), (64, 1), (64, 63), (20, 7), (2, 1)])
+@pytest.mark.parametrize(("max_length", "stride"), [(40, None), (64, 1), (20, 19), (20, 7), (2, 1)])
 def test_windows_are_those_of_the_guide(causal, reference, max_length, stride):
     model, tokenizer = reference
     ids = tokenizer(LONG)["input_ids"]
-    text = tokenizer.decode(ids[: 5 * max_length], skip_special_tokens=True)
+    text = tokenizer.decode(ids[: 4 * max_length], skip_special_tokens=True)
     ids = tokenizer(text)["input_ids"]
     step = max_length - (max_length // 2 if stride is None else stride)
     total, scored, before, windows = 0.0, 0, 0, 0
@@ -89,6 +91,22 @@ def test_bits_do_not_depend_on_the_batch(causal, options):
     same_bits_in_any_batch(pipe, [*TEXTS, LONG, ""])
 
 
+def test_logits_are_made_for_few_tokens_at_a_time(causal, monkeypatch):
+    rows = []
+    real = LMHead.forward
+
+    def counted(self, hidden):
+        rows.append(len(hidden))
+        return real(self, hidden)
+
+    pipe = pipeline("perplexity", causal, device="cpu")
+    wanted = pipe.table([LONG] * 9)
+    monkeypatch.setattr(LMHead, "forward", counted)
+    assert pipe.table([LONG] * 9).equals(wanted)
+    assert sum(rows) >= 9 * 63 > 2 * CHUNK
+    assert max(rows) == CHUNK
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -96,7 +114,7 @@ def test_bits_do_not_depend_on_the_batch(causal, options):
         ({"long": "split"}, "long 'split' is none of cut, windows"),
         ({"stride": 3}, "stride 3 is for windows, and long is cut"),
         ({"long": "windows", "stride": 0}, "stride must be a whole number from 1 on, got 0"),
-        ({"long": "windows", "stride": 64}, "stride must be a whole number from 0 to 63"),
+        ({"long": "windows", "stride": 64}, "stride 64 must be less than the 64 tokens of a window"),
         ({"max_length": 65}, "max_length 65 is more than the 64 tokens"),
         ({"max_length": 0}, "max_length must be a whole number from 1 on, got 0"),
     ],

@@ -11,6 +11,7 @@ import transformers
 from tests.models import TOKENIZER
 from tests.tasks.language_models import LONG, TEXTS, same_bits_in_any_batch, save_causal, save_masked
 from xlmr_ray import UserError, pipeline
+from xlmr_ray.tasks import pseudo_perplexity
 
 TOLERANCE = 1e-5
 
@@ -69,7 +70,7 @@ def test_as_many_passes_as_tokens_are_exact(masked):
 @pytest.mark.parametrize(("max_length", "stride"), [(40, None), (40, 0), (20, 7), (20, 17), (3, 0)])
 def test_every_token_of_a_long_text_is_scored_once_where_it_has_more_around_it(masked, reference, max_length, stride):
     model, tokenizer = reference
-    text = LONG[: 8 * max_length]
+    text = LONG[: 6 * max_length]
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     room = max_length - 2
     shared = room // 8 if stride is None else stride
@@ -110,7 +111,7 @@ def test_the_output_table(masked):
 @pytest.mark.parametrize("options", [{"passes": 3}, {"passes": "all"}, {"long": "windows", "max_length": 24}])
 def test_bits_do_not_depend_on_the_batch(masked, options):
     pipe = pipeline("pseudo-perplexity", masked, device="cpu", **options)
-    same_bits_in_any_batch(pipe, [*TEXTS, LONG[:300], ""])
+    same_bits_in_any_batch(pipe, [*TEXTS, LONG[:150], ""])
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,14 @@ def test_bits_do_not_depend_on_the_batch(masked, options):
 def test_options_that_do_not_fit(masked, options, message):
     with pytest.raises(UserError, match=message):
         pipeline("pseudo-perplexity", masked, device="cpu", **options)(["a"])
+
+
+def test_more_tokens_than_a_table_holds(masked, monkeypatch):
+    monkeypatch.setattr(pseudo_perplexity, "MOST", 1000)
+    pipe = pipeline("pseudo-perplexity", masked, device="cpu", passes=8)
+    assert pipe.table([LONG])["tokens"].to_pylist() == [62]
+    with pytest.raises(UserError, match="1024 tokens in all passes over 2 documents, 1000 is the most: fewer passes"):
+        pipe.table([LONG] * 2)
 
 
 def test_a_causal_model(tmp_path):

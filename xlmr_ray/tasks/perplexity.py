@@ -17,7 +17,7 @@ from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.likelihood import FIELDS, Likelihood, answers, language_model, log_probabilities
 from xlmr_ray.tasks.long_documents import check_long
 from xlmr_ray.tasks.task import at_least_one, checked
-from xlmr_ray.tasks.windows import check_stride, document_splits, gather, lists, row_splits, window_spans
+from xlmr_ray.tasks.windows import document_splits, gather, lists, row_splits, window_spans
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
 NAME = "perplexity"
@@ -79,7 +79,8 @@ class Perplexity:
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
         stride = (max(limit // 2, 1) if self.stride is None else self.stride) if self.long == "windows" else 0
-        check_stride(NAME, "stride", stride, limit)
+        if stride >= limit:
+            raise UserError(f"task {NAME}: stride {stride} must be less than the {limit} tokens of a window")
         ragged = tokenizer.encode_ragged(
             columns["text"].combine_chunks(),
             max_length=limit,

@@ -22,6 +22,8 @@ from xlmr_ray.tasks.windows import check_stride, default_stride, document_splits
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
 NAME = "pseudo-perplexity"
+# Tokens of an encoded table: what a list column can count.
+MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,28 +92,32 @@ class PseudoPerplexity:
             check_stride(NAME, "stride", stride, room)
         whole = windows(columns["text"], tokenizer, max_length=limit, stride=stride)
         begin, scored = scored_tokens(whole, template.added)
-        most = scored if self.passes == "all" else np.minimum(scored, int(self.passes))
-        passes = np.maximum(most, 1)
-
+        passes = np.maximum(scored if self.passes == "all" else np.minimum(scored, int(self.passes)), 1)
         of_window = np.repeat(np.arange(len(passes)), passes)
-        number = within(passes)
         sizes = lengths(whole).astype(np.int64)
+        splits = row_splits(sizes[of_window])
+        if splits[-1] > MOST:
+            raise UserError(
+                f"task {NAME}: {splits[-1]} tokens in all passes over {len(columns)} documents, {MOST} is the most: "
+                "fewer passes, or fewer documents at a time"
+            )
         flat = whole["input_ids"].combine_chunks().flatten().to_numpy()
         ids = flat[gather(row_splits(sizes)[of_window], sizes[of_window])]
-        sizes = sizes[of_window]
-        # A token's place among those that its window scores.
-        place = within(sizes) - np.repeat(len(template.head) + begin[of_window], sizes)
-        masked = (place >= 0) & (place < np.repeat(scored[of_window], sizes))
-        masked &= place % np.repeat(passes[of_window], sizes) == np.repeat(number, sizes)
-        splits = row_splits(sizes)
-        counts = np.repeat(np.diff(document_splits(whole)), np.diff(document_splits(whole)))
+        targets = np.full(len(ids), IGNORED, np.int32)
+        # Where each token that is scored stands in the one pass that masks it.
+        window, place = np.repeat(np.arange(len(scored)), scored), gather(np.zeros_like(scored), scored)
+        sequence = (np.cumsum(passes) - passes)[window] + place % passes[window]
+        masked = splits[sequence] + len(template.head) + begin[window] + place
+        targets[masked] = ids[masked]
+        ids[masked] = tokenizer.mask_token_id
+        counts = np.diff(document_splits(whole))
         return pa.table(
             {
-                "input_ids": lists(splits, np.where(masked, np.int32(tokenizer.mask_token_id), ids)),
-                "targets": lists(splits, np.where(masked, ids, np.int32(IGNORED))),
+                "input_ids": lists(splits, ids),
+                "targets": lists(splits, targets),
                 "document": whole["document"].take(pa.array(of_window)),
                 "truncated": whole["truncated"].take(pa.array(of_window)),
-                "windows": pa.array(counts[of_window], pa.int32()),
+                "windows": pa.array(np.repeat(counts, counts)[of_window], pa.int32()),
             }
         )
 
@@ -145,8 +151,3 @@ def scored_tokens(whole: pa.Table, added: int) -> tuple[NDArray[np.int64], NDArr
     begin = shared // 2
     left_to_next = np.append(shared[1:] - begin[1:], 0)[: len(document)]
     return begin, tokens - begin - left_to_next
-
-
-def within(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0 to `counts[i] - 1` for each i, one after another."""
-    return gather(np.zeros_like(counts), counts)
