@@ -14,6 +14,7 @@ from xlmr_ray.tasks.fill_mask import FillMask
 from xlmr_ray.tasks.multiple_choice import MultipleChoice
 from xlmr_ray.tasks.perplexity import Perplexity
 from xlmr_ray.tasks.pseudo_perplexity import PseudoPerplexity
+from xlmr_ray.tasks.question_answering import QuestionAnswering
 from xlmr_ray.tasks.rerank import Rerank
 from xlmr_ray.tasks.sentence_similarity import SentenceSimilarity
 from xlmr_ray.tasks.task import Task, TaskClass
@@ -28,6 +29,7 @@ TASKS: dict[str, TaskClass] = {
     "multiple-choice": MultipleChoice,
     "perplexity": Perplexity,
     "pseudo-perplexity": PseudoPerplexity,
+    "question-answering": QuestionAnswering,
     "rerank": Rerank,
     "sentence-similarity": SentenceSimilarity,
     "text-classification": TextClassification,

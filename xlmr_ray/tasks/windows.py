@@ -4,6 +4,7 @@ The windows are those of the `tokenizers` library: each has the special tokens a
 tokens as there is room for; the next one begins with the last `stride` of them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,21 @@ def gather(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
-def row_splits(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def joined(
+    parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int64] | int, NDArray[np.int64] | int]], rows: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Sequences `(rows)` made of parts, each some ids, and which of them: from where, and how many, a number or one a
+    row. Returns the ids `(T)`, the rows' splits `(rows + 1)` and the number of the part that each token is of `(T)`.
+    """
+    bases = row_splits(np.array([len(ids) for ids, _, _ in parts]))
+    begins = np.stack([np.broadcast_to(base + begin, rows) for base, (_, begin, _) in zip(bases, parts, strict=False)])
+    counts = np.stack([np.broadcast_to(count, rows) for _, _, count in parts])
+    where = gather(begins.T, counts.T)
+    part = np.repeat(np.tile(np.arange(len(parts)), rows), counts.T.ravel())
+    return np.concatenate([ids for ids, _, _ in parts])[where], row_splits(counts.sum(axis=0)), part
+
+
+def row_splits(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
     """Lengths `(N)` to splits `(N + 1)`."""
     return np.concatenate([[0], np.cumsum(lengths)])
 
