@@ -147,6 +147,8 @@ class Pretrained(nn.Module):
         """The configuration, with the class and the dtype of the weights in it."""
         config = copy.deepcopy(self.config)
         config.extra.pop(ENCODER_DIGEST, None)
+        if config.extra.get("quantization_config", {}).get("llm_int8_has_fp16_weight"):
+            config.extra.pop("quantization_config")  # these layers are written as the float weights that they have
         config.architectures = [type(self).__name__]
         config.dtype = str(self.dtype).removeprefix("torch.")
         return config
