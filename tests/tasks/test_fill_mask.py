@@ -105,6 +105,51 @@ def test_the_output_table(folder):
     assert "sequence" not in pipe.task.answers(table)[0][0]
 
 
+def test_windows_of_long_texts(folder):
+    model = transformers.XLMRobertaForMaskedLM.from_pretrained(folder).eval()
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(TOKENIZER, model_max_length=64)
+    articles = list(languages().values())
+    texts = [" <mask> ".join([*one[:5], ""]) + "." for one in articles[:6]] + [
+        " a" * 400 + " <mask>",
+        "<mask>",
+        "b<mask>",
+    ]
+    pipe = pipeline("fill-mask", folder, device="cpu", long="windows", stride=10, top_k=1)
+    table = pipe.table([*texts, "<mask>" + " c" * 300])
+    assert table.schema == pipe.task.schema
+    assert table["truncated"].to_pylist() == [False] * 10
+    windows = table["windows"].to_pylist()
+    assert windows[:6] > [1] * 6
+    assert windows[6:] == [1, 1, 1, 1]
+    assert table["tokens"].to_pylist()[7:] == [3, len(tokenizer("b<mask>")["input_ids"]), 64]
+    for text, fills in zip(texts, table["fills"].to_pylist(), strict=False):
+        inputs = tokenizer(
+            text, truncation=True, stride=10, return_overflowing_tokens=True, return_tensors="pt", padding=True
+        )
+        ids = inputs["input_ids"]
+        with torch.inference_mode():
+            scores = model(ids, attention_mask=inputs["attention_mask"]).logits.softmax(-1)
+        best = {}  # where a mask is in the text -> the text around it, score and token
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        for window, length in enumerate(lengths):
+            for place in (ids[window] == tokenizer.mask_token_id).nonzero().flatten().tolist():
+                left = place - 1 if window else 10**6
+                right = length - 2 - place if window < len(lengths) - 1 else 10**6
+                score, token = scores[window, place].max(-1)
+                mask = window * (62 - 10) + place
+                best[mask] = max(best.get(mask, (-1,)), (min(left, right), score.item(), token.item()))
+        assert len(best) == text.count("<mask>")
+        wanted = [best[mask] for mask in sorted(best)]
+        assert [fill[0]["token"] for fill in fills] == [token for _, _, token in wanted]
+        assert [fill[0]["score"] for fill in fills] == pytest.approx([score for _, score, _ in wanted], abs=1e-5)
+    whole = answers(pipe, text=texts[:2])
+    assert all(len(fill["sequence"]) > 300 for masks in whole for fills in masks for fill in fills)
+    short = ["a <mask> b", "<mask><mask>"]
+    cut = pipeline("fill-mask", folder, device="cpu", top_k=1).table(short)
+    assert pipe.table(short).drop_columns("windows").equals(cut)
+    assert pipe.table([]).num_rows == 0
+
+
 def test_results_do_not_depend_on_the_batch(folder):
     together = pipeline("fill-mask", folder, device="cpu")
     alone = pipeline("fill-mask", folder, device="cpu", max_tokens=1)
@@ -135,6 +180,9 @@ def test_texts_without_a_mask_are_told_all_at_once(folder):
         ({"top_k": None}, "top_k must be a whole number from 1 on, got None"),
         ({"targets": 3}, "targets must be a word or a list of words, got 3"),
         ({"targets": ["a", 3]}, "targets must be a word or a list of words"),
+        ({"stride": 3}, "stride 3 is for windows, and long is cut"),
+        ({"long": "windows", "stride": 62}, "stride must be a whole number from 0 to 61"),
+        ({"long": "whole"}, "long 'whole' is none of cut, windows"),
         ({"max_length": 65}, "max_length 65 is more than the 64 tokens"),
     ],
 )

@@ -5,8 +5,10 @@ import json
 import pyarrow as pa
 import pytest
 import torch
+import transformers
 from sentence_transformers import CrossEncoder
 
+from tests.models import TOKENIZER
 from tests.tasks.texts import corpus, languages
 from xlmr_ray import UserError, pipeline
 from xlmr_ray.tasks.rerank import rerank
@@ -63,6 +65,30 @@ def test_the_output_table(folder):
     query = pipe.tokenizer("a query")["input_ids"]
     assert encoded["input_ids"].to_pylist()[0][: len(query)] == query  # the document is cut, the query is not
     assert pipe.table([]).schema == table.schema
+
+
+def test_the_best_window_of_a_long_document_counts(folder):
+    model = transformers.XLMRobertaForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(TOKENIZER, model_max_length=64)
+    documents = [" ".join(articles[:4]) for articles in list(languages().values())[:6]] + ["short", ""]
+    pipe = pipeline("rerank", folder, device="cpu", long="windows", stride=5, function_to_apply="none")
+    table = pipe.table([{"text": "Wer ist frei?", "text_pair": document} for document in documents])
+    assert table.schema == pipe.task.schema
+    assert table["truncated"].to_pylist() == [False] * 8
+    for document, score, windows in zip(
+        documents, table["score"].to_pylist(), table["windows"].to_pylist(), strict=True
+    ):
+        inputs = tokenizer(
+            ["Wer ist frei?"], [document], truncation="only_second", stride=5, return_overflowing_tokens=True,
+            return_tensors="pt", padding=True,
+        )  # fmt: skip
+        inputs.pop("overflow_to_sample_mapping")
+        with torch.inference_mode():
+            logits = model(**inputs).logits[:, 0]
+        assert row["windows"] == len(logits)
+        assert row["score"] == pytest.approx(logits.max().item(), abs=1e-5)
+    assert table["windows"].to_pylist()[:6] > [1] * 6
+    assert pipe.table([]).num_rows == 0
 
 
 def test_documents_by_relevance(folder):

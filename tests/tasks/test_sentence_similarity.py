@@ -56,6 +56,20 @@ def test_the_output_table(plain_encoder):
     assert pipe.table([{"text": ODD[2], "text_pair": ODD[2]}])["score"].to_pylist() == [pytest.approx(1, abs=1e-6)]
 
 
+def test_windows_of_long_texts(plain_encoder):
+    options = {"long": "windows", "stride": 9, "device": "cpu"}
+    pairs = [{"text": " ".join(TEXTS[i : i + 3]), "text_pair": TEXTS[i]} for i in range(8)]
+    table = pipeline("sentence-similarity", plain_encoder, **options).table(pairs)
+    vectors = pipeline("embedding", plain_encoder, normalize=True, **options)
+    first, second = (vectors.table([pair[role] for pair in pairs]) for role in ("text", "text_pair"))
+    both = [np.stack(vectors.task.answers(one)) for one in (first, second)]
+    close(table["score"].to_pylist(), (both[0] * both[1]).sum(axis=1))
+    for name in ("tokens", "windows"):
+        assert table[name].to_pylist() == np.add(first[name].to_numpy(), second[name].to_numpy()).tolist()
+    assert max(table["windows"].to_pylist()) > 3
+    assert table["truncated"].to_pylist() == [False] * 8
+
+
 def test_documents_may_be_taken_out(plain_encoder):
     pipe = pipeline("sentence-similarity", plain_encoder, device="cpu")
     columns = pa.table({role: [pair[role] for pair in PAIRS] for role in ("text", "text_pair")})

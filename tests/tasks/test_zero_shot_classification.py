@@ -1,7 +1,11 @@
 """`zero-shot-classification` against transformers' own pipeline of that name."""
 
+from functools import cache
+
+import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import transformers
 
 from tests.models import TOKENIZER
@@ -17,11 +21,15 @@ def with_ids(values):
     return {**values, "label2id": {label: i for i, label in values["id2label"].items()}}
 
 
-def reference(folder, texts, **options):
+@cache
+def reference_pipeline(folder):
     model = transformers.XLMRobertaForSequenceClassification.from_pretrained(folder)
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(TOKENIZER, model_max_length=64)
-    pipe = transformers.pipeline("zero-shot-classification", model=model, tokenizer=tokenizer, device="cpu")
-    return [pipe(text, **options) for text in texts]
+    return transformers.pipeline("zero-shot-classification", model=model, tokenizer=tokenizer, device="cpu")
+
+
+def reference(folder, texts, **options):
+    return [reference_pipeline(folder)(text, **options) for text in texts]
 
 
 def same(got, wanted):
@@ -34,6 +42,20 @@ def same(got, wanted):
 @pytest.fixture(scope="module")
 def nli(make_classifier):
     return make_classifier(**with_ids(NLI))
+
+
+@pytest.fixture(scope="module")
+def heads(make_classifier):
+    """A checkpoint of each kind of labels, made once."""
+    made = {}
+
+    def make(values):
+        key = str(values)
+        if key not in made:
+            made[key] = make_classifier(**(with_ids(values) if "id2label" in values else values))
+        return made[key]
+
+    return make
 
 
 def test_scores_are_the_references(nli):
@@ -56,9 +78,9 @@ def test_scores_are_the_references(nli):
     ids=str,
 )
 @pytest.mark.parametrize("values", [NLI, FIRST, {"num_labels": 4}], ids=["last", "first", "unnamed"])
-def test_options(make_classifier, values, options):
-    folder = make_classifier(**(with_ids(values) if "id2label" in values else values))
-    texts = corpus()[::5]
+def test_options(heads, values, options):
+    folder = heads(values)
+    texts = corpus()[::8]
     got = answers(pipeline("zero-shot-classification", folder, device="cpu", **options), text=texts)
     same(got, reference(folder, texts, **options))
 
@@ -101,6 +123,41 @@ def test_the_output_table(nli):
     assert (empty.schema, empty.num_rows) == (table.schema, 0)
 
 
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_windows_of_long_texts(nli, multi_label):
+    labels = ["politics", "law"] if multi_label else ["sport"]
+    model = transformers.XLMRobertaForSequenceClassification.from_pretrained(nli).eval()
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(TOKENIZER, model_max_length=64)
+    hypotheses = [f"This example is {label}." for label in labels]
+    # The longest hypothesis says how long all windows are.
+    longest = max(len(tokenizer(hypothesis)["input_ids"]) for hypothesis in hypotheses)
+    texts = [" ".join(articles[:4]) for articles in list(languages().values())[:5]] + ["short", ""]
+    options = {"candidate_labels": labels, "multi_label": multi_label, "long": "windows", "stride": 7}
+    pipe = pipeline("zero-shot-classification", nli, device="cpu", **options)
+    table = pipe.table(texts)
+    assert table.schema == pipe.task.schema
+    assert table["truncated"].to_pylist() == [False] * len(texts)
+    assert table["windows"].to_pylist()[:5] > [1] * 5
+    assert table["windows"].to_pylist()[5:] == [1, 1]
+    for text, ranked in zip(texts, table["labels"].to_pylist(), strict=True):
+        got = {one["label"]: one["score"] for one in ranked}
+        for label, hypothesis in zip(labels, hypotheses, strict=True):
+            size = 62 - longest + len(tokenizer(hypothesis)["input_ids"]) + 2
+            inputs = tokenizer(
+                [text], [hypothesis], truncation="only_first", stride=7, max_length=size, padding=True,
+                return_overflowing_tokens=True, return_tensors="pt",
+            )  # fmt: skip
+            inputs.pop("overflow_to_sample_mapping")
+            with torch.inference_mode():
+                scores = model(**inputs).logits[:, [0, 2]].softmax(-1)[:, 1].numpy()
+            sizes = inputs["attention_mask"].sum(1).numpy() - len(tokenizer("", hypothesis)["input_ids"])
+            own = sizes - np.where(np.arange(len(sizes)) > 0, 7, -2)
+            assert got[label] == pytest.approx((scores * own).sum() / own.sum(), abs=1e-5)
+    joint = pipeline("zero-shot-classification", nli, device="cpu", candidate_labels=LABELS, long="windows")
+    assert [sum(one["scores"]) for one in joint(texts)] == pytest.approx([1] * len(texts), abs=1e-5)
+    assert joint.table([]).schema == joint.task.schema
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_ids_are_those_of_pairs(nli, side):
     pipe = pipeline("zero-shot-classification", nli, device="cpu", candidate_labels=LABELS)
@@ -125,6 +182,7 @@ def test_ids_are_those_of_pairs(nli, side):
         ({"candidate_labels": "a", "hypothesis_template": "{label}"}, "hypothesis_template must hold one {} for the"),
         ({"candidate_labels": "a", "hypothesis_template": 3}, "hypothesis_template must hold one {} for the label, "),
         ({"candidate_labels": "a", "multi_label": "yes"}, "multi_label 'yes' is none of True, False"),
+        ({"candidate_labels": "a", "stride": 3}, "stride 3 is for windows, and long is cut"),
         ({"candidate_labels": "a", "labels": "b"}, "no option 'labels'"),
         ({"candidate_labels": "a, " + "b c" * 50}, "leaves no room for a text in 64 tokens"),
     ],

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.heads import LMHead
 from xlmr_ray.model.packed import IGNORED, PackedBatch
 from xlmr_ray.model.steady import steadied
-from xlmr_ray.tasks.encoded import length_limit, lengths, whole_documents
+from xlmr_ray.ragged import Ragged, Template, Truncation
+from xlmr_ray.tasks.encoded import length_limit, lengths
+from xlmr_ray.tasks.long_documents import check_long, length_fields
 from xlmr_ray.tasks.task import at_least_one, checked
 from xlmr_ray.tasks.unfit import NO_MASK, UnfitRows
+from xlmr_ray.tasks.windows import check_stride, default_stride, document_splits, joined, lists, summed, window_spans
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
 log = logging.getLogger(__name__)
@@ -34,8 +37,10 @@ FILL = pa.struct([("token", pa.int32()), ("text", pa.string()), ("score", pa.flo
 @dataclass(frozen=True, kw_only=True)
 class FillMask:
     """Options: `top_k` fills a mask; `targets`, one word or several, to score alone (of a word that is not one token
-    the first piece, with a warning); `max_length` in tokens: longer texts are cut, flagged, masks behind the cut get
-    no fills, and a text that has none left is an error.
+    the first piece, with a warning); `max_length` in tokens; past it, `long` is `cut` (flagged: masks behind the cut
+    get no fills, and a text that has none left is an error) or `windows` that share `stride` tokens (an eighth of a
+    window if not said): each mask is filled in the one where the most text is around it, and windows in which no mask
+    is filled are not computed.
 
     Scores are probabilities over the whole vocabulary, each mask by itself, also where a text has several.
     """
@@ -43,6 +48,8 @@ class FillMask:
     top_k: int = 5
     targets: str | Sequence[str] | None = None
     max_length: int | None = None
+    long: str = "cut"
+    stride: int | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
     folder: Path = field(metadata={"option": False})
 
@@ -55,6 +62,7 @@ class FillMask:
             raise UserError(f"task {NAME}: top_k must be a whole number from 1 on, got None")
         at_least_one(NAME, "top_k", self.top_k)
         at_least_one(NAME, "max_length", self.max_length)
+        check_long(NAME, self.long, self.stride)
         words = [self.targets] if isinstance(self.targets, str) else self.targets
         if words is None:
             return
@@ -65,7 +73,8 @@ class FillMask:
 
     @cached_property
     def tokenizer(self) -> XLMRobertaTokenizer:
-        return XLMRobertaTokenizer.from_pretrained(self.folder)
+        """What `prepare` was called with; the folder's where another process prepares."""
+        return tokenizer_of(self.folder)
 
     @cached_property
     def target_ids(self) -> tuple[int, ...]:
@@ -109,26 +118,85 @@ class FillMask:
 
     @property
     def schema(self) -> pa.Schema:
-        """`fills`: for each mask, in the text's order, its tokens, best first."""
-        return pa.schema([("fills", pa.list_(pa.list_(FILL))), ("tokens", pa.int32()), ("truncated", pa.bool_())])
+        """`fills`: for each mask, in the text's order, its tokens, best first. `tokens` and `windows` are those that
+        are computed.
+        """
+        return pa.schema([("fills", pa.list_(pa.list_(FILL))), *length_fields(self.long)])
 
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
+        vars(self).setdefault("tokenizer", tokenizer)
+        texts = self.whole(columns, tokenizer)
+        splits = texts.row_splits
+        at = np.flatnonzero(texts.input_ids == tokenizer.mask_token_id)
+        owner = np.searchsorted(splits, at, side="right") - 1
+        without = np.flatnonzero(np.bincount(owner, minlength=len(texts)) == 0).tolist()
+        if without:
+            kept = [f" among its first {texts.lengths[p]} tokens" * bool(texts.truncated[p]) for p in without]
+            messages = [f"the text has no {tokenizer.mask_token}{where}" for where in kept]
+            raise UnfitRows({p: (NO_MASK, message) for p, message in zip(without, messages, strict=True)})
+        if self.long == "windows":
+            return self.windows_of(texts, at, owner, tokenizer)
+        targets = np.full(len(texts.input_ids), IGNORED, np.int32)
+        targets[at] = 0
+        return pa.table(
+            {
+                "input_ids": lists(splits, texts.input_ids),
+                "targets": lists(splits, targets),
+                "truncated": pa.array(texts.truncated),
+            }
+        )
+
+    def whole(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> Ragged:
+        """The texts' tokens, cut unless they go by windows."""
         limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
-        encoded = whole_documents(columns["text"], None, tokenizer, limit)
-        ids = encoded["input_ids"].combine_chunks()
-        masked = ids.flatten().to_numpy() == tokenizer.mask_token_id
-        targets = pa.array(np.where(masked, 0, IGNORED).astype(np.int32))
-        found = np.bincount(np.repeat(np.arange(len(ids)), lengths(encoded))[masked], minlength=len(ids))
-        if not found.all():
-            cut = encoded["truncated"].to_numpy()
-            where = {True: f" among its first {limit} tokens", False: ""}
-            raise UnfitRows(
-                {
-                    place: (NO_MASK, f"the text has no {tokenizer.mask_token}{where[bool(cut[place])]}")
-                    for place in np.flatnonzero(found == 0).tolist()
-                }
-            )
-        return encoded.append_column("targets", pa.ListArray.from_arrays(ids.offsets, targets))
+        how: Truncation = "do_not_truncate" if self.long == "windows" else "longest_first"
+        return tokenizer.encode_ragged(columns["text"].combine_chunks(), max_length=limit, truncation=how)
+
+    def windows_of(
+        self,
+        texts: Ragged,
+        at: NDArray[np.int64],
+        owner: NDArray[np.int64],
+        tokenizer: XLMRobertaTokenizer,
+    ) -> pa.Table:
+        """The windows that some mask, at the tokens `at` of the texts `owner`, has the most text around it in."""
+        template = Template.of(tokenizer.backend_tokenizer, pair=False)
+        limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
+        room = limit - template.added
+        stride = min(default_stride(limit), room - 1) if self.stride is None else self.stride
+        check_stride(NAME, "stride", stride, room)
+        sizes = texts.lengths - template.added
+        document, first, last = window_spans(sizes, room, stride, left=tokenizer.truncation_side == "left")
+        begin = texts.row_splits[:-1] + len(template.head)
+        # Where a window begins or ends with its text, nothing is missing on that side.
+        whole = int(sizes.max(initial=0))
+        low, high = np.where(first == 0, -whole, first), np.where(last == sizes[document], 2 * whole, last)
+        opens = np.searchsorted(document, np.arange(len(texts) + 1))
+        best = np.empty_like(at)
+        for mask, (place, text) in enumerate(zip((at - begin[owner]).tolist(), owner.tolist(), strict=True)):
+            own = slice(opens[text], opens[text + 1])
+            best[mask] = opens[text] + np.minimum(place - low[own], high[own] - 1 - place).argmax()
+        chosen = np.unique(best)
+        text, first, size = document[chosen], first[chosen], (last - first)[chosen]
+        ids, splits, _ = joined(
+            [
+                (np.array(template.head, np.int32), 0, len(template.head)),
+                (texts.input_ids, begin[text] + first, size),
+                (np.array(template.tail, np.int32), 0, len(template.tail)),
+            ],
+            len(chosen),
+        )
+        out = np.full(len(ids), IGNORED, np.int32)
+        window = np.searchsorted(chosen, best)
+        out[splits[window] + len(template.head) + at - begin[owner] - first[window]] = 0
+        return pa.table(
+            {
+                "input_ids": lists(splits, ids),
+                "targets": lists(splits, out),
+                "document": pa.array(text, pa.int32()),
+                "truncated": pa.array(texts.truncated[text]),
+            }
+        )
 
     def head(self) -> nn.Module:
         with torch.device("meta"):
@@ -155,21 +223,28 @@ class FillMask:
         each = np.arange(len(raw) + 1, dtype=np.int32) * self.count
         masks = pa.ListArray.from_arrays(pa.array(each), pa.StructArray.from_arrays(values, fields=list(FILL)))
         targets = encoded["targets"].combine_chunks()
-        found = np.concatenate([[0], np.cumsum(targets.flatten().to_numpy() != IGNORED)])
+        ends = np.concatenate([[0], np.cumsum(targets.flatten().to_numpy() != IGNORED)])
+        rows = document_splits(encoded)
         offsets = targets.offsets.to_numpy()
-        fills = pa.ListArray.from_arrays(pa.array(found[offsets - offsets[0]], pa.int32()), masks)
-        return pa.table([fills, pa.array(lengths(encoded)), encoded["truncated"]], schema=self.schema)
+        fills = pa.ListArray.from_arrays(pa.array(ends[(offsets - offsets[0])[rows]], pa.int32()), masks)
+        counted = [
+            pa.array(summed(lengths(encoded), rows), pa.int32()),
+            encoded["truncated"].take(pa.array(rows[:-1])),
+            *([pa.array(np.diff(rows), pa.int32())] if self.long == "windows" else []),
+        ]
+        return pa.table([fills, *counted], schema=self.schema)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         """As the reference: fills of the one mask, or a list of them for each of several. `sequence`, the text with
         the fill in it, is left out where the texts' `columns` are not given.
         """
-        encoded = None if columns is None else self.prepare(columns, self.tokenizer)["input_ids"].to_pylist()
+        texts = None if columns is None else self.whole(columns, self.tokenizer)
         out: list[Any] = []
         for place, masks in enumerate(table["fills"].to_pylist()):
             answer = [[{"score": f["score"], "token": f["token"], "token_str": f["text"]} for f in m] for m in masks]
-            if encoded is not None:
-                self.add_sequences(answer, encoded[place])
+            if texts is not None:
+                start, end = texts.row_splits[place : place + 2]
+                self.add_sequences(answer, texts.input_ids[start:end].tolist())
             out.append(answer[0] if len(answer) == 1 else answer)
         return out
 
@@ -183,3 +258,9 @@ class FillMask:
                 filled = [*ids[:at], fill["token"], *ids[at + 1 :]]
                 kept = [token for token in filled if token != self.tokenizer.pad_token_id]
                 fill["sequence"] = self.tokenizer.decode(kept, skip_special_tokens=len(masks) == 1)
+
+
+@lru_cache(maxsize=2)
+def tokenizer_of(folder: Path) -> XLMRobertaTokenizer:
+    """Loaded once for all calls, each of which may bind the task anew."""
+    return XLMRobertaTokenizer.from_pretrained(folder)

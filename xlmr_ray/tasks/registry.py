@@ -19,10 +19,14 @@ from xlmr_ray.tasks.rerank import Rerank
 from xlmr_ray.tasks.sentence_similarity import SentenceSimilarity
 from xlmr_ray.tasks.task import Task, TaskClass
 from xlmr_ray.tasks.text_classification import TextClassification
+from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tasks.token_classification import TokenClassification
 from xlmr_ray.tasks.zero_shot_classification import ZeroShotClassification
 
-TASKS: dict[str, TaskClass] = {
+# One kind needs the whole model many times instead of its hidden states once: `engine/generator.py` runs it.
+Bound = Task | TextGeneration
+
+TASKS: dict[str, TaskClass | type[TextGeneration]] = {
     "embedding": Embedding,
     "feature-extraction": FeatureExtraction,
     "fill-mask": FillMask,
@@ -33,6 +37,7 @@ TASKS: dict[str, TaskClass] = {
     "rerank": Rerank,
     "sentence-similarity": SentenceSimilarity,
     "text-classification": TextClassification,
+    "text-generation": TextGeneration,
     "token-classification": TokenClassification,
     "zero-shot-classification": ZeroShotClassification,
 }
@@ -45,7 +50,7 @@ def canonical_task(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def task_class(name: str) -> TaskClass:
+def task_class(name: str) -> TaskClass | type[TextGeneration]:
     """The class of a task. Raises UserError that names the nearest one."""
     name = canonical_task(name)
     if name not in TASKS:
@@ -56,6 +61,6 @@ def task_class(name: str) -> TaskClass:
     return TASKS[name]
 
 
-def bind_task(name: str, folder: Path, options: Mapping[str, Any]) -> Task:
+def bind_task(name: str, folder: Path, options: Mapping[str, Any]) -> Bound:
     """The task for the checkpoint in a folder."""
     return task_class(name).bind(folder, XLMRobertaConfig.from_dict(read_config(folder)), options)

@@ -16,8 +16,10 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.heads import ClassificationHead
 from xlmr_ray.model.packed import PackedBatch
 from xlmr_ray.model.steady import steadied
-from xlmr_ray.tasks.encoded import length_limit, lengths, whole_documents
+from xlmr_ray.tasks.encoded import length_limit
+from xlmr_ray.tasks.long_documents import check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.windows import document_splits
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
 NAME = "rerank"
@@ -29,14 +31,17 @@ OF_CONFIG = {"Sigmoid": "sigmoid", "Identity": "none"}
 class Rerank:
     """Options: the `function_to_apply` to the logit (`sigmoid`; `none` for the logit itself; None: what the
     checkpoint's configuration says, as sentence-transformers' CrossEncoder reads it, sigmoid else), `max_length` in
-    tokens of query (`text`) and document (`text_pair`) together.
+    tokens of query (`text`) and document (`text_pair`) together; past it, `long` is `cut` (flagged) or `windows` that
+    share `stride` tokens (an eighth of a window if not said), of which the best one's score counts.
 
-    Of pairs that are too long the longer text is cut, flagged: the document, save where the query alone takes over half
-    of the tokens. So do CrossEncoder and text-embeddings-inference.
+    It is the longer text that is cut or goes by windows: the document, save where the query alone takes over half of
+    the tokens. So cut CrossEncoder and text-embeddings-inference, too.
     """
 
     function_to_apply: str | None = None
     max_length: int | None = None
+    long: str = "cut"
+    stride: int | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
 
     @classmethod
@@ -50,6 +55,7 @@ class Rerank:
     def __post_init__(self) -> None:
         one_of(NAME, "function_to_apply", self.function_to_apply, (None, "sigmoid", "none"))
         at_least_one(NAME, "max_length", self.max_length)
+        check_long(NAME, self.long, self.stride)
 
     @property
     def function(self) -> str:
@@ -75,11 +81,12 @@ class Rerank:
 
     @property
     def schema(self) -> pa.Schema:
-        return pa.schema([("score", pa.float32()), ("tokens", pa.int32()), ("truncated", pa.bool_())])
+        return pa.schema([("score", pa.float32()), *length_fields(self.long)])
 
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
-        return whole_documents(columns["text"], columns["text_pair"], tokenizer, limit)
+        texts, pairs = columns["text"], columns["text_pair"]
+        return encode_documents(NAME, texts, pairs, tokenizer, max_length=limit, long=self.long, stride=self.stride)
 
     def head(self) -> nn.Module:
         with torch.device("meta"):
@@ -91,9 +98,10 @@ class Rerank:
         return logits[: batch.sequences, 0]
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
-        logits = torch.from_numpy(raw.astype(np.float64))
+        best = raw if self.long == "cut" else np.maximum.reduceat(raw, document_splits(encoded)[:-1])
+        logits = torch.from_numpy(best.astype(np.float64))
         scores = (logits.sigmoid() if self.function == "sigmoid" else logits).to(torch.float32).numpy()
-        return pa.table([pa.array(scores), pa.array(lengths(encoded)), encoded["truncated"]], schema=self.schema)
+        return pa.table([pa.array(scores), *length_columns(self.long, encoded)], schema=self.schema)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         """A score a pair."""

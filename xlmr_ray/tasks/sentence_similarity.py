@@ -16,6 +16,7 @@ from xlmr_ray.model.packed import PackedBatch
 from xlmr_ray.tasks import embedding
 from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.encoded import documents
+from xlmr_ray.tasks.long_documents import length_fields
 from xlmr_ray.tasks.task import checked, one_of
 from xlmr_ray.tokenizer import TokenizerError, XLMRobertaTokenizer
 
@@ -27,7 +28,7 @@ FUNCTIONS = ("cosine", "dot", "euclidean", "manhattan")
 class SentenceSimilarity:
     """Options: `similarity` (`cosine`, `dot`; `euclidean` and `manhattan` are distances, negated, as in
     sentence-transformers; None: what the folder says, cosine else), and how a text becomes a vector: `pooling`,
-    `normalize`, `prompt`, `prompt_name`, `dimensions`, `max_length`, as for the task `embedding`.
+    `normalize`, `prompt`, `prompt_name`, `dimensions`, `max_length`, `long`, `stride`, as for the task `embedding`.
     """
 
     similarity: str | None = None
@@ -37,6 +38,8 @@ class SentenceSimilarity:
     prompt_name: str | None = None
     dimensions: int | None = None
     max_length: int | None = None
+    long: str = "cut"
+    stride: int | None = None
     embedding: Embedding = field(metadata={"option": False})
 
     @classmethod
@@ -72,8 +75,8 @@ class SentenceSimilarity:
 
     @property
     def schema(self) -> pa.Schema:
-        """`tokens` are those of both texts, `truncated` tells whether either was cut."""
-        return pa.schema([("score", pa.float32()), ("tokens", pa.int32()), ("truncated", pa.bool_())])
+        """`tokens` and `windows` are those of both texts, `truncated` tells whether either was cut."""
+        return pa.schema([("score", pa.float32()), *length_fields(self.long)])
 
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         """The two texts of a pair one after the other, each embedded by itself. `of_text` is a sequence's text."""
@@ -104,9 +107,9 @@ class SentenceSimilarity:
         vectors = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         first, second = vectors.astype(np.float64).reshape(-1, 2, self.embedding.width).transpose(1, 0, 2)
         scores = similarities(self.function, first, second).astype(np.float32)
-        tokens = table["tokens"].to_numpy().reshape(-1, 2).sum(axis=1, dtype=np.int32)
-        truncated = table["truncated"].to_numpy().reshape(-1, 2).any(axis=1)
-        return pa.table([pa.array(scores), pa.array(tokens), pa.array(truncated)], schema=self.schema)
+        both = [table[name].to_numpy().reshape(-1, 2) for name, _ in length_fields(self.long)]
+        of_pair = [pair.any(axis=1) if pair.dtype == np.bool_ else pair.sum(axis=1, dtype=np.int32) for pair in both]
+        return pa.table([pa.array(scores), *map(pa.array, of_pair)], schema=self.schema)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         """A score a pair."""

@@ -17,13 +17,27 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.heads import ClassificationHead
 from xlmr_ray.model.packed import PackedBatch
 from xlmr_ray.model.steady import steadied
+from xlmr_ray.ragged import Template, Truncation
 from xlmr_ray.tasks.encoded import length_limit, lengths
+from xlmr_ray.tasks.long_documents import check_long, length_fields
 from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.windows import (
+    averaged,
+    check_stride,
+    default_stride,
+    document_splits,
+    joined,
+    lists,
+    own_tokens,
+    summed,
+    window_spans,
+)
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
 log = logging.getLogger(__name__)
 
 NAME = "zero-shot-classification"
+WHOLE: Truncation = "do_not_truncate"
 LABEL = pa.struct([("label", pa.string()), ("score", pa.float32())])
 
 
@@ -31,13 +45,17 @@ LABEL = pa.struct([("label", pa.string()), ("score", pa.float32())])
 class ZeroShotClassification:
     """Options: `candidate_labels`, a list or a string with commas; `hypothesis_template`, whose `{}` takes a label;
     `multi_label`: each label by itself, else the scores of all labels add up to 1; `max_length` in tokens of text and
-    hypothesis together: longer texts are cut, flagged, hypotheses never.
+    hypothesis together; past it, `long` says what becomes of the text, never of the hypothesis: `cut` (flagged) or
+    `windows` that share `stride` tokens (an eighth of `max_length` if not said), whose scores are averaged, weighted
+    by the tokens that each adds.
     """
 
     candidate_labels: str | Sequence[str] = ()
     hypothesis_template: str = "This example is {}."
     multi_label: bool = False
     max_length: int | None = None
+    long: str = "cut"
+    stride: int | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
 
     @classmethod
@@ -54,6 +72,7 @@ class ZeroShotClassification:
 
     def __post_init__(self) -> None:
         at_least_one(NAME, "max_length", self.max_length)
+        check_long(NAME, self.long, self.stride)
         one_of(NAME, "multi_label", self.multi_label, (True, False))
         given = self.candidate_labels
         if not isinstance(given, str | list | tuple) or not all(isinstance(label, str) for label in given):
@@ -94,7 +113,7 @@ class ZeroShotClassification:
     @property
     def schema(self) -> pa.Schema:
         """`labels`: all of them, best first. `tokens` are those of all the document's pairs."""
-        return pa.schema([("labels", pa.list_(LABEL)), ("tokens", pa.int32()), ("truncated", pa.bool_())])
+        return pa.schema([("labels", pa.list_(LABEL)), *length_fields(self.long)])
 
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         """A pair of text and hypothesis for each label. Every text is tokenized once, not once a label.
@@ -104,31 +123,57 @@ class ZeroShotClassification:
         if not self.labels:
             raise UserError(f"task {NAME}: candidate_labels is missing: the labels to choose from")
         limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
-        added = tokenizer.num_special_tokens_to_add(pair=True)
-        hypotheses = bare(tokenizer, [self.hypothesis_template.format(label) for label in self.labels], limit + 1)
-        rooms = np.array([limit - added - len(hypothesis) for hypothesis in hypotheses])
+        single = Template.of(tokenizer.backend_tokenizer, pair=False)
+        pair = Template.of(tokenizer.backend_tokenizer, pair=True)
+        hypotheses = tokenizer.encode_ragged(
+            [self.hypothesis_template.format(label) for label in self.labels], max_length=limit, truncation=WHOLE
+        )
+        rooms = limit - pair.added - (hypotheses.lengths - single.added)
         if rooms.min() < 1:
             label = self.labels[int(rooms.argmin())]
             raise UserError(
                 f"task {NAME}: the hypothesis of label {label!r} leaves no room for a text in {limit} tokens"
             )
-        keep_left = tokenizer.truncation_side == "right"
-        # One token more than there is room for tells that tokens were lost.
-        texts = bare(tokenizer, columns["text"], int(rooms.max()) + 1)
-        around = [wrapping(tokenizer, hypothesis) for hypothesis in hypotheses]
-        parts = []
-        for text in texts:
-            for (before, after), room in zip(around, rooms.tolist(), strict=True):
-                parts += [before, text[:room] if keep_left else text[max(0, len(text) - room) :], after]
-        sizes = np.array([len(text) for text in texts], np.int64)[:, None]
-        rest = np.array([len(before) + len(after) for before, after in around])
-        splits = np.concatenate([[0], np.cumsum(np.minimum(sizes, rooms) + rest)])
-        ids = np.concatenate([np.zeros(0, np.int32), *parts])
+        by_windows = self.long == "windows"
+        texts = tokenizer.encode_ragged(
+            columns["text"].combine_chunks(),
+            # One token more than there is room for tells that tokens were lost.
+            max_length=int(rooms.max()) + 1 + single.added,
+            truncation=WHOLE if by_windows else "longest_first",
+        )
+        sizes, left = texts.lengths - single.added, tokenizer.truncation_side == "left"
+        if by_windows:
+            room = int(rooms.min())  # the same windows for all labels
+            stride = min(default_stride(limit), room - 1) if self.stride is None else self.stride
+            check_stride(NAME, "stride", stride, room)
+            document, first, last = window_spans(sizes, room, stride, left=left)
+            rooms = np.full_like(rooms, room)
+        else:
+            document, first, last = np.arange(len(sizes)), np.zeros_like(sizes), sizes
+        kept = np.minimum((last - first)[:, None], rooms)
+        start = (last[:, None] - kept if left else np.broadcast_to(first[:, None], kept.shape)).ravel()
+        of_text, of_label = np.repeat(document, len(rooms)), np.tile(np.arange(len(rooms)), len(document))
+        ids, splits, _ = joined(
+            [
+                (np.array(pair.head, np.int32), 0, len(pair.head)),
+                (texts.input_ids, texts.row_splits[:-1][of_text] + len(single.head) + start, kept.ravel()),
+                (np.array(pair.middle, np.int32), 0, len(pair.middle)),
+                (
+                    hypotheses.input_ids,
+                    hypotheses.row_splits[:-1][of_label] + len(single.head),
+                    hypotheses.lengths[of_label] - single.added,
+                ),
+                (np.array(pair.tail, np.int32), 0, len(pair.tail)),
+            ],
+            len(of_text),
+        )
+        own = own_tokens(document, first, last, single.added)
         return pa.table(
             {
-                "input_ids": pa.ListArray.from_arrays(pa.array(splits, pa.int32()), pa.array(ids, pa.int32())),
-                "document": pa.array(np.repeat(np.arange(len(texts)), len(rooms)), pa.int32()),
-                "truncated": pa.array((sizes > rooms).ravel()),
+                "input_ids": lists(splits, ids),
+                "document": pa.array(of_text, pa.int32()),
+                "own": pa.array(np.repeat(own, len(rooms)), pa.int32()),
+                "truncated": pa.array((kept < (last - first)[:, None]).ravel()),
             }
         )
 
@@ -143,16 +188,23 @@ class ZeroShotClassification:
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         count = len(self.labels)
-        scores = self.scores(raw.reshape(-1, count, raw.shape[-1]).astype(np.float64)).astype(np.float32)
+        scores = self.scores(raw.reshape(-1, count, raw.shape[-1]).astype(np.float64))
+        if self.long == "windows":
+            scores = averaged(scores, encoded.take(pa.array(np.arange(0, encoded.num_rows, count))))
+        scores = scores.astype(np.float32)
         # As in the reference, of equal scores the later label comes first.
         order = np.argsort(scores, axis=1, kind="stable")[:, ::-1]
         names = pa.array(self.labels, pa.string()).take(pa.array(order.ravel()))
         values = pa.array(np.take_along_axis(scores, order, axis=1).ravel())
         splits = pa.array(np.arange(len(scores) + 1, dtype=np.int32) * count)
         ranked = pa.ListArray.from_arrays(splits, pa.StructArray.from_arrays([names, values], fields=list(LABEL)))
-        tokens = lengths(encoded).reshape(-1, count).sum(axis=1, dtype=np.int32)
-        truncated = encoded["truncated"].to_numpy().reshape(-1, count).any(axis=1)
-        return pa.table([ranked, pa.array(tokens), pa.array(truncated)], schema=self.schema)
+        rows = document_splits(encoded)
+        counted = [
+            pa.array(summed(lengths(encoded), rows), pa.int32()),
+            pa.array(summed(encoded["truncated"].to_numpy().astype(np.int32), rows) > 0),
+            *([pa.array(np.diff(rows) // count, pa.int32())] if self.long == "windows" else []),
+        ]
+        return pa.table([ranked, *counted], schema=self.schema)
 
     def scores(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scores `(D, candidates)` of logits `(D, candidates, labels of the checkpoint)`."""
@@ -182,21 +234,3 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
     result: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
     return result
-
-
-def bare(
-    tokenizer: XLMRobertaTokenizer, texts: Sequence[str] | pa.ChunkedArray, max_tokens: int
-) -> list[NDArray[np.int32]]:
-    """The ids of each text without special tokens, `max_tokens` at most."""
-    added = tokenizer.num_special_tokens_to_add()
-    ragged = tokenizer.encode_ragged(texts, max_length=max_tokens + added, truncation="longest_first")
-    before = tokenizer.get_special_tokens_mask([0]).index(0)
-    starts, ends = ragged.row_splits[:-1] + before, ragged.row_splits[1:] - (added - before)
-    return [ragged.input_ids[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-
-
-def wrapping(tokenizer: XLMRobertaTokenizer, second: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """What stands before and after the first text of a pair whose second text has these ids."""
-    whole = np.array(tokenizer.build_inputs_with_special_tokens([], second.tolist()), np.int32)
-    before = tokenizer.get_special_tokens_mask([0], [0]).index(0)
-    return whole[:before], whole[before:]
