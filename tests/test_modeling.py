@@ -233,3 +233,12 @@ def test_the_embeddings_at_both_ends_are_the_references():
     model = modeling.XLMRobertaForMaskedLM(config())
     assert model.get_input_embeddings() is model.roberta.embeddings.word_embeddings
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_a_call_compiles_to_one_graph():
+    model = modeling.XLMRobertaForTokenClassification(config()).eval()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    with torch.no_grad():
+        got, wanted = compiled(input_ids=IDS, attention_mask=mask), model(IDS, mask)
+    assert torch.allclose(got.logits, wanted.logits, atol=1e-6)

@@ -98,7 +98,8 @@ def test_left_padded_steps_are_the_text_alone():
     padded = torch.cat([torch.full((1, 4), ours.config.pad_token_id), ids], 1)
     mask = torch.tensor([[0] * 4 + [1] * 7])
     places = torch.cat([torch.ones(1, 4), torch.arange(2, 9)[None]], 1).long()
-    cache = DynamicCache()
+    cache = DynamicCache(config=ours.config)
+    assert (len(cache), cache.get_seq_length()) == (2, 0)
     parts = []
     with torch.no_grad():
         for window in (slice(0, 6), slice(6, 7), slice(7, 11)):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xlmr_ray.config import XLMRobertaConfig
+
 
 @dataclass
 class CachedLayer:
@@ -33,10 +35,13 @@ class CachedLayer:
 
 
 class DynamicCache:
-    """The cache of a whole model, a `CachedLayer` a layer; it grows with the tokens. Iterates over `(keys, values)`."""
+    """The cache of a whole model, a `CachedLayer` a layer; it grows with the tokens. Iterates over `(keys, values)`.
 
-    def __init__(self) -> None:
-        self.layers: list[CachedLayer] = []
+    Layers are made with the first tokens, or now for the model of a `config`.
+    """
+
+    def __init__(self, config: XLMRobertaConfig | None = None) -> None:
+        self.layers = [CachedLayer() for _ in range(0 if config is None else config.num_hidden_layers)]
 
     def layer(self, index: int) -> CachedLayer:
         """That layer's part, made if it is not there yet."""

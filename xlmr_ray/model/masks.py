@@ -24,7 +24,8 @@ def visible(name: str, mask: Tensor | None, keys: int, x: Tensor, heads: int) ->
         raise UserError(f"{name}: {(batch, keys)} or (1 or) {full} is wanted, got {sizes}")
     if mask.dim() == 2 or mask.dtype is torch.bool:
         seen = mask.bool()
-        if bool(seen.all()):
+        # What depends on values cannot be compiled.
+        if not torch.compiler.is_compiling() and bool(seen.all()):
             return None
         return (seen[:, None, None, :] if mask.dim() == 2 else seen).to(x.device)
     if not mask.is_floating_point():
