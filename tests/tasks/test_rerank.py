@@ -75,9 +75,7 @@ def test_the_best_window_of_a_long_document_counts(folder):
     table = pipe.table([{"text": "Wer ist frei?", "text_pair": document} for document in documents])
     assert table.schema == pipe.task.schema
     assert table["truncated"].to_pylist() == [False] * 8
-    for document, score, windows in zip(
-        documents, table["score"].to_pylist(), table["windows"].to_pylist(), strict=True
-    ):
+    for document, row in zip(documents, table.to_pylist(), strict=True):
         inputs = tokenizer(
             ["Wer ist frei?"], [document], truncation="only_second", stride=5, return_overflowing_tokens=True,
             return_tensors="pt", padding=True,
