@@ -150,7 +150,8 @@ def _reason(item: object, error: BaseException) -> str:
         except UnicodeEncodeError as surrogate:
             code = ord(text[surrogate.start])
             return f"lone surrogate U+{code:04X} at character {surrogate.start}; put U+FFFD in its place"
-    return f"{type(error).__name__}: {error}"
+    # The library raises Exception itself, with a message that says what.
+    return str(error) if type(error) is Exception else f"{type(error).__name__}: {error}"
 
 
 def _strings(item: object) -> Iterator[object]:
@@ -195,7 +196,7 @@ def encode_ragged(
             whole = encode_batch(backend, parts[2 * row : 2 * row + 2], offsets=offsets, add_special_tokens=False)
             encodings[2 * row : 2 * row + 2] = whole
             length[row] = [len(part) for part in whole]
-    keep = length if room is None else _keep(length, room, truncation)
+    keep = length if room is None else kept_tokens(length, room, truncation)
     return _assemble(encodings, length, keep, template, keep_left=keep_left, offsets=offsets)
 
 
@@ -238,7 +239,7 @@ def _shorten(
         into[place], cut[place] = prefix, True
 
 
-def _keep(length: NDArray[np.int64], room: int, truncation: Truncation) -> NDArray[np.int64]:
+def kept_tokens(length: NDArray[np.int64], room: int, truncation: str) -> NDArray[np.int64]:
     """Tokens kept of each text: the library's own rules. length, result: [rows, 1 or 2]."""
     if room == 0:
         return np.zeros_like(length)

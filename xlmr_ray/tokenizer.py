@@ -16,7 +16,7 @@ from xlmr_ray.batch_encoding import BatchEncoding
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.errors import UserError
 from xlmr_ray.padding import pad
-from xlmr_ray.ragged import Ragged, TokenizerError, Truncation, as_strings, encode_batch, encode_ragged
+from xlmr_ray.ragged import Ragged, TokenizerError, Truncation, as_strings, encode_ragged
 from xlmr_ray.sentencepiece import Vocabulary
 from xlmr_ray.tokenizer_clones import Cut, Pad
 from xlmr_ray.tokenizer_files import (
@@ -29,6 +29,7 @@ from xlmr_ray.tokenizer_files import (
 )
 from xlmr_ray.tokenizer_inputs import as_items, has_pairs
 from xlmr_ray.tokenizer_outputs import as_columns, without_batch
+from xlmr_ray.tokenizer_pairs import check_windows, encode_items
 from xlmr_ray.tokenizer_settings import (
     NO_LIMIT,
     SIDES,
@@ -236,12 +237,16 @@ class XLMRobertaTokenizer(Tokens):
             if verbose and padding in (True, "longest") and max_length is not None and cut is None:
                 log.warning("max_length=%d does nothing: pass truncation=True or padding='max_length'", max_length)
             split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
-            encodings = encode_batch(
-                self._clones.get(cut, to_pad, split_special=split),
+            encodings = encode_items(
+                self._clones,
                 items,
-                offsets=True,
-                add_special_tokens=add_special_tokens,
-                is_pretokenized=is_split_into_words,
+                cut,
+                to_pad,
+                added=added,
+                special=add_special_tokens,
+                split_special=split,
+                words=is_split_into_words,
+                overflow=return_overflowing_tokens,
             )
             each = [[one, *one.overflowing] if return_overflowing_tokens else [one] for one in encodings]
             rows = [row for several in each for row in several]
@@ -304,9 +309,12 @@ class XLMRobertaTokenizer(Tokens):
             raise UserError(f"got {len(strings)} texts and {len(seconds)} pairs: one pair a text")
         windows = None
         if truncation != "do_not_truncate":
-            check_room(max_length, stride, self.num_special_tokens_to_add(seconds is not None))
+            added = self.num_special_tokens_to_add(seconds is not None)
+            check_room(max_length, stride, added)
             if overflow:
                 cut = Cut(max_length, truncation, stride, self.truncation_side)
+                if seconds is not None:
+                    check_windows(self._backend, list(zip(strings, seconds, strict=True)), cut, added)
                 windows = self._clones.get(cut, None, split_special=self.split_special_tokens)
         return encode_ragged(
             self._clones.get(None, None, split_special=self.split_special_tokens),

@@ -63,7 +63,10 @@ class NamedTokenId:
 def text_of(token: Any, name: str) -> str:
     if not isinstance(token, (str, AddedToken)):
         raise UserError(f"{name}: expected a str or an AddedToken, got {type(token).__name__}")
-    return str(token.content if isinstance(token, AddedToken) else token)
+    text = content(token)
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise UserError(f"{name}: {text!a} holds a lone surrogate, which no text may")
+    return text
 
 
 def as_added(token: Token) -> AddedToken:

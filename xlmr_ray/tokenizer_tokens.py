@@ -80,8 +80,8 @@ class Tokens:
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """The id of a piece, or a list of ids; the unknown token's for a piece that is not in the vocabulary."""
         if not isinstance(tokens, str):
-            return [self.convert_tokens_to_ids(token) for token in tokens]
-        token = self._backend.token_to_id(tokens)
+            return [self.convert_tokens_to_ids(text_of(token, "tokens")) for token in tokens]
+        token = self._backend.token_to_id(text_of(tokens, "tokens"))
         if token is None and (unknown := self._special["unk_token"]) is not None:
             token = self._backend.token_to_id(unknown)
             if token is None:
