@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,17 +20,19 @@ from xlmr_ray.batch.store import reading
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.engine.engine import Engine, ragged
+from xlmr_ray.engine.generator import Generator
 from xlmr_ray.engine.one_pass import TaskResults, one_pass
 from xlmr_ray.engine.units import Units
 from xlmr_ray.errors import JobFailed
 from xlmr_ray.tasks.encoded import documents, keep_documents, targets_of
-from xlmr_ray.tasks.registry import bind_task
+from xlmr_ray.tasks.registry import Bound, bind_task
 from xlmr_ray.tasks.task import Task
+from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tasks.unfit import UnfitRows
 from xlmr_ray.tokenizer import TokenizerError, XLMRobertaTokenizer
 
 
-def bound(recipe: TaskRecipe) -> Task:
+def bound(recipe: TaskRecipe) -> Bound:
     """The task, its checkpoint fetched to this machine where it is not there yet."""
     return bind_task(recipe.task, resolve(recipe.model), recipe.options)
 
@@ -59,7 +62,7 @@ class Tokenize:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.tasks: list[Task] = []
+        self.tasks: list[Bound] = []
         self.tokenizers: list[XLMRobertaTokenizer] = []
         self.broken = tried(self.load)
 
@@ -99,7 +102,7 @@ class Tokenize:
         return to_block(text, {"rows": rows, "meta": meta, **{f"task{i}": table for i, table in enumerate(tables)}})
 
 
-def prepare(task: Task, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+def prepare(task: Bound, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
     """The task's encoded table of the good rows; a row that the tokenizer cannot take becomes an error row."""
     while True:
         good = good_rows(rows)
@@ -125,6 +128,7 @@ class Encode:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.passes: list[Pass] = []
+        self.generators: dict[int, Generator] = {}  # by the place of their task
         self.broken = tried(self.load)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -135,26 +139,27 @@ class Encode:
         recipe = self.recipe
         if recipe.engine.threads:
             torch.set_num_threads(recipe.engine.threads)
-        shared: dict[tuple[str, str], list[int]] = {}
+        engine: dict[str, Any] = {
+            "dtype": recipe.engine.dtype,
+            "device": recipe.engine.device,
+            "attn_implementation": recipe.engine.attn_implementation,
+            "max_tokens": recipe.engine.max_tokens,
+        }
+        shared: dict[tuple[str, str], dict[int, Task]] = {}
         for place, task in enumerate(recipe.tasks):
             folder = resolve(task.model)
             # The files that the driver has hashed need no second reading.
             if files_stamp(folder) != task.stamp:
                 check_same(task.model, "weights", weights_digest(folder), task.weights)
-            shared.setdefault((task.encoder, task.tokenizer), []).append(place)
-        for places in shared.values():
-            tasks = [recipe.tasks[place] for place in places]
-            folders = [resolve(task.model) for task in tasks]
-            engine = Engine.load(
-                folders[0],
-                [bound(task) for task in tasks],
-                dtype=recipe.engine.dtype,
-                device=recipe.engine.device,
-                attn_implementation=recipe.engine.attn_implementation,
-                max_tokens=recipe.engine.max_tokens,
-                head_folders=folders,
-            )
-            self.passes.append(Pass(tuple(places), engine))
+            one = bound(task)
+            if isinstance(one, TextGeneration):
+                self.generators[place] = Generator.load(folder, one, **engine)
+            else:
+                shared.setdefault((task.encoder, task.tokenizer), {})[place] = one
+        for group in shared.values():
+            folders = [resolve(recipe.tasks[place].model) for place in group]
+            loaded = Engine.load(folders[0], list(group.values()), head_folders=folders, **engine)
+            self.passes.append(Pass(tuple(group), loaded))
 
     def encode(self, block: pa.Table) -> pa.Table:
         if self.broken:
@@ -177,10 +182,18 @@ class Encode:
                 failures |= {int(good[of_sequence[i]]): failure for i, failure in result.failed.items()}
             tokens += stats.tokens - before[0]
             padded += stats.padded - before[1]
+        outputs: dict[int, pa.Table] = {}
+        for place, generator in self.generators.items():
+            before = (generator.stats.tokens, generator.stats.padded)
+            written = generator.run(tables[f"task{place}"])
+            outputs[place] = written.table
+            failures |= {int(good[document]): failure for document, failure in written.failed.items()}
+            tokens += generator.stats.tokens - before[0]
+            padded += generator.stats.padded - before[1]
         seconds = time.perf_counter() - start
         rows = fail(rows, failures)
         kept = np.isin(good, good_rows(rows))
-        outputs: dict[int, pa.Table] = {}
+        outputs = {place: table.filter(pa.array(kept)) for place, table in outputs.items()}
         for one in self.passes:
             for place, task in zip(one.places, one.engine.tasks, strict=True):
                 outputs[place] = finished(task, tables[f"task{place}"], results[place].raw, kept)

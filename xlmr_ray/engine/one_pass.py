@@ -67,8 +67,8 @@ def distinct(engine: Engine, encoded: Sequence[pa.Table], places: Sequence[int])
     owners = []
     for place in places:
         ids, splits = ragged(encoded[place]["input_ids"])
-        data, ends = memoryview(ids).cast("B"), (splits * ids.itemsize).tolist()
-        keys = (bytes(data[start:end]) for start, end in pairwise(ends))
+        data, ends = ids.tobytes(), (splits * ids.itemsize).tolist()
+        keys = (data[start:end] for start, end in pairwise(ends))
         owners.append(np.array([number.setdefault(key, len(number)) for key in keys], np.int64))
     ids = np.frombuffer(b"".join(number), np.int32)
     splits = np.cumsum([0, *(len(key) // ids.itemsize for key in number)])

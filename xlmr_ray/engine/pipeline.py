@@ -14,11 +14,13 @@ from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.generator import Generator
 from xlmr_ray.errors import UserError
+from xlmr_ray.modeling import XLMRobertaForCausalLM
 from xlmr_ray.pretrained import Pretrained
 from xlmr_ray.tasks.encoded import documents, targets_of
-from xlmr_ray.tasks.registry import canonical_task, task_class
-from xlmr_ray.tasks.task import Task
+from xlmr_ray.tasks.registry import Bound, canonical_task, task_class
+from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
 Text = str | Mapping[str, Any]
@@ -35,12 +37,12 @@ class Pipeline:
         folder: Path,
         config: XLMRobertaConfig,
         options: Mapping[str, Any],
-        engine: Engine,
+        task: Bound,
+        engine: Engine | Generator,
         tokenizer: XLMRobertaTokenizer,
     ) -> None:
         self.name, self.folder, self.config, self.options = name, folder, config, options
-        self.engine, self.tokenizer = engine, tokenizer
-        self.task = engine.tasks[0]
+        self.task, self.engine, self.tokenizer = task, engine, tokenizer
 
     def __call__(self, inputs: Text | Sequence[Text] | None = None, **more: Any) -> Any:
         """The answer to one text, or a list of answers to several, in their order.
@@ -55,15 +57,21 @@ class Pipeline:
     def table(self, inputs: Text | Sequence[Text], **options: Any) -> pa.Table:
         """The answers as the output table of a batch job has them."""
         task = self.bound(options)
-        self.engine.set_tasks([task])
         texts = [inputs] if isinstance(inputs, str | Mapping) else list(inputs)
         encoded = task.prepare(columns(texts, task.roles), self.tokenizer)
+        if isinstance(self.engine, Generator):
+            assert isinstance(task, TextGeneration)
+            self.engine.task = task
+            written = self.engine.run(encoded)
+            check(written.failed, encoded)
+            return written.table
+        assert not isinstance(task, TextGeneration)
+        self.engine.set_tasks([task])
         results = self.engine.run(encoded["input_ids"], targets_of(encoded))
-        for sequence, (code, message) in sorted(results.failed.items()):
-            raise UserError(f"text {documents(encoded)[sequence]}: {code}: {message}")
+        check(results.failed, encoded)
         return task.postprocess(results.raw[0], encoded)
 
-    def bound(self, options: Mapping[str, Any]) -> Task:
+    def bound(self, options: Mapping[str, Any]) -> Bound:
         """The task with options of a call over its own."""
         if not options:
             return self.task
@@ -95,6 +103,12 @@ class Pipeline:
         if self.name == "text-classification" and any(isinstance(t, Mapping) and "text_pair" in t for t in texts):
             options.setdefault("pairs", True)
         return texts, single, options
+
+
+def check(failed: Mapping[int, tuple[str, str]], encoded: pa.Table) -> None:
+    """Raises UserError for the first of the sequences that failed, if any did."""
+    for sequence, (code, message) in sorted(failed.items()):
+        raise UserError(f"text {documents(encoded)[sequence]}: {code}: {message}")
 
 
 def columns(texts: Sequence[Text], roles: Sequence[str]) -> pa.Table:
@@ -144,23 +158,31 @@ def pipeline(
     own, as in a job file; the others are those of `Engine.load`.
     """
     name = canonical_task(task)
+    engine: Engine | Generator
     if isinstance(model, Pretrained):
         if tokenizer is None:
             raise UserError(f"pipeline({task!r}): a model in memory needs a tokenizer=, too")
         folder = model.load_report.folder if model.load_report else Path("no folder")
-        config = model.config
-        engine = Engine.of(model, [task_class(name).bind(folder, config, options)], max_tokens=max_tokens)
     else:
         folder = resolve(model, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
-        config = XLMRobertaConfig.from_dict(read_config(folder))
-        engine = Engine.load(
-            folder,
-            [task_class(name).bind(folder, config, options)],
-            dtype=str(dtype).removeprefix("torch."),
-            device=device_name(device),
-            attn_implementation=attn_implementation,
-            max_tokens=max_tokens,
-        )
     if not isinstance(tokenizer, XLMRobertaTokenizer):
         tokenizer = XLMRobertaTokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
-    return Pipeline(name, folder, config, options, engine, tokenizer)
+    config = model.config if isinstance(model, Pretrained) else XLMRobertaConfig.from_dict(read_config(folder))
+    bound = task_class(name).bind(folder, config, options)
+    load: dict[str, Any] = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device_name(device),
+        "attn_implementation": attn_implementation,
+    }
+    if isinstance(bound, TextGeneration):
+        if isinstance(model, XLMRobertaForCausalLM):
+            engine = Generator.of(model, bound, tokenizer, max_tokens=max_tokens)
+        elif isinstance(model, Pretrained):
+            raise UserError(f"{name}: an XLMRobertaForCausalLM is wanted, got {type(model).__name__}")
+        else:
+            engine = Generator.load(folder, bound, tokenizer=tokenizer, max_tokens=max_tokens, **load)
+    elif isinstance(model, Pretrained):
+        engine = Engine.of(model, [bound], max_tokens=max_tokens)
+    else:
+        engine = Engine.load(folder, [bound], max_tokens=max_tokens, **load)
+    return Pipeline(name, folder, config, options, bound, engine, tokenizer)
