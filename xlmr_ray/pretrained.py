@@ -234,9 +234,9 @@ class Pretrained(nn.Module):
             with torch.device("meta"):
                 decoder = nn.Linear(output.in_features, size)
             decoder.weight = nn.Parameter(resized(output.weight, size, fresh), output.weight.requires_grad)
-            decoder.bias = nn.Parameter(
-                resized(output.bias, size, 0.0 if fresh is not None else None), output.bias.requires_grad
-            )
+            # As in the reference, the bias has a mean of its own where the weight is its own, and is 0 where it is not.
+            zero = self.config.tie_word_embeddings or not mean_resizing
+            decoder.bias = nn.Parameter(resized(output.bias, size, 0.0 if zero else None), output.bias.requires_grad)
             self.set_output_embeddings(decoder)
             self.tie_weights()
         self.config.vocab_size = size
