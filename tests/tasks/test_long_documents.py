@@ -176,6 +176,7 @@ def test_bits_do_not_depend_on_the_batch(classifier, task, options):
         ({"stride": 3}, "stride 3 is for windows, and long is cut"),
         ({"long": "windows", "stride": -1}, "stride must be a whole number from 0 to 61"),
         ({"long": "windows", "stride": 62}, "stride must be a whole number from 0 to 61"),
+        ({"long": "windows", "max_length": 2}, "max_length 2 leaves no room for text beside 2 special tokens"),
         ({"long": "windows", "stride": "5"}, "stride must be a whole number from 0 to 61"),
     ],
 )

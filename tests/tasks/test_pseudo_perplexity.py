@@ -124,6 +124,7 @@ def test_bits_do_not_depend_on_the_batch(masked, options):
         ({"long": "split"}, "long 'split' is none of cut, windows"),
         ({"stride": 3}, "stride 3 is for windows, and long is cut"),
         ({"long": "windows", "stride": 62}, "stride must be a whole number from 0 to 61"),
+        ({"max_length": 2}, "max_length 2 leaves no room for text beside 2 special tokens"),
         ({"max_length": 65}, "max_length 65 is more than the 64 tokens"),
     ],
 )

@@ -16,10 +16,9 @@ from xlmr_ray.tasks.windows import (
     default_stride,
     document_splits,
     document_tokens,
-    gather,
+    joined,
     lists,
     own_tokens,
-    row_splits,
     window_spans,
     windows,
 )
@@ -31,6 +30,13 @@ def check_long(task: str, long: object, stride: object) -> None:
     one_of(task, "long", long, ("cut", "windows"))
     if long == "cut" and stride is not None:
         raise UserError(f"task {task}: stride {stride!r} is for windows, and long is cut: say long: windows")
+
+
+def text_room(task: str, max_length: int, added: int) -> int:
+    """The tokens of text in a window beside `added` special ones. Raises UserError where there are none."""
+    if max_length <= added:
+        raise UserError(f"task {task}: max_length {max_length} leaves no room for text beside {added} special tokens")
+    return max_length - added
 
 
 def encode_documents(
@@ -48,8 +54,7 @@ def encode_documents(
     """
     if long == "cut":
         return whole_documents(texts, pairs, tokenizer, max_length)
-    added = tokenizer.num_special_tokens_to_add(pairs is not None)
-    room = max_length - added
+    room = text_room(task, max_length, tokenizer.num_special_tokens_to_add(pairs is not None))
     if stride is None:
         stride = min(default_stride(max_length), max(room // 2 - 1, 0))
     # Of a pair, one text may take half of the room from the other.
@@ -73,7 +78,6 @@ def pair_windows(
         for side in (texts, pairs)
     ]
     start = np.stack([side.row_splits[:-1] + len(single.head) for side in sides])
-    start[1] += len(sides[0].input_ids)
     length = np.stack([side.lengths - single.added for side in sides])
     every, long = np.arange(len(texts)), (length[1] > length[0]).astype(np.int64)
     short = 1 - long
@@ -88,19 +92,19 @@ def pair_windows(
     start[long[document], each] += first
     length[long[document], each] = last - first
 
-    special = np.array([*template.head, *template.middle, *template.tail], np.int32)
-    ids = np.concatenate([*(side.input_ids for side in sides), special])
-    head = len(ids) - len(special)
-    middle = head + len(template.head)
-    tail = middle + len(template.middle)
-    ones = np.ones(len(document), np.int64)
-    starts = [ones * head, start[0], ones * middle, start[1], ones * tail]
-    counts = [ones * len(template.head), length[0], ones * len(template.middle), length[1], ones * len(template.tail)]
-    where = gather(np.stack(starts, axis=1), np.stack(counts, axis=1))
+    head, middle, tail = (np.array(ids, np.int32) for ids in (template.head, template.middle, template.tail))
+    parts = [
+        (head, 0, len(head)),
+        (sides[0].input_ids, start[0], length[0]),
+        (middle, 0, len(middle)),
+        (sides[1].input_ids, start[1], length[1]),
+        (tail, 0, len(tail)),
+    ]
+    ids, splits, _ = joined(parts, len(document))
     once = length[short[document], each] + template.added
     return pa.table(
         {
-            "input_ids": lists(row_splits(sum(counts, ones * 0)), ids[where]),
+            "input_ids": lists(splits, ids),
             "document": pa.array(document, pa.int32()),
             "own": pa.array(own_tokens(document, first, last, once), pa.int32()),
             "truncated": pa.array(truncated[document]),

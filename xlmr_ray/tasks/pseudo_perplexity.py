@@ -16,7 +16,7 @@ from xlmr_ray.model.packed import IGNORED, PackedBatch
 from xlmr_ray.ragged import Template
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.likelihood import FIELDS, Likelihood, answers, language_model, log_probabilities
-from xlmr_ray.tasks.long_documents import check_long
+from xlmr_ray.tasks.long_documents import check_long, text_room
 from xlmr_ray.tasks.task import at_least_one, checked
 from xlmr_ray.tasks.windows import check_stride, default_stride, document_splits, gather, lists, row_splits, windows
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
@@ -86,7 +86,7 @@ class PseudoPerplexity:
         """A sequence a pass: `targets` are the tokens that it masks."""
         limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
         template = Template.of(tokenizer.backend_tokenizer, pair=False)
-        room, stride = limit - template.added, None
+        room, stride = text_room(NAME, limit, template.added), None
         if self.long == "windows":
             stride = default_stride(room) if self.stride is None else self.stride
             check_stride(NAME, "stride", stride, room)
