@@ -99,7 +99,7 @@ class BatchEncoding(UserDict[str, Any]):
 
     def token_to_chars(self, batch_or_token: int, token: int | None = None) -> CharSpan | None:
         encoding, index = self._at(batch_or_token, token)
-        span = encoding.token_to_chars(index)
+        span = encoding.token_to_chars(self._positive(encoding, index))
         return CharSpan(*span) if span is not None else None
 
     def char_to_token(self, batch_or_char: int, char: int | None = None, sequence_index: int = 0) -> int | None:

@@ -1,7 +1,8 @@
 """XLMRobertaTokenizer over the `tokenizers` library.
 
-Special tokens typed by a user: a literal `</s>` or `<mask>` in a text becomes that special token, as in the reference,
-unless `split_special_tokens` is set.
+Special tokens typed by a user: a literal `</s>` or `<mask>` in a text becomes that special token, as in the reference.
+A job that must not let its texts do so removes them before: with `split_special_tokens` they are only looked for later,
+among the pieces of the vocabulary, where XLM-R's special tokens are too.
 """
 
 import logging

@@ -2,9 +2,12 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from transformers import BatchEncoding as Theirs
 
+from xlmr_ray.batch_encoding import BatchEncoding
 from xlmr_ray.errors import UserError
 
 
@@ -33,3 +36,66 @@ def test_batch_encoding(ours, theirs) -> None:
     with pytest.raises(UserError, match="padding=True"):
         ours(["a", "a b c d"], return_tensors="pt")
     assert pickle.loads(pickle.dumps(actual)).input_ids.tolist() == actual.input_ids.tolist()
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_places_of_tokens_words_and_characters(ours, theirs, words) -> None:
+    if words:
+        text, pair = [["Straßburg", "is", "ﬁne", ""]], [["自由", "x"]]
+    else:
+        text, pair = ["Hello ﬁne e\u0301 world 👩‍👩‍👧"], ["again, 自由"]
+    options = {"is_split_into_words": words, "padding": "max_length", "max_length": 40}
+    ours, theirs = ours(text, pair, **options), theirs(text, pair, **options)
+    for place in range(40):
+        for method in ("char_to_token", "char_to_word", "word_to_tokens", "word_to_chars"):
+            for sequence in (0, 1):
+                assert outcome(ours, method, 0, place, sequence) == outcome(theirs, method, 0, place, sequence), method
+        for method in ("token_to_sequence", "token_to_word", "token_to_chars"):
+            assert outcome(ours, method, place) == outcome(theirs, method, place), method
+            # From the end, at which the reference raises AttributeError.
+            assert outcome(ours, method, place - 40) == outcome(ours, method, place), method
+    assert (ours.tokens(), ours.word_ids(), ours.sequence_ids()) == (
+        theirs.tokens(),
+        theirs.word_ids(),
+        theirs.sequence_ids(),
+    )
+
+
+def outcome(encoding, method: str, *place: int):
+    """The answer, None where there is none: there the reference's CharSpan fails to be made, or the library raises."""
+    try:
+        return getattr(encoding, method)(*place)
+    except (IndexError, OverflowError, TypeError):
+        return None
+
+
+def test_made_by_hand_as_the_reference_is(ours) -> None:
+    for data, options in (
+        ({"input_ids": [0, 5, 2], "length": [3]}, {"tensor_type": "pt", "prepend_batch_axis": True}),
+        ({"input_ids": [[0, 5], [2, 3]]}, {"tensor_type": "np"}),
+        ({"input_ids": [[0, 5], [2]]}, {"tensor_type": "np"}),
+        ({"input_ids": []}, {"tensor_type": "pt"}),
+        ({"input_ids": [[1, 2]], "labels": torch.tensor([1])}, {"tensor_type": "pt", "n_sequences": 1}),
+        ({"pixels": [np.zeros((2, 2)), np.ones((2, 2))]}, {"tensor_type": "pt"}),
+    ):
+        actual, expected = BatchEncoding(dict(data), **options), Theirs(dict(data), **options)
+        assert actual.n_sequences == expected.n_sequences
+        for name, value in expected.items():
+            assert type(actual[name]) is type(value)
+            assert actual[name].shape == value.shape
+            assert actual[name].dtype == value.dtype
+            assert str(actual[name].tolist()) == str(value.tolist())
+    encodings = ours.backend_tokenizer.encode("a b")
+    made = BatchEncoding({"input_ids": [encodings.ids]}, encodings)
+    assert made.tokens() == encodings.tokens
+    assert dict(made) == {"input_ids": [encodings.ids]}
+    assert made[0:1][0].ids == encodings.ids
+    assert BatchEncoding({"input_ids": [[1], [2]]})[1:] == {"input_ids": [[2]]}
+    with pytest.raises(KeyError, match="not an input's name"):
+        BatchEncoding({"input_ids": [[1]]})[0]
+    with pytest.raises(UserError, match="no encodings"):
+        BatchEncoding({"input_ids": [[1]]}).tokens()
+    with pytest.raises(UserError, match="cannot be cast"):
+        made.to(torch.float16)
+    with pytest.raises(UserError, match="return_tensors='tf'"):
+        BatchEncoding({"input_ids": [[1]]}, tensor_type="tf")

@@ -45,3 +45,42 @@ def test_formatting_by_hand_is_what_a_call_gives(ours) -> None:
         assert ours.create_token_type_ids_from_sequences(first, ids) == [0] * len(encoded.input_ids)
     with pytest.raises(UserError, match="token_ids_1"):
         ours.get_special_tokens_mask(first, second, already_has_special_tokens=True)
+
+
+def test_forms_of_ids(ours, theirs) -> None:
+    ids = ours.encode("Hello, world: it's <mask> time .")
+    for form in (
+        np.array(ids, np.int32),
+        [np.int64(token) for token in ids],
+        [torch.tensor(token) for token in ids],
+        [np.array(ids), ids[:2]],
+        ours("Hello").input_ids,
+        ours(["Hello", "a b"], padding=True, return_tensors="pt").input_ids,
+        [],
+        [[]],
+        10**6,
+        [5, 10**6, 6],
+    ):
+        assert ours.decode(form) == theirs.decode(form), form
+        if not isinstance(form, int):
+            assert ours.batch_decode(form) == theirs.batch_decode(form), form
+    assert ours.decode(ids[3]) == theirs.decode(ids[3])
+    assert ours.convert_ids_to_tokens([5, 10**6]) == theirs.convert_ids_to_tokens([5, 10**6])
+    assert ours.convert_ids_to_tokens(torch.tensor(ids)) == ours.convert_ids_to_tokens(ids)
+    assert ours.clean_up_tokenization("it 's , no ?") == theirs.clean_up_tokenization("it 's , no ?")
+
+
+@pytest.mark.parametrize("wrong", [[5, -100, 2], [5, "a"], [1.5], torch.tensor([5, -100])])
+def test_what_is_no_id_is_refused(ours, wrong) -> None:
+    with pytest.raises(UserError, match=r"cannot decode (-100|'a'|1\.5): ids are integers from 0 on"):
+        ours.decode(wrong)
+
+
+def test_what_is_no_token_is_refused(ours) -> None:
+    for call in (
+        lambda: ours.convert_ids_to_tokens([-1]),
+        lambda: ours.convert_ids_to_tokens("a"),
+        lambda: ours.convert_tokens_to_ids([5]),
+    ):
+        with pytest.raises(UserError, match="expected"):
+            call()

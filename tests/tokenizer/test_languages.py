@@ -47,7 +47,7 @@ def test_every_language(ours, theirs) -> None:
     same(ours, theirs, short, long, truncation="only_second", max_length=200, return_overflowing_tokens=True, stride=9)
 
 
-# The reference's from_pretrained rebuilds XLM-R's normalizer and pre-tokenizer around the vocabulary of a tokenizer.json
+# The reference's from_pretrained rebuilds XLM-R's normalizer and pre-tokenizer around a tokenizer.json's vocabulary
 # (transformers#45488); its constructor, given the same file, keeps them. Here the file is always kept.
 DEPARTURES = {
     # No character map in the file: the reference drops the rest of its normalizer.
