@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import transformers
 import xlmr_ray
 from tests.checkpoint.conftest import SIZES
 from tests.checkpoint.test_quantization import same_bytes
-from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, scheme
+from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
 pytest.importorskip("bitsandbytes", reason="the extra `quantization` is not installed")
@@ -145,6 +147,7 @@ def test_the_reference_s_own_object_is_taken(folders: dict[str, Path]) -> None:
 
 # Real weights: XLMR_RAY_E5 names multilingual-e5-small.
 
+real = pytest.mark.skipif("XLMR_RAY_E5" not in os.environ, reason="XLMR_RAY_E5 names no checkpoint")
 LANGUAGES = ("eng", "deu_1996", "rus", "arb", "hin", "cmn_hans", "jpn", "swh", "fin", "tha")
 
 
@@ -177,3 +180,57 @@ def retrieved(model: Any, tokenizer: XLMRobertaTokenizer, articles: list[list[st
         if i != j
     ]
     return 100 * float(np.mean(right))
+
+
+@pytest.fixture(scope="module")
+def plain_accuracy(articles: list[list[str]]) -> float:
+    folder = Path(os.environ["XLMR_RAY_E5"])
+    model = xlmr_ray.XLMRobertaModel.from_pretrained(folder, dtype=torch.float32)
+    return retrieved(model, XLMRobertaTokenizer.from_pretrained(folder), articles)
+
+
+@real
+@pytest.mark.parametrize(("name", "most"), [("nf4", 1.0), ("int8", 0.2)])
+def test_retrieval_over_languages(
+    articles: list[list[str]], plain_accuracy: float, name: str, most: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(os.environ["XLMR_RAY_E5"])
+    model = ours("XLMRobertaModel", folder, CONFIGS[name], dtype=torch.float32)
+    accuracy = retrieved(model, XLMRobertaTokenizer.from_pretrained(folder), articles)
+    with capsys.disabled():
+        print(f"\n{name}: {accuracy:.2f} % of queries, fp32 {plain_accuracy:.2f} %")
+    assert accuracy > plain_accuracy - most
+
+
+MEMORY = """
+import re, sys, threading, time
+import torch, xlmr_ray
+from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, library
+library()
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+before, peak, over = anonymous(), 0, False
+def watch():
+    global peak
+    while not over:
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+watcher = threading.Thread(target=watch)
+watcher.start()
+config = BitsAndBytesConfig(**{sys.argv[2]: True})
+model = xlmr_ray.XLMRobertaModel.from_pretrained(sys.argv[1], quantization_config=config, device="cpu")
+over = True
+watcher.join()
+print(before, peak, anonymous(), model.get_memory_footprint(), max(p.nbytes for p in model.parameters()))
+"""
+
+
+@real
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for its own memory")
+@pytest.mark.parametrize("how", ["load_in_4bit", "load_in_8bit"])
+def test_memory_while_loading(how: str) -> None:
+    """At its most, what the model takes in the end, and less than the largest tensor beside."""
+    call = [sys.executable, "-c", MEMORY, os.environ["XLMR_RAY_E5"], how]
+    before, peak, after, footprint, largest = map(int, subprocess.check_output(call).split())
+    assert peak - before < footprint + largest
+    assert peak - after < 0.1 * footprint
