@@ -14,6 +14,8 @@ from xlmr_ray.model.cache import DynamicCache
 from xlmr_ray.model.checks import check_range, check_shape
 from xlmr_ray.model.embeddings import Embeddings, positions_from_embeds, positions_from_ids
 from xlmr_ray.model.encoder import Encoder, Source, Trace
+from xlmr_ray.model.generation import generate
+from xlmr_ray.model.generation_config import GenerationConfig
 from xlmr_ray.model.heads import ClassificationHead, LMHead, Pooler, classifier_dropout
 from xlmr_ray.model.layout import Padded
 from xlmr_ray.model.losses import classification_loss, lm_loss, question_answering_loss, token_loss
@@ -179,11 +181,13 @@ class XLMRobertaForCausalLM(PreTrainedModel):
     """The decoder with the language modelling head."""
 
     forward = called_with(*INPUTS, *SOURCE, "labels", *CACHE, "logits_to_keep")
+    generate = generate
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__(config)
         if not config.is_decoder:
             warnings.warn("XLMRobertaForCausalLM sees later tokens, too, unless is_decoder=True", stacklevel=2)
+        self.generation_config = GenerationConfig.of_model(config)
         self.roberta = XLMRobertaModel(config, add_pooling_layer=False)
         self.lm_head = LMHead(config)
         self.lm_head.apply(self.init_weights)
@@ -241,6 +245,15 @@ class XLMRobertaForMaskedLM(PreTrainedModel):
             return MaskedLMOutput(logits=self.lm_head(hidden))
         labels = matching(given.labels, hidden)
         return MaskedLMOutput(loss=lm_loss(hidden, labels, self.lm_head), logits=self.lm_head.later(hidden))
+
+    def generate(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **arguments: Any) -> Any:
+        """Texts as `XLMRobertaForCausalLM.generate` makes them, token by token after the prompt. As tokens read each
+        other both ways here, each is computed anew from all, unless `use_cache=True`.
+
+        The reference's document calls it, its class has none: the ids are those of a class with the reference's
+        `generate` and `use_cache=False`.
+        """
+        return generate(self, input_ids, attention_mask, **{"use_cache": False, **arguments})
 
 
 class XLMRobertaForSequenceClassification(PreTrainedModel):

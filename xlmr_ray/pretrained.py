@@ -20,6 +20,7 @@ from xlmr_ray.checkpoint.save import save_pretrained
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.attention import attention
+from xlmr_ray.model.generation_config import GenerationConfig
 
 # Arguments of the reference that ask for what is always done: tensor by tensor, safetensors first, no code of a model.
 ALREADY_SO = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors", "weights_only")
@@ -34,6 +35,8 @@ class Pretrained(nn.Module):
 
     config: XLMRobertaConfig
     load_report: LoadReport | None = None
+    # Of the class that has such a file beside its configuration.
+    generation_config: GenerationConfig | None = None
     base_model_prefix = "roberta"
 
     def __init__(self, config: XLMRobertaConfig) -> None:
@@ -127,6 +130,8 @@ class Pretrained(nn.Module):
             init=model.init_weights,
         )
         model.load_report = report
+        if model.generation_config is not None:
+            model.generation_config = GenerationConfig.from_pretrained(folder) or model.generation_config
         if isinstance(devices, Mapping):
             connect(model, devices)
         config.extra.pop("quantization_config", None)
@@ -142,6 +147,13 @@ class Pretrained(nn.Module):
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
         """Writes `config.json` and safetensors that transformers loads; quantized layers as they are."""
         save_pretrained(self, self.config_to_save(), Path(folder), max_shard_size=max_shard_size)
+        if self.generation_config is not None:
+            self.generation_config.save_pretrained(folder)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether there is a `generate`."""
+        return hasattr(cls, "generate")
 
     def config_to_save(self) -> XLMRobertaConfig:
         """The configuration, with the class and the dtype of the weights in it."""

@@ -14,7 +14,7 @@ from xlmr_ray import UserError, XLMRobertaConfig, XLMRobertaTokenizer
 from xlmr_ray.model.generation import generate
 from xlmr_ray.model.generation_config import GenerationConfig
 from xlmr_ray.model.generation_scores import completes
-from xlmr_ray.modeling import XLMRobertaForCausalLM, XLMRobertaForMaskedLM
+from xlmr_ray.modeling import XLMRobertaForCausalLM, XLMRobertaForMaskedLM, XLMRobertaForTokenClassification
 
 PAD, EOS = 1, 2
 
@@ -61,7 +61,7 @@ def assert_same(models, ids, mask, **settings):
         torch.manual_seed(3)
         expected = wanted.generate(ids, attention_mask=mask, **settings)
         torch.manual_seed(3)
-        torch.testing.assert_close(generate(got, ids, mask, **settings), expected, rtol=0, atol=0)
+        torch.testing.assert_close(got.generate(ids, mask, **settings), expected, rtol=0, atol=0)
     return expected
 
 
@@ -159,7 +159,9 @@ def test_a_model_that_is_no_decoder(prompts, use_cache):
 def test_a_masked_language_model(prompts):
     models = pair(Generating, XLMRobertaForMaskedLM, is_decoder=False)
     for settings in ({}, {"num_beams": 3}, {"do_sample": True}):
-        assert_same(models, *prompts, max_new_tokens=9, use_cache=False, **settings)
+        expected = assert_same(models, *prompts, max_new_tokens=9, use_cache=False, **settings)
+    torch.manual_seed(3)
+    assert models[1].generate(*prompts, max_new_tokens=9, do_sample=True).equal(expected)
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -347,6 +349,27 @@ def test_settings_of_a_checkpoint(decoder, prompts, tmp_path):
     )
     assert generate(decoder[1], ids, mask, generation_config=settings).equal(expected)
     assert GenerationConfig.from_pretrained(tmp_path / "nowhere") is None
+
+
+def test_a_model_brings_its_settings_along(decoder, prompts, tmp_path):
+    model = XLMRobertaForCausalLM(decoder[1].config)
+    model.load_state_dict(decoder[1].state_dict())
+    assert model.can_generate()
+    assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (EOS, PAD)
+    model.generation_config.num_beams = 2
+    model.generation_config.max_new_tokens = 6
+    model.generation_config.eos_token_id = [EOS, 5]
+    model.save_pretrained(tmp_path)
+    again = XLMRobertaForCausalLM.from_pretrained(tmp_path)
+    assert again.generation_config == model.generation_config
+    theirs = transformers.XLMRobertaForCausalLM.from_pretrained(tmp_path)
+    assert_same((theirs, again), *prompts)
+    assert_same((theirs, again), *prompts, num_beams=1)
+    again.generation_config.top_p = 2
+    with pytest.raises(UserError, match="top_p must be from 0 to 1"):
+        again.generate(*prompts)
+    assert XLMRobertaForMaskedLM.can_generate()
+    assert not XLMRobertaForTokenClassification.can_generate()
 
 
 def test_settings_that_would_be_ignored_are_refused(tmp_path):

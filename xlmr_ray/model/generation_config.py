@@ -29,7 +29,7 @@ ASIDE = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class GenerationConfig:
     """Settings of `generate`; the defaults are the reference's (transformers 5).
 
@@ -39,7 +39,8 @@ class GenerationConfig:
     `num_beams`, `length_penalty` (the exponent of the length that scores are divided by), `early_stopping` (True: as
     soon as there are `num_beams` answers; False: when better ones are unlikely; "never": when they are impossible),
     `num_return_sequences`. Either: `repetition_penalty`, `no_repeat_ngram_size`, `suppress_tokens`, `stop_strings`
-    (which want `generate`'s `tokenizer`). None switches a setting off.
+    (which want `generate`'s `tokenizer`). None switches a setting off. A model's own, `model.generation_config`, may be
+    set anew, field by field.
     """
 
     max_new_tokens: int | None = None
