@@ -27,8 +27,7 @@ def pad(
     as such, unless `tensors` ("pt" or "np") asks for a kind. Raises UserError when there is no `input_ids`.
     """
     if not isinstance(encoded, Mapping):
-        names = list(encoded[0]) if encoded else []
-        encoded = {name: [one[name] for one in encoded] for name in names}
+        encoded = _columns(encoded)
     if "input_ids" not in encoded:
         raise UserError(f"pad: expected input_ids, got {', '.join(encoded) or 'nothing'}")
     kind = tensors or _tensor_type(encoded["input_ids"])
@@ -58,6 +57,17 @@ def pad(
             ]
     data = {name: value[0] for name, value in inputs.items()} if single else inputs
     return BatchEncoding(data, tensor_type=kind)
+
+
+def _columns(rows: Any) -> dict[str, list[Any]]:
+    if not isinstance(rows, (list, tuple)) or any(not isinstance(row, Mapping) for row in rows):
+        got = f"a list of {type(rows[0]).__name__}" if isinstance(rows, (list, tuple)) else type(rows).__name__
+        raise UserError(f"pad: expected a dictionary or a list of dictionaries, got {got}")
+    names = list(rows[0]) if rows else []
+    for place, row in enumerate(rows):
+        if missing := [name for name in names if name not in row]:
+            raise UserError(f"pad: sequence {place} has no {missing[0]}, and the first has")
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def _tensor_type(value: Any) -> str | None:

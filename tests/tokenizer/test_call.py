@@ -6,8 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils import PaddingStrategy, TensorType
 
 from tests.tokenizer.cases import ALL, MANY, MIXED, TEXTS, same
+from xlmr_ray.errors import UserError
+from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
 
 @pytest.mark.parametrize(
@@ -85,3 +89,73 @@ def test_threads_with_different_settings_do_not_disturb_each_other(ours) -> None
     wanted = [8 + i % 40 for i in range(400)]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(length_of, wanted)) == [(length, length) for length in wanted]
+
+
+def test_pairs_in_a_list(ours, theirs) -> None:
+    long = "human rights for all " * 9
+    for items in ([("a", "b"), (long, "c")], [["a b", "c"], ["d", long]], [("a", "b"), "alone", ("c", "d")]):
+        same(ours, theirs, items, **ALL)
+        same(ours, theirs, items, truncation=True, max_length=14, padding=True, return_tensors="np")
+    words = [(["who", "is"], ["it"]), (["a"], ["b", "c"])]
+    same(ours, theirs, words, is_split_into_words=True, **ALL)
+    same(ours, theirs, ("a", "b c"), **ALL)
+    same(ours, theirs, ["a", "", "b"], ["", "c", ""], **ALL)
+
+
+def test_targets(ours, theirs) -> None:
+    long = "human rights for all " * 9
+    for arguments in (
+        {"text": "a b", "text_target": long},
+        {"text": ["a b", "c"], "text_target": ["d", long]},
+        {"text_target": ["d", long], "text_pair_target": ["e", "f"]},
+        {"text": ["a"], "text_pair": ["b"], "text_target": ["c"], "text_pair_target": ["d"]},
+    ):
+        for options in ({}, {"truncation": True, "max_length": 12, "max_target_length": 8}, {"padding": True}):
+            expected, actual = theirs(**arguments, **options), ours(**arguments, **options)
+            assert dict(actual) == dict(expected)
+    with pytest.raises(UserError, match="text=None"):
+        ours()
+
+
+def test_one_text_to_ids(ours, theirs) -> None:
+    long = "human rights for all " * 9
+    for options in (
+        {},
+        {"return_tensors": "pt"},
+        {"add_special_tokens": False},
+        {"max_length": 9},
+        {"truncation": True, "max_length": 9, "stride": 2, "return_overflowing_tokens": True},
+        {"padding": "max_length", "max_length": 90, "padding_side": "left"},
+        {"padding": True, "pad_to_multiple_of": 8},
+    ):
+        expected, actual = theirs.encode(long, "pair", **options), ours.encode(long, "pair", **options)
+        assert str(actual) == str(expected)
+    assert ours.encode("a", None, False, "max_length", True, 9) == theirs.encode(
+        "a", None, False, "max_length", True, 9
+    )
+    words = ["some", "words"]
+    assert ours.encode(words, is_split_into_words=True) == theirs.encode(words, is_split_into_words=True)
+    assert ours.tokenize(words, is_split_into_words=True) == theirs.tokenize(words, is_split_into_words=True)
+    assert ours.tokenize("a", "b", add_special_tokens=True) == theirs.tokenize("a", "b", add_special_tokens=True)
+
+
+def test_the_references_enumerations_do_as_well(ours) -> None:
+    chosen = ours(
+        ["a", "a b c d e"],
+        padding=PaddingStrategy.LONGEST,
+        truncation=TruncationStrategy.ONLY_FIRST,
+        max_length=5,
+        return_tensors=TensorType.NUMPY,
+    )
+    assert chosen.input_ids.shape == (2, 5)
+
+
+def test_what_is_too_long_is_said_once(small, caplog) -> None:
+    tokenizer = XLMRobertaTokenizer.from_pretrained(small, model_max_length=6)
+    for _ in range(2):
+        tokenizer("human rights for all of us")
+    tokenizer("human rights for all of us", truncation=True)
+    assert len(caplog.records) == 1
+    assert "the model takes 6: pass truncation=True" in caplog.text
+    tokenizer(["a"], padding=True, max_length=3)
+    assert "max_length=3 does nothing" in caplog.records[1].getMessage()
