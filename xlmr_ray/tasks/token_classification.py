@@ -293,10 +293,10 @@ def places_in_documents(encoded: pa.Table, document: NDArray[np.int64]) -> NDArr
     """The place `(T)` of each token in its document, as if that were one sequence."""
     length, own = lengths(encoded).astype(np.int64), encoded["own"].to_numpy().astype(np.int64)
     opens = changes(document)
-    special = length - own  # of the first window: 0
+    again = length - own  # special tokens and shared ones; none in a first window
     before = np.cumsum(own) - own
     of_document = np.maximum.accumulate(np.where(opens, before, 0))
-    base = np.where(opens, 0, before - of_document - special)
+    base = np.where(opens, 0, before - of_document - again)
     return np.repeat(base - row_splits(length)[:-1], length) + np.arange(length.sum())
 
 
@@ -311,13 +311,13 @@ def without_overlaps(
     """Of the entities `kept`, in the documents with `several` windows, the longest, else surest, of those that overlap;
     in the order of their documents, there also in that of their starts.
     """
-    chosen = [kept[~several[owner[kept]]]]
-    for document in np.unique(owner[kept[several[owner[kept]]]]):
-        mine = kept[owner[kept] == document]
-        mine = mine[np.argsort(start[mine], kind="stable")]
-        chosen.append(np.array(resolved(mine.tolist(), start, end, score), np.int64))
-    result = np.concatenate(chosen)
-    return result[np.argsort(owner[result], kind="stable")]
+    splits = np.append(np.flatnonzero(changes(owner[kept])), len(kept))
+    chosen = []
+    for mine in np.split(kept, splits[1:-1]):
+        if len(mine) and several[owner[mine[0]]]:
+            mine = np.array(resolved(mine[np.argsort(start[mine], kind="stable")].tolist(), start, end, score))
+        chosen.append(mine)
+    return np.concatenate(chosen)
 
 
 def resolved(
