@@ -1,15 +1,19 @@
 """`fill-mask` against transformers' own pipeline of that name."""
 
 import pickle
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.models import TOKENIZER, add_tokenizer, make_config
-from tests.tasks.texts import answers, languages
-from xlmr_ray import UserError, pipeline
+from tests.tasks.texts import answers, languages, tokenizer_of
+from xlmr_ray import UserError, XLMRobertaConfig, pipeline
+from xlmr_ray.tasks.fill_mask import FillMask
 from xlmr_ray.tasks.unfit import NO_MASK, UnfitRows
 
 ODD = [
@@ -148,6 +152,55 @@ def test_windows_of_long_texts(folder):
     cut = pipeline("fill-mask", folder, device="cpu", top_k=1).table(short)
     assert pipe.table(short).drop_columns("windows").equals(cut)
     assert pipe.table([]).num_rows == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["<mask>", " a", " a", " a"]), min_size=1, max_size=60), max_size=4),
+    st.integers(4, 20),
+    st.integers(0, 1),
+    st.sampled_from(["left", "right"]),
+)
+def test_every_mask_is_filled_once_and_where_most_text_is(texts, length, stride, side):
+    tokenizer = tokenizer_of(side)
+    mask = tokenizer.mask_token_id
+    texts = [["<mask>", *text] for text in texts]
+    task = FillMask(long="windows", max_length=length, stride=stride, config=XLMRobertaConfig(), folder=Path("nowhere"))
+    encoded = task.prepare(pa.table({"text": pa.array(["".join(text) for text in texts], pa.string())}), tokenizer)
+    assert encoded["document"].to_pylist() == sorted(encoded["document"].to_pylist())
+    rows = encoded.to_pylist()
+    for row in rows:
+        assert len(row["input_ids"]) == len(row["targets"]) <= length
+        assert all(token == mask for token, wanted in zip(row["input_ids"], row["targets"], strict=True) if wanted == 0)
+        assert 0 in row["targets"]
+    for number, text in enumerate(texts):
+        ids = tokenizer("".join(text), add_special_tokens=False)["input_ids"]
+        filled = sum(row["targets"].count(0) for row in rows if row["document"] == number)
+        assert filled == ids.count(mask)
+        room, step = length - 2, length - 2 - stride
+        starts = [s for s in range(0, len(ids), step) if s == 0 or s + stride < len(ids)]
+        spans = [(s, min(s + room, len(ids))) for s in starts]
+        if side == "left":
+            spans = [(len(ids) - end, len(ids) - start) for start, end in reversed(spans)]
+        around = []  # the least text beside each mask, the text's own ends apart, at its best
+        for place in (place for place, token in enumerate(ids) if token == mask):
+            sides = [
+                min(place - start if start else 999, end - 1 - place if end < len(ids) else 999)
+                for start, end in spans
+                if start <= place < end
+            ]
+            around.append(max(sides))
+        got = []
+        for row in (row for row in rows if row["document"] == number):
+            inner = row["input_ids"][1:-1]
+            # Where the same tokens stand twice, any of the places is right.
+            places = [(s, s + len(inner) < len(ids)) for s, end in spans if ids[s:end] == inner]
+            assert places
+            wanted = [at - 1 for at, target in enumerate(row["targets"]) if target == 0]
+            got += [
+                {min(at if s else 999, len(inner) - 1 - at if more else 999) for s, more in places} for at in wanted
+            ]
+        assert all(wanted in best for wanted, best in zip(around, got, strict=True))
 
 
 def test_results_do_not_depend_on_the_batch(folder):

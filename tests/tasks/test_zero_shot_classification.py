@@ -7,10 +7,13 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.models import TOKENIZER
-from tests.tasks.texts import answers, corpus, languages
-from xlmr_ray import UserError, pipeline
+from tests.tasks.texts import answers, corpus, languages, tokenizer_of
+from xlmr_ray import UserError, XLMRobertaConfig, pipeline
+from xlmr_ray.tasks.zero_shot_classification import ZeroShotClassification
 
 NLI = {"id2label": {0: "contradiction", 1: "neutral", 2: "entailment"}}
 FIRST = {"id2label": {0: "ENTAILMENT", 1: "neutral", 2: "contradiction"}}
@@ -167,6 +170,24 @@ def test_ids_are_those_of_pairs(nli, side):
     firsts = [text for text in texts for _ in LABELS]
     seconds = [f"This example is {label}." for _ in texts for label in LABELS]
     assert got == tokenizer(firsts, seconds, truncation="only_first", max_length=64)["input_ids"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.text(max_size=80), max_size=4),
+    st.lists(st.text(min_size=1, max_size=8).filter(str.strip), min_size=1, max_size=3),
+    st.integers(30, 60),
+)
+def test_ids_of_any_text_are_those_of_pairs(texts, labels, length):
+    tokenizer = tokenizer_of()
+    task = ZeroShotClassification(candidate_labels=labels, max_length=length, config=XLMRobertaConfig(num_labels=3))
+    firsts = [text for text in texts for _ in labels]
+    seconds = [f"This example is {label}." for _ in texts for label in labels]
+    wanted = tokenizer(firsts, seconds, truncation="only_first", max_length=length)["input_ids"] if texts else []
+    encoded = task.prepare(pa.table({"text": pa.array(texts, pa.string())}), tokenizer)
+    assert encoded["input_ids"].to_pylist() == wanted
+    whole = tokenizer(firsts, seconds)["input_ids"] if texts else []
+    assert encoded["truncated"].to_pylist() == [len(ids) > length for ids in whole]
 
 
 @pytest.mark.parametrize(

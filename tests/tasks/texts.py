@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import xlmr_ray
+from xlmr_ray import XLMRobertaTokenizer
 from xlmr_ray.tasks.encoded import targets_of
 
 UDHR = Path(xlmr_ray.__file__).parent / "assets" / "udhr"
@@ -19,6 +20,12 @@ ODD = [
     "人人生而自由,在尊严和权利上一律平等。",
     "many words " * 60,
 ]
+
+
+@cache
+def tokenizer_of(side: str = "right") -> XLMRobertaTokenizer:
+    """The embedded tokenizer, loaded once for all examples of a property."""
+    return XLMRobertaTokenizer.from_pretrained("embedded:mini", truncation_side=side)
 
 
 @cache
