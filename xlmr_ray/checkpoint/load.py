@@ -166,13 +166,12 @@ def load_tensors(
                 else:
                     sources[other], members[other] = names.on_disk[other.canonical], [other]
                     untied.append((other.name, first.name))
-    codes = {
-        slot: stats[slot.canonical.removesuffix(".weight")]
-        for slot in sources
-        if slot.attr == "weight" and any(slot.owner is layer for layer in layers.values()) and stats
-    }
+    owners = {id(layer) for layer in layers.values()}
+    to_quantize = {slot for slot in sources if slot.attr == "weight" and id(slot.owner) in owners}
+    # What the files hold beside each weight that is quantized there.
+    beside = {slot: stats[slot.canonical.removesuffix(".weight")] for slot in to_quantize} if stats else {}
     for slot in list(sources):
-        if slot in codes:
+        if slot in beside:
             continue
         got, wanted = tensors.stored[sources[slot]].shape, tuple(slot.parameter.shape)
         if got == wanted and tensors.stored[sources[slot]].dtype in FLOATS:
@@ -182,7 +181,7 @@ def load_tensors(
         del sources[slot]
         mismatched.append(members.pop(slot))
 
-    floats = [tensors.stored[name].dtype for slot, name in sources.items() if slot not in codes]
+    floats = [tensors.stored[name].dtype for slot, name in sources.items() if slot not in beside]
     on_disk = reduce(torch.promote_types, floats) if floats else None
     target = dtype or on_disk or torch.get_default_dtype()
     with torch.no_grad():
@@ -196,13 +195,13 @@ def load_tensors(
             _initialize(owner, init)
         for slot, name in sources.items():
             content, there = tensors.read(name), device_of(device, slot.name)
-            if slot in codes:
-                parts = {part: tensors.read(names.on_disk[full]) for part, full in codes[slot].items()}
+            if slot in beside:
+                parts = {part: tensors.read(names.on_disk[full]) for part, full in beside[slot].items()}
                 try:
                     slot.put(stored(slot.owner, content, parts, there))
                 except UserError as error:
                     raise UserError(f"{tensors.stored[name].file}: {name}: {error}") from None
-            elif slot.attr == "weight" and any(slot.owner is layer for layer in layers.values()):
+            elif slot in to_quantize:
                 slot.put(quantized(slot.owner, content.to(target), there))
             else:
                 # A copy, not the mapped file: aligned, alive when the file is gone, in its dtype and on its device.
@@ -212,7 +211,7 @@ def load_tensors(
         raise RuntimeError(f"still on the meta device after loading, no file fills them: {', '.join(left)}")
 
     taken = {name for slot in sources for name in _names_taken(members[slot], sources[slot], names)}
-    taken |= {names.on_disk[full] for parts in codes.values() for full in parts.values()}
+    taken |= {names.on_disk[full] for parts in beside.values() for full in parts.values()}
     taken |= {names.on_disk[s.canonical] for group in mismatched for s in group if s.canonical in names.on_disk}
     report = LoadReport(
         folder=folder,
@@ -228,7 +227,7 @@ def load_tensors(
         tied=tuple((s.name, group[0].name) for group in _groups(module) for s in group[1:]),
         untied=tuple(untied),
         quantized=tuple(layers),
-        quantization=(said or described(module)) if stats and layers else quantization if layers else None,
+        quantization=None if not layers else quantization if not stats else said or described(module),
     )
     _warn(report, any(is_encoder(slot.canonical) for slot in sources))
     return report

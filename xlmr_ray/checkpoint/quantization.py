@@ -197,11 +197,6 @@ def stored(layer: Any, weight: Tensor, parts: Mapping[str, Tensor], device: torc
     return _parameter(parameter)
 
 
-def is_quantized(module: nn.Module) -> bool:
-    """Whether any layer of it is quantized. Asks nothing of the library, which may not be there."""
-    return any(type(layer).__name__ in ("Linear4bit", "Linear8bitLt") for layer in module.modules())
-
-
 def described(module: nn.Module) -> BitsAndBytesConfig:
     """How the layers are quantized that are, where no configuration came with them."""
     for layer in module.modules():
