@@ -235,6 +235,20 @@ def test_the_embeddings_at_both_ends_are_the_references():
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_what_sees_nothing_is_a_number(implementation):
+    model = modeling.XLMRobertaModel(config(attn_implementation=implementation)).eval()
+    smallest = torch.zeros(2, 1, 4, 4)
+    smallest[0, :, 1:] = -torch.inf
+    seen = smallest == 0
+    for dtype in (torch.float32, torch.float16):
+        for mask in (smallest, seen, seen[:, 0, 1]):
+            hidden = model.to(dtype)(IDS, mask).last_hidden_state
+            assert hidden.isfinite().all()
+            hidden.float().sum().backward()
+            assert all(p.grad.isfinite().all() for p in model.encoder.parameters())
+
+
 def test_a_call_compiles_to_one_graph():
     model = modeling.XLMRobertaForTokenClassification(config()).eval()
     compiled = torch.compile(model, backend="eager", fullgraph=True)

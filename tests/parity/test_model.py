@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import xlmr_ray
 import xlmr_ray.modeling
@@ -61,40 +59,6 @@ def test_saved_by_transformers_loaded_here_and_back(name, values, tmp_path):
     for (key, wanted_tensor), got_tensor in zip(theirs.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(wanted_tensor, got_tensor), key
     assert again.config.num_labels == theirs.config.num_labels
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    heads=st.integers(1, 6),
-    head_dim=st.integers(1, 17),
-    layers=st.integers(1, 3),
-    intermediate=st.integers(1, 70),
-    types=st.integers(1, 16),
-    pad=st.integers(0, 3),
-    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4),
-    seed=st.integers(0, 1000),
-)
-def test_random_configurations(heads, head_dim, layers, intermediate, types, pad, lengths, seed):
-    theirs = reference(
-        "XLMRobertaModel",
-        seed,
-        vocab_size=60,
-        hidden_size=heads * head_dim,
-        num_attention_heads=heads,
-        num_hidden_layers=layers,
-        intermediate_size=intermediate,
-        type_vocab_size=types,
-        pad_token_id=pad,
-    )
-    ours = ours_of(theirs)
-    batch = inputs(theirs.config, lengths, seed)
-    with torch.no_grad():
-        wanted = theirs(**batch, output_hidden_states=True, output_attentions=False)
-        got = ours(**batch, output_hidden_states=True)
-    real = batch["attention_mask"].bool()
-    for a, b in zip(got.hidden_states, wanted.hidden_states, strict=True):
-        close(a[real], b[real])
-    close(got.pooler_output, wanted.pooler_output)
 
 
 @pytest.mark.parametrize("name", CLASSES)
