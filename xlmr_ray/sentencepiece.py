@@ -55,7 +55,7 @@ def read_vocabulary_text(path: Path) -> Vocabulary:
     pieces: Vocabulary = []
     try:
         # Only line feeds end a line: pieces may hold any other character that splitlines would take for an end.
-        lines = path.read_text(encoding="utf-8", newline="\n").removesuffix("\n").split("\n")
+        lines = path.read_bytes().decode().removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
     for number, line in enumerate(lines, 1):

@@ -96,3 +96,54 @@ def test_from_a_vocabulary(small, add_prefix_space) -> None:
         XLMRobertaTokenizer(vocabulary, tokenizer_file=small / "tokenizer.json")
     file = XLMRobertaTokenizer(tokenizer_file=small / "tokenizer.json")
     assert file(TEXTS).data == XLMRobertaTokenizer.from_pretrained(small)(TEXTS).data
+
+
+def test_mappings_of_scores(small) -> None:
+    spec = json.loads((small / "tokenizer.json").read_text())
+    scores = dict(spec["model"]["vocab"])
+    ours = XLMRobertaTokenizer(scores)
+    assert ours.get_vocab() == {piece: place for place, piece in enumerate(scores)}
+    same(ours, Reference(list(scores.items())), TEXTS)
+    with pytest.raises(
+        UserError, match="mapping of pieces to ids, which a Unigram vocabulary cannot do without scores"
+    ):
+        XLMRobertaTokenizer(ours.get_vocab())
+
+
+def test_the_text_beside_a_sentencepiece_model(small, tmp_path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece", reason="the sentencepiece package is not installed")
+    (model,) = XLMRobertaTokenizer.from_pretrained(small).save_vocabulary(tmp_path)
+    processor = sentencepiece.SentencePieceProcessor(model_file=model)
+    pieces = [(processor.id_to_piece(place), processor.get_score(place)) for place in range(processor.get_piece_size())]
+    text = tmp_path / "sentencepiece.bpe.vocab"
+    text.write_text("".join(f"{piece}\t{score!r}\n" for piece, score in pieces), encoding="utf-8", newline="\n")
+    known, ours = XLMRobertaTokenizer(model), XLMRobertaTokenizer(vocab_file=text)
+    assert ours.get_vocab() == known.get_vocab()
+    same(ours, Reference(fairseq_vocabulary(pieces)), TEXTS)
+    # XLM-R's own order is kept as it is.
+    text.write_text("<s>\t0\n<pad>\t0\n</s>\t0\n<unk>\t0\n▁a\u2028b\t-1.5\n<mask>\t0", encoding="utf-8")
+    assert XLMRobertaTokenizer(text).convert_tokens_to_ids(["<pad>", "▁a\u2028b", "<mask>"]) == [1, 4, 5]
+    for content, said in (("<s>\t0\n<pad>\n", "line 2: expected a piece, a tab"), ("<s>\tx\n", "line 1: expected")):
+        text.write_text(content)
+        with pytest.raises(UserError, match=said):
+            XLMRobertaTokenizer(text)
+    text.write_bytes(b"a\xff\t0\n")
+    with pytest.raises(UserError, match="not UTF-8 at byte 1"):
+        XLMRobertaTokenizer(text)
+
+
+def test_a_vocabulary_in_another_order_is_not_written(tmp_path) -> None:
+    pieces = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "▁a")]
+    ours = XLMRobertaTokenizer(pieces)
+    with pytest.raises(
+        UserError, match=r"sentencepiece.bpe.model holds only XLM-R's order .*save_pretrained saves any"
+    ):
+        ours.save_vocabulary(tmp_path)
+    ours.save_pretrained(tmp_path)
+    assert XLMRobertaTokenizer.from_pretrained(tmp_path).get_vocab() == ours.get_vocab()
+
+
+@pytest.mark.parametrize("vocab", [["abc"], [("a",)], [("a", "b")], [(5, 1.0)] * 5, [], [("a", 0.0)], 5], ids=str)
+def test_what_is_no_vocabulary_is_refused(vocab) -> None:
+    with pytest.raises(UserError, match=r"^vocab: "):
+        XLMRobertaTokenizer(vocab)
