@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from xlmr_ray.config import XLMRobertaConfig
     from xlmr_ray.engine.pipeline import pipeline
     from xlmr_ray.errors import JobFailed, UserError
+    from xlmr_ray.model.cache import DynamicCache
     from xlmr_ray.modeling import (
         XLMRobertaForCausalLM,
         XLMRobertaForMaskedLM,
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 # Looked up on first use: importing torch takes seconds, and neither the writers of a job nor `xlmr-ray --help` need it.
 WHERE = {
     "BitsAndBytesConfig": "checkpoint.quantization",
+    "DynamicCache": "model.cache",
     "JobFailed": "errors",
     "UserError": "errors",
     "XLMRobertaConfig": "config",
@@ -40,6 +42,7 @@ WHERE = {
 }
 __all__ = [
     "BitsAndBytesConfig",
+    "DynamicCache",
     "JobFailed",
     "UserError",
     "XLMRobertaConfig",
