@@ -46,10 +46,13 @@ def dense_eager(
     if causal and q.shape[-2] > 1:
         mask = with_causality(mask, q, k)
     if mask is not None and mask.dtype is torch.bool:
-        # The smallest number rather than -inf: a row with nothing to look at stays finite, as in the reference.
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    elif mask is not None:
-        scores = scores + mask
+        # Added in fp32, and the smallest number rather than -inf: a row with nothing to look at is the mean of all
+        # and has the reference's gradients, too.
+        mask = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_fill(
+            ~mask, torch.finfo(torch.float32).min
+        )
+    if mask is not None:
+        scores = scores.float() + mask
     probs = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
     probs = F.dropout(probs, dropout)
     return probs @ v, probs
