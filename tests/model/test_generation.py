@@ -6,7 +6,8 @@ import warnings
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.models import TOKENIZER
@@ -54,14 +55,14 @@ def prompts():
     return ids, mask
 
 
-def assert_same(models, ids, mask, **settings):
+def assert_same(models, ids, mask, **chosen):
     wanted, got = models
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(3)
-        expected = wanted.generate(ids, attention_mask=mask, **settings)
+        expected = wanted.generate(ids, attention_mask=mask, **chosen)
         torch.manual_seed(3)
-        torch.testing.assert_close(got.generate(ids, mask, **settings), expected, rtol=0, atol=0)
+        torch.testing.assert_close(got.generate(ids, mask, **chosen), expected, rtol=0, atol=0)
     return expected
 
 
@@ -140,6 +141,34 @@ def test_prompts_of_every_kind(decoder, prompts, settings):
     assert_same(decoder, ids, None, **settings)  # the padding's id tells the mask
     assert_same(decoder, None, None, **settings)  # the token of the beginning
     assert_same(decoder, ids, mask, position_ids=mask.cumsum(-1) + PAD, **settings)  # those of `forward`
+
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "do_sample": st.booleans(),
+        "max_new_tokens": st.integers(1, 12),
+        "num_beams": st.integers(1, 4),
+        "eos_token_id": st.sampled_from([EOS, [EOS, 7], [3, 4, 5, EOS]]),
+    },
+    optional={
+        "temperature": st.sampled_from([0.3, 1.0, 1.7]),
+        "top_k": st.integers(0, 45),
+        "top_p": st.floats(0.05, 1.0),
+        "min_p": st.floats(0.0, 0.5),
+        "repetition_penalty": st.sampled_from([0.8, 1.0, 1.2]),
+        "no_repeat_ngram_size": st.integers(0, 3),
+        "min_new_tokens": st.integers(0, 5),
+        "suppress_tokens": st.lists(st.integers(3, 39), min_size=1, max_size=3, unique=True),
+        "length_penalty": st.sampled_from([-1.0, 0.0, 0.6, 1.0]),
+        "early_stopping": st.sampled_from([True, False, "never"]),
+    },
+)
+
+
+@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SETTINGS, st.lists(st.integers(0, 4), min_size=1, max_size=4))
+def test_any_settings_give_the_references_ids(decoder, prompts, chosen, rows):
+    assert_same(decoder, prompts[0][rows], prompts[1][rows], **chosen)
 
 
 def test_texts_end_before_their_length_in_these_tests(decoder, prompts):
@@ -308,7 +337,7 @@ def test_own_criteria_processors_and_streamers(decoder, prompts):
         ({"num_return_sequences": 2}, "do_sample=True or num_beams"),
         ({"num_beams": 2, "num_return_sequences": 3}, "more than the 2 beams"),
         ({"early_stopping": "soon"}, "early_stopping"),
-        ({"stop_strings": "x"}, "tokenizer="),
+        ({"stop_strings": "x", "max_new_tokens": 5}, "tokenizer="),
         ({"attention_mask": torch.ones(5, 6)}, "attention_mask of the shape of input_ids"),
         ({"position_ids": torch.ones(5, 6)}, "6 position_ids for 7 input_ids"),
         ({"num_beams": 2, "streamer": object()}, "no tokens to stream"),
