@@ -109,6 +109,8 @@ def test_what_is_refused(folder: Path, options: dict[str, Any], message: str) ->
 def test_with_and_without_a_pooler(folder: Path) -> None:
     assert xlmr_ray.XLMRobertaModel.from_pretrained(folder, add_pooling_layer=False).pooler is None
     assert xlmr_ray.XLMRobertaModel.from_pretrained(folder).pooler is not None
+    with pytest.raises(UserError, match="XLMRobertaForMaskedLM has no add_pooling_layer; XLMRobertaModel has"):
+        xlmr_ray.XLMRobertaForMaskedLM.from_pretrained(folder, add_pooling_layer=False)
 
 
 def test_misspelt_arguments_have_their_names_to_be_near_to() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -111,8 +112,11 @@ class Pretrained(nn.Module):
         config = copy.deepcopy(config)
         if attn_implementation is not None:
             config.attn_implementation = attn_implementation
+        own = {} if add_pooling_layer is None else {"add_pooling_layer": add_pooling_layer}
+        if not own.keys() <= inspect.signature(cls).parameters.keys():
+            raise UserError(f"from_pretrained: {cls.__name__} has no add_pooling_layer; XLMRobertaModel has")
         with torch.device("meta"):
-            model = cls(config) if add_pooling_layer is None else cls(config, add_pooling_layer=add_pooling_layer)  # type: ignore[call-arg]
+            model = cls(config, **own)
         quantized_on_disk = bool(config.extra.get("quantization_config"))
         devices = placement(model, device, device_map, wanted, quantization, quantized_on_disk)
         if quantization is not None and quantization.llm_int8_enable_fp32_cpu_offload and isinstance(devices, Mapping):
