@@ -57,3 +57,25 @@ def test_a_model_in_memory_is_used_and_not_changed(checkpoint):
         pipeline("text-classification", model)
     with pytest.raises(UserError, match="a XLMRobertaForSequenceClassification, without 'lm_head'"):
         pipeline("fill-mask", model, tokenizer=tokenizer)
+
+
+def test_labels_second_and_documents_of_a_query():
+    zero = pipeline("zero-shot-classification", "embedded:mini/heads/entailment", device="cpu")
+    labels = ["human rights", "права человека"]
+    got = zero("No one shall be held in slavery.", labels, hypothesis_template="{}")
+    assert got["sequence"] == "No one shall be held in slavery."
+    assert got["labels"] == labels
+    with pytest.raises(UserError, match="one argument is wanted, got 3"):
+        zero("a", labels, "b")
+    score = pipeline("rerank", "embedded:mini/heads/relevance", device="cpu")
+    documents = ["свобода и равенство людей", "the slave trade shall be prohibited in all its forms"]
+    ranked = score({"query": "No one shall be held in slavery.", "documents": documents}, top_n=1)
+    assert [one["index"] for one in ranked] == [1]
+
+
+def test_one_mask_in_a_list_of_one_text_is_not_a_list():
+    fill = pipeline("fill-mask", "embedded:mini/heads/masked", device="cpu", top_k=2)
+    one = fill("All human <mask> are born free.")
+    assert [set(f) for f in one] == [{"score", "token", "token_str", "sequence"}] * 2
+    assert fill(["All human <mask> are born free."]) == one
+    assert fill(["All human <mask> are born free."] * 2) == [one, one]

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from xlmr_ray.batch.columns import Columns
 from xlmr_ray.batch.commit import Damaged, create_plan, lines_of, plan_key, run_id
 from xlmr_ray.batch.job import Job
@@ -53,7 +55,7 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
             options.setdefault("pairs", True)
         prefix = f"{section.name or section.task}_".replace("-", "_") if len(job.tasks) > 1 else ""
         folder = resolve(model)
-        tokenizer = XLMRobertaTokenizer.from_pretrained(folder).fingerprint
+        tokenizer = XLMRobertaTokenizer.from_pretrained(folder)
         recipe = TaskRecipe(
             task=section.task,
             prefix=prefix,
@@ -61,10 +63,12 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
             weights=weights_digest(folder),
             encoder=encoder_identity(folder),
             stamp=files_stamp(folder),
-            tokenizer=tokenizer,
+            tokenizer=tokenizer.fingerprint,
             options=options,
         )
-        bound(recipe)
+        task = bound(recipe)
+        # What does not fit the tokenizer is said now, and not by the first shard.
+        task.prepare(pa.table({role: pa.array([], pa.string()) for role in task.roles}), tokenizer)
         recipes.append(recipe)
     return tuple(recipes)
 

@@ -181,10 +181,10 @@ class Generator:
             ids,
             torch.ones_like(ids),
             position_ids=torch.arange(self.task.start, self.task.start + length, device=device)[None],
-            generation_config=settings,
             logits_processor=[numbers],
             tokenizer=self.tokenizer,
             generator=generators if settings.do_sample else None,
+            **vars(settings),  # all of them, so that nothing of the model's own is in force
         )[:, length:].view(len(prompts), each, -1)
         out: list[list[list[int]] | None] = [
             None if wrong else [self.ended(prompt.tolist(), one) for one in several]

@@ -20,12 +20,15 @@ from xlmr_ray.modeling import XLMRobertaForCausalLM
 from xlmr_ray.pretrained import Pretrained
 from xlmr_ray.tasks.encoded import documents, targets_of
 from xlmr_ray.tasks.registry import Bound, canonical_task, task_class
+from xlmr_ray.tasks.rerank import rerank
 from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
 Text = str | Mapping[str, Any]
 # Where one text comes in, one answer goes out; of this one the reference makes a list all the same.
 ALWAYS_LISTS = ("text-classification",)
+# And of this one, it takes the one answer out of a list of one text.
+NEVER_LISTS_OF_ONE = ("fill-mask",)
 
 
 class Pipeline:
@@ -44,21 +47,36 @@ class Pipeline:
         self.name, self.folder, self.config, self.options = name, folder, config, options
         self.task, self.engine, self.tokenizer = task, engine, tokenizer
 
-    def __call__(self, inputs: Text | Sequence[Text] | None = None, **more: Any) -> Any:
+    def __call__(self, inputs: Text | Sequence[Text] | None = None, *labels: Any, **more: Any) -> Any:
         """The answer to one text, or a list of answers to several, in their order.
 
         A text is a string, or a mapping of the task's roles to strings (`{"question": …, "context": …}`), which may
         also be given by keyword, each a string or a list. Other keywords are options of the task, for this call.
+        As in the reference, zero-shot classification also takes its `candidate_labels` second; and reranking takes
+        `{"query": …, "documents": [...]}`, with what else `rerank` of `tasks/rerank.py` has.
         """
+        if labels and self.name == "zero-shot-classification" and len(labels) == 1:
+            more = {"candidate_labels": labels[0], **more}
+        elif labels:
+            raise UserError(f"{self.name}: one argument is wanted, got {1 + len(labels)}; options go by keyword")
+        if self.name == "rerank" and isinstance(inputs, Mapping) and "query" in inputs:
+            return rerank(self, **inputs, **more)
         texts, single, options = self.taken(inputs, more)
-        answers = self.bound(options).answers(self.table(texts, **options))
+        task = self.bound(options)
+        given = columns(texts, task.roles)
+        answers = task.answers(self.scored(task, given), given)
+        single = single or (len(texts) == 1 and self.name in NEVER_LISTS_OF_ONE)
         return answers[0] if single and self.name not in ALWAYS_LISTS else answers
 
     def table(self, inputs: Text | Sequence[Text], **options: Any) -> pa.Table:
         """The answers as the output table of a batch job has them."""
         task = self.bound(options)
         texts = [inputs] if isinstance(inputs, str | Mapping) else list(inputs)
-        encoded = task.prepare(columns(texts, task.roles), self.tokenizer)
+        return self.scored(task, columns(texts, task.roles))
+
+    def scored(self, task: Bound, given: pa.Table) -> pa.Table:
+        """The output table of the task for columns of texts."""
+        encoded = task.prepare(given, self.tokenizer)
         if isinstance(self.engine, Generator):
             assert isinstance(task, TextGeneration)
             self.engine.task = task

@@ -153,7 +153,7 @@ class Embedding:
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), self.width)
         return pa.table([vectors, *length_columns(self.long, encoded)], schema=self.schema)
 
-    def answers(self, table: pa.Table) -> list[Any]:
+    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         vectors = table["embedding"].combine_chunks()
         return list(vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.width))
 

@@ -104,7 +104,7 @@ class FeatureExtraction:
             features = [pa.ListArray.from_arrays(splits, features[0]), encoded["input_ids"]]
         return pa.table([*features, pa.array(counts), encoded["truncated"]], schema=self.schema)
 
-    def answers(self, table: pa.Table) -> list[Any]:
+    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         """`[[vector, ...]]` of each text's tokens, the reference's shape `[1, tokens, width]`; a pooled vector is
         `[width]`.
         """

@@ -117,6 +117,6 @@ class Perplexity:
             columns.append(pa.array(np.diff(splits).astype(np.int32)))
         return pa.table(columns, schema=self.schema)
 
-    def answers(self, table: pa.Table) -> list[Any]:
+    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         """`{"perplexity": …, "log_likelihood": …, "tokens": …}` of each text; the reference has no such pipeline."""
         return answers(table)

@@ -135,7 +135,7 @@ class PseudoPerplexity:
             columns.append(encoded["windows"].take(firsts))
         return pa.table(columns, schema=self.schema)
 
-    def answers(self, table: pa.Table) -> list[Any]:
+    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         """`{"perplexity": …, "log_likelihood": …, "tokens": …}` of each text; the reference has no such pipeline."""
         return answers(table)
 

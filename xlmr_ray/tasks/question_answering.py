@@ -77,6 +77,11 @@ class QuestionAnswering:
                 raise UserError(f"task {NAME}: {name} must be a whole number from 1 on, got None")
         for name in ("top_k", "max_answer_len", "max_seq_len", "max_question_len"):
             at_least_one(NAME, name, getattr(self, name))
+        if self.max_seq_len is not None and self.max_seq_len > self.config.max_length:
+            raise UserError(
+                f"task {NAME}: max_seq_len {self.max_seq_len} is more than the {self.config.max_length} tokens that the "
+                "model has positions for"
+            )
         for name in ("align_to_words", "handle_impossible_answer"):
             one_of(NAME, name, getattr(self, name), (True, False))
 
@@ -224,7 +229,7 @@ class QuestionAnswering:
             ]
             yield spans, float(null[opens:closes].min()) if self.handle_impossible_answer else None
 
-    def answers(self, table: pa.Table) -> list[Any]:
+    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         """A mapping an answer; a list of several."""
         if self.top_k == 1:
             return list(table.select(["score", "start", "end", "answer"]).to_pylist())

@@ -61,8 +61,10 @@ class Task(Protocol):
         document.
         """
 
-    def answers(self, table: pa.Table) -> list[Any]:
-        """The output table as the reference's pipeline of this name returns it, one item a document."""
+    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
+        """The output table as the reference's pipeline of this name returns it, one item a document. Where that
+        repeats the text, it is taken from the `columns` that `prepare` read, and left out without them.
+        """
 
 
 class TaskClass(Protocol):

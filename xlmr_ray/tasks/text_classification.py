@@ -120,7 +120,7 @@ class TextClassification:
         result: NDArray[np.float64] = exponents / exponents.sum(axis=1, keepdims=True)
         return result
 
-    def answers(self, table: pa.Table) -> list[Any]:
+    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         if self.top_k == 1:
             return list(table.select(["label", "score"]).to_pylist())
         return list(table["labels"].to_pylist())

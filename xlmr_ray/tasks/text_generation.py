@@ -180,7 +180,7 @@ class TextGeneration:
         columns = [pa.array([row[part.name] for row in first], part.type) for part in TEXT]
         return pa.table([*columns, encoded["truncated"]], schema=self.schema)
 
-    def answers(self, table: pa.Table) -> list[Any]:
+    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         """A list of `{"generated_text"}` a document."""
         if self.settings.num_return_sequences > 1:
             several = table["texts"].to_pylist()

@@ -220,7 +220,7 @@ class TokenClassification:
         surest = np.minimum.reduceat(np.where(is_best, np.arange(len(best)), len(best)), first)
         return scores[surest]
 
-    def answers(self, table: pa.Table) -> list[Any]:
+    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         name = "entity" if self.aggregation_strategy == "none" else "entity_group"
         others = ["score", *(["index"] if name == "entity" else []), "word", "start", "end"]
         return [
