@@ -208,6 +208,16 @@ def test_cross_attention(prompts, num_beams):
         assert text.equal(expected)
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_token_types_go_on_as_the_last(prompts, num_beams):
+    ids, mask = prompts
+    types = torch.randint(0, 3, ids.shape)
+    models = pair(type_vocab_size=3)
+    assert_same(models, ids, mask, token_type_ids=types, max_new_tokens=9, num_beams=num_beams)
+    with pytest.raises(UserError, match="6 token_type_ids for 7 input_ids"):
+        models[1].generate(ids, mask, token_type_ids=types[:, 1:], max_new_tokens=9)
+
+
 def test_scores_and_the_cache(decoder, prompts):
     ids, mask = prompts
     settings = {"max_new_tokens": 9, "return_dict_in_generate": True, "output_scores": True, "eos_token_id": None}
@@ -372,11 +382,11 @@ def test_settings_of_a_checkpoint(decoder, prompts, tmp_path):
     assert (again.num_beams, again.max_new_tokens, again.eos_token_id, again.length_penalty) == (3, 5, [2, 4], 0.5)
     assert GenerationConfig.from_pretrained(tmp_path / "again") == ours
     ids, mask = prompts
-    settings = ours.having({"pad_token_id": PAD})
-    expected = decoder[0].generate(
-        ids, attention_mask=mask, num_beams=3, max_new_tokens=5, eos_token_id=[2, 4], length_penalty=0.5
-    )
-    assert generate(decoder[1], ids, mask, generation_config=settings).equal(expected)
+    expected = decoder[0].generate(ids, attention_mask=mask, generation_config=theirs)
+    assert generate(decoder[1], ids, mask, generation_config=ours).equal(expected)
+    assert generate(decoder[1], ids, mask, generation_config=theirs).equal(expected)
+    with pytest.raises(UserError, match="a GenerationConfig is wanted, got dict"):
+        generate(decoder[1], ids, mask, generation_config={"num_beams": 3})
     assert GenerationConfig.from_pretrained(tmp_path / "nowhere") is None
 
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ def generate(
     attention_mask: Tensor | None = None,
     *,
     position_ids: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
     encoder_hidden_states: Tensor | None = None,
     encoder_attention_mask: Tensor | None = None,
     past_key_values: DynamicCache | None = None,
@@ -60,10 +61,10 @@ def generate(
     """The prompts `input_ids (B, S)` (None: the id of the beginning) and what follows them: `(B * num_return_sequences,
     S + new)`, padded on the right; with `return_dict_in_generate` in an output class.
 
-    `settings` are those of GenerationConfig. They go before `generation_config`, which is the model's own if not given,
-    or what its configuration says. Prompts of several lengths are padded on the left, which `attention_mask (B, S)`
-    tells, or the padding's id. `generator`: where random numbers come from, or one a row; None is torch's own, with
-    whose seed the ids are the reference's.
+    `settings` are those of GenerationConfig. They go before what a `generation_config` sets, and that before the
+    model's own (`model.generation_config`, from its folder or its configuration). Prompts of several lengths are padded
+    on the left, which `attention_mask (B, S)` tells, or the padding's id. `generator`: where random numbers come from,
+    or one a row; None is torch's own, with whose seed the ids are the reference's.
 
     Tokens are numbered from 0, and not from `pad_token_id + 1` as `forward` does: so does the reference's `generate`.
     A model is at its best with the positions of its training; `position_ids (B, S)` are counted on from where they end.
@@ -75,8 +76,7 @@ def generate(
     Raises UserError for settings that contradict each other, and, before it computes, for more tokens than the model
     has positions for.
     """
-    own = generation_config if generation_config is not None else getattr(model, "generation_config", None)
-    chosen = (own if isinstance(own, GenerationConfig) else GenerationConfig.of_model(model.config)).having(settings)
+    chosen = in_force(generation_config, model).having(settings)
     if input_ids is None:
         if chosen.bos_token_id is None:
             raise UserError("generate: give input_ids, or a bos_token_id to begin with")
@@ -89,8 +89,9 @@ def generate(
     mask = whole_mask(input_ids, attention_mask, chosen)
     if position_ids is None:
         position_ids = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-    elif position_ids.shape[-1] != input_ids.shape[1]:
-        raise UserError(f"generate: {position_ids.shape[-1]} position_ids for {input_ids.shape[1]} input_ids")
+    for name, given in (("position_ids", position_ids), ("token_type_ids", token_type_ids)):
+        if given is not None and given.shape[-1] != input_ids.shape[1]:
+            raise UserError(f"generate: {given.shape[-1]} {name} for {input_ids.shape[1]} input_ids")
     position_ids = position_ids.expand(len(input_ids), -1)
     prompt = input_ids.shape[1]
     max_length = greatest_length(prompt, position_ids, chosen, model.config)
@@ -105,6 +106,7 @@ def generate(
         model,
         hidden,
         position_ids.repeat_interleave(times, 0),
+        None if token_type_ids is None else token_type_ids.repeat_interleave(times, 0),
         None if encoder_hidden_states is None else encoder_hidden_states.repeat_interleave(times, 0),
         None if encoder_attention_mask is None else encoder_attention_mask.repeat_interleave(times, 0),
         cache,
@@ -120,6 +122,21 @@ def generate(
         sequences, scores = sample(steps, ids, chosen, process, stop, draw, streamer)
         output = GenerateDecoderOnlyOutput(sequences, scores, steps.cache)
     return output if chosen.return_dict_in_generate else sequences
+
+
+def in_force(given: Any, model: LanguageModel) -> GenerationConfig:
+    """The model's own settings with those in place that are set in a configuration of ours, or of transformers'."""
+    own = getattr(model, "generation_config", None)
+    if not isinstance(own, GenerationConfig):
+        own = GenerationConfig.of_model(model.config)
+    if given is None:
+        return own
+    if not isinstance(given, GenerationConfig):
+        if not callable(getattr(given, "to_dict", None)):
+            raise UserError(f"generate: generation_config: a GenerationConfig is wanted, got {type(given).__name__}")
+        given = GenerationConfig.from_dict(given.to_dict())
+    plain = asdict(GenerationConfig())
+    return own.having({name: value for name, value in asdict(given).items() if value != plain[name]})
 
 
 def whole_mask(input_ids: Tensor, attention_mask: Tensor | None, settings: GenerationConfig) -> Tensor:

@@ -29,13 +29,14 @@ class LanguageModel(Protocol):
 class Steps:
     """Scores of the next token, and what grows with the text: cache, mask and positions.
 
-    `attention_mask` (None: nothing is hidden) and `position_ids` are `(B, S)` of the prompt; the cross-attention reads
-    `encoder_hidden_states (B, E, hidden)`.
+    `attention_mask` (None: nothing is hidden), `position_ids` and `token_type_ids` are `(B, S)` of the prompt; the
+    cross-attention reads `encoder_hidden_states (B, E, hidden)`.
     """
 
     model: LanguageModel
     attention_mask: Tensor | None
     position_ids: Tensor
+    token_type_ids: Tensor | None
     encoder_hidden_states: Tensor | None
     encoder_attention_mask: Tensor | None
     cache: DynamicCache | None
@@ -49,6 +50,7 @@ class Steps:
             ids[:, known:].to(device),
             attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
             position_ids=self.position_ids[:, known:].to(device),
+            token_type_ids=None if self.token_type_ids is None else self.token_type_ids[:, known:].to(device),
             encoder_hidden_states=self.encoder_hidden_states,
             encoder_attention_mask=self.encoder_attention_mask,
             past_key_values=self.cache,
@@ -61,7 +63,7 @@ class Steps:
         return logits.to(device=ids.device, dtype=torch.float32)
 
     def grow(self, length: int) -> None:
-        """Mask and positions for a text of that length: new tokens are seen, and counted on."""
+        """What goes with the tokens, for a text of that length: new ones are seen, counted on, of the last's type."""
         new = length - self.position_ids.shape[1]
         if not new:
             return
@@ -70,6 +72,8 @@ class Steps:
         self.position_ids = torch.cat([self.position_ids, last + count], 1)
         if self.attention_mask is not None:
             self.attention_mask = torch.cat([self.attention_mask, self.attention_mask.new_ones(len(last), new)], 1)
+        if self.token_type_ids is not None:
+            self.token_type_ids = torch.cat([self.token_type_ids, self.token_type_ids[:, -1:].expand(-1, new)], 1)
 
     def reorder(self, rows: Tensor) -> None:
         """Goes on with these rows `(B)` of the cache: text i is now what text `rows[i]` was."""
