@@ -33,7 +33,15 @@ class PseudoPerplexity:
 
     Options: `passes` over a text. `all` masks one token at a time: exact, as many passes as tokens. A number k masks
     every k-th token at once, in k passes that each begin one token later: an approximation, since a token is guessed
-    without 1 / k of the others, too; it is exact for texts of up to k tokens.
+    without 1 / k of the others, too; it is exact for texts of up to k tokens. How near it comes, for a model of two
+    layers trained for minutes on web pages in 20 languages, 50 texts of up to 64 tokens each, as the difference of
+    log-perplexities (mean, greatest) and the rank correlation with the exact ones:
+
+    - pages that it was not trained on (6.2 on average): k = 8: -0.005, 0.05, 0.997; 4: -0.001, 0.08, 0.996; 2: 0.01,
+      0.18, 0.990; 1 (nothing to guess from): 2.4, 3.7, 0.26
+    - legal articles, in other languages too (9.2): k = 8: 0.04, 0.86, 0.999; 4: 0.09, 1.8, 0.996; 2: 0.13, 2.2, 0.987
+
+    A better model draws on more of the text and is further off: compare with `all` on a sample of your own.
 
     `max_length` in tokens; past it, `long` is `cut` (flagged) or `windows` that share `stride` tokens (an eighth
     of the window if not said), each token scored once, in the window that has more text around it.
