@@ -7,6 +7,7 @@ among the pieces of the vocabulary, where XLM-R's special tokens are too.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack
 
@@ -16,10 +17,9 @@ from tokenizers import AddedToken, Tokenizer
 from xlmr_ray.batch_encoding import BatchEncoding
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.errors import UserError
-from xlmr_ray.padding import pad
 from xlmr_ray.ragged import Ragged, TokenizerError, Truncation, as_strings, encode_ragged
 from xlmr_ray.sentencepiece import Vocabulary
-from xlmr_ray.tokenizer_clones import Cut, Pad
+from xlmr_ray.tokenizer_clones import Cut
 from xlmr_ray.tokenizer_files import (
     SENTENCEPIECE_FILE,
     Settings,
@@ -40,7 +40,6 @@ from xlmr_ray.tokenizer_settings import (
     check_room,
     cut_to,
     one_of,
-    pad_to,
     whole,
 )
 from xlmr_ray.tokenizer_special import NAMED, Token, as_added, text_of
@@ -232,6 +231,8 @@ class XLMRobertaTokenizer(Tokens):
             # A length alone asks for truncation, unless it is for padding.
             how = True if max_length is not None and padding is False and truncation is None else truncation
             cut = cut_to(how, limit, stride, one_of("truncation_side", self.truncation_side, SIDES), added)
+            if cut and not return_overflowing_tokens:
+                cut = replace(cut, stride=0)  # it only moves the windows that nobody asked for, yet may make one fail
             to_pad = self._pad_to(padding, max_length, pad_to_multiple_of, padding_side)
             if cut and to_pad:
                 check_multiple(limit, pad_to_multiple_of)
@@ -274,16 +275,6 @@ class XLMRobertaTokenizer(Tokens):
         inputs = encoded(text, text_pair, max_length)
         inputs["labels"] = targets["input_ids"]
         return inputs
-
-    def _pad_to(
-        self, padding: bool | str, max_length: int | None, multiple: int | None, side: Side | None
-    ) -> Pad | None:
-        limit = self.model_max_length if max_length is None else max_length
-        side = one_of("padding_side", side or self.padding_side, SIDES)
-        return pad_to(padding, limit, multiple, side, self._special["pad_token"], self.pad_token_id)
-
-    def _asked(self, name: str, asked: bool | None) -> bool:
-        return name in self.model_input_names if asked is None else asked
 
     def encode_ragged(
         self,
@@ -382,33 +373,6 @@ class XLMRobertaTokenizer(Tokens):
             split_special_tokens=split_special_tokens,
             verbose=False,
         ).tokens()
-
-    def pad(
-        self,
-        encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
-        padding: bool | str = True,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        padding_side: Side | None = None,
-        return_attention_mask: bool | None = None,
-        return_tensors: Literal["pt", "np"] | None = None,
-    ) -> BatchEncoding:
-        """Pad sequences already encoded: one, a dictionary of lists, or a list of dictionaries (a collate function).
-
-        `labels` and other columns are left as they are.
-        """
-        whole("max_length", max_length, 0)
-        to_pad = self._pad_to(padding, max_length, pad_to_multiple_of, padding_side)
-        return pad(
-            encoded_inputs,
-            fill={"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id, "special_tokens_mask": 1},
-            padding=to_pad is not None,
-            length=to_pad.length if to_pad else None,
-            multiple=pad_to_multiple_of,
-            left=to_pad is not None and to_pad.direction == "left",
-            attention_mask=self._asked("attention_mask", return_attention_mask),
-            tensors=return_tensors,
-        )
 
     def _warn_long(self, length: int) -> None:
         if length > self.model_max_length and not self._warned_long:

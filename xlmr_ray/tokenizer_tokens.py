@@ -1,17 +1,20 @@
-"""What a tokenizer knows of single tokens: pieces, ids, special tokens, and ids back to text."""
+"""What a tokenizer does with tokens: pieces and ids, special tokens, padding, and ids back to text."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Tokenizer
 
+from xlmr_ray.batch_encoding import BatchEncoding
 from xlmr_ray.errors import UserError
 from xlmr_ray.long_text import LongText
+from xlmr_ray.padding import pad
 from xlmr_ray.ragged import Template
-from xlmr_ray.tokenizer_clones import Clones, with_tokens
+from xlmr_ray.tokenizer_clones import Clones, Pad, with_tokens
 from xlmr_ray.tokenizer_decode import TokenIds, as_ids, clean_up_tokenization, decode
+from xlmr_ray.tokenizer_settings import SIDES, Side, one_of, pad_to, whole
 from xlmr_ray.tokenizer_special import NAMED, NamedToken, NamedTokenId, Token, as_added, text_of
 
 
@@ -30,7 +33,9 @@ class Tokens:
     clean_up_tokenization_spaces: bool
     split_special_tokens: bool
     model_max_length: int
-    truncation_side: str
+    padding_side: Side
+    truncation_side: Side
+    model_input_names: list[str]
     extra_special_tokens: list[str]
     _special: dict[str, str | None]
 
@@ -160,6 +165,45 @@ class Tokens:
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         return (self._pair if pair else self._single).added
+
+    # Padding
+
+    def pad(
+        self,
+        encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: Side | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: Literal["pt", "np"] | None = None,
+    ) -> BatchEncoding:
+        """Pad sequences already encoded: one, a dictionary of lists, or a list of dictionaries (a collate function).
+
+        `labels` and other columns are left as they are.
+        """
+        whole("max_length", max_length, 0)
+        to_pad = self._pad_to(padding, max_length, pad_to_multiple_of, padding_side)
+        return pad(
+            encoded_inputs,
+            fill={"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id, "special_tokens_mask": 1},
+            padding=to_pad is not None,
+            length=to_pad.length if to_pad else None,
+            multiple=pad_to_multiple_of,
+            left=to_pad is not None and to_pad.direction == "left",
+            attention_mask=self._asked("attention_mask", return_attention_mask),
+            tensors=return_tensors,
+        )
+
+    def _pad_to(
+        self, padding: bool | str, max_length: int | None, multiple: int | None, side: Side | None
+    ) -> Pad | None:
+        limit = self.model_max_length if max_length is None else max_length
+        side = one_of("padding_side", side or self.padding_side, SIDES)
+        return pad_to(padding, limit, multiple, side, self._special["pad_token"], self.pad_token_id)
+
+    def _asked(self, name: str, asked: bool | None) -> bool:
+        return name in self.model_input_names if asked is None else asked
 
     # Adding tokens
 
