@@ -66,6 +66,25 @@ def test_chunks_in_half_precision_are_as_near_as_the_whole(head, dtype):
         assert (a.float() - wanted).norm() <= 2 * (b.float() - wanted).norm() + 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_acts_in_the_chunks_and_in_their_recomputation(head, dtype):
+    hidden = torch.randn(30, 12, generator=torch.Generator().manual_seed(4)).to(dtype)
+    labels = torch.arange(30)
+
+    def cast(loss):
+        def run(x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return loss(x)
+
+        return run
+
+    got = gradients(cast(lambda x: lm_loss(x, labels, head, chunk=30)), head, hidden)
+    wanted = gradients(cast(lambda x: reference.ForMaskedLMLoss(head(x), labels, VOCAB)), head, hidden)
+    for a, b in zip(got, wanted, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b)
+
+
 class Largest(TorchDispatchMode):
     """The number of elements of the largest tensor that any operation makes."""
 

@@ -64,10 +64,11 @@ def lm_loss(hidden: Tensor, labels: Tensor, head: LMHead, *, chunk: int = 256) -
 
     # The chunks' gradients are added up in fp32: in bfloat16, 16 chunks put the gradients of the decoder 2 to 4 times
     # as far from the exact ones as a single product does.
-    wide = {name: parameter.float() for name, parameter in head.named_parameters() if parameter.is_floating_point()}
+    own = {name: parameter for name, parameter in head.named_parameters() if parameter.is_floating_point()}
+    wide = {name: parameter.float() for name, parameter in own.items()}
 
     def part(some_hidden: Tensor, some_labels: Tensor) -> Tensor:
-        weights = {name: parameter.to(some_hidden.dtype) for name, parameter in wide.items()}
+        weights = {name: parameter.to(own[name].dtype) for name, parameter in wide.items()}
         logits = functional_call(head, weights, (some_hidden,))
         return F.cross_entropy(logits.float(), some_labels, reduction="sum")
 
