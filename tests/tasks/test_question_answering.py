@@ -131,7 +131,7 @@ def test_documents_that_are_left_out(pipe):
         ({"top_k": 0}, "top_k must be a whole number from 1 on, got 0"),
         ({"top_k": None}, "top_k must be a whole number from 1 on, got None"),
         ({"max_answer_length": 3}, "no option 'max_answer_length', did you mean 'max_answer_len'"),
-        ({"max_seq_len": 129}, "max_length 129 is more than the 128 tokens"),
+        ({"max_seq_len": 129}, "max_seq_len 129 is more than the 128 tokens"),
         ({"doc_stride": 123}, "doc_stride must be a whole number from 0 to 122"),
         ({"max_question_len": 60}, "max_question_len 60 and doc_stride 64 leave windows of 124 tokens no room"),
         ({"align_to_words": "yes"}, "align_to_words 'yes' is none of True, False"),

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.models import TOKENIZER, add_tokenizer, make_config
 from xlmr_ray import UserError, pipeline
@@ -92,16 +94,16 @@ def test_crafted_texts(ner, reference, strategy):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_articles_in_all_languages(ner, reference, articles, strategy):
-    texts = articles[STRATEGIES.index(strategy) :: 4]
+    texts = articles[STRATEGIES.index(strategy) :: 5]
     got = pipeline("ner", ner, device="cpu", aggregation_strategy=strategy, long="cut")(texts)
     same(got, reference(texts, aggregation_strategy=strategy), texts)
     assert sum(map(len, got)) > 100
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])
-@pytest.mark.parametrize(("length", "stride"), [(64, 8), (64, 0), (20, 9), (33, 10)])
+@pytest.mark.parametrize(("length", "stride"), [(64, 8), (64, 0), (21, 10)])
 def test_windows(ner, reference, articles, strategy, length, stride):
-    texts = [*CRAFTED, *articles[::20], " ".join(articles[:8])]
+    texts = [*CRAFTED, *articles[::24], " ".join(articles[:8])]
     pipe = pipeline(
         "token-classification", ner, device="cpu", aggregation_strategy=strategy, max_length=length, stride=stride
     )
@@ -110,6 +112,24 @@ def test_windows(ner, reference, articles, strategy, length, stride):
     same(pipe.task.answers(table), wanted, texts)
     assert table["tokens"].to_pylist()[-1] > 10 * length
     assert not any(table["truncated"].to_pylist())
+
+
+PIECES = st.sampled_from(
+    [" ", "  ", "\n", "Wolf", "gang", "東京", "مرحبا", "é", "e\u0301", "☃", "👩‍👩‍👧", "½", "▁", "</s>", "<mask>"]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(PIECES | st.text(max_size=6), max_size=30).map("".join), st.sampled_from(STRATEGIES[1:]))
+def test_any_text(any_ner, text, strategy):
+    pipe, reference = any_ner
+    got = pipe([text], aggregation_strategy=strategy, max_length=24, stride=7)
+    same(got, reference([text], aggregation_strategy=strategy, length=24, stride=7), [text])
+
+
+@pytest.fixture(scope="session")
+def any_ner(ner, reference):
+    return pipeline("ner", ner, device="cpu"), reference
 
 
 def test_a_label_a_token_over_windows(ner, articles):

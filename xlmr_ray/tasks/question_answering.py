@@ -79,8 +79,8 @@ class QuestionAnswering:
             at_least_one(NAME, name, getattr(self, name))
         if self.max_seq_len is not None and self.max_seq_len > self.config.max_length:
             raise UserError(
-                f"task {NAME}: max_seq_len {self.max_seq_len} is more than the {self.config.max_length} tokens that the "
-                "model has positions for"
+                f"task {NAME}: max_seq_len {self.max_seq_len} is more than the {self.config.max_length} tokens that "
+                "the model has positions for"
             )
         for name in ("align_to_words", "handle_impossible_answer"):
             one_of(NAME, name, getattr(self, name), (True, False))
