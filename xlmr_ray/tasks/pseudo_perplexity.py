@@ -41,7 +41,7 @@ class PseudoPerplexity:
       0.18, 0.990; 1 (nothing to guess from): 2.4, 3.7, 0.26
     - legal articles, in other languages too (9.2): k = 8: 0.04, 0.86, 0.999; 4: 0.09, 1.8, 0.996; 2: 0.13, 2.2, 0.987
 
-    A better model draws on more of the text and is further off: compare with `all` on a sample of your own.
+    A better model draws on more of the text and may be further off: compare with `all` on a sample of your own.
 
     `max_length` in tokens; past it, `long` is `cut` (flagged) or `windows` that share `stride` tokens (an eighth
     of the window if not said), each token scored once, in the window that has more text around it.
