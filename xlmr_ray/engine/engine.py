@@ -218,7 +218,7 @@ class Engine:
                 values = output.numpy()
                 rows, owners = unit.rows(chosen)
                 results[rows] = values
-                finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+                finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))  # there may be no rows
                 for bad in np.unique(owners[~finite]).tolist():
                     failed[bad] = (NON_FINITE, "the model's result holds NaN or infinity")
         self.stats.seconds += time.perf_counter() - start
