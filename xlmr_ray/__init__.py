@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from xlmr_ray.engine.pipeline import pipeline
     from xlmr_ray.errors import JobFailed, UserError
     from xlmr_ray.model.cache import DynamicCache
+    from xlmr_ray.model.generation_config import GenerationConfig
     from xlmr_ray.modeling import (
         XLMRobertaForCausalLM,
         XLMRobertaForMaskedLM,
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 WHERE = {
     "BitsAndBytesConfig": "checkpoint.quantization",
     "DynamicCache": "model.cache",
+    "GenerationConfig": "model.generation_config",
     "JobFailed": "errors",
     "UserError": "errors",
     "XLMRobertaConfig": "config",
@@ -43,6 +45,7 @@ WHERE = {
 __all__ = [
     "BitsAndBytesConfig",
     "DynamicCache",
+    "GenerationConfig",
     "JobFailed",
     "UserError",
     "XLMRobertaConfig",

@@ -109,6 +109,31 @@ class XLMRobertaConfig:
         extra = {k: v for k, v in values.items() if k not in known}
         return cls(**{**given, **overrides}, extra=extra)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        **overrides: Any,
+    ) -> "XLMRobertaConfig":
+        """Of a checkpoint, named as for the models' `from_pretrained`; its weights are not fetched."""
+        from xlmr_ray.checkpoint.files import resolve  # here: what finds checkpoints stands on configurations
+        from xlmr_ray.checkpoint.folder import read_config
+
+        folder = resolve(
+            source,
+            revision=revision,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+            token=token,
+            weights=False,
+        )
+        return cls.from_dict(read_config(folder), **overrides)
+
     def to_dict(self) -> dict[str, Any]:
         """What `config.json` holds; transformers reads it."""
         values = {

@@ -101,12 +101,7 @@ class Engine:
         `dtype="auto"` is the checkpoint's own on a GPU and float32 on a CPU; `device="auto"` is a GPU where there is
         one. Raises UserError for an argument or a checkpoint that does not fit.
         """
-        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        if where.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"device {device}: torch {torch.__version__} finds no GPU; use device: cpu or auto")
-        if dtype != "auto" and dtype not in DTYPES:
-            raise UserError(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
-        wanted = DTYPES[dtype] if dtype != "auto" else torch.float32 if where.type == "cpu" else None
+        where, wanted = place_and_dtype(device, dtype)
         config = XLMRobertaConfig.from_dict(read_config(folder))
         if attn_implementation != "auto":
             config.attn_implementation = attn_implementation
@@ -252,6 +247,18 @@ class Engine:
         log.warning("out of memory with %d tokens in a batch: going on with at most %d", tokens, self.max_tokens)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def place_and_dtype(device: str, dtype: str) -> tuple[torch.device, torch.dtype | None]:
+    """The device that `auto` or a name stands for, and the dtype, None for the files' own. Raises UserError where it is
+    not there or not known.
+    """
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device}: torch {torch.__version__} finds no GPU; use device: cpu or auto")
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
+    return where, DTYPES[dtype] if dtype != "auto" else torch.float32 if where.type == "cpu" else None
 
 
 def token_budget(max_tokens: int | str, device: torch.device) -> int:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xlmr_ray.engine.engine import DTYPES, Stats, out_of_memory, ragged
+from xlmr_ray.engine.engine import Stats, out_of_memory, place_and_dtype, ragged
 from xlmr_ray.engine.failures import NON_FINITE, OUT_OF_MEMORY
 from xlmr_ray.engine.order import longest_first
 from xlmr_ray.errors import UserError
@@ -70,17 +70,13 @@ class Generator:
         """From a checkpoint's folder; the arguments are those of `Engine.load`. `max_tokens` are a batch's, prompts and
         texts. Raises UserError for a checkpoint without a language modelling head.
         """
-        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        if where.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"device {device}: torch {torch.__version__} finds no GPU; use device: cpu or auto")
-        if dtype != "auto" and dtype not in DTYPES:
-            raise UserError(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
+        where, wanted = place_and_dtype(device, dtype)
         with warnings.catch_warnings():
             # Missing weights are an error here.
             warnings.filterwarnings("ignore", ".*made anew")
             model = XLMRobertaForCausalLM.from_pretrained(
                 folder,
-                dtype=DTYPES[dtype] if dtype != "auto" else torch.float32 if where.type == "cpu" else None,
+                dtype=wanted,
                 device=where,
                 attn_implementation=None if attn_implementation == "auto" else attn_implementation,
             )
