@@ -67,6 +67,7 @@ def test_where_the_reference_departs_from_the_file(ours, folder, rebuilt) -> Non
     departures = DEPARTURES["small" if folder.name == "mini" else "e5"]
     for text in [*PLAIN, *departures]:
         assert ours(text).input_ids == kept(text).input_ids, text
-    same(ours, rebuilt, PLAIN, return_offsets_mapping=True)
+    # Ids alone: where the file splits at spaces in another way, a token's offsets there begin with its space.
+    assert ours(PLAIN).input_ids == rebuilt(PLAIN).input_ids
     for text in departures:
         assert ours(text).input_ids != rebuilt(text).input_ids, text
