@@ -21,7 +21,7 @@ from xlmr_ray.checkpoint import load as loading
 from xlmr_ray.checkpoint.digest import encoder_digest, weights_digest
 from xlmr_ray.checkpoint.heads import save_head
 from xlmr_ray.checkpoint.load import load_tensors
-from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, scheme
+from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, scheme, steady_int8
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.errors import UserError
@@ -202,6 +202,23 @@ def test_an_engine_on_quantized_files(tmp_path: Path, name: str) -> None:
     # What else is in the batch does not matter.
     engine.max_tokens = 64
     assert np.array_equal(engine.run(pa.array(texts, pa.list_(pa.int32()))).raw[0], got.raw[0])
+
+
+def test_eight_bits_whose_results_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    whole = save_classifier(tmp_path / "whole", hidden_size=64, num_attention_heads=4)
+    plain = xlmr_ray.XLMRobertaForSequenceClassification.from_pretrained(whole)
+    model, small = quantized(whole, INT8), quantized(whole, INT8)
+    model.eval()
+    steady_int8(small)
+    ids = torch.arange(5, 165).reshape(8, 20)
+    with torch.no_grad():
+        wanted, rounded, got = plain(ids).logits, model(ids).logits, small(ids).logits
+    assert (got - wanted).norm() < 0.7 * (rounded - wanted).norm()  # the activations are not rounded
+    assert (got - wanted).norm() > 0
+    assert not [layer for layer in small.modules() if isinstance(layer, nn.Linear)]
+    codes = model.classifier.dense.weight.data
+    assert torch.equal(small.classifier.dense.codes, codes)
+    assert small.classifier.dense.codes.dtype is torch.int8
 
 
 def test_what_a_config_refuses() -> None:
