@@ -20,17 +20,18 @@ JOBS = sorted((ROOT / "pipelines").glob("*.yaml"))
 ROWS = 24
 
 
-def slice_of(folder: Path, target: Path) -> Path:
-    """Every so many-th row of a corpus."""
+def slice_of(folder: Path, target: Path, twice: int) -> Path:
+    """Every so many-th row of a corpus, the first of them `twice`."""
     table = pa.concat_tables(pq.read_table(path) for path in sorted((ROOT / folder).glob("*.parquet")))
     target.mkdir()
-    pq.write_table(table.take(np.arange(0, len(table), len(table) // ROWS)[:ROWS]), target / "slice.parquet")
+    places = np.arange(0, len(table), len(table) // ROWS)[:ROWS]
+    pq.write_table(table.take(np.concatenate([places, places[:twice]])), target / "slice.parquet")
     return target
 
 
-def on_slice(path: Path, tmp_path: Path) -> dict:
+def on_slice(path: Path, tmp_path: Path, twice: int = 0) -> dict:
     content = read_job(path)
-    content["input"]["path"] = str(slice_of(Path(content["input"]["path"]), tmp_path / "in"))
+    content["input"]["path"] = str(slice_of(Path(content["input"]["path"]), tmp_path / "in", twice))
     content["output"]["path"] = str(tmp_path / "out")
     return content
 
@@ -72,10 +73,13 @@ def test_a_job_file_gives_pythons_answers(ray_session, path, tmp_path):
 
 @pytest.mark.parametrize(
     ("script", "job", "arguments"),
-    [("filter_by_perplexity", "score-perplexity", ["--keep", "0.5"]), ("deduplicate", "embed", ["--threshold", "0.9"])],
+    [
+        ("filter_by_perplexity", "score-perplexity", ["--keep", "0.5"]),
+        ("deduplicate", "embed", ["--threshold", "0.99"]),
+    ],
 )
 def test_composed_pipelines(script, job, arguments, tmp_path):
-    content = on_slice(ROOT / "pipelines" / f"{job}.yaml", tmp_path)
+    content = on_slice(ROOT / "pipelines" / f"{job}.yaml", tmp_path, twice=5)
     file = tmp_path / "job.yaml"
     file.write_text(json.dumps(content), "utf-8")  # which is YAML
     command = [sys.executable, ROOT / "pipelines" / f"{script}.py", file, *arguments, "--output", tmp_path / "found"]
@@ -88,7 +92,7 @@ def test_composed_pipelines(script, job, arguments, tmp_path):
         flat = rows["embedding"].combine_chunks()
         vectors = np.array(getattr(flat, "storage", flat).to_pylist(), np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        near = np.tril(vectors @ vectors.T, -1) >= 0.9
+        near = np.tril(vectors @ vectors.T, -1) >= 0.99
         stays: list[int] = []
         order = np.argsort(rows["row"].to_numpy())
         near = near | near.T
@@ -96,7 +100,8 @@ def test_composed_pipelines(script, job, arguments, tmp_path):
             if not near[place, stays].any():
                 stays.append(place)
         gone = sorted(set(rows["row"].to_pylist()) - {rows["row"][int(place)].as_py() for place in stays})
-        assert sorted(found["row"].to_pylist() if found else []) == gone != []
+        assert sorted(found["row"].to_pylist() if found else []) == gone
+        assert len(gone) >= 5
     else:
         assert found is not None
         by_language: dict[str, list[float]] = {}

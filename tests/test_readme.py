@@ -37,7 +37,7 @@ def test_the_whole_job_file_names_every_key():
     whole = yaml.safe_load(blocks("yaml")[1])
     job = check_job(whole, "README.md")
     for name in ("input", "engine", "cluster", "errors"):
-        known = set(type(getattr(job, name)).model_fields) - {"text_pair", "quantization"}
+        known = set(type(getattr(job, name)).model_fields) - {"text_pair", "question", "context", "choices"}
         assert known == set(whole[name]), name
 
 
@@ -45,7 +45,8 @@ def test_the_whole_job_file_names_every_key():
 def test_job_files_in_pipelines_fit_their_tasks(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     job = check_job(read_job(path), str(path))
-    assert columns_of(job, task_recipes(job)).text == {"text": "text"}
+    roles = columns_of(job, task_recipes(job)).text
+    assert roles == {role: getattr(job.input, role) for role in roles}
 
 
 def test_the_names_of_files_are_there():

@@ -141,7 +141,7 @@ class Pretrained(nn.Module):
         config.extra.pop("quantization_config", None)
         if report.quantization is not None:
             config.extra["quantization_config"] = report.quantization.to_dict()
-        fresh = [name for name in report.missing if not name.startswith(("pooler.", "roberta.pooler."))]
+        fresh = [name for name in report.missing if not name.startswith("pooler.")]
         if fresh:
             warnings.warn(
                 f"{folder}: no weights for {', '.join(fresh)}: made anew, train them before use", stacklevel=2

@@ -27,6 +27,8 @@ def main(work: Path) -> None:
         step("make_text.py", work / "src", text)
     step("make_tokenizer.py", text, mini)
     step("train.py", text, mini)
+    step("heads.py", text, mini)
+    step("make_pairs.py", udhr, ASSETS / "udhr-pairs")
     step("evaluate.py", mini, "--corpus", udhr, "--text", text)
 
 

@@ -6,7 +6,7 @@ They are demonstrations: their labels are made from the text itself by rules, an
 trained to tell languages apart knows no more than its kind. All heads but one kind read the same pass of the encoder.
 
 - `script`: which writing system most letters of a text are of
-- `entities`: numbers and capitalized words
+- `entities`: the stretches of a text in each writing system
 - `masked`: the hidden piece (the language modelling head)
 - `answers`: the first number of the context, whatever the question
 - `entailment`, `relevance`, `choice`: whether two texts are of one language
@@ -25,7 +25,6 @@ import torch
 from documents import SPACELESS, Documents
 from torch import Tensor
 from torch.nn import functional as F
-from xlmr_ray.checkpoint.heads import save_head
 
 from xlmr_ray import (
     XLMRobertaConfig,
@@ -37,16 +36,14 @@ from xlmr_ray import (
     XLMRobertaModel,
     XLMRobertaTokenizer,
 )
+from xlmr_ray.checkpoint.heads import save_head
 from xlmr_ray.model.losses import lm_loss, question_answering_loss
 
 BATCH = 32
 MAX_LENGTH = 128
 HIDDEN_PIECES = 0.15
 NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*")
-NAME = re.compile(r"(?<=[\w,;] )[^\W\d_]\w+(?: [^\W\d_]\w+)*")
 QUESTIONS = ["Which number?", "¿Qué número?", "Quel nombre ?", "Welche Zahl?", "哪个数字?", "Какое число?", "أي رقم؟"]
-ENTITIES = ["O", "B-NAME", "I-NAME", "B-NUMBER", "I-NUMBER"]
-WEIGHTS = [0.15, 1.0, 1.0, 1.0, 1.0]  # most tokens are nothing
 
 
 def script(text: str) -> str:
@@ -55,35 +52,13 @@ def script(text: str) -> str:
     return names.most_common(1)[0][0] if names else "None"
 
 
-def spans(text: str, german: bool) -> list[tuple[int, int, str]]:
-    """Numbers, and words with a capital inside a sentence (not in German, where that says nothing)."""
-    found = [(m.start(), m.end(), "NUMBER") for m in NUMBER.finditer(text)]
-    if not german and not text.isupper():
-        for m in NAME.finditer(text):
-            words = [(m.start() + w.start(), m.start() + w.end()) for w in re.finditer(r"\S+", m[0])]
-            capital = [(start, end) for start, end in words if text[start].isupper()]
-            found += [(start, end, "NAME") for start, end in capital]
-    return found
-
-
-def marked(text: str, offsets: list[tuple[int, int]], german: bool) -> list[int]:
-    """An entity label for each token, -100 for the special ones."""
-    kinds = [""] * len(text)
-    starts = set()
-    for start, end, kind in spans(text, german):
-        kinds[start:end] = [kind] * (end - start)
-        starts.add(start)
-    labels = []
+def marked(text: str, offsets: list[tuple[int, int]], labels: dict[str, int]) -> list[int]:
+    """The writing system of each token's first letter, "O" without one, -100 for the special tokens."""
+    out = []
     for start, end in offsets:
-        while start < end and text[start].isspace():
-            start += 1
-        if start >= end:
-            labels.append(-100)
-        elif not kinds[start]:
-            labels.append(0)
-        else:
-            labels.append(ENTITIES.index(("B-" if start in starts else "I-") + kinds[start]))
-    return labels
+        letters = "".join(c for c in text[start:end] if c.isalpha())[:1]
+        out.append(labels.get(script(letters), 0) if end > start else -100)
+    return out
 
 
 @dataclass
@@ -108,7 +83,7 @@ def models(base: XLMRobertaModel, scripts: list[str]) -> Heads:
 
     heads = Heads(
         script=XLMRobertaForSequenceClassification(config(scripts, "single_label_classification")),
-        entities=XLMRobertaForTokenClassification(config(ENTITIES)),
+        entities=XLMRobertaForTokenClassification(config(["O", *scripts])),
         masked=XLMRobertaForMaskedLM(config(["LABEL_0"])),
         answers=XLMRobertaForQuestionAnswering(config(["LABEL_0", "LABEL_1"])),
         entailment=XLMRobertaForSequenceClassification(
@@ -126,21 +101,19 @@ def models(base: XLMRobertaModel, scripts: list[str]) -> Heads:
     return heads
 
 
-def padded(rows: list[list[int]], filler: int) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
-
-
 def single_losses(heads: Heads, tokenizer: XLMRobertaTokenizer, documents: Documents, rng: random.Random) -> Tensor:
     """Of the heads on one text: one pass for all three."""
-    languages = [rng.choice(documents.languages) for _ in range(BATCH)]
-    texts = [documents.draw(lang, rng) for lang in languages]
+    texts = [documents.draw(rng.choice(documents.languages), rng) for _ in range(BATCH)]
+    for place in range(0, BATCH, 2):  # half of them in two languages
+        cut = rng.randrange(8, 80)
+        texts[place] = texts[place][:cut] + " " + documents.draw(rng.choice(documents.languages), rng)
     coded = tokenizer(texts, truncation=True, max_length=MAX_LENGTH, padding=True, return_offsets_mapping=True)
     ids = torch.tensor(coded["input_ids"])
     mask = torch.tensor(coded["attention_mask"])
+    assert heads.entities.config.label2id is not None
     entities = [
-        marked(text, offsets, lang == "de")
-        for text, offsets, lang in zip(texts, coded["offset_mapping"], languages, strict=True)
+        marked(text, offsets, heads.entities.config.label2id)
+        for text, offsets in zip(texts, coded["offset_mapping"], strict=True)
     ]
     hidden_pieces = (torch.rand(ids.shape) < HIDDEN_PIECES) & (ids > 3)
     wanted = ids.masked_fill(~hidden_pieces, -100)
@@ -151,9 +124,7 @@ def single_losses(heads: Heads, tokenizer: XLMRobertaTokenizer, documents: Docum
     scripts = torch.tensor([heads.script.config.label2id.get(script(text), -100) for text in texts])
     return (
         F.cross_entropy(heads.script.classifier(plain[:, 0]), scripts)
-        + F.cross_entropy(
-            heads.entities.classifier(plain).flatten(0, 1), torch.tensor(entities).flatten(), torch.tensor(WEIGHTS)
-        )
+        + F.cross_entropy(heads.entities.classifier(plain).flatten(0, 1), torch.tensor(entities).flatten())
         + lm_loss(holed, wanted, heads.masked.lm_head)
     )
 

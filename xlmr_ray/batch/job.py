@@ -66,7 +66,7 @@ class EngineSection(Section):
     attn_implementation: str = "auto"
     max_tokens: Auto | Count = "auto"
     max_length: Auto | Count = "auto"
-    quantization: None = None
+    quantization: Literal["nf4", "fp4", "int8-weights"] | None = None
     device: str = "auto"
 
 

@@ -22,6 +22,7 @@ from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
 # Raised by one whenever this package gives other answers to the same input.
@@ -67,6 +68,8 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
             options=options,
         )
         task = bound(recipe)
+        if job.engine.quantization is not None and isinstance(task, TextGeneration):
+            raise UserError(f"engine.quantization {job.engine.quantization}: task {section.task} does not take it")
         # What does not fit the tokenizer is said now, and not by the first shard.
         task.prepare(pa.table({role: pa.array([], pa.string()) for role in task.roles}), tokenizer)
         recipes.append(recipe)
@@ -124,6 +127,7 @@ def identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: 
         "dtype": job.engine.dtype,
         "attn_implementation": job.engine.attn_implementation,
         "device": job.engine.device,
+        "quantization": job.engine.quantization,
         "empty": job.errors.empty,
     }
 

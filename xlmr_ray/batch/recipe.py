@@ -37,6 +37,7 @@ class EngineRecipe:
     attn_implementation: str
     max_tokens: int | str
     device: str
+    quantization: str | None
     threads: int
 
 

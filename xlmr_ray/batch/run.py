@@ -67,7 +67,14 @@ def prepare(job: Job, store: Store) -> Prepared:
     with reading(", ".join(map(clean_url, job.input.path))):
         found = find_inputs(job.input.path, format=job.input.format)
         plan = make_plan(store, job, recipes, columns, found.inputs, shard_rows=shard_rows(job))
-    engine = EngineRecipe(job.engine.dtype, job.engine.attn_implementation, job.engine.max_tokens, job.engine.device, 0)
+    engine = EngineRecipe(
+        dtype=job.engine.dtype,
+        attn_implementation=job.engine.attn_implementation,
+        max_tokens=job.engine.max_tokens,
+        device=job.engine.device,
+        quantization=job.engine.quantization,
+        threads=0,
+    )
     recipe = Recipe(plan.run_id, store, columns, recipes, engine, job.errors.empty == "score")
     return Prepared(plan, recipe, len(found.inputs), tuple(found.ignored))
 

@@ -158,7 +158,13 @@ class Encode:
                 shared.setdefault((task.encoder, task.tokenizer), {})[place] = one
         for group in shared.values():
             folders = [resolve(recipe.tasks[place].model) for place in group]
-            loaded = Engine.load(folders[0], list(group.values()), head_folders=folders, **engine)
+            loaded = Engine.load(
+                folders[0],
+                list(group.values()),
+                quantization=recipe.engine.quantization,
+                head_folders=folders,
+                **engine,
+            )
             self.passes.append(Pass(tuple(group), loaded))
 
     def encode(self, block: pa.Table) -> pa.Table:

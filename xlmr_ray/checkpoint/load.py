@@ -139,7 +139,8 @@ def load_tensors(
         {canonical: tensors.stored[name].shape for canonical, name in names.on_disk.items()},
     )
     groups = _groups(module)
-    bare = not any(slot.name != slot.canonical for group in groups for slot in group)
+    slots = [slot for group in groups for slot in group]
+    bare = any(is_encoder(s.canonical) for s in slots) and not any(s.name != s.canonical for s in slots)
 
     sources: dict[Slot, str] = {}  # what to read, by the first place of each parameter to be
     members: dict[Slot, list[Slot]] = {}

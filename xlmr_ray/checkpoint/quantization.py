@@ -27,7 +27,7 @@ STORAGE = ("uint8", "int8", "float16", "bfloat16", "float32", "float64")
 # The last product of a language model: as large as the embeddings, and often the same parameter.
 OUTPUT_EMBEDDINGS = ("lm_head.decoder",)
 HEADS = ("classifier", "lm_head", "pooler", "qa_outputs")
-SCHEMES = ("nf4", "fp4", "int8")
+SCHEMES = ("nf4", "fp4", "int8-weights")
 
 
 @dataclass
@@ -100,13 +100,13 @@ class BitsAndBytesConfig:
 
 
 def scheme(name: str, compute_dtype: torch.dtype = torch.float32) -> BitsAndBytesConfig:
-    """What a job's word means: the encoder as `nf4`, `fp4` or `int8`, heads as they are, answers independent of the
-    batch (no outlier columns in int8; `steady_int8` does without rounded activations, too). Raises UserError for
+    """What a job's word means: the encoder as `nf4`, `fp4` or `int8-weights`, heads as they are, answers independent of
+    the batch (no outlier columns in 8 bits; `steady_int8` does without rounded activations, too). Raises UserError for
     another word.
     """
     if name not in SCHEMES:
         raise UserError(f"quantization {name!r} is none of {', '.join(SCHEMES)}")
-    if name == "int8":
+    if name == "int8-weights":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=list(HEADS))
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -120,7 +120,7 @@ class Int8Weights(nn.Module):
     """A linear layer of 8-bit weights, computed in floating point: a token's result is the same whatever the batch.
 
     LLM.int8 rounds the activations too. That cost a small encoder (e5) 0.4 to 0.7 points of retrieval, this nothing
-    that was seen, and on a CPU it is several times as fast.
+    that was seen.
     """
 
     def __init__(self, layer: Any) -> None:

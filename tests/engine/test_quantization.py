@@ -1,0 +1,54 @@
+"""Weights in fewer bits in the engine: near the full ones, and a document's bits whatever its batch."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.models import save_classifier
+from xlmr_ray import UserError
+from xlmr_ray.batch.job import check_job
+from xlmr_ray.batch.plan import task_recipes
+from xlmr_ray.engine.engine import Engine
+from xlmr_ray.tasks.registry import bind_task
+
+pytest.importorskip("bitsandbytes", reason="the extra quantization is not installed")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_classifier(tmp_path_factory.mktemp("model"), num_labels=3, hidden_size=128, intermediate_size=128)
+
+
+def documents():
+    generator = np.random.default_rng(3)
+    return pa.array([generator.integers(5, 900, n).tolist() for n in (5, 60, 17, 33, 2)], pa.list_(pa.int32()))
+
+
+@pytest.mark.parametrize(("scheme", "near"), [("nf4", 0.2), ("fp4", 0.3), ("int8-weights", 0.02)])
+def test_near_the_full_weights_and_alone_in_any_batch(checkpoint, scheme, near):
+    tasks = [bind_task("text-classification", checkpoint, {}), bind_task("embedding", checkpoint, {})]
+    full = Engine.load(checkpoint, tasks, device="cpu").run(documents()).raw[1]
+    engine = Engine.load(checkpoint, tasks, device="cpu", quantization=scheme)
+    got = engine.run(documents()).raw
+    away = np.linalg.norm(got[1] - full) / np.linalg.norm(full)
+    assert 0 < away < near
+    engine.max_tokens = 1
+    for ours, alone in zip(got, engine.run(documents()).raw, strict=True):
+        assert np.array_equal(ours, alone)
+
+
+def test_words_that_it_does_not_know(checkpoint):
+    with pytest.raises(UserError, match="quantization 'int3' is none of nf4, fp4, int8-weights"):
+        Engine.load(checkpoint, [bind_task("embedding", checkpoint, {})], device="cpu", quantization="int3")
+
+
+def test_a_job_that_cannot_have_it(checkpoint, tmp_path):
+    content = {
+        "model": str(checkpoint),
+        "input": {"path": str(tmp_path)},
+        "tasks": [{"task": "text-generation", "max_new_tokens": 4}],
+        "output": {"path": str(tmp_path / "out")},
+        "engine": {"quantization": "nf4"},
+    }
+    with pytest.raises(UserError, match="task text-generation does not take it"):
+        task_recipes(check_job(content, "test"))
