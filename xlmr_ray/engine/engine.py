@@ -30,7 +30,7 @@ from xlmr_ray.tasks.task import Task
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# CPU: a batch of 1,024 tokens stays in the caches; 2,048 was up to 9 % slower where others use them too, 512 always was.
+# CPU: 1,024 tokens stay in the caches; 2,048 were up to 9 % slower where others use these too, 512 always were.
 MAX_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
