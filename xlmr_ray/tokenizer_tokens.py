@@ -229,24 +229,26 @@ class Tokens:
         many were taken. The extra tokens replace those before, which stay in the vocabulary, or come after them.
         """
         names = {"additional_special_tokens": "extra_special_tokens"}
-        asked = {names.get(name, name): token for name, token in special_tokens_dict.items()}
+        given_as = {names.get(name, name): token for name, token in special_tokens_dict.items()}
+        asked: dict[str, list[Token]] = {}
         to_add: list[AddedToken] = []
-        for name, given in asked.items():
+        for name, given in given_as.items():
             if name not in (*NAMED, "extra_special_tokens"):
                 raise UserError(f"{name}: no special token's name; they are {', '.join(NAMED)}, extra_special_tokens")
             if (name == "extra_special_tokens") != isinstance(given, (list, tuple)):
                 raise UserError(f"{name}: expected {'a list' if name not in NAMED else 'a token'}, got {given!r}")
-            several = given if isinstance(given, (list, tuple)) else [given]
+            several: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
+            asked[name] = several
             if not replace_extra_special_tokens and name not in NAMED:
                 several = [token for token in several if text_of(token, name) not in self.extra_special_tokens]
             to_add += [as_added(token) for token in several if text_of(token, name)]
         added = self.add_tokens(to_add, special_tokens=True)
-        for name, given in asked.items():
+        for name, several in asked.items():
             if name in NAMED:
-                setattr(self, name, given)
+                setattr(self, name, several[0])
                 continue
-            kept = [] if replace_extra_special_tokens and given else self.extra_special_tokens
-            new = [text_of(token, name) for token in given]
+            kept = [] if replace_extra_special_tokens and several else self.extra_special_tokens
+            new = [text_of(token, name) for token in several]
             self.extra_special_tokens = [*kept, *(token for token in new if token not in kept)]
         return added
 
