@@ -79,8 +79,9 @@ def running_seaweed() -> Iterator[SeaweedFS]:
     ports = dict(zip([*names, "s3.port", "s3.port.grpc"], _free_ports(8), strict=True))
     command = [
         _weed(), "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
-        f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-volume.max=32",
-        "-master.volumeSizeLimitMB=64", "-master.telemetry=false", *(f"-{name}={port}" for name, port in ports.items()),
+        f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false",
+        "-volume.max=32", "-master.volumeSizeLimitMB=64", "-master.telemetry=false",
+        *(f"-{name}={port}" for name, port in ports.items()),
     ]  # fmt: skip
     server = SeaweedFS(f"http://127.0.0.1:{ports['s3.port']}")
     with (folder / "log").open("wb") as log:
