@@ -24,7 +24,7 @@ def documents():
     return pa.array([generator.integers(5, 900, n).tolist() for n in (5, 60, 17, 33, 2)], pa.list_(pa.int32()))
 
 
-@pytest.mark.parametrize(("scheme", "near"), [("nf4", 0.2), ("fp4", 0.3), ("int8-weights", 0.02)])
+@pytest.mark.parametrize(("scheme", "near"), [("nf4", 0.4), ("fp4", 0.4), ("int8-weights", 0.03)])
 def test_near_the_full_weights_and_alone_in_any_batch(checkpoint, scheme, near):
     tasks = [bind_task("text-classification", checkpoint, {}), bind_task("embedding", checkpoint, {})]
     full = Engine.load(checkpoint, tasks, device="cpu").run(documents()).raw[1]
