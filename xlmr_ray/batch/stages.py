@@ -17,6 +17,7 @@ from xlmr_ray.batch.readers import read_shard
 from xlmr_ray.batch.recipe import Recipe, TaskRecipe, shard_from_json
 from xlmr_ray.batch.rows import error_table, fail, fail_empty, good_rows, output_table
 from xlmr_ray.batch.store import reading
+from xlmr_ray.batch.tokenized_once import TokenizedOnce
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.engine.engine import Engine, ragged
@@ -63,7 +64,7 @@ class Tokenize:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.tasks: list[Bound] = []
-        self.tokenizers: list[XLMRobertaTokenizer] = []
+        self.tokenizers: list[TokenizedOnce] = []  # one a task; tasks of equal tokenizers have the same
         self.broken = tried(self.load)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -74,9 +75,13 @@ class Tokenize:
         # An actor is one core's worth; the cores are shared out by Ray, and the encoder wants the others.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         recipe = self.recipe
-        self.tokenizers = [XLMRobertaTokenizer.from_pretrained(resolve(task.model)) for task in recipe.tasks]
-        for task, tokenizer in zip(recipe.tasks, self.tokenizers, strict=True):
+        known: dict[tuple[str, int, str], TokenizedOnce] = {}
+        for task in recipe.tasks:
+            tokenizer = TokenizedOnce.from_pretrained(resolve(task.model))
             check_same(task.model, "tokenizer's pieces", tokenizer.fingerprint, task.tokenizer)
+            # Of equal pieces, but with lengths of their own, each keeps its own.
+            same = (task.tokenizer, tokenizer.model_max_length, tokenizer.truncation_side)
+            self.tokenizers.append(known.setdefault(same, tokenizer))
         self.tasks = [bound(task) for task in recipe.tasks]
 
     def tokenize(self, block: pa.Table) -> pa.Table:
@@ -89,6 +94,8 @@ class Tokenize:
             rows = read_shard(shard, self.recipe.columns)
         if not self.recipe.score_empty:
             rows = fail_empty(rows, list(self.recipe.columns.text))
+        for tokenizer in self.tokenizers:
+            tokenizer.forget()
         tables: list[pa.Table] = []
         for task, tokenizer in zip(self.tasks, self.tokenizers, strict=True):
             before = rows
