@@ -84,7 +84,8 @@ class Pipeline:
             check(written.failed, encoded)
             return written.table
         assert not isinstance(task, TextGeneration)
-        self.engine.set_tasks([task])
+        if task is not self.engine.tasks[0]:
+            self.engine.set_tasks([task])
         results = self.engine.run(encoded["input_ids"], targets_of(encoded))
         check(results.failed, encoded)
         return task.postprocess(results.raw[0], encoded)
