@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.heads import LMHead
 from xlmr_ray.model.packed import IGNORED, PackedBatch
 from xlmr_ray.model.steady import steadied
 from xlmr_ray.ragged import Ragged, Template, Truncation
 from xlmr_ray.tasks.encoded import length_limit, lengths
+from xlmr_ray.tasks.likelihood import language_model
 from xlmr_ray.tasks.long_documents import check_long, length_fields
 from xlmr_ray.tasks.task import at_least_one, checked
 from xlmr_ray.tasks.unfit import NO_MASK, UnfitRows
@@ -199,8 +199,7 @@ class FillMask:
         )
 
     def head(self) -> nn.Module:
-        with torch.device("meta"):
-            return nn.ModuleDict({"lm_head": LMHead(self.config)})
+        return language_model(self.config)
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Scores and tokens of each mask's fills, best first: `(M, 2 * count)`. Tokens are below 2^24, so fp32 holds
