@@ -17,10 +17,8 @@ from xlmr_ray.batch.shards import DeadLetter, Shard, plan_shards
 from xlmr_ray.batch.source import Input
 from xlmr_ray.batch.stages import bound
 from xlmr_ray.batch.store import Store
-from xlmr_ray.checkpoint.digest import encoder_digest, files_stamp, weights_digest
+from xlmr_ray.checkpoint.digest import encoder_identity, files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
-from xlmr_ray.checkpoint.folder import read_config
-from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
@@ -74,22 +72,6 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
         task.prepare(pa.table({role: pa.array([], pa.string()) for role in task.roles}), tokenizer)
         recipes.append(recipe)
     return tuple(recipes)
-
-
-def encoder_identity(folder: Path) -> str:
-    """The same for checkpoints whose encoders give the same answers: weights, and what of the configuration acts on
-    them.
-    """
-    config = XLMRobertaConfig.from_dict(read_config(folder))
-    acting = (
-        config.hidden_act,
-        config.layer_norm_eps,
-        config.num_attention_heads,
-        config.pad_token_id,
-        config.is_decoder,
-        config.tie_word_embeddings,
-    )
-    return f"{encoder_digest(folder)} {acting}"
 
 
 def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
