@@ -71,10 +71,18 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What a shard cost: seconds from its first read to its commit, and tokens through the encoder."""
+    """What a shard cost and held: seconds from its first read to its commit; tokens through the encoder, those computed
+    beyond them, the seconds and floating point operations of that, where and by what; `summary`: `report.counts`.
+    """
 
     seconds: float = 0.0
     tokens: int = 0
+    padded: int = 0
+    engine_seconds: float = 0.0
+    operations: float = 0.0
+    host: str = ""
+    device: str = ""
+    summary: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

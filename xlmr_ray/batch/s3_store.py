@@ -23,6 +23,7 @@ from fsspec.asyn import sync
 from s3fs.core import S3_RETRYABLE_ERRORS
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
+from xlmr_ray.batch import retries
 from xlmr_ray.batch.store import DEADLINE, Changed, Entry, Exists, NoConditionalWrites, probe_writes
 from xlmr_ray.errors import JobFailed, UserError
 
@@ -206,6 +207,7 @@ class S3Store:
         def tell(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             log.info("%s: %s failed (%s), try %d", url, verb, _reason(error), state.attempt_number)
+            retries.count()
 
         retrying = Retrying(
             retry=retry_if_exception(_transient),
