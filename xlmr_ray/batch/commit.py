@@ -255,7 +255,8 @@ def commit_shard(
 
     begun = time.monotonic()
     name = f"{run_id}/{shard_id}-{attempt}.parquet"
-    files = [_write(store, f"data/{name}", rows)]
+    # A file without columns would have another schema than all others, and no reader would take them together.
+    files = [_write(store, f"data/{name}", rows)] if rows.num_columns else []
     if errors.num_rows:
         files.append(_write(store, f"errors/{name}", errors.cast(ERROR_SCHEMA)))
     record = Record(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,27 @@ from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
 # Raised by one whenever this package gives other answers to the same input.
 ANSWERS = 1
-# The shard that stands for the files that cannot be read at all: its error rows, at row -1, are their dead letters.
+# Begins the ids of shards that stand for a file that cannot be read at all: one error row, at row -1.
 FILES = "files"
 
 
 @dataclass(frozen=True)
+class Dead:
+    """A file that cannot be read, or the rest of one, as a shard of its own: what the plan knew of it, and why."""
+
+    id: str
+    input: Input
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Plan:
-    """`shards` still without those committed; `dead` are the files that cannot be read, one line each."""
+    """`shards` still without those committed; `dead` are the files that cannot be read, a shard each."""
 
     run_id: str
     shards: tuple[Shard, ...]
-    dead: tuple[DeadLetter, ...]
+    dead: tuple[Dead, ...]
 
     @property
     def rows(self) -> int:
@@ -89,7 +99,12 @@ def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
 
 
 def identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: Sequence[Input]) -> dict[str, Any]:
-    """What decides the answers, and nothing else: not the cluster, the token budget or the size of a shard."""
+    """What decides the run: the job's own identity, and the inputs."""
+    return {**job_identity(job, recipes, columns), "inputs": [asdict(one) for one in inputs]}
+
+
+def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> dict[str, Any]:
+    """What decides the answer to a row, and nothing else: not the cluster, the token budget or the size of a shard."""
     tasks = [
         {
             "task": recipe.task,
@@ -103,7 +118,6 @@ def identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: 
     ]
     return {
         "answers": ANSWERS,
-        "inputs": [asdict(one) for one in inputs],
         "columns": asdict(columns),
         "tasks": tasks,
         "dtype": job.engine.dtype,
@@ -111,6 +125,7 @@ def identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: 
         "device": job.engine.device,
         "quantization": job.engine.quantization,
         "empty": job.errors.empty,
+        "max_row_bytes": job.input.max_row_bytes,
     }
 
 
@@ -132,23 +147,33 @@ def make_plan(
     name = run_id(what)
     if (found := read_plan(store, name)) is not None:
         return found
+    head = {"run_id": name, "job": job.name, "identity": what}
+    return write_plan(store, head, inputs, columns, shard_rows=shard_rows)
+
+
+def write_plan(
+    store: Store, head: Mapping[str, Any], inputs: Sequence[Input], columns: Columns, *, shard_rows: int
+) -> Plan:
+    """Cuts the inputs into shards and writes the plan of the run `head["run_id"]`, once. Raises UserError where
+    nothing can be read, or the run has another plan.
+    """
     shards: list[Shard] = []
-    dead: list[DeadLetter] = []
+    dead: list[Dead] = []
+    by_key: dict[str, Input] = {}
     for piece in plan_shards(inputs, shard_rows=shard_rows, columns=columns):
         if isinstance(piece, DeadLetter):
-            dead.append(piece)
+            by_key = by_key or {one.key: one for one in inputs}
+            dead.append(Dead(f"{FILES}-{len(dead):07d}", by_key[piece.key], piece.code, piece.message))
         else:
             shards.append(piece)
     if dead and not shards:
         more = f" (and {len(dead) - 1} files more)" if len(dead) > 1 else ""
         raise UserError(f"nothing to read: {dead[0].message}{more}")
-    lines: list[dict[str, Any]] = [asdict(shard) for shard in shards]
-    if dead:
-        lines.append({"id": FILES, "dead": [asdict(letter) for letter in dead]})
+    lines = [asdict(one) for one in (*shards, *dead)]
     # JSON has no tuples: what is written must equal what is read, or two launches would differ.
-    content = json.loads(json.dumps({"run_id": name, "job": job.name, "identity": what, "shards": lines}))
-    create_plan(store, name, content)
-    return Plan(name, tuple(shards), tuple(dead))
+    content = json.loads(json.dumps({**head, "shards": lines}))
+    create_plan(store, head["run_id"], content)
+    return Plan(head["run_id"], tuple(shards), tuple(dead))
 
 
 def read_plan(store: Store, name: str) -> Plan | None:
@@ -165,12 +190,12 @@ def read_plan(store: Store, name: str) -> Plan | None:
     return Plan(name, tuple(shards), tuple(dead))
 
 
-def split(lines: Iterator[dict[str, Any]]) -> tuple[list[Shard], list[DeadLetter]]:
+def split(lines: Iterator[dict[str, Any]]) -> tuple[list[Shard], list[Dead]]:
     shards: list[Shard] = []
-    dead: list[DeadLetter] = []
+    dead: list[Dead] = []
     for line in lines:
-        if line["id"] == FILES:
-            dead += [DeadLetter(**letter) for letter in line["dead"]]
+        if "code" in line:
+            dead.append(Dead(**{**line, "input": Input(**line["input"])}))
         else:
             shards.append(shard_from_dict(line))
     return shards, dead

@@ -14,7 +14,7 @@ from xlmr_ray.batch.cluster import WRITER_CPUS, Sizes, connected, sizes
 from xlmr_ray.batch.commit import ERROR_SCHEMA, commit_shard, committed, new_attempt
 from xlmr_ray.batch.finish import Manifest, finish, publish, read_manifest
 from xlmr_ray.batch.job import Job
-from xlmr_ray.batch.plan import FILES, Plan, columns_of, make_plan, task_recipes
+from xlmr_ray.batch.plan import Dead, Plan, columns_of, make_plan, task_recipes
 from xlmr_ray.batch.progress import Display, Figures, say
 from xlmr_ray.batch.recipe import EngineRecipe, Recipe, shard_to_json
 from xlmr_ray.batch.shards import Shard
@@ -75,7 +75,16 @@ def prepare(job: Job, store: Store) -> Prepared:
         quantization=job.engine.quantization,
         threads=0,
     )
-    recipe = Recipe(plan.run_id, store, columns, recipes, engine, job.errors.empty == "score")
+    recipe = Recipe(
+        plan.run_id,
+        store,
+        columns,
+        recipes,
+        engine,
+        score_empty=job.errors.empty == "score",
+        timeout=job.errors.timeout,
+        max_row_bytes=job.input.max_row_bytes,
+    )
     return Prepared(plan, recipe, len(found.inputs), tuple(found.ignored))
 
 
@@ -89,7 +98,7 @@ def run_job(job: Job, *, console: Console | None = None, quiet: bool = False, at
     prepared = prepare(job, store)
     plan = prepared.plan
     manifest = read_manifest(store, plan.run_id)
-    figures = Figures(plan.rows, len(plan.shards) + bool(plan.dead))
+    figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
     if manifest is None:
         done = earlier(store, plan, figures)
         if not quiet:
@@ -101,7 +110,7 @@ def run_job(job: Job, *, console: Console | None = None, quiet: bool = False, at
                 f"stopped: {figures.shards_before + figures.shards} of {figures.total_shards} shards of run "
                 f"{plan.run_id} are committed; the same command goes on from there"
             ) from None
-        manifest = finish(store, plan.run_id, [*(shard.id for shard in plan.shards), *([FILES] if plan.dead else [])])
+        manifest = finish(store, plan.run_id, [shard.id for shard in (*plan.shards, *plan.dead)])
     _, published = publish(store, plan.run_id, started=started)
     return Outcome(manifest, figures, published, store)
 
@@ -111,9 +120,10 @@ def score(
 ) -> None:
     """Commits every shard that is not `done`, or raises JobFailed that says why not."""
     plan = prepared.plan
-    if plan.dead and FILES not in done:
-        commit_dead(store, plan)
-        figures.add(0, len(plan.dead), 0, 0)
+    for file in plan.dead:
+        if file.id not in done:
+            commit_dead(store, plan.run_id, file)
+            figures.add(0, 1, 0, 0)
     check_errors(job, store, plan, figures)
     todo = [shard for shard in plan.shards if shard.id not in done]
     if not todo:
@@ -184,26 +194,19 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def commit_dead(store: Store, plan: Plan) -> None:
-    """The files that cannot be read, as error rows at row -1 of a shard of their own."""
-    columns = [
-        [letter.key for letter in plan.dead],
-        [-1] * len(plan.dead),
-        [""] * len(plan.dead),
-        [letter.code for letter in plan.dead],
-        [letter.message for letter in plan.dead],
-    ]
-    errors = pa.table(columns, schema=ERROR_SCHEMA)
+def commit_dead(store: Store, run_id: str, file: Dead) -> None:
+    """A file that cannot be read, as an error row at row -1. A shard of its own, so that it goes when the file does."""
+    row = {"source": file.input.key, "row": -1, "id": "", "code": file.code, "message": file.message}
     commit_shard(
         store,
-        plan.run_id,
-        FILES,
+        run_id,
+        file.id,
         attempt=new_attempt(),
         rows=pa.table({}),
-        errors=errors,
-        rows_in=len(plan.dead),
-        source_key="",
-        source_etag="",
+        errors=pa.Table.from_pylist([row], schema=ERROR_SCHEMA),
+        rows_in=1,
+        source_key=file.input.key,
+        source_etag=file.input.etag,
     )
 
 
