@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from xlmr_ray.batch.bisect import is_panic
 from xlmr_ray.errors import JobFailed, UserError
 
 FAILURE = "failure"
@@ -47,7 +48,9 @@ def guarded(step: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:
         return step(block)
     except (UserError, JobFailed) as error:
         reason, users = str(error), isinstance(error, UserError)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(str(error).split())
         reason = f"the pipeline failed: {type(error).__name__}: {text} ({where.filename}:{where.lineno})"

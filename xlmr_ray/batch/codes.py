@@ -50,6 +50,9 @@ SHARD_TOO_LARGE = _row("shard_too_large", "the Parquet rows before it in the sha
 # Scoring
 EMPTY_TEXT = _row("empty_text", "the text is empty and the job says `errors.empty: error`")
 TOKENIZER_ERROR = _row("tokenizer_error", "the tokenizer raised or panicked on the row")
+SCORING_ERROR = _row("scoring_error", "the model or the task raised an error on the row alone")
+KILLED_WORKER = _row("killed_worker", "the row, alone, killed the process that worked on it, twice")
+TIMED_OUT = _row("timed_out", "the row, alone, was not done in `errors.timeout` seconds")
 NON_FINITE = _row(failures.NON_FINITE, "the scores hold NaN or infinity")
 OUT_OF_MEMORY = _row(failures.OUT_OF_MEMORY, "the row alone does not fit in the memory of its device")
 NO_TOKENS = _row(failures.NO_TOKENS, "the tokenizer gives no token at all for the text, not even a special one")

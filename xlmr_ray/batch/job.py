@@ -27,7 +27,8 @@ class Section(BaseModel):
 class InputSection(Section):
     """`path`: a file, folder, glob, or a list of them. The text columns that a task does not need are not read.
 
-    The column of `choices` holds lists of strings, or their JSON; kept beside, it comes out as JSON.
+    The column of `choices` holds lists of strings, or their JSON; kept beside, it comes out as JSON. A row of more than
+    `max_row_bytes` is an error row: bytes of its line or record, in Parquet of its strings that are read.
     """
 
     path: Annotated[list[str], BeforeValidator(listed)]
@@ -39,6 +40,7 @@ class InputSection(Section):
     choices: str | None = None
     id: str | None = None
     keep: Annotated[list[str], BeforeValidator(listed)] = []
+    max_row_bytes: Annotated[int, Field(ge=1, le=64 << 20)] = 64 << 20
 
 
 class TaskSection(BaseModel):
@@ -81,10 +83,15 @@ class ClusterSection(Section):
 
 
 class ErrorsSection(Section):
-    """`max_fraction` of error rows ends the job; `empty` texts are an error row each, or scored like any other."""
+    """`max_fraction` of error rows ends the job; `empty` texts are an error row each, or scored like any other.
+
+    `timeout` in seconds is what a row may take in the tokenizer or the encoder, null for no bound. Its shard may take
+    as much at first; one that takes longer is done again in pieces.
+    """
 
     max_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     empty: Literal["error", "score"] = "error"
+    timeout: Annotated[float, Field(gt=0)] | None = 600.0
 
 
 class Job(Section):

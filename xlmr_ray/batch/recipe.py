@@ -43,7 +43,9 @@ class EngineRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`store` carries its endpoint along, so that actors write where the driver does."""
+    """`store` carries its endpoint along, so that actors write where the driver does. `timeout` in seconds: see
+    `ErrorsSection`.
+    """
 
     run_id: str
     store: Store
@@ -51,6 +53,8 @@ class Recipe:
     tasks: tuple[TaskRecipe, ...]
     engine: EngineRecipe
     score_empty: bool
+    timeout: float | None
+    max_row_bytes: int
 
 
 def shard_to_json(shard: Shard) -> str:

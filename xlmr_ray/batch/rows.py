@@ -32,6 +32,11 @@ def fail(rows: pa.Table, failures: dict[int, tuple[str, str]]) -> pa.Table:
     return rows
 
 
+def fail_all(rows: pa.Table, failure: tuple[str, str]) -> pa.Table:
+    """The good ones of the rows made error rows, too."""
+    return fail(rows, dict.fromkeys(good_rows(rows).tolist(), failure))
+
+
 def fail_empty(rows: pa.Table, roles: Sequence[str]) -> pa.Table:
     """The rows with those made error rows whose text, or one of whose texts, is empty."""
     failures = {}

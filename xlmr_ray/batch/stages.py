@@ -1,10 +1,12 @@
 """The steps of the pipeline that need the model, each a callable on one shard: read and tokenize, and encode."""
 
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from xlmr_ray.batch import codes
+from xlmr_ray.batch.bisect import by_halves
 from xlmr_ray.batch.block import from_block, guarded, to_block
-from xlmr_ray.batch.readers import read_shard
+from xlmr_ray.batch.readers import read_shard, unread_shard
 from xlmr_ray.batch.recipe import Recipe, TaskRecipe, shard_from_json
-from xlmr_ray.batch.rows import error_table, fail, fail_empty, good_rows, output_table
+from xlmr_ray.batch.rows import error_table, fail, fail_all, fail_empty, good_rows, output_table
+from xlmr_ray.batch.shards import Shard
 from xlmr_ray.batch.store import reading
+from xlmr_ray.batch.suspects import Suspects, restarted_actor
 from xlmr_ray.batch.tokenized_once import TokenizedOnce
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
@@ -31,6 +36,9 @@ from xlmr_ray.tasks.task import Task
 from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tasks.unfit import UnfitRows
 from xlmr_ray.tokenizer import TokenizerError, XLMRobertaTokenizer
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def bound(recipe: TaskRecipe) -> Bound:
@@ -58,6 +66,14 @@ def check_same(model: str, part: str, got: str, wanted: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Tokenized:
+    """Rows of a shard, and for each task the encoded table of those without error."""
+
+    rows: pa.Table
+    encoded: list[pa.Table]
+
+
 class Tokenize:
     """A shard's JSON to its rows and, for each task, the encoded table of the rows without error."""
 
@@ -65,6 +81,7 @@ class Tokenize:
         self.recipe = recipe
         self.tasks: list[Bound] = []
         self.tokenizers: list[TokenizedOnce] = []  # one a task; tasks of equal tokenizers have the same
+        self.suspects = Suspects(recipe.store, "tokenize", timeout=recipe.timeout, actor=restarted_actor())
         self.broken = tried(self.load)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -90,10 +107,22 @@ class Tokenize:
         text, _ = from_block(block)
         shard = shard_from_json(text)
         began = time.time()
-        with reading(shard.input.key):
-            rows = read_shard(shard, self.recipe.columns)
-        if not self.recipe.score_empty:
-            rows = fail_empty(rows, list(self.recipe.columns.text))
+        with self.suspects.shard(shard.id):
+            rows = self.read(shard)
+            if not self.recipe.score_empty:
+                rows = fail_empty(rows, list(self.recipe.columns.text))
+            done = joined(in_pieces(self.tokenized, rows, codes.TOKENIZER_ERROR, self.suspects))
+        meta = pa.table({"began": [began]})
+        encoded = {f"task{place}": table for place, table in enumerate(done.encoded)}
+        return to_block(text, {"rows": done.rows, "meta": meta, **encoded})
+
+    def read(self, shard: Shard) -> pa.Table:
+        if (failure := self.suspects.unreadable()) is not None:
+            return unread_shard(shard, self.recipe.columns, failure)
+        with self.suspects.reading(), reading(shard.input.key):
+            return read_shard(shard, self.recipe.columns, max_row_bytes=self.recipe.max_row_bytes)
+
+    def tokenized(self, rows: pa.Table) -> Tokenized:
         for tokenizer in self.tokenizers:
             tokenizer.forget()
         tables: list[pa.Table] = []
@@ -105,8 +134,38 @@ class Tokenize:
                 kept = np.isin(good_rows(before), good_rows(rows))
                 tables = [keep_documents(table, kept)[0] for table in tables]
             tables.append(encoded)
-        meta = pa.table({"began": [began]})
-        return to_block(text, {"rows": rows, "meta": meta, **{f"task{i}": table for i, table in enumerate(tables)}})
+        return Tokenized(rows, tables)
+
+
+def in_pieces(work: Callable[[pa.Table], T], rows: pa.Table, code: str, suspects: Suspects) -> list[T]:
+    """The results of `work` for the rows: at once where all is well, else in pieces and without the rows that fail."""
+    done: list[T] = []
+    for piece in suspects.pieces(rows.num_rows):
+        part = rows.slice(piece.start, piece.stop - piece.start)
+        if piece.failure is not None:
+            part = fail_all(part, piece.failure)
+        with suspects.trying(piece):
+            done += by_halves(work, part, code)
+    return done
+
+
+def joined(parts: list[Tokenized]) -> Tokenized:
+    """The parts of a shard as one; each numbers its documents from 0."""
+    if len(parts) == 1:
+        return parts[0]
+    counts = [len(good_rows(part.rows)) for part in parts]
+    encoded = []
+    for tables in zip(*(part.encoded for part in parts), strict=True):
+        first = 0
+        moved = []
+        for count, table in zip(counts, tables, strict=True):
+            if "document" in table.column_names:
+                numbers = pa.array(documents(table) + first, pa.int32())
+                table = table.set_column(table.column_names.index("document"), "document", numbers)
+            moved.append(table)
+            first += count
+        encoded.append(pa.concat_tables(moved))
+    return Tokenized(pa.concat_tables(part.rows for part in parts), encoded)
 
 
 def prepare(task: Bound, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -129,6 +188,14 @@ class Pass:
     engine: Engine
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Rows of a shard, and for each task the output rows of those without error."""
+
+    rows: pa.Table
+    outputs: list[pa.Table]
+
+
 class Encode:
     """Rows and encoded tables to output rows and error rows."""
 
@@ -136,6 +203,7 @@ class Encode:
         self.recipe = recipe
         self.passes: list[Pass] = []
         self.generators: dict[int, Generator] = {}  # by the place of their task
+        self.suspects = Suspects(recipe.store, "encode", timeout=recipe.timeout, actor=restarted_actor())
         self.broken = tried(self.load)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -179,43 +247,76 @@ class Encode:
             raise self.broken
         text, tables = from_block(block)
         shard = shard_from_json(text)
-        rows = tables["rows"]
-        good = good_rows(rows)
-        results: dict[int, TaskResults] = {}
-        failures: dict[int, tuple[str, str]] = {}
-        tokens = padded = 0
+        before = self.counters()
         start = time.perf_counter()
-        for one in self.passes:
-            stats = one.engine.stats
-            before = (stats.tokens, stats.padded)
-            encoded = [tables[f"task{place}"] for place in one.places]
-            for place, table, result in zip(one.places, encoded, one_pass(one.engine, encoded), strict=True):
-                results[place] = result
-                of_sequence = documents(table)
-                failures |= {int(good[of_sequence[i]]): failure for i, failure in result.failed.items()}
-            tokens += stats.tokens - before[0]
-            padded += stats.padded - before[1]
-        outputs: dict[int, pa.Table] = {}
-        for place, generator in self.generators.items():
-            before = (generator.stats.tokens, generator.stats.padded)
-            written = generator.run(tables[f"task{place}"])
-            outputs[place] = written.table
-            failures |= {int(good[document]): failure for document, failure in written.failed.items()}
-            tokens += generator.stats.tokens - before[0]
-            padded += generator.stats.padded - before[1]
+        with self.suspects.shard(shard.id):
+            work = partial(self.scored, tables)
+            parts = in_pieces(work, tables["rows"], codes.SCORING_ERROR, self.suspects)
         seconds = time.perf_counter() - start
-        rows = fail(rows, failures)
-        kept = np.isin(good, good_rows(rows))
-        outputs = {place: table.filter(pa.array(kept)) for place, table in outputs.items()}
-        for one in self.passes:
-            for place, task in zip(one.places, one.engine.tasks, strict=True):
-                outputs[place] = finished(task, tables[f"task{place}"], results[place].raw, kept)
-        named = [(task.prefix, outputs[place]) for place, task in enumerate(self.recipe.tasks)]
-        output = output_table(rows.take(good[kept]), shard.input.key, self.recipe.columns, named)
+        rows = pa.concat_tables(part.rows for part in parts)
+        outputs = [pa.concat_tables(several) for several in zip(*(part.outputs for part in parts), strict=True)]
+        named = [(task.prefix, output) for task, output in zip(self.recipe.tasks, outputs, strict=True)]
+        output = output_table(rows.take(good_rows(rows)), shard.input.key, self.recipe.columns, named)
+        tokens, padded = np.subtract(self.counters(), before).tolist()
         meta = tables["meta"]
         for name, value in (("tokens", tokens), ("padded", padded), ("seconds", seconds)):
             meta = meta.append_column(name, pa.array([value]))
         return to_block(text, {"output": output, "errors": error_table(rows, shard.input.key), "meta": meta})
+
+    def counters(self) -> tuple[int, int]:
+        """Tokens and padded tokens since the start."""
+        stats = [*(one.engine.stats for one in self.passes), *(one.stats for one in self.generators.values())]
+        return sum(one.tokens for one in stats), sum(one.padded for one in stats)
+
+    def scored(self, tables: Mapping[str, pa.Table], rows: pa.Table) -> Scored:
+        """The outputs of the rows, all or a part of those that the encoded tables are of."""
+        places = tables["rows"]["_row"].take(good_rows(tables["rows"]))
+        good = good_rows(rows)
+        wanted = np.isin(places.to_numpy(), rows["_row"].take(good).to_numpy())
+        encoded = [tables[f"task{place}"] for place in range(len(self.recipe.tasks))]
+        if not wanted.all():
+            encoded = [keep_documents(table, wanted)[0] for table in encoded]
+        try:
+            results, written, failures = self.forward(encoded)
+        except Exception as error:
+            self.check_device(error)
+            raise
+        rows = fail(rows, {int(good[document]): failure for document, failure in failures.items()})
+        kept = np.isin(good, good_rows(rows))
+        outputs = {place: table.filter(pa.array(kept)) for place, table in written.items()}
+        for one in self.passes:
+            for place, task in zip(one.places, one.engine.tasks, strict=True):
+                outputs[place] = finished(task, encoded[place], results[place].raw, kept)
+        return Scored(rows, [outputs[place] for place in range(len(outputs))])
+
+    def forward(
+        self, encoded: list[pa.Table]
+    ) -> tuple[dict[int, TaskResults], dict[int, pa.Table], dict[int, tuple[str, str]]]:
+        """By place of the task: the results, and what the generators wrote; and the documents that failed."""
+        results: dict[int, TaskResults] = {}
+        written: dict[int, pa.Table] = {}
+        failures: dict[int, tuple[str, str]] = {}
+        for one in self.passes:
+            own = [encoded[place] for place in one.places]
+            for place, table, result in zip(one.places, own, one_pass(one.engine, own), strict=True):
+                results[place] = result
+                of_sequence = documents(table)
+                failures |= {int(of_sequence[i]): failure for i, failure in result.failed.items()}
+        for place, generator in self.generators.items():
+            texts = generator.run(encoded[place])
+            written[place] = texts.table
+            failures |= texts.failed
+        return results, written, failures
+
+    def check_device(self, error: Exception) -> None:
+        """Ends the process if the error has left its GPU's context unusable: whatever follows there would fail, too."""
+        for one in self.passes:
+            if one.engine.device.type == "cuda":
+                try:
+                    torch.cuda.synchronize(one.engine.device)
+                except RuntimeError:
+                    log.exception("the GPU's context is lost, the process ends and is started anew: %s", error)
+                    os._exit(1)
 
 
 def finished(task: Task, encoded: pa.Table, raw: NDArray[np.float32], kept: NDArray[np.bool_]) -> pa.Table:

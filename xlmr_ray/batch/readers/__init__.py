@@ -50,6 +50,21 @@ def read_shard(
     return table
 
 
+def unread_shard(
+    shard: Shard, columns: Columns, failure: tuple[str, str], *, options: Mapping[str, object] | None = None
+) -> pa.Table:
+    """The table of a shard whose reading kills its process: all rows fail with this code and message.
+
+    Raises JobFailed for a line format, where only reading tells which lines are blank and no rows.
+    """
+    code, message = failure
+    if shard.input.format != "parquet":
+        raise JobFailed(f"{shard.input.key}: shard {shard.id} cannot be read: {message}")
+    source = Source(shard.input, options)
+    source.check()
+    return parquet.unread(source, shard.first_row, shard.rows, columns, code, message)
+
+
 def _read(source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
     format = shard.input.format
     if format == "parquet":

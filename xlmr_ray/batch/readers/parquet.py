@@ -89,6 +89,11 @@ def read(source: Source, first_row: int, rows: int, columns: Columns, max_row_by
     return pa.concat_tables(tables) if tables else _schema(columns, opened.kept).empty_table()
 
 
+def unread(source: Source, first_row: int, rows: int, columns: Columns, code: str, reason: str) -> pa.Table:
+    """Error rows in place of the rows [first_row, first_row + rows) of the file."""
+    return _failed(first_row, first_row + rows, code, reason, _schema(columns, open_file(source, columns).kept))
+
+
 def _row_group(
     source: Source, opened: Opened, index: int, start: int, low: int, high: int, columns: Columns, limit: int, room: int
 ) -> list[pa.Table]:

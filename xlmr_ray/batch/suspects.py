@@ -1,0 +1,160 @@
+"""Rows that kill or hang the process that works on them: found by notes that outlive it, one error row each.
+
+Ray restarts an actor that died and gives it the shards that it had. A restarted actor is wary of the first of them: it
+works in pieces, and notes in the store which piece it begins. If it dies again, the note tells the next incarnation
+where, and that piece is cut finer, until a row has killed its process twice alone: it becomes an error row. An actor
+that was never restarted notes nothing, so that the normal path costs nothing.
+
+A row that hangs is made to kill its process, by a thread of C that needs no Python lock. Notes are scratch objects
+(`.tmp/`): a shard that is through has none, and `sweep` removes those of a job that was stopped in between.
+"""
+
+import contextlib
+import faulthandler
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+
+from xlmr_ray.batch import codes
+from xlmr_ray.batch.store import Store
+from xlmr_ray.errors import JobFailed
+
+PIECES = 8  # that a range is cut into: fewer deaths than by halves, and each costs a start of the actor
+WARY = 4  # shards after a restart; Ray Data gives an actor two at a time
+ALONE = 2  # deaths of a process with a row alone that make it an error row: one may be chance, or another's memory
+MOST_DEATHS = 64  # in one shard; over it, rows are not to blame
+STANDARD_ERROR = 2
+READING = (-1, -1)
+
+Failure = tuple[str, str]  # code and message
+
+
+@dataclass
+class Note:
+    """What is known of a shard: where to cut it beside the first cuts, what was `begun` and when (epoch seconds), how
+    often each row alone was fatal (-1: the reading of the shard), and the rows found to be so, with code and message.
+    """
+
+    cuts: list[int] = field(default_factory=list)
+    begun: list[int] = field(default_factory=list)
+    since: float = 0.0
+    deaths: int = 0
+    alone: dict[str, int] = field(default_factory=dict)  # JSON has string keys alone
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [start, stop) of a shard, by place; `failure` if it is a row that is not to be tried again."""
+
+    start: int
+    stop: int
+    failure: Failure | None = None
+
+
+class Suspects:
+    """The notes of one step of one actor. `actor` is empty where it was never restarted."""
+
+    def __init__(self, store: Store, step: str, *, timeout: float | None, actor: str = "") -> None:
+        self.store = store
+        self.step = step
+        self.timeout = timeout
+        self.actor = actor
+        self.wary = WARY if actor else 0
+        self.note: Note | None = None
+        self.key = ""
+
+    @contextlib.contextmanager
+    def shard(self, id: str) -> Iterator[None]:
+        """Around the whole of a shard. Raises JobFailed for one that no cutting helps."""
+        self.note = self.recalled(id) if self.wary else None
+        yield
+        if self.note is not None:
+            self.wary -= 1
+            self.store.delete(self.key)
+            self.note = None
+
+    def recalled(self, id: str) -> Note:
+        """The note of the incarnation before, with what its death says, or a new one."""
+        self.key = f".tmp/suspects/{id}-{self.step}-{self.actor}.json"
+        try:
+            note = Note(**json.loads(self.store.get(self.key)[0]))
+        except FileNotFoundError:
+            return Note()
+        note.deaths += 1
+        if note.deaths > MOST_DEATHS:
+            raise JobFailed(
+                f"shard {id}: the process that should {self.step} it died {note.deaths} times, in ever smaller pieces; "
+                "see the memory of the machine and the logs of Ray; run the job again to go on"
+            )
+        start, stop = note.begun
+        if stop - start > 1:
+            note.cuts += edges(start, stop)
+            return note
+        row = str(start)
+        note.alone[row] = note.alone.get(row, 0) + 1
+        if note.alone[row] >= ALONE:
+            late = self.timeout is not None and time.time() - note.since >= self.timeout
+            note.found[row] = list(
+                (codes.TIMED_OUT, f"not done in errors.timeout, {self.timeout:g} seconds, alone in its process")
+                if late
+                else (codes.KILLED_WORKER, f"its process died {ALONE} times with the row alone in it: {self.step}")
+            )
+        return note
+
+    def pieces(self, count: int) -> list[Piece]:
+        """A shard of so many rows, whole, or as the note says."""
+        if self.note is None or count == 0:
+            return [Piece(0, count)]
+        cuts = sorted({*edges(0, count), *self.note.cuts})
+        pieces = []
+        for start, stop in pairwise(cuts):
+            code = self.note.found.get(str(start)) if stop - start == 1 else None
+            pieces.append(Piece(start, stop, None if code is None else (code[0], code[1])))
+        return pieces
+
+    def unreadable(self) -> Failure | None:
+        """Why the shard is not to be read again, if its reading was fatal."""
+        found = None if self.note is None else self.note.found.get(str(READING[0]))
+        return None if found is None else (found[0], found[1])
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around the reading of the shard, which the store's own deadlines bound."""
+        self.begin(*READING)
+        yield
+
+    @contextlib.contextmanager
+    def trying(self, piece: Piece) -> Iterator[None]:
+        """Around the work on a piece: noted, and bounded in time."""
+        self.begin(piece.start, piece.stop)
+        if self.timeout is not None:
+            faulthandler.dump_traceback_later(self.timeout, exit=True, file=STANDARD_ERROR)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def begin(self, start: int, stop: int) -> None:
+        if self.note is not None:
+            self.note.begun, self.note.since = [start, stop], time.time()
+            self.store.put(self.key, json.dumps(asdict(self.note)).encode())
+
+
+def edges(start: int, stop: int) -> list[int]:
+    """Where to cut rows [start, stop): ascending, both ends included."""
+    count = min(PIECES, stop - start)
+    return [start + (stop - start) * i // count for i in range(count + 1)]
+
+
+def restarted_actor() -> str:
+    """The id of this actor if Ray restarted it, else empty."""
+    import ray
+
+    if not ray.is_initialized():
+        return ""
+    context = ray.get_runtime_context()
+    id = context.get_actor_id()
+    return id if id is not None and context.was_current_actor_reconstructed else ""
