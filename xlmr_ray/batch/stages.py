@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.bisect import by_halves
 from xlmr_ray.batch.block import from_block, guarded, to_block
+from xlmr_ray.batch.machine import device_name, host, operations
 from xlmr_ray.batch.readers import read_shard, unread_shard
 from xlmr_ray.batch.recipe import Recipe, TaskRecipe, shard_from_json
 from xlmr_ray.batch.rows import error_table, fail, fail_all, fail_empty, good_rows, output_table
@@ -112,7 +113,7 @@ class Tokenize:
             if not self.recipe.score_empty:
                 rows = fail_empty(rows, list(self.recipe.columns.text))
             done = joined(in_pieces(self.tokenized, rows, codes.TOKENIZER_ERROR, self.suspects))
-        meta = pa.table({"began": [began]})
+        meta = pa.table({"began": [began], "tokenized": [time.time()]})
         encoded = {f"task{place}": table for place, table in enumerate(done.encoded)}
         return to_block(text, {"rows": done.rows, "meta": meta, **encoded})
 
@@ -247,7 +248,9 @@ class Encode:
             raise self.broken
         text, tables = from_block(block)
         shard = shard_from_json(text)
-        before = self.counters()
+        meta = tables["meta"]
+        waited = max(0.0, time.time() - meta["tokenized"][0].as_py())  # by two machines' clocks, perhaps
+        before, work_before = self.counters(), [one.engine.stats.tokens for one in self.passes]
         start = time.perf_counter()
         with self.suspects.shard(shard.id):
             work = partial(self.scored, tables)
@@ -258,10 +261,34 @@ class Encode:
         named = [(task.prefix, output) for task, output in zip(self.recipe.tasks, outputs, strict=True)]
         output = output_table(rows.take(good_rows(rows)), shard.input.key, self.recipe.columns, named)
         tokens, padded = np.subtract(self.counters(), before).tolist()
-        meta = tables["meta"]
-        for name, value in (("tokens", tokens), ("padded", padded), ("seconds", seconds)):
+        figures = {
+            "tokens": tokens,
+            "padded": padded,
+            "seconds": seconds,
+            "operations": self.operations(tables, work_before),
+            "encoder_wait": waited,
+            "encoded": time.time(),
+            "host": host(),
+            "device": device_name(self.device),
+        }
+        for name, value in figures.items():
             meta = meta.append_column(name, pa.array([value]))
         return to_block(text, {"output": output, "errors": error_table(rows, shard.input.key), "meta": meta})
+
+    @property
+    def device(self) -> torch.device:
+        return self.passes[0].engine.device if self.passes else next(iter(self.generators.values())).model.device
+
+    def operations(self, tables: Mapping[str, pa.Table], tokens: list[int]) -> float:
+        """What the encoders' products took of arithmetic since they had seen so many tokens."""
+        return sum(
+            operations(
+                one.engine.model.config,
+                one.engine.stats.tokens - before,
+                [tables[f"task{place}"] for place in one.places],
+            )
+            for one, before in zip(self.passes, tokens, strict=True)
+        )
 
     def counters(self) -> tuple[int, int]:
         """Tokens and padded tokens since the start."""

@@ -1,12 +1,15 @@
 """The last step of the pipeline: output rows and error rows to the store, committed. Runs without torch."""
 
+import json
 import time
 
 import pyarrow as pa
 
+from xlmr_ray.batch import retries
 from xlmr_ray.batch.block import from_block, guarded
 from xlmr_ray.batch.commit import Stats, commit_shard, new_attempt
 from xlmr_ray.batch.recipe import Recipe, shard_from_json
+from xlmr_ray.batch.report.counts import kinds, summarize
 
 
 class Write:
@@ -27,6 +30,10 @@ def commit(block: pa.Table, recipe: Recipe) -> pa.Table:
     text, tables = from_block(block)
     shard = shard_from_json(text)
     meta = tables["meta"].to_pylist()[0]
+    waited = max(0.0, time.time() - meta["encoded"])  # by two machines' clocks, perhaps
+    prefixes = [task.prefix for task in recipe.tasks]
+    summary = summarize(tables["output"], prefixes, kinds(recipe.columns))
+    before = retries.total()
     record, won = commit_shard(
         recipe.store,
         recipe.run_id,
@@ -37,7 +44,16 @@ def commit(block: pa.Table, recipe: Recipe) -> pa.Table:
         rows_in=shard.rows,
         source_key=shard.input.key,
         source_etag=shard.input.etag,
-        stats=Stats(seconds=round(time.time() - meta["began"], 3), tokens=meta["tokens"]),
+        stats=Stats(
+            seconds=round(time.time() - meta["began"], 3),
+            tokens=meta["tokens"],
+            padded=meta["padded"],
+            engine_seconds=round(meta["seconds"], 3),
+            operations=meta["operations"],
+            host=meta["host"],
+            device=meta["device"],
+            summary=summary.to_json(),
+        ),
     )
     return pa.table(
         {
@@ -48,5 +64,11 @@ def commit(block: pa.Table, recipe: Recipe) -> pa.Table:
             "tokens": [meta["tokens"]],
             "padded": [meta["padded"]],
             "engine_seconds": [meta["seconds"]],
+            "operations": [meta["operations"]],
+            "tokenizer_seconds": [meta["tokenized"] - meta["began"]],
+            "encoder_wait": [meta["encoder_wait"]],
+            "writer_wait": [waited],
+            "retries": [retries.total() - before],
+            "errors": [json.dumps(dict(record.errors))],
         }
     )
