@@ -16,19 +16,29 @@ ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Messa
 CODES = {403: "ExpiredToken", 409: "ConditionalRequestConflict", 429: "SlowDown", 500: "InternalError", 503: "SlowDown"}
 
 
+Fault = int | str | Callable[[], object] | None
+
+
 @dataclass
 class FaultyProxy:
     """`fault(method, path)` is asked once a request. It answers with what goes wrong:
 
     None nothing; a status: that answer, the request not forwarded; "lost": forwarded, but the connection is reset
     instead of an answer; "reset": reset, not forwarded; "cut": half the body, then the end; "unconditional": forwarded
-    without its If-Match and If-None-Match.
+    without its If-Match and If-None-Match. A callable is called once the store has answered; then it is as "lost".
     """
 
     endpoint: str
-    fault: Callable[[str, str], int | str | None] = lambda method, path: None
+    fault: Callable[[str, str], Fault] = lambda method, path: None
     requests: list[tuple[str, str]] = field(default_factory=list)
-    injected: list[int | str] = field(default_factory=list)
+    under_way: int = 0
+    injected: list[Fault] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """No fault, and nothing seen yet."""
+        self.fault = lambda method, path: None
+        self.requests.clear()
+        self.injected.clear()
 
 
 @contextlib.contextmanager
@@ -40,6 +50,15 @@ def running_proxy(target: str) -> Iterator[FaultyProxy]:
         protocol_version = "HTTP/1.1"
 
         def _serve(self) -> None:
+            with lock:
+                proxy.under_way += 1
+            try:
+                self._forward()
+            finally:
+                with lock:
+                    proxy.under_way -= 1
+
+        def _forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             with lock:
                 proxy.requests.append((self.command, self.path))
@@ -63,7 +82,9 @@ def running_proxy(target: str) -> Iterator[FaultyProxy]:
             answer = connection.getresponse()
             data = answer.read()
             connection.close()
-            if fault == "lost":
+            if callable(fault):
+                fault()
+            if fault == "lost" or callable(fault):
                 self._reset()
                 return
             headers = [

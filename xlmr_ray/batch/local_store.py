@@ -183,9 +183,5 @@ def _flush_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _is_folder(stat: os.stat_result) -> bool:
-    return (stat.st_mode & 0o170000) == 0o040000
-
-
 def _etag_of_stat(stat: os.stat_result) -> str:
     return file_etag(stat.st_size, stat.st_mtime, stat.st_ino)

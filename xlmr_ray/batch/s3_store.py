@@ -25,6 +25,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 
 from xlmr_ray.batch import retries
 from xlmr_ray.batch.store import DEADLINE, Changed, Entry, Exists, NoConditionalWrites, probe_writes
+from xlmr_ray.batch.throttle import MOST, throttle_of
 from xlmr_ray.errors import JobFailed, UserError
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ T = TypeVar("T")
 
 PROBE_DEADLINE = 20.0  # a wrong endpoint should be told within seconds, at the start
 BLOCK = 8 << 20  # bytes read at a time; the 50 MiB of s3fs is much for a Parquet footer
-TIMEOUTS = {"connect_timeout": 5, "read_timeout": 60, "max_pool_connections": 32}
+TIMEOUTS = {"connect_timeout": 5, "read_timeout": 60, "max_pool_connections": MOST}
 RETRIES = {"mode": "adaptive", "total_max_attempts": 6}
 _opening = threading.Lock()
 TRANSIENT_CODES = {
@@ -40,12 +41,13 @@ TRANSIENT_CODES = {
     "ServiceUnavailable", "OperationAborted", "ConditionalRequestConflict", "BadDigest", "IncompleteBody",
     "XAmzContentSHA256Mismatch",
 }  # fmt: skip
+SLOW_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
 DENIED_CODES = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "TokenRefreshRequired", "SignatureDoesNotMatch"}
 
 
 def s3_filesystem(options: Mapping[str, object] | None = None) -> s3fs.S3FileSystem:
     """S3 for reading input: no listing cache, retried by botocore, which also slows down when the store throttles."""
-    return _filesystem(_checked(options), RETRIES)
+    return _filesystem(checked_options(options), RETRIES)
 
 
 class S3Store:
@@ -62,7 +64,7 @@ class S3Store:
         self.bucket = bucket
         self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self.deadline = deadline
-        self._options = _checked(options)
+        self._options = checked_options(options)
         self._opened: tuple[int, s3fs.S3FileSystem, s3fs.S3FileSystem] | None = None
 
     def __repr__(self) -> str:
@@ -216,8 +218,9 @@ class S3Store:
             before_sleep=tell,
             reraise=True,
         )
+        throttle = throttle_of(f"{self._options.get('endpoint_url')} {self.bucket}")
         try:
-            return retrying(function)
+            return retrying(lambda: throttle.call(function, _throttled))
         except (Exists, Changed):
             raise
         except Exception as error:
@@ -236,7 +239,7 @@ def _filesystem(options: Mapping[str, Any], retries: Mapping[str, object]) -> s3
     return s3fs.S3FileSystem(**settings, config_kwargs=config, use_listings_cache=False)
 
 
-def _checked(options: Mapping[str, object] | None) -> dict[str, object]:
+def checked_options(options: Mapping[str, object] | None) -> dict[str, object]:
     """s3fs's options, with the endpoint from the environment; s3fs itself would only trip over a misspelt one later."""
     known = {*inspect.signature(s3fs.S3FileSystem.__init__).parameters, "profile"} - {"self", "kwargs"}
     if unknown := set(options or ()) - known:
@@ -269,6 +272,10 @@ def _transient(error: BaseException) -> bool:
         return status in (408, 409, 429) or (status >= 500 and status != 501) or _code(error) in TRANSIENT_CODES
     connection = (*S3_RETRYABLE_ERRORS, botocore.exceptions.ConnectionError, ConnectionError, TimeoutError)
     return isinstance(error, connection)
+
+
+def _throttled(error: Exception) -> bool:
+    return _status(error) in (429, 503) or _code(error) in SLOW_CODES
 
 
 def _reason(error: BaseException | None) -> str:

@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import fsspec
 
 from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.redact import carries_secret, clean_url, redacted
 
 DEADLINE = 120.0  # seconds that one operation may go on retrying
 
@@ -107,6 +108,8 @@ def open_store(
     opens a store without conditional writes: two writers may then both believe that they created a key.
     """
     scheme = _scheme(url)
+    if scheme == "s3" and carries_secret(url):
+        raise UserError(f"{clean_url(url)}: keys do not belong in a URL; set AWS_ACCESS_KEY_ID, …, or a profile")
     if scheme == "file":
         from xlmr_ray.batch.local_store import LocalStore
 
@@ -115,11 +118,27 @@ def open_store(
         from xlmr_ray.batch.s3_store import S3Store  # here, so that a local run does not wait for botocore
 
         return S3Store(url, options=options, deadline=deadline)
+    if scheme == "s3":
+        from xlmr_ray.batch.s3_store import checked_options
+
+        options = checked_options(options)
     return FsspecStore(url, dict(options or {}), at_least_once)
 
 
 def filesystem(url: str, *, options: Mapping[str, object] | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of `url`, for reading input, and the path in it. No listing is cached; S3 is retried."""
+    """The fsspec file system of `url`, for reading input, and the path in it. No listing is cached; S3 is retried.
+
+    Raises UserError for a URL that holds a password or a signature, and where the package for its scheme is missing.
+    """
+    if carries_secret(url):
+        raise UserError(
+            f"{clean_url(url)}: a user, password or signature in an input's URL would be written into the plan and "
+            "beside every row; give it by the store's own variables or files"
+        )
+    return _filesystem(url, options)
+
+
+def _filesystem(url: str, options: Mapping[str, object] | None) -> tuple[fsspec.AbstractFileSystem, str]:
     scheme = _scheme(url)
     if scheme == "file":
         return fsspec.filesystem("file"), _local_path(url)
@@ -127,13 +146,20 @@ def filesystem(url: str, *, options: Mapping[str, object] | None = None) -> tupl
         from xlmr_ray.batch.s3_store import s3_filesystem
 
         return s3_filesystem(options), url.split("://", 1)[1]
+    if scheme not in fsspec.available_protocols():
+        raise UserError(f"{clean_url(url)}: no file system for {scheme}:// is known")
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        raise UserError(f"{clean_url(url)}: the package for {scheme}:// is not installed: {error}") from None
     try:
         return cast(
             tuple[fsspec.AbstractFileSystem, str],
             fsspec.core.url_to_fs(url, use_listings_cache=False, **dict(options or {})),
         )
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{clean_url(url)}: no file system for {scheme}:// ({error})") from None
+    except Exception as error:  # credentials that are missing or wrong: each package has exceptions of its own
+        reason = redacted(_first_line(error))
+        raise UserError(f"{clean_url(url)}: {scheme}:// cannot be opened: {reason}") from None
 
 
 @contextlib.contextmanager
@@ -147,8 +173,12 @@ def reading(what: str) -> Iterator[None]:
         # botocore's own exceptions share no base with OSError, and importing botocore takes longer than most calls.
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("botocore", "aiobotocore")):
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = redacted(_first_line(error))
         raise JobFailed(f"{what}: cannot be read: {reason}; run the job again to go on") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def etag_of(info: Mapping[str, Any]) -> str:
@@ -193,14 +223,6 @@ def probe_writes(store: Store) -> None:
             raise NoConditionalWrites(store.url(""))
     finally:
         store.delete(key)
-
-
-def clean_url(url: str) -> str:
-    """`url` without user, password and query, for messages."""
-    if "://" not in url:
-        return url
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 @dataclass(frozen=True)
@@ -299,7 +321,7 @@ class FsspecStore:
         self.delete(key)
 
     def _filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        fs, root = filesystem(self.address, options=self.options)
+        fs, root = _filesystem(self.address, self.options)
         return fs, root.rstrip("/")
 
 
