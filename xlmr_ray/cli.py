@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.redact import redacted
 
 app = typer.Typer(
     name="xlmr-ray",
@@ -145,6 +146,6 @@ def main() -> None:
 
 
 def fail(error: Exception, code: int) -> NoReturn:
-    text = " ".join(str(error).split())
+    text = redacted(" ".join(str(error).split()))
     Console(stderr=True).print(f"xlmr-ray: {text}", style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(code)
