@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.seaweed import seaweed
+
+__all__ = ["seaweed"]
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

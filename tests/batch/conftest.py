@@ -4,10 +4,8 @@ import secrets
 import pytest
 
 from tests.faulty_proxy import running_proxy
-from tests.seaweed import ACCESS_KEY, SECRET_KEY, seaweed
+from tests.seaweed import ACCESS_KEY, SECRET_KEY
 from xlmr_ray.batch.store import open_store
-
-__all__ = ["seaweed"]
 
 
 @pytest.fixture(scope="session")

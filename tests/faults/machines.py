@@ -60,14 +60,7 @@ class Machines:
 
     def actors(self, name: str) -> list[psutil.Process]:
         """Processes of the job's actors of this class (one of ACTORS), on all nodes."""
-        found = []
-        for node in self.cluster.list_all_nodes():
-            for process in _children(_raylet(node)):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    title = " ".join(process.cmdline())
-                    if title.startswith("ray::") and name in title:
-                        found.append(process)
-        return found
+        return [found for node in self.cluster.list_all_nodes() for found in actors_under(_raylet(node), name)]
 
     def stop(self) -> None:
         import ray
@@ -91,6 +84,17 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return process.children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def actors_under(parent: psutil.Process, name: str) -> list[psutil.Process]:
+    """Ray's processes below this one that run an actor of this class."""
+    found = []
+    for process in _children(parent):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::") and name in title:
+                found.append(process)
+    return found
 
 
 def kill(process: psutil.Process) -> bool:

@@ -1,0 +1,105 @@
+"""The whole life of a small run on a store, without Ray: plan, shards, manifest, publication; and stores that kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tests.batch.runs import RUN, commit, plan
+from tests.faults.rows import Rows, published
+from xlmr_ray.batch.commit import committed_shards
+from xlmr_ray.batch.finish import finish, publish
+from xlmr_ray.batch.store import Store, open_store
+
+SHARDS = 4
+OPERATIONS = ("create", "replace", "put", "get", "head", "list", "open", "delete")
+
+
+def live(store: Store) -> None:
+    """What a driver and its writers do, going on from whatever is there already."""
+    shards = plan(store, SHARDS)
+    done = set(committed_shards(store, RUN))
+    for shard in shards:
+        if shard not in done:
+            commit(store, shard, ok=3, bad=1)
+    finish(store, RUN, shards)
+    publish(store, RUN)
+
+
+def lived(store: Store) -> Rows:
+    live(store)
+    return published(store)
+
+
+class Watched:
+    """A store that calls `before` and `after` around each operation, with the operation's number and name."""
+
+    def __init__(
+        self,
+        store: Store,
+        before: Callable[[int, str], object],
+        after: Callable[[int, str], object] = lambda n, o: None,
+    ) -> None:
+        self.store, self.before, self.after = store, before, after
+        self.count = 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.store, name)
+        if name not in OPERATIONS:
+            return found
+
+        def operation(*args: Any, **options: Any) -> Any:
+            number, self.count = self.count, self.count + 1
+            self.before(number, name)
+            result = found(*args, **options)
+            self.after(number, name)
+            return result
+
+        return operation
+
+
+def operations(store: Store) -> list[str]:
+    """The operations of a life on an empty store."""
+    seen: list[str] = []
+    live(Watched(store, lambda number, name: seen.append(name)))  # type: ignore[arg-type]
+    return seen
+
+
+def die(number: int, wanted: int) -> None:
+    if number == wanted:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def live_until(url: str, options: Mapping[str, object] | None, step: int, after: bool) -> None:
+    """The body of a process that is killed before or after its `step`th operation."""
+    moment = {"after" if after else "before": lambda number, name: die(number, step)}
+    live(Watched(open_store(url, options=options), **moment))  # type: ignore[arg-type]
+
+
+def live_until_system_call(url: str, name: str, number: int, after: bool) -> None:
+    """The body of a process that is killed around the `number`th call of `os.<name>`: within a local store's write."""
+    real = getattr(os, name)
+    count = 0
+
+    def call(*args: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == number and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*args, **options)
+        if count == number and after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(os, name, call)
+    live(open_store(url))
+
+
+def live_together(url: str, options: Mapping[str, object] | None, gate: Any) -> None:
+    """The body of one of several processes that drive the same run at the same time."""
+    store = open_store(url, options=options)
+    store.head("warm")
+    gate.wait(60)
+    live(store)
