@@ -28,7 +28,8 @@ class InputSection(Section):
     """`path`: a file, folder, glob, or a list of them. The text columns that a task does not need are not read.
 
     The column of `choices` holds lists of strings, or their JSON; kept beside, it comes out as JSON. A row of more than
-    `max_row_bytes` is an error row: bytes of its line or record, in Parquet of its strings that are read.
+    `max_row_bytes` is an error row: bytes of its line or record, in Parquet of its strings that are read. `deleted`: in
+    incremental runs, whether the rows of inputs that are not found any more stay in the published table or go.
     """
 
     path: Annotated[list[str], BeforeValidator(listed)]
@@ -41,6 +42,7 @@ class InputSection(Section):
     id: str | None = None
     keep: Annotated[list[str], BeforeValidator(listed)] = []
     max_row_bytes: Annotated[int, Field(ge=1, le=64 << 20)] = 64 << 20
+    deleted: Literal["keep", "drop"] = "keep"
 
 
 class TaskSection(BaseModel):
@@ -68,7 +70,7 @@ class EngineSection(Section):
     attn_implementation: str = "auto"
     max_tokens: Auto | Count = "auto"
     max_length: Auto | Count = "auto"
-    quantization: Literal["nf4", "fp4", "int8-weights"] | None = None
+    quantization: Literal["int8", "nf4", "fp4", "int8-weights"] | None = None
     device: str = "auto"
 
 
@@ -95,6 +97,10 @@ class ErrorsSection(Section):
 
 
 class Job(Section):
+    """`incremental`: score only the inputs that the published table of the same job has not, and add them to it. It
+    stands beside the sections because it says what a launch does, not how something is read.
+    """
+
     name: str = "job"
     model: str = "embedded:mini"
     input: InputSection
@@ -103,6 +109,7 @@ class Job(Section):
     engine: EngineSection = EngineSection()
     cluster: ClusterSection = ClusterSection()
     errors: ErrorsSection = ErrorsSection()
+    incremental: bool = False
 
     @model_validator(mode="after")
     def names_differ(self) -> Self:

@@ -76,15 +76,16 @@ def plan_shards(
     shard_bytes: int = SHARD_BYTES,
     workers: int = 8,
     options: Mapping[str, object] | None = None,
+    kept: tuple[str, tuple[str, ...]] | None = None,
 ) -> Iterator[Shard | DeadLetter]:
     """Plan all inputs in order, `workers` at a time; no more than that many plans are held.
 
     A file whose kept columns have other types than the first readable file's becomes a dead letter: the output is one
-    table. Raises InputChanged where an object is not the listed one; errors of the store propagate.
+    table. `kept` says which types they must have where that is settled: the file that they are from, and the types.
+    Raises InputChanged where an object is not the listed one; errors of the store propagate.
     """
     if shard_rows < 1:
         raise ValueError(f"shard_rows is {shard_rows}; wanted at least 1")
-    first: tuple[str, Planned] | None = None
     with ThreadPoolExecutor(workers) as pool:
         numbered = enumerate(inputs)
         running: deque[tuple[Input, Future[Planned]]] = deque()
@@ -106,8 +107,8 @@ def plan_shards(
                 one, job = running.popleft()
                 planned = job.result()
                 if planned.kept:
-                    first = first or (one.key, planned)
-                    if drift := _drift(one.key, planned, *first, columns):
+                    kept = kept or (one.key, planned.kept)
+                    if drift := _drift(one.key, planned.kept, *kept, columns):
                         yield drift
                         continue
                 yield from planned.shards
@@ -253,8 +254,10 @@ def _header(line: bytes, size: int, one: Input, columns: Columns) -> tuple[str, 
     return tuple(names)
 
 
-def _drift(key: str, planned: Planned, first_key: str, first: Planned, columns: Columns) -> DeadLetter | None:
-    for name, got, wanted in zip(columns.extra, planned.kept, first.kept, strict=True):
+def _drift(
+    key: str, kept: tuple[str, ...], first_key: str, first: tuple[str, ...], columns: Columns
+) -> DeadLetter | None:
+    for name, got, wanted in zip(columns.extra, kept, first, strict=True):
         if got != wanted:
             message = f"{key}: kept column {name!r} is {got}, in {first_key} it is {wanted}"
             return DeadLetter(key, codes.SCHEMA_DRIFT, message)
