@@ -12,6 +12,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "infra" / "kubernetes"
 OVERLAYS = sorted(folder.name for folder in (KUBERNETES / "overlays").iterdir() if folder.is_dir())
+SERVICES = sorted(folder.name for folder in (KUBERNETES / "service" / "overlays").iterdir() if folder.is_dir())
 FACTORS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "m": 1e-3}
 
 Object = dict[str, Any]
@@ -37,7 +38,7 @@ def build(folder: Path) -> tuple[Object, ...]:
 @lru_cache
 def built(overlay: str) -> tuple[Object, ...]:
     """One of ours, built once."""
-    return build(KUBERNETES / "overlays" / overlay)
+    return build(KUBERNETES / ("service" if overlay in SERVICES else "") / "overlays" / overlay)
 
 
 def one(objects: tuple[Object, ...], kind: str, name: str | None = None) -> Object:
@@ -46,15 +47,31 @@ def one(objects: tuple[Object, ...], kind: str, name: str | None = None) -> Obje
     return found[0]
 
 
+def the_rayjob(objects: tuple[Object, ...]) -> Object:
+    """The RayJob, or the one that a RayCronJob makes."""
+    made = [
+        {**thing, "kind": "RayJob", "spec": thing["spec"]["jobTemplate"]}
+        for thing in objects
+        if thing["kind"] == "RayCronJob"
+    ]
+    return made[0] if made else one(objects, "RayJob")
+
+
 def templates(thing: Object) -> dict[str, Object]:
-    """The pod templates of a RayJob or CronJob, by what they are for."""
-    if thing["kind"] == "CronJob":
-        return {"launcher": thing["spec"]["jobTemplate"]["spec"]["template"]}
-    if thing["kind"] != "RayJob":
+    """The pod templates of an object, by what they are for."""
+    kind, spec = thing["kind"], thing.get("spec", {})
+    if kind == "CronJob":
+        return {"launcher": spec["jobTemplate"]["spec"]["template"]}
+    if kind == "StatefulSet":
+        return {"redis": spec["template"]}
+    if kind == "RayCronJob":
+        return templates({**thing, "kind": "RayJob", "spec": spec["jobTemplate"]})
+    if kind not in ("RayJob", "RayService"):
         return {}
-    cluster = thing["spec"]["rayClusterSpec"]
+    cluster = spec["rayClusterSpec" if kind == "RayJob" else "rayClusterConfig"]
     workers = {group["groupName"]: group["template"] for group in cluster.get("workerGroupSpecs", [])}
-    return {"head": cluster["headGroupSpec"]["template"], **workers, "submitter": thing["spec"]["submitterPodTemplate"]}
+    submitter = {"submitter": spec["submitterPodTemplate"]} if kind == "RayJob" else {}
+    return {"head": cluster["headGroupSpec"]["template"], **workers, **submitter}
 
 
 def quantity(text: str | int) -> float:

@@ -1,13 +1,48 @@
-"""Strict schemas: a CRD's, with unknown fields refused, and those of the other kinds that the manifests use, as far as
-they use them.
+"""What a Kubernetes API would say: core kinds by `kubernetes-validate`, KubeRay's by their CRDs, with unknown fields
+refused and the CRDs' own CEL rules run.
 """
 
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import celpy
+import kubernetes_validate
+import pytest
+import yaml
+from celpy.adapter import json_to_cel
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
 Schema = dict[str, Any]
-TEXT: Schema = {"type": "string"}
-TEXTS: Schema = {"type": "array", "items": TEXT, "minItems": 1}
-LABELS: Schema = {"type": "object", "additionalProperties": TEXT}
+KUBERNETES = "1.31"  # the oldest that infra/README.md allows
+
+
+def check(thing: dict[str, Any]) -> None:
+    """Fails with the path to the first field that is wrong. Skips for KubeRay's kinds where their CRDs are not."""
+    if thing["apiVersion"] != "ray.io/v1":
+        kubernetes_validate.validate(thing, KUBERNETES, strict=True)
+        return
+    schema = crd(thing["kind"])
+    error = best_match(Draft202012Validator(strict(schema)).iter_errors(thing))
+    assert error is None, f"{thing['kind']} {thing['metadata']['name']}: {error.json_path}: {error.message}"
+    broken = list(broken_rules(thing, schema))
+    assert not broken, broken
+
+
+@lru_cache
+def crd(kind: str) -> Schema:
+    """The openAPIV3Schema of a kind of `ray.io/v1`."""
+    folder = os.environ.get("XLMR_RAY_CRDS")
+    if not folder:
+        pytest.skip("XLMR_RAY_CRDS names no folder with KubeRay's CRDs")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    content = yaml.load((Path(folder) / f"ray.io_{kind.lower()}s.yaml").read_text("utf-8"), loader)
+    (version,) = [v for v in content["spec"]["versions"] if v["name"] == "v1"]
+    schema: Schema = version["schema"]["openAPIV3Schema"]
+    return schema
 
 
 def strict(schema: Any) -> Any:
@@ -29,91 +64,24 @@ def strict(schema: Any) -> Any:
     return out
 
 
-def record(required: tuple[str, ...] = (), **fields: Schema) -> Schema:
-    return {"type": "object", "properties": fields, "required": list(required), "additionalProperties": False}
+def broken_rules(value: Any, schema: Schema, path: str = "$") -> Iterator[str]:
+    """The CEL rules of a schema that a new object breaks, in words. Those on `oldSelf` are for changes alone."""
+    for rule in schema.get("x-kubernetes-validations", []):
+        if "oldSelf" in rule["rule"]:
+            continue
+        if not compiled(rule["rule"]).evaluate({"self": json_to_cel(value)}):
+            yield f"{path}: {rule.get('message', rule['rule'])}"
+    if isinstance(value, dict):
+        for name, part in value.items():
+            below = schema.get("properties", {}).get(name) or schema.get("additionalProperties")
+            if isinstance(below, dict):
+                yield from broken_rules(part, below, f"{path}.{name}")
+    elif isinstance(value, list) and isinstance(schema.get("items"), dict):
+        for place, part in enumerate(value):
+            yield from broken_rules(part, schema["items"], f"{path}[{place}]")
 
 
-def array(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def whole(version: str, *required: str, **fields: Schema) -> Schema:
-    """A schema of an object with its own fields beside the ones that every object has."""
-    metadata = record(("name",), name=TEXT, labels=LABELS, annotations=LABELS)
-    return record(
-        ("apiVersion", "kind", "metadata", *required),
-        apiVersion={"const": version},
-        kind=TEXT,
-        metadata=metadata,
-        **fields,
-    )
-
-
-def core_kinds(pod: Schema) -> dict[str, Schema]:
-    """By kind; `pod` is the schema of a pod template."""
-    expression = record(
-        ("key", "operator"), key=TEXT, operator={"enum": ["In", "NotIn", "Exists", "DoesNotExist"]}, values=TEXTS
-    )
-    selector = record(matchLabels=LABELS, matchExpressions=array(expression))
-    peer = record(
-        podSelector=selector,
-        namespaceSelector=selector,
-        ipBlock=record(("cidr",), cidr=TEXT, **{"except": TEXTS}),
-    )
-    port = record(protocol={"enum": ["TCP", "UDP"]}, port={"type": "integer", "minimum": 1, "maximum": 65535})
-    failures = record(
-        ("action",),
-        action={"enum": ["FailJob", "Ignore", "Count", "FailIndex"]},
-        onExitCodes=record(
-            ("operator", "values"),
-            containerName=TEXT,
-            operator={"enum": ["In", "NotIn"]},
-            values=array({"type": "integer"}),
-        ),
-        onPodConditions=array(record(("type",), type=TEXT, status=TEXT)),
-    )
-    count: Schema = {"type": "integer", "minimum": 0}
-    job = record(
-        ("template",),
-        backoffLimit=count,
-        activeDeadlineSeconds=count,
-        podFailurePolicy=record(("rules",), rules=array(failures)),
-        template=pod,
-    )
-    cron = record(
-        ("schedule", "jobTemplate"),
-        schedule={"type": "string", "pattern": r"^(\S+ ){4}\S+$"},
-        timeZone=TEXT,
-        concurrencyPolicy={"enum": ["Allow", "Forbid", "Replace"]},
-        startingDeadlineSeconds=count,
-        successfulJobsHistoryLimit=count,
-        failedJobsHistoryLimit=count,
-        jobTemplate=record(("spec",), metadata=record(labels=LABELS), spec=job),
-    )
-    network = record(
-        ("podSelector",),
-        podSelector=selector,
-        policyTypes=array({"enum": ["Ingress", "Egress"]}),
-        ingress=array(record(**{"from": array(peer)}, ports=array(port))),
-        egress=array(record(to=array(peer), ports=array(port))),
-    )
-    rbac = "rbac.authorization.k8s.io"
-    return {
-        "ConfigMap": whole("v1", "data", data=LABELS),
-        "ServiceAccount": whole("v1", automountServiceAccountToken={"type": "boolean"}),
-        "PodDisruptionBudget": whole(
-            "policy/v1", "spec", spec=record(("minAvailable", "selector"), minAvailable=count, selector=selector)
-        ),
-        "NetworkPolicy": whole("networking.k8s.io/v1", "spec", spec=network),
-        "CronJob": whole("batch/v1", "spec", spec=cron),
-        "Role": whole(
-            f"{rbac}/v1", "rules", rules=array(record(("verbs",), apiGroups=TEXTS, resources=TEXTS, verbs=TEXTS))
-        ),
-        "RoleBinding": whole(
-            f"{rbac}/v1",
-            "roleRef",
-            "subjects",
-            roleRef=record(("apiGroup", "kind", "name"), apiGroup={"const": rbac}, kind=TEXT, name=TEXT),
-            subjects=array(record(("kind", "name"), kind=TEXT, name=TEXT)),
-        ),
-    }
+@lru_cache
+def compiled(rule: str) -> celpy.Runner:
+    environment = celpy.Environment()
+    return environment.program(environment.compile(rule))

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 from tests.infra.manifests import KUBERNETES, ROOT, read
 
@@ -83,3 +84,9 @@ def test_the_requirements_are_the_package_s():
         printed[torch] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert printed["cpu"] == project["dependencies"]
     assert printed["cuda"] == [*project["dependencies"], *project["optional-dependencies"]["quantization"]]
+
+
+def test_a_linter_has_nothing_to_say():
+    linter = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([linter, ROOT / "infra" / "image" / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
