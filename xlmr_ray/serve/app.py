@@ -1,0 +1,275 @@
+"""The service behind HTTP: one ASGI application of the protocols' routes, and what all of them share in front of it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from importlib import import_module
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+
+from xlmr_ray.serve.keys import PUBLIC, Keys
+from xlmr_ray.serve.limits import PARSED, Parser, dotted
+from xlmr_ray.serve.metrics import CONTENT_TYPE, FAILURES, IN_FLIGHT, LATENCY, REQUESTS
+from xlmr_ray.serve.requests import (
+    CURRENT,
+    Context,
+    ErrorBody,
+    Invalid,
+    NotFound,
+    Overloaded,
+    ServiceError,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+    WrongMethod,
+    WrongType,
+    request_id,
+)
+from xlmr_ray.serve.service import Service
+from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.tracing import note, request_span
+
+log = logging.getLogger("xlmr_ray.serve.access")
+
+# Each has `router(service, settings)` and `errors(path)`: its body of an error where the path is one of its own.
+PROTOCOLS = ("openai", "cohere", "huggingface", "tei")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Gone(Exception):
+    """The client has left."""
+
+
+def build_app(service: Service, settings: ServeSettings) -> FastAPI:
+    """The ASGI application of a service. Its settings may change later: limits and keys are the service's own."""
+    protocols = [import_module(f"xlmr_ray.serve.protocols.{name}") for name in PROTOCOLS]
+    shapes: list[Callable[[str], ErrorBody | None]] = [protocol.errors for protocol in protocols]
+    app = FastAPI(
+        title="xlmr-ray",
+        summary="XLM-RoBERTa: embeddings, classification, reranking, tagging and more",
+        strict_content_type=False,
+        openapi_url="/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(running(service))
+    for protocol in protocols:
+        app.include_router(protocol.router(service, settings))
+
+    async def failed(request: Request, error: Exception) -> Response:
+        return answer_to(understood(error), request.url.path, shapes)
+
+    for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, failed)
+    app.add_middleware(Front, service=service, shapes=shapes)
+    return app
+
+
+def running(service: Service) -> APIRouter:
+    """What load balancers and Prometheus ask."""
+    router = APIRouter(tags=["running"])
+
+    @router.get("/health", summary="200 while the engines compute, 503 when one hangs or is broken")
+    async def health() -> JSONResponse:
+        trouble = service.trouble()
+        return JSONResponse({"status": trouble or "ok"}, 503 if trouble else 200)
+
+    @router.get("/ready", summary="200 once the models are loaded and warm, 503 before and while shutting down")
+    async def ready() -> JSONResponse:
+        state = "shutting down" if service.closing else "ready" if service.ready else "loading"
+        return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+    @router.get("/metrics", summary="Prometheus' text format", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        service.metrics.state(service)
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+    return router
+
+
+def understood(error: Exception) -> ServiceError:
+    """The error that the client is told. What is nobody's mistake but ours is logged, without its message, which might
+    quote a text.
+    """
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        path = first["loc"][1:] if first["loc"][0] == "body" else first["loc"]
+        return Invalid(dotted(path), first["msg"].removeprefix("Value error, "))
+    if isinstance(error, HTTPException):
+        if error.status_code == 404:
+            return NotFound("no such path; /openapi.json lists those there are")
+        if error.status_code == 405:
+            return WrongMethod("this path takes another method")
+        made = ServiceError(str(error.detail))
+        made.status = error.status_code
+        return made
+    logging.getLogger(__name__).error("%s", type(error).__name__, exc_info=(type(error), None, error.__traceback__))
+    return ServiceError("the service failed; its log has more under this request's id")
+
+
+def plain_body(error: ServiceError) -> Mapping[str, Any]:
+    """Where no protocol has a shape of its own."""
+    return {"error": str(error), "error_type": error.kind}
+
+
+def answer_to(error: ServiceError, path: str, shapes: list[Callable[[str], ErrorBody | None]]) -> Response:
+    """The response for an error, in the shape of the path's protocol."""
+    body = next((found for shape in shapes if (found := shape(path))), plain_body)
+    context = CURRENT.get()
+    if context is not None:
+        context.facts["failure"] = error.kind
+    return JSONResponse(dict(body(error)), error.status, headers=error.headers)
+
+
+class Front:
+    """In front of the routes: request ids, keys, the body's limits, how many at once, time, clients that leave, a line
+    of the log and the metrics.
+    """
+
+    def __init__(self, app: App, service: Service, shapes: list[Callable[[str], ErrorBody | None]]) -> None:
+        self.app, self.service, self.shapes = app, service, shapes
+        self.keys = Keys(service.settings.keys)
+        self.running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        context = Context(request_id(headers.get("x-request-id")), time.monotonic() + self.service.limits.request_s)
+        token = CURRENT.set(context)
+        sent: list[int] = []
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                sent.append(message["status"])
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", context.id.encode())]
+            await send(message)
+
+        self.running += 1
+        try:
+            with request_span(f"{scope['method']} {scope['path']}", headers) as trace:
+                if trace:
+                    context.facts["trace"] = trace
+                try:
+                    await self.serve(scope, headers, receive, named, context)
+                except Gone:
+                    context.facts["failure"] = "client_left"
+                    sent.append(499)
+                except Exception as error:
+                    told = understood(error)
+                    if not sent:
+                        await answer_to(told, scope["path"], self.shapes)(scope, receive, named)
+                note(**{"http.response.status_code": sent[0] if sent else 0})
+        finally:
+            self.running -= 1
+            CURRENT.reset(token)
+            self.record(scope, context, sent[0] if sent else 499)
+
+    async def serve(
+        self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send, context: Context
+    ) -> None:
+        path, limits = scope["path"], self.service.limits
+        if path in PUBLIC:
+            await self.app(scope, receive, send)
+            return
+        if self.keys.settings != self.service.settings.keys:
+            self.keys = Keys(self.service.settings.keys)
+        self.keys.check(headers.get("authorization"))
+        if self.service.closing:
+            raise Unavailable("the service is shutting down")
+        if self.running > limits.concurrent_requests:
+            raise Overloaded(f"{limits.concurrent_requests} requests are being answered, which is the most", 1)
+        assert context.deadline is not None
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + limits.request_s):
+                body = await self.body(scope, headers, receive)
+                await self.until_gone(scope, body, receive, send)
+        except TimeoutError:
+            raise TimedOut(f"the request took more than {limits.request_s:g} s") from None
+
+    async def body(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> bytes:
+        """The whole body, its JSON parsed into the scope. Raises TooLarge as soon as that is known."""
+        limit = self.service.limits.body_bytes
+        too_large = TooLarge(f"the body has more than {limit} bytes, which is the most")
+        if headers.get("content-length", "0").isdecimal() and int(headers.get("content-length", "0")) > limit:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit:
+                raise too_large
+            if not message.get("more_body"):
+                break
+        body = b"".join(parts)
+        if body:
+            kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+            if kind != "application/json" and not kind.endswith("+json"):
+                raise WrongType("the body must be JSON: content-type: application/json")
+            if headers.get("content-encoding", "identity") != "identity":
+                raise WrongType("the body must not be compressed")
+            scope[PARSED] = Parser(self.service.limits.json_depth).parse(body)
+        return body
+
+    async def until_gone(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """The routes, stopped when the client leaves: then nothing of the request is computed any more."""
+        given = False
+
+        async def again() -> Message:
+            nonlocal given
+            if not given:
+                given = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            await asyncio.shield(left)
+            return {"type": "http.disconnect"}
+
+        async def gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        left = asyncio.create_task(gone())
+        routes = asyncio.create_task(self.run(scope, again, send))
+        try:
+            await asyncio.wait({routes, left}, return_when=asyncio.FIRST_COMPLETED)
+            if not routes.done():
+                raise Gone
+            await routes
+        finally:
+            for task in (routes, left):
+                task.cancel()
+            await asyncio.gather(routes, left, return_exceptions=True)
+
+    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+    def record(self, scope: Scope, context: Context, status: int) -> None:
+        """A request has ended: the metrics, and one line of the log."""
+        route = getattr(scope.get("route"), "path", "none")  # a path that is none is the caller's own text
+        seconds = time.monotonic() - context.began
+        metrics = self.service.metrics
+        metrics.tell(REQUESTS, 1, route, str(status))
+        metrics.tell(LATENCY, seconds, route)
+        metrics.tell(IN_FLIGHT, self.running)
+        if "failure" in context.facts:
+            metrics.tell(FAILURES, 1, context.facts["failure"])
+        if route in PUBLIC and status < 400:
+            return
+        facts = {"request_id": context.id, "method": scope["method"], "route": route, "status": status}
+        log.info("request", extra={"facts": facts | {"seconds": round(seconds, 6)} | context.facts})

@@ -1,0 +1,281 @@
+"""What a request may be: its body's size and form, how many texts, how much they become. Each too much is refused
+before the engine sees it, and before it takes memory.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.engine.engine import ragged
+from xlmr_ray.engine.units import Units
+from xlmr_ray.serve.requests import Empty, Invalid, TooLarge
+from xlmr_ray.serve.settings import LimitsSection
+from xlmr_ray.tasks.embedding import Embedding
+from xlmr_ray.tasks.encoded import targets_of
+from xlmr_ray.tasks.feature_extraction import FeatureExtraction
+from xlmr_ray.tasks.fill_mask import FillMask
+from xlmr_ray.tasks.pseudo_perplexity import PseudoPerplexity
+from xlmr_ray.tasks.registry import Bound
+from xlmr_ray.tasks.sentence_similarity import SentenceSimilarity
+from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.tasks.token_classification import TokenClassification
+from xlmr_ray.tasks.zero_shot_classification import ZeroShotClassification
+
+# Where the parsed body stands in the ASGI scope.
+PARSED = "xlmr_ray.json"
+# Digits of a whole number; 64 bits have 19.
+DIGITS = 19
+# Texts beside each other in generation.
+BESIDE = 8
+
+
+class JsonRequest(Request):
+    async def json(self) -> Any:
+        return self.scope[PARSED] if PARSED in self.scope else await super().json()
+
+
+class JsonRoute(APIRoute):
+    """A route that takes the body as the limits' own parser has read it."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handle = super().get_route_handler()
+
+        async def with_parsed(request: Request) -> Response:
+            response: Response = await handle(JsonRequest(request.scope, request.receive))
+            return response
+
+        return with_parsed
+
+
+class Bad:
+    """Stands in a parsed body where something is that JSON does not allow or that no field takes."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+
+class Parser:
+    """JSON (RFC 8259) without what parsers let pass: NaN and infinities, numbers beyond a double or 64 bits, keys twice
+    in an object, lone surrogates, endless nesting.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+
+    def parse(self, body: bytes) -> Any:
+        """Raises Invalid, which names the field and does not quote it."""
+        found: list[Bad] = []
+
+        def bad(message: str) -> Bad:
+            found.append(Bad(message))
+            return found[-1]
+
+        def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+            values = dict(items)
+            if len(values) < len(items):
+                seen: set[str] = set()
+                for key, _ in items:
+                    if key in seen:
+                        values[key] = bad("is there twice")
+                    seen.add(key)
+            return values
+
+        def real(text: str) -> float | Bad:
+            value = float(text)
+            return value if math.isfinite(value) else bad("a number beyond the range of a double")
+
+        def whole(text: str) -> int | Bad:
+            return int(text) if len(text.lstrip("-")) <= DIGITS else bad(f"a whole number of more than {DIGITS} digits")
+
+        try:
+            text = body.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise Invalid("body", f"byte {error.start} is not UTF-8") from None
+        try:
+            value = json.loads(
+                text,
+                parse_constant=lambda name: bad(f"{name} is not JSON"),
+                parse_float=real,
+                parse_int=whole,
+                object_pairs_hook=pairs,
+            )
+        except json.JSONDecodeError as error:
+            raise Invalid("body", f"is not JSON: {error.msg} at character {error.pos}") from None
+        except RecursionError:
+            raise Invalid("body", f"is nested more than {self.depth} deep") from None
+        # Few bodies need a second look.
+        if found or "\\u" in text or text.count("[") + text.count("{") > self.depth:
+            self.look(value, (), 1)
+        return value
+
+    def look(self, value: Any, path: tuple[str | int, ...], depth: int) -> None:
+        if isinstance(value, Bad):
+            raise Invalid(dotted(path), value.message)
+        if isinstance(value, str):
+            check_text(value, dotted(path))
+        elif isinstance(value, list | dict):
+            if depth > self.depth:
+                raise Invalid(dotted(path[:2]), f"is nested more than {self.depth} deep")
+            if isinstance(value, list):
+                for place, item in enumerate(value):
+                    if not isinstance(item, int | float):
+                        self.look(item, (*path, place), depth + 1)
+                return
+            for key, item in value.items():
+                check_text(key, dotted(path))
+                self.look(item, (*path, key), depth + 1)
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """The way to a field: `inputs.3`. Keys that the caller made up are cut."""
+    return ".".join(str(part)[:64] for part in path) or "body"
+
+
+def check_text(text: str, field: str) -> None:
+    """Raises Invalid where a string is no text."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise Invalid(field, f"lone surrogate U+{code:04X} at character {error.start}") from None
+
+
+def check_options(options: Mapping[str, Any], limits: LimitsSection, fields: Mapping[str, str]) -> None:
+    """Raises Invalid for options that would take more memory or time than a request may."""
+    most = {"max_new_tokens": limits.new_tokens, "num_beams": BESIDE, "num_return_sequences": BESIDE}
+    for name, limit in most.items():
+        value = options.get(name)
+        if isinstance(value, int | float) and value > limit:
+            raise Invalid(fields.get(name, name), f"at most {limit} here")
+    labels = options.get("candidate_labels")
+    if isinstance(labels, str):
+        labels = labels.split(",")
+    if isinstance(labels, list | tuple) and len(labels) > limits.sequences:
+        raise TooLarge(
+            f"{len(labels)} labels, at most {limits.sequences} are allowed", field=fields.get("candidate_labels")
+        )
+
+
+def check_columns(
+    task: Bound, columns: Mapping[str, Sequence[Any]], limits: LimitsSection, fields: Mapping[str, str]
+) -> pa.Table:
+    """The texts of D documents as a table with a string column a role; lists of texts are carried as JSON. Raises
+    Empty, Invalid or TooLarge.
+    """
+    names = {role: fields.get(role, role) for role in (*task.roles, *columns)}
+    for role in columns:
+        if role not in task.roles:
+            raise Invalid(names[role], f"this task reads {', '.join(names[own] for own in task.roles)} alone")
+    for role in task.roles:
+        if role not in columns:
+            raise Invalid(names[role], "is missing")
+    counts = {role: len(values) for role, values in columns.items()}
+    first, *rest = task.roles
+    for role in rest:
+        if counts[role] != counts[first]:
+            raise Invalid(names[role], f"{counts[role]} texts for the {counts[first]} of {names[first]}")
+    if not counts[first]:
+        raise Empty("no texts are given", field=names[first])
+    if counts[first] > limits.inputs:
+        raise TooLarge(f"{counts[first]} texts, at most {limits.inputs} are allowed", field=names[first])
+    table = {}
+    for role in task.roles:
+        texts = [text_of(value, f"{names[role]}.{place}", role, limits) for place, value in enumerate(columns[role])]
+        table[role] = pa.array(texts, pa.string())
+    sequences = 0
+    if isinstance(task, ZeroShotClassification):
+        sequences = counts[first] * len(task.labels)
+    elif "choices" in columns:
+        sequences = sum(map(len, columns["choices"]))
+    if sequences > limits.sequences:
+        raise TooLarge(f"{sequences} pairs of texts, at most {limits.sequences} are allowed")
+    check_windows(task, sum(len(text) for text in columns[first] if isinstance(text, str)), limits, fields)
+    return pa.table(table)
+
+
+def text_of(value: Any, field: str, role: str, limits: LimitsSection) -> str:
+    """A document's text of a role, as tasks read it."""
+    if role == "choices":
+        if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+            raise Invalid(field, "a list of texts is wanted")
+        if not value:
+            raise Empty("no choices are given", field=field)
+        for place, one in enumerate(value):
+            check_text(one, f"{field}.{place}")
+        return json.dumps(list(value), ensure_ascii=False)
+    if not isinstance(value, str):
+        raise Invalid(field, f"a text is wanted, got {json_type(value)}")
+    if not value and limits.empty == "error":
+        raise Empty("the text is empty", field=field)
+    check_text(value, field)
+    return value
+
+
+def json_type(value: Any) -> str:
+    """The name that JSON has for it."""
+    names = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        type(None): "null",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+def check_windows(task: Bound, characters: int, limits: LimitsSection, fields: Mapping[str, str]) -> None:
+    """Windows that share almost all of their tokens, and a pass a token, turn one text into thousands of its length."""
+    if isinstance(task, PseudoPerplexity) and task.long == "windows" and characters > limits.request_tokens:
+        raise TooLarge(f"{characters} characters, at most {limits.request_tokens} are allowed for pseudo-perplexity")
+    if isinstance(task, TextGeneration):
+        return
+    config: XLMRobertaConfig | None = getattr(task, "config", None)
+    own = getattr(task, "max_length", None) or getattr(task, "max_seq_len", None)
+    length = own or (config.max_length if config else None)
+    for name in ("stride", "doc_stride"):
+        stride = getattr(task, name, None)
+        if isinstance(stride, int) and length is not None and stride > length // 2:
+            raise Invalid(fields.get(name, name), f"at most half of a window's {length} tokens here, got {stride}")
+
+
+def check_encoded(task: Bound, encoded: pa.Table, limits: LimitsSection, config: XLMRobertaConfig, field: str) -> None:
+    """Raises TooLarge for more sequences or results than a request may have, Empty for a text without tokens."""
+    if encoded.num_rows > limits.sequences:
+        raise TooLarge(f"{encoded.num_rows} sequences to compute, at most {limits.sequences} are allowed", field=field)
+    _, splits = ragged(encoded["input_ids"])
+    lengths = np.diff(splits)
+    if lengths.min(initial=1) == 0:
+        raise Empty(f"text {int(lengths.argmin())} has no tokens", field=field)
+    if isinstance(task, TextGeneration):
+        return
+    if (longest := int(lengths.max(initial=0))) > config.max_length:
+        raise TooLarge(f"a sequence of {longest} tokens, the model has positions for {config.max_length}", field=field)
+    targets = targets_of(encoded)
+    units = Units.of(task.unit, splits, None if targets is None else ragged(targets)[0])
+    results = units.total * width_of(task, config)
+    if results > limits.results:
+        raise TooLarge(
+            f"{results} numbers as the result, at most {limits.results} are allowed; send fewer texts or ask for less",
+            field=field,
+        )
+
+
+def width_of(task: Bound, config: XLMRobertaConfig) -> int:
+    """Numbers that the model gives for a unit of a task."""
+    if isinstance(task, FillMask):
+        return 2 * task.count
+    if isinstance(task, Embedding | FeatureExtraction):
+        return task.width
+    if isinstance(task, SentenceSimilarity):
+        return task.embedding.width
+    return len(config.labels) if isinstance(task, TokenClassification) else 2

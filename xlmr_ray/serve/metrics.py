@@ -1,0 +1,126 @@
+"""What a service counts, by name, for Prometheus. No label ever holds a text.
+
+`/metrics` tells one process's numbers. Ray Serve runs several: there each number is also given to Ray's own metrics,
+which every node exports, with `ray_` before the name and the replica beside the labels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from xlmr_ray.serve.batcher import BatchStats
+
+if TYPE_CHECKING:
+    from xlmr_ray.serve.service import Answer, Service
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+TOKENS = (16.0, 64.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0, 65536.0)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+P = "xlmr_ray_serve_"
+REQUESTS = Metric(P + "requests_total", "counter", "HTTP requests that ended", ("route", "status"))
+FAILURES = Metric(P + "failures_total", "counter", "requests that ended badly, by the kind of failure", ("kind",))
+LATENCY = Metric(P + "request_seconds", "histogram", "a request from its first byte to its last", ("route",), SECONDS)
+IN_FLIGHT = Metric(P + "in_flight_requests", "gauge", "requests that are being answered")
+INPUTS = Metric(P + "inputs_total", "counter", "documents answered", ("task", "model"))
+TASK_TOKENS = Metric(P + "tokens_total", "counter", "tokens computed for answers", ("task", "model"))
+TOKENIZE = Metric(P + "tokenize_seconds", "histogram", "tokenizing and checking", ("task", "model"), SECONDS)
+QUEUE = Metric(P + "queue_seconds", "histogram", "waiting for the engine", ("task", "model"), SECONDS)
+INFERENCE = Metric(P + "inference_seconds", "histogram", "first batch to last result", ("task", "model"), SECONDS)
+QUEUE_REQUESTS = Metric(P + "queue_requests", "gauge", "requests that wait for the engine", ("engine",))
+QUEUE_TOKENS = Metric(P + "queue_tokens", "gauge", "tokens that wait or are computed", ("engine",))
+BATCHES = Metric(P + "batch_seconds", "histogram", "a forward pass with its heads", ("engine",), SECONDS)
+BATCH_TOKENS = Metric(P + "batch_tokens", "histogram", "tokens in a batch", ("engine",), TOKENS)
+BATCH_REQUESTS = Metric(
+    P + "batch_requests", "histogram", "requests in a batch", ("engine",), (1, 2, 4, 8, 16, 32, 64, 128)
+)
+COMPUTED = Metric(P + "computed_tokens_total", "counter", "tokens of sequences through the encoder", ("engine",))
+PADDING = Metric(P + "padding_tokens_total", "counter", "tokens computed beyond those", ("engine",))
+READY = Metric(P + "ready", "gauge", "1 where the models are loaded and warm")
+HEALTHY = Metric(P + "healthy", "gauge", "1 where no engine hangs or is broken")
+MODEL = Metric(P + "model_info", "gauge", "1 for each model that is resident", ("model", "digest", "dtype"))
+
+TABLE = (
+    REQUESTS, FAILURES, LATENCY, IN_FLIGHT, INPUTS, TASK_TOKENS, TOKENIZE, QUEUE, INFERENCE, QUEUE_REQUESTS,
+    QUEUE_TOKENS, BATCHES, BATCH_TOKENS, BATCH_REQUESTS, COMPUTED, PADDING, READY, HEALTHY, MODEL,
+)  # fmt: skip
+
+
+class Mirror(Protocol):
+    """Another place that is told every number: `value` is added to a counter, set in a gauge, observed else."""
+
+    def __call__(self, metric: Metric, labels: tuple[str, ...], value: float) -> None: ...
+
+
+class Metrics:
+    """The numbers of one service, in a registry of its own."""
+
+    def __init__(self, mirror: Mirror | None = None) -> None:
+        self.registry = CollectorRegistry()
+        self.mirror = mirror
+        self.made: dict[str, Counter | Gauge | Histogram] = {}
+        for metric in TABLE:
+            if metric.kind == "histogram":
+                self.made[metric.name] = Histogram(
+                    metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=self.registry
+                )
+            else:
+                kind = Counter if metric.kind == "counter" else Gauge
+                self.made[metric.name] = kind(metric.name, metric.help, metric.labels, registry=self.registry)
+
+    def tell(self, metric: Metric, value: float, *labels: str) -> None:
+        made = self.made[metric.name]
+        one = made.labels(*labels) if labels else made
+        if isinstance(one, Counter):
+            one.inc(value)
+        elif isinstance(one, Gauge):
+            one.set(value)
+        else:
+            one.observe(value)
+        if self.mirror is not None:
+            self.mirror(metric, labels, value)
+
+    def answered(self, task: str, model: str, answer: "Answer") -> None:
+        """An answer of a service."""
+        self.tell(INPUTS, answer.table.num_rows, task, model)
+        self.tell(TASK_TOKENS, answer.tokens, task, model)
+        for metric, value in ((TOKENIZE, answer.tokenize_s), (QUEUE, answer.queue_s), (INFERENCE, answer.inference_s)):
+            self.tell(metric, value, task, model)
+
+    def batch(self, engine: str, stats: BatchStats) -> None:
+        """A batch of an engine."""
+        self.tell(BATCHES, stats.seconds, engine)
+        self.tell(BATCH_TOKENS, stats.tokens, engine)
+        self.tell(BATCH_REQUESTS, stats.requests, engine)
+        self.tell(COMPUTED, stats.tokens, engine)
+        self.tell(PADDING, stats.padded, engine)
+
+    def state(self, service: "Service") -> None:
+        """How a service stands now: to be called before numbers are read."""
+        self.tell(READY, float(service.ready))
+        self.tell(HEALTHY, float(service.trouble() is None))
+        for lane in () if service.resident is None else service.resident.lanes:
+            self.tell(QUEUE_REQUESTS, lane.requests, lane.name)
+            self.tell(QUEUE_TOKENS, lane.backlog, lane.name)
+        made = self.made[MODEL.name]
+        assert isinstance(made, Gauge)
+        made.clear()
+        for model in service.models.values():
+            self.tell(MODEL, 1.0, model.name, model.digest[:12], model.dtype)
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        page: Callable[[CollectorRegistry], bytes] = generate_latest
+        return page(self.registry)

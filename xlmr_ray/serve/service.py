@@ -1,0 +1,337 @@
+"""Texts in, the answers of a task out: tokenized and checked at once, then queued for the engine.
+
+Without HTTP and without Ray: the protocols are thin over it, and a program may hold one itself.
+"""
+
+import asyncio
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from xlmr_ray.engine.engine import ragged
+from xlmr_ray.errors import UserError
+from xlmr_ray.serve.batcher import Ticket
+from xlmr_ray.serve.limits import check_columns, check_encoded, check_options
+from xlmr_ray.serve.metrics import Metrics
+from xlmr_ray.serve.models import Model, Models, Served, load_models
+from xlmr_ray.serve.requests import CURRENT, Invalid, NotFound, Overloaded, TooLarge, Unavailable
+from xlmr_ray.serve.settings import LimitsSection, ServeSettings
+from xlmr_ray.serve.tracing import span
+from xlmr_ray.serve.writer import Prompt, Writer
+from xlmr_ray.tasks.encoded import targets_of
+from xlmr_ray.tasks.registry import TASKS, Bound, canonical_task
+from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.tasks.unfit import UnfitRows
+from xlmr_ray.tokenizer import TokenizerError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+# Tasks with options of a request, kept for the next one that has the same.
+KEPT_TASKS = 256
+QUEUED_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`answers`: one a document, as the reference's pipeline has it. `table`: the columns of a batch job. `tokens` that
+    the engine computed, and the wall clock's seconds: tokenizing with checking, waiting, and from the first of its
+    batches to the last.
+    """
+
+    answers: list[Any]
+    table: pa.Table
+    tokens: int
+    tokenize_s: float
+    queue_s: float
+    inference_s: float
+
+
+class Service:
+    """The resident models and what they answer. `Service.load` makes one that is warm; `answer` may be awaited from any
+    event loop.
+    """
+
+    def __init__(self, settings: ServeSettings, metrics: Metrics | None = None) -> None:
+        self.settings = settings
+        self.metrics = metrics or Metrics()
+        self.resident: Models | None = None
+        self.ready = False
+        self.closing = False
+        self.failure: str | None = None  # why the models that were asked for last are not those that are resident
+        self._bound: OrderedDict[tuple[int, str], Bound] = OrderedDict()
+        self._lock = threading.Lock()
+        wanted = settings.engine.tokenizers
+        workers = min(4, os.cpu_count() or 1) if wanted == "auto" else wanted
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="tokenize")
+
+    @classmethod
+    def load(cls, settings: ServeSettings, metrics: Metrics | None = None) -> "Service":
+        """The models in memory and warm. Raises UserError, one line, for settings that do not fit."""
+        service = cls(settings, metrics)
+        service.replace_models(settings)
+        return service
+
+    @property
+    def limits(self) -> LimitsSection:
+        return self.settings.limits
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """By name, in the order of the settings."""
+        return {} if self.resident is None else self.resident.models
+
+    def replace_models(self, settings: ServeSettings) -> None:
+        """Loads the models of the settings beside those that are there, warms them up, and only then puts them in their
+        place: no request is refused meanwhile, and those that wait are computed by the model that they came for.
+        Both are in memory for that time. Blocks; raises what loading raises, with the old ones in place.
+        """
+        new = load_models(settings, self.metrics.batch)
+        try:
+            with ThreadPoolExecutor(1) as apart:  # the caller may be in an event loop
+                apart.submit(asyncio.run, self._warm_up(new)).result()
+        except BaseException:
+            new.close()
+            raise
+        old, self.resident, self.settings = self.resident, new, settings
+        with self._lock:
+            self._bound.clear()
+        self.ready = True
+        if old is not None:
+            old.close()
+
+    def find(self, task: str, model: str | None = None) -> Served:
+        """The task of the model, of the first one that has it where none is named. Raises NotFound, which says what
+        there is.
+        """
+        resident = self.resident
+        if resident is None:
+            raise Unavailable("the models are being loaded")
+        name = canonical_task(task)
+        if model is not None and model not in resident.models:
+            raise NotFound(f"no model {model!r}; there are: {', '.join(resident.models)}", field="model")
+        for one in resident.served:
+            if one.task == name and model in (None, one.model.name):
+                return one
+        there = dict.fromkeys(one.task for one in resident.served if model in (None, one.model.name))
+        if name not in TASKS:
+            raise NotFound(f"no task {task!r}; here are: {', '.join(there)}", field="task")
+        of = "this service" if model is None else f"model {model!r}"
+        raise NotFound(f"task {name} is not one of {of}, which has: {', '.join(there)}", field="task")
+
+    async def answer(
+        self,
+        task: str,
+        columns: Mapping[str, Sequence[Any]],
+        options: Mapping[str, Any] | None = None,
+        *,
+        model: str | None = None,
+        deadline: float | None = None,
+        fields: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """The answers to D documents, whose texts are `columns` by the task's roles, each of length D (`choices`: lists
+        of texts).
+
+        `options` are the task's own, over those of the settings. `deadline` is of `time.monotonic()`; if None, that of
+        the HTTP request, or `limits.request_s` from now. `fields` are what the caller's protocol calls roles and
+        options, for messages.
+
+        Raises the errors of `serve/requests.py`.
+        """
+        if not self.ready:
+            raise Unavailable("the models are being loaded")
+        if self.closing:
+            raise Unavailable("the service is shutting down")
+        served = self.find(task, model)
+        context = CURRENT.get()
+        if deadline is None:
+            deadline = context.deadline if context else time.monotonic() + self.limits.request_s
+        result = await self._answer(served, columns, dict(options or {}), deadline, dict(fields or {}))
+        self.metrics.answered(served.task, served.model.name, result)
+        if context:
+            inputs = result.table.num_rows
+            context.facts |= {"task": served.task, "model": served.model.name, "inputs": inputs}
+            context.facts |= {"tokens": context.facts.get("tokens", 0) + result.tokens}
+        return result
+
+    async def _answer(
+        self,
+        served: Served,
+        columns: Mapping[str, Sequence[Any]],
+        options: dict[str, Any],
+        deadline: float | None,
+        fields: dict[str, str],
+    ) -> Answer:
+        began = time.monotonic()
+        self.admit(served, 0)
+        if served.task == "text-classification" and "text_pair" in columns:
+            options.setdefault("pairs", True)
+        with span("tokenize", task=served.task, model=served.model.name):
+            task, table, encoded = await self.in_pool(lambda: self.prepare(served, columns, options, fields))
+        tokens = self.size(task, encoded)
+        if tokens > self.limits.request_tokens:
+            raise TooLarge(
+                f"the request has {tokens} tokens to compute, at most {self.limits.request_tokens} are allowed; "
+                "send fewer or shorter texts",
+            )
+        self.admit(served, tokens)
+        tokenized = time.monotonic()
+        with span("inference", task=served.task, tokens=tokens):
+            if isinstance(task, TextGeneration):
+                output, started, ended = await self.write(served, task, encoded, deadline)
+                answers = task.answers(output, table)
+            else:
+                assert not isinstance(served.lane, Writer)
+                ids, splits = ragged(encoded["input_ids"])
+                wanted = targets_of(encoded)
+                targets = None if wanted is None else ragged(wanted)[0]
+                ticket = Ticket(task, served.place, ids, splits, targets, deadline)
+                raw = await served.lane.submit(ticket)
+                started, ended = ticket.started, ticket.ended
+                plain = task
+
+                def finish() -> tuple[pa.Table, list[Any]]:
+                    done = plain.postprocess(raw, encoded)
+                    return done, plain.answers(done, table)
+
+                output, answers = await self.in_pool(finish)
+        return Answer(
+            answers=answers,
+            table=output,
+            tokens=tokens,
+            tokenize_s=tokenized - began,
+            queue_s=max(0.0, started - tokenized),
+            inference_s=max(0.0, ended - started),
+        )
+
+    async def write(
+        self, served: Served, task: TextGeneration, encoded: pa.Table, deadline: float | None
+    ) -> tuple[pa.Table, float, float]:
+        """The documents' texts, one after another; when the first was begun and the last ended."""
+        assert isinstance(served.lane, Writer)
+        tables, started, ended = [], 0.0, 0.0
+        for row in range(encoded.num_rows):
+            document = encoded.slice(row, 1)
+            prompt = Prompt(task, document, self.size(task, document), deadline)
+            tables.append(await served.lane.submit(prompt))
+            started, ended = started or prompt.started, prompt.ended
+        return pa.concat_tables(tables), started, ended
+
+    def prepare(
+        self,
+        served: Served,
+        columns: Mapping[str, Sequence[Any]],
+        options: Mapping[str, Any],
+        fields: Mapping[str, str],
+    ) -> tuple[Bound, pa.Table, pa.Table]:
+        """The task with its options, the texts as a table, and the encoded table, all checked."""
+        check_options(options, self.limits, fields)
+        try:
+            task = self.bound(served, options)
+        except UserError as error:
+            raise Invalid(option_of(str(error), options, fields), plain(error)) from None
+        table = check_columns(task, columns, self.limits, fields)
+        role = fields.get(task.roles[0], task.roles[0])
+        try:
+            encoded = task.prepare(table, served.model.tokenizer)
+        except UnfitRows as error:
+            place = min(error.failures)
+            raise Invalid(f"{role}.{place}", error.failures[place][1]) from None
+        except TokenizerError as error:
+            raise Invalid(f"{role}.{error.index}", error.reason) from None
+        except UserError as error:
+            raise Invalid(option_of(str(error), options, fields), plain(error)) from None
+        check_encoded(task, encoded, self.limits, served.model.config, role)
+        return task, table, encoded
+
+    def bound(self, served: Served, options: Mapping[str, Any]) -> Bound:
+        """The task with these options: requests that have the same ones share the object, and so the head's pass."""
+        if not options:
+            return served.bound
+        key = (id(served), json.dumps(options, sort_keys=True))
+        with self._lock:
+            if key in self._bound:
+                self._bound.move_to_end(key)
+                return self._bound[key]
+        made = served.with_options(options)
+        with self._lock:
+            self._bound[key] = made
+            if len(self._bound) > KEPT_TASKS:
+                self._bound.popitem(last=False)
+        return made
+
+    def size(self, task: Bound, encoded: pa.Table) -> int:
+        """Tokens that an encoded table takes to compute; of generation, prompts with all that may be written."""
+        tokens = int(np.diff(ragged(encoded["input_ids"])[1]).sum())
+        if isinstance(task, TextGeneration):
+            settings = task.settings
+            beside = max(settings.num_beams, settings.num_return_sequences)
+            tokens = (tokens + encoded.num_rows * (settings.max_new_tokens or 0)) * beside
+        return tokens
+
+    def admit(self, served: Served, tokens: int) -> None:
+        """Raises Overloaded where so many tokens more would wait too long; an empty queue takes any request."""
+        lane, limit = served.lane, self.limits.queue_tokens
+        if limit == "auto":
+            limit = QUEUED_BATCHES * (lane.generator if isinstance(lane, Writer) else lane.engine).max_tokens
+        backlog = lane.backlog
+        if backlog and backlog + tokens > limit:
+            seconds = backlog / lane.rate if lane.rate else 1.0
+            raise Overloaded(
+                f"{backlog} tokens wait already, at most {limit} may; try again later", max(1, math.ceil(seconds))
+            )
+
+    async def in_pool(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+
+    def trouble(self) -> str | None:
+        """Why the service is not healthy: an engine that hangs or is broken; None where all is well."""
+        lanes = () if self.resident is None else self.resident.lanes
+        return next((why for lane in lanes if (why := lane.trouble(self.limits.forward_s))), None)
+
+    def close(self) -> None:
+        """No new requests; those that were accepted are still answered."""
+        self.closing = True
+        if self.resident is not None:
+            self.resident.close()
+
+    async def _warm_up(self, models: Models) -> None:
+        """One document through each task; a full batch through each encoder, which also measures its rate."""
+        for served in models.served:
+            texts = {"choices": ["a", "b"], "text": "a"}
+            options: dict[str, Any] = {}
+            if served.task == "fill-mask":
+                texts["text"] = f"a {served.model.tokenizer.mask_token}"
+            if served.task == "zero-shot-classification":
+                options = {"candidate_labels": ["a", "b"]}
+            if served.task == "text-generation":
+                options = {"max_new_tokens": 2, "min_new_tokens": 0}
+            columns = {role: [texts.get(role, "a")] for role in served.bound.roles}
+            try:
+                await self._answer(served, columns, options, None, {})
+            except Invalid as error:
+                raise UserError(f"model {served.model.name}, task {served.task}: {error}") from None
+
+
+def plain(error: UserError) -> str:
+    """The message without the task's name, which the request has said."""
+    text = str(error)
+    return text.partition(": ")[2] if text.startswith("task ") else text
+
+
+def option_of(message: str, options: Mapping[str, Any], fields: Mapping[str, str]) -> str | None:
+    """The option of the request that a message is about, by the caller's name for it."""
+    words = message.replace("'", " ").replace(":", " ").replace(",", " ").split()
+    name = next((word for word in words if word in options), None)
+    return None if name is None else fields.get(name, name)

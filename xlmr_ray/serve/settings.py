@@ -1,0 +1,157 @@
+"""The settings of a service: models and their tasks, limits, keys, replicas. Unknown keys are refused with the nearest
+known one.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from xlmr_ray.validation import Auto, Count, Section, checked, read_yaml
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class TaskSection(BaseModel):
+    """A task of a model; other keys are the task's own options, in force where a request does not say otherwise."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    task: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def named_task(value: Any) -> Any:
+    return {"task": value} if isinstance(value, str) else value
+
+
+def named_model(value: Any) -> Any:
+    return {"model": value} if isinstance(value, str) else value
+
+
+class ModelSection(Section):
+    """`model` is a checkpoint as everywhere; `name` is what clients call it, the last part of `model` if not said.
+    Without `tasks` it has the one of its architecture.
+    """
+
+    model: str
+    name: str | None = None
+    tasks: tuple[Annotated[TaskSection, BeforeValidator(named_task)], ...] = ()
+
+    @property
+    def called(self) -> str:
+        if self.name is not None:
+            return self.name
+        return self.model.partition("@")[0].rstrip("/").rpartition("/")[2].rpartition(":")[2] or self.model
+
+
+class EngineSection(Section):
+    """As in a job file. `threads` of the CPU for the model and `tokenizers` threads beside it; `auto`: as many as the
+    replica's cores, and 4 at most of the latter.
+    """
+
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    attn_implementation: str = "auto"
+    max_tokens: Auto | Count = "auto"
+    quantization: Literal["int8", "nf4", "fp4", "int8-weights"] | None = None
+    device: str = "auto"
+    threads: Auto | Count = "auto"
+    tokenizers: Auto | Count = "auto"
+
+
+class LimitsSection(Section):
+    """What a request may take and how many may wait. Beyond: 413 for one request's size, 429 for all requests', 408
+    for time.
+
+    `sequences`: pairs and windows that a request's inputs become; `results`: numbers that the model gives for it;
+    `queue_tokens: auto` is 64 batches; `forward_s`: a forward pass that takes longer counts as hanging, and the
+    replica as unhealthy; `new_tokens`: what text generation may write; `empty` texts are refused, or scored.
+    """
+
+    concurrent_requests: Count = 512
+    body_bytes: Count = 2_000_000
+    json_depth: Count = 32
+    inputs: Count = 32
+    sequences: Count = 4096
+    request_tokens: Count = 32_768
+    results: Count = 33_554_432
+    new_tokens: Count = 512
+    queue_tokens: Auto | Count = "auto"
+    request_s: Seconds = 30.0
+    forward_s: Seconds = 120.0
+    empty: Literal["error", "score"] = "error"
+
+
+class KeysSection(Section):
+    """Bearer keys, one a line of `file`, or in the environment's variable `environment`, apart by commas or spaces.
+    With neither, anyone may ask.
+    """
+
+    file: str | None = None
+    environment: str | None = None
+
+
+class HttpSection(Section):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    keep_alive_s: Annotated[int, Field(ge=1)] = 90
+
+
+class ReplicasSection(Section):
+    """Of Ray Serve's deployment: between `min` and `max` replicas, more when `target_ongoing_requests` a replica are
+    exceeded for `upscale_delay_s`. `cpus: auto` is one, or what `engine.threads` says; `gpus: auto` is one where the
+    cluster has any.
+    """
+
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Count = 1
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 128.0
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 10.0
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 300.0
+    cpus: Auto | Annotated[float, Field(ge=0)] = "auto"
+    gpus: Auto | Annotated[float, Field(ge=0)] = "auto"
+    graceful_shutdown_s: Seconds = 60.0
+    health_check_period_s: Seconds = 10.0
+    health_check_timeout_s: Seconds = 30.0
+
+    @model_validator(mode="after")
+    def in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"replicas: min {self.min} is more than max {self.max}")
+        return self
+
+
+class LogSection(Section):
+    """Lines of JSON on standard error, one a request, without any text of it."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class ServeSettings(Section):
+    """`version` is the caller's own name for this state of the settings; `/info` tells it."""
+
+    name: str = "xlmr-ray"
+    version: str | None = None
+    models: Annotated[list[Annotated[ModelSection, BeforeValidator(named_model)]], Field(min_length=1)]
+    engine: EngineSection = EngineSection()
+    limits: LimitsSection = LimitsSection()
+    keys: KeysSection = KeysSection()
+    http: HttpSection = HttpSection()
+    replicas: ReplicasSection = ReplicasSection()
+    log: LogSection = LogSection()
+
+    @model_validator(mode="after")
+    def names_differ(self) -> Self:
+        names = [model.called for model in self.models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"models: two are named {name!r}; give each a `name` of its own")
+        return self
+
+
+def read_settings(path: Path) -> ServeSettings:
+    """The settings of a file. Raises UserError, one line that names the key."""
+    return checked(ServeSettings, read_yaml(path, "models"), str(path))

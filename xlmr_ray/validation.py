@@ -1,0 +1,81 @@
+"""Settings files: YAML, checked by pydantic models, wrong ones told in one line that names the key."""
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from xlmr_ray.errors import UserError
+
+Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1)]
+M = TypeVar("M", bound=BaseModel)
+
+
+def listed(value: Any) -> Any:
+    """One name counts as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def read_yaml(path: Path, wanted: str) -> dict[str, Any]:
+    """A file's mapping, not yet checked. Raises UserError where it is none; `wanted` says what it should hold."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: is not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a mapping with {wanted} is wanted, got {type(content).__name__}")
+    return content
+
+
+def checked(model: type[M], content: Mapping[str, Any], where: str) -> M:
+    """The model of the content. Raises UserError, one line, that names the key and, for an unknown one, the nearest."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {explained(error, model)}") from None
+
+
+def explained(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first thing that is wrong, in one line."""
+    # A union reports each of its members; the last says what a value that is not `auto` must be.
+    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[-1])
+    place = [part for part in first["loc"] if isinstance(part, int) or part.replace("_", "").isalpha()]
+    key = ".".join(map(str, place))
+    if first["type"] == "extra_forbidden":
+        known = fields_at(model, place[:-1])
+        near = difflib.get_close_matches(str(place[-1]), known, 1)
+        return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}")
+    if first["type"] == "missing":
+        return f"{key!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return message if not key else f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def fields_at(model: type[BaseModel], place: list[Any]) -> list[str]:
+    """The keys of the section at a place of a model; those of its innermost section that is found."""
+    at = model
+    for part in place:
+        if isinstance(part, str) and part in at.model_fields:
+            at = next(iter(sections(at.model_fields[part].annotation)), at)
+    return list(at.model_fields)
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field's type holds, through lists and alternatives."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [found for inner in typing.get_args(annotation) for found in sections(inner)]
