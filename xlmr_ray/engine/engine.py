@@ -136,6 +136,9 @@ class Engine:
         model = whole.get_submodule("roberta")
         assert isinstance(model, XLMRobertaModel)
         for head, place in apart:
+            for child in head.children():
+                if isinstance(child, LMHead) and config.tie_word_embeddings:
+                    child.decoder.register_parameter("weight", None)  # the encoder's, below
             load_tensors(head, place, dtype=report.dtype, device=where)
             for child in head.children():
                 tie(child, model)
