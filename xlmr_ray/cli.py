@@ -14,6 +14,8 @@ from rich.console import Console
 from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.redact import redacted
 
+INTERRUPTED = 130  # as shells have it for ^C
+
 app = typer.Typer(
     name="xlmr-ray",
     help="XLM-RoBERTa over many documents: exactly-once batch scoring on Ray.",
@@ -136,9 +138,9 @@ def main() -> None:
     except UserError as error:
         fail(error, 2)
     except JobFailed as error:
-        fail(error, 130 if type(error).__name__ == "Interrupted" else 1)
+        fail(error, INTERRUPTED if type(error).__name__ == "Interrupted" else 1)
     except KeyboardInterrupt:
-        fail(JobFailed("stopped"), 130)
+        fail(JobFailed("stopped"), INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has left, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -148,4 +150,9 @@ def main() -> None:
 def fail(error: Exception, code: int) -> NoReturn:
     text = redacted(" ".join(str(error).split()))
     Console(stderr=True).print(f"xlmr-ray: {text}", style="red", highlight=False, markup=False, soft_wrap=True)
+    if code == INTERRUPTED:
+        # Threads of Ray that were stopped in the middle can abort the interpreter at its end, and hide the exit code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
