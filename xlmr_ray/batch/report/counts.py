@@ -99,16 +99,25 @@ class Summary:
         }
         if self.groups:
             content["groups"] = {
-                column: None if values is None else {value: one.to_json() for value, one in values.items()}
+                column: None if values is None else {value: one.short() for value, one in values.items()}
                 for column, values in self.groups.items()
             }
         return content
+
+    def short(self) -> list[Any]:
+        """As JSON where the scales are known: a record of few rows is mostly this."""
+        return [self.rows, {name: dict(counts.by) for name, counts in self.measures.items() if counts.by}]
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Summary:
         measures = {name: Counts(one["scale"], Counter(one["counts"])) for name, one in content["measures"].items()}
         groups: dict[str, dict[str, Summary] | None] = {
-            column: None if values is None else {value: cls.from_json(one) for value, one in values.items()}
+            column: None
+            if values is None
+            else {
+                value: cls(rows, {name: Counts(measures[name].scale, Counter(by)) for name, by in short.items()})
+                for value, (rows, short) in values.items()
+            }
             for column, values in content.get("groups", {}).items()
         }
         return cls(content["rows"], measures, groups)
@@ -199,7 +208,7 @@ def measures(output: pa.Table, prefix: str) -> Iterator[Measured]:
         elif name in ("perplexity", "tokens"):
             yield Measured(column, "log", logarithmic(values))
         elif name == "truncated":
-            yield Measured(column, "share", pc.if_else(values, "1", pa.scalar(None, pa.string())))
+            yield Measured(column, "share", where(values))
         elif name == "answer":
             yield Measured(
                 f"{column} none", "share", pc.if_else(pc.equal(values, ""), "1", pa.scalar(None, pa.string()))
@@ -220,6 +229,11 @@ def measures(output: pa.Table, prefix: str) -> Iterator[Measured]:
             )
             rows = pc.list_parent_indices(values).to_numpy(zero_copy_only=False).astype(np.int64)
             yield Measured(column, "classes", pc.list_flatten(values).field("label"), rows)
+
+
+def where(holds: pa.Array) -> pa.Array:
+    """The key of a share in the rows for which it holds."""
+    return pc.if_else(holds, pa.scalar("1"), pa.scalar(None, pa.string()))
 
 
 def first(values: pa.Array) -> pa.StructArray:
