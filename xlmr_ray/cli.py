@@ -130,6 +130,36 @@ def sweep(
     console.print(f"{len(found)} files, {total:,} bytes", highlight=False)
 
 
+@app.command()
+def serve(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A settings file (YAML).")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder, URL, hub id or embedded:mini.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task; may be given again. Default: the checkpoint's.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for any that is free.")] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Only print what `serve deploy` and KubeRay take.")
+    ] = False,
+) -> None:
+    """Serve models over HTTP until stopped."""
+    from functools import partial
+
+    from xlmr_ray.serve.settings import from_call
+
+    read = partial(from_call, file, model=model, tasks=task or (), host=host, port=port)
+    settings = read()
+    if print_config:
+        from xlmr_ray.serve.launch import serve_config
+
+        print(serve_config(settings), end="")
+        return
+    from xlmr_ray.serve.launch import run_service
+
+    run_service(settings, read, Console(stderr=True, highlight=False, soft_wrap=True).print)
+
+
 def main() -> None:
     """The entry point. A user's mistake is one line on standard error, never a traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -141,7 +141,6 @@ class Front:
     def __init__(self, app: App, service: Service, shapes: list[Callable[[str], ErrorBody | None]]) -> None:
         self.app, self.service, self.shapes = app, service, shapes
         self.keys = Keys(service.settings.keys)
-        self.running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -158,7 +157,7 @@ class Front:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", context.id.encode())]
             await send(message)
 
-        self.running += 1
+        self.service.in_flight += 1
         try:
             with request_span(f"{scope['method']} {scope['path']}", headers) as trace:
                 if trace:
@@ -174,7 +173,7 @@ class Front:
                         await answer_to(told, scope["path"], self.shapes)(scope, receive, named)
                 note(**{"http.response.status_code": sent[0] if sent else 0})
         finally:
-            self.running -= 1
+            self.service.in_flight -= 1
             CURRENT.reset(token)
             self.record(scope, context, sent[0] if sent else 499)
 
@@ -190,7 +189,7 @@ class Front:
         self.keys.check(headers.get("authorization"))
         if self.service.closing:
             raise Unavailable("the service is shutting down")
-        if self.running > limits.concurrent_requests:
+        if self.service.in_flight > limits.concurrent_requests:
             raise Overloaded(f"{limits.concurrent_requests} requests are being answered, which is the most", 1)
         assert context.deadline is not None
         try:
@@ -266,7 +265,7 @@ class Front:
         metrics = self.service.metrics
         metrics.tell(REQUESTS, 1, route, str(status))
         metrics.tell(LATENCY, seconds, route)
-        metrics.tell(IN_FLIGHT, self.running)
+        metrics.tell(IN_FLIGHT, self.service.in_flight)
         if "failure" in context.facts:
             metrics.tell(FAILURES, 1, context.facts["failure"])
         if route in PUBLIC and status < 400:

@@ -150,6 +150,13 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
     return Models(models, tuple(served), tuple({id(lane): lane for lane, _ in placed.values()}.values()))
 
 
+def check_models(settings: ServeSettings) -> None:
+    """Raises what `load_models` would for checkpoints, tasks and options, without loading weights."""
+    for section in settings.models:
+        folder = resolve(section.model)
+        wanted_tasks(section, folder, XLMRobertaConfig.from_dict(read_config(folder)))
+
+
 def wanted_tasks(section: ModelSection, folder: Path, config: XLMRobertaConfig) -> list[Wanted]:
     """The tasks of a model, bound to it. Raises UserError where a task is named twice or is none."""
     asked = [(canonical_task(one.task), one.options) for one in section.tasks]

@@ -69,7 +69,9 @@ class Service:
         self.resident: Models | None = None
         self.ready = False
         self.closing = False
+        self.in_flight = 0  # HTTP requests
         self.failure: str | None = None  # why the models that were asked for last are not those that are resident
+        self._replacing = threading.Lock()
         self._bound: OrderedDict[tuple[int, str], Bound] = OrderedDict()
         self._lock = threading.Lock()
         wanted = settings.engine.tokenizers
@@ -97,6 +99,10 @@ class Service:
         place: no request is refused meanwhile, and those that wait are computed by the model that they came for.
         Both are in memory for that time. Blocks; raises what loading raises, with the old ones in place.
         """
+        with self._replacing:
+            self._replace_models(settings)
+
+    def _replace_models(self, settings: ServeSettings) -> None:
         new = load_models(settings, self.metrics.batch)
         try:
             with ThreadPoolExecutor(1) as apart:  # the caller may be in an event loop
@@ -104,7 +110,7 @@ class Service:
         except BaseException:
             new.close()
             raise
-        old, self.resident, self.settings = self.resident, new, settings
+        old, self.resident, self.settings, self.failure = self.resident, new, settings, None
         with self._lock:
             self._bound.clear()
         self.ready = True

@@ -2,11 +2,13 @@
 known one.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from xlmr_ray.errors import UserError
 from xlmr_ray.validation import Auto, Count, Section, checked, read_yaml
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -152,6 +154,18 @@ class ServeSettings(Section):
         return self
 
 
-def read_settings(path: Path) -> ServeSettings:
-    """The settings of a file. Raises UserError, one line that names the key."""
-    return checked(ServeSettings, read_yaml(path, "models"), str(path))
+def from_call(
+    file: Path | None, *, model: str | None, tasks: Sequence[str], host: str | None, port: int | None
+) -> ServeSettings:
+    """The settings of a file or of one model, with what the call says over them. Raises UserError."""
+    if (file is None) == (model is None):
+        raise UserError(
+            "serve: give a settings file, or --model, not both" if file else "serve: give a FILE or --model"
+        )
+    if file is not None and tasks:
+        raise UserError("serve: --task goes with --model; a settings file names its tasks")
+    content = read_yaml(file, "models") if file is not None else {"models": [{"model": model, "tasks": list(tasks)}]}
+    http = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    if http and isinstance(content.get("http", {}), dict):
+        content = {**content, "http": {**content.get("http", {}), **http}}
+    return checked(ServeSettings, content, str(file or "serve"))

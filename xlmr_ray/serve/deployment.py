@@ -1,0 +1,166 @@
+"""The service as a Ray Serve application: `import_path: xlmr_ray.serve.deployment:application`, whose `args` are the
+settings.
+
+One deployment holds tokenizer, queue and engine, so that a request makes one hop. All settings are the deployment's
+`user_config`: limits, keys, logging and models change in the running replicas. New models load beside the old ones,
+which answer until the others are warm. What Ray Serve itself holds of them (replicas, their cores, health checks)
+changes as it does for any deployment.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve.metrics import Counter, Gauge, Histogram
+from ray.serve.schema import LoggingConfig
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from xlmr_ray.serve.app import build_app
+from xlmr_ray.serve.keys import Keys
+from xlmr_ray.serve.logs import log_as_json
+from xlmr_ray.serve.metrics import TABLE, Metric, Metrics
+from xlmr_ray.serve.service import Service
+from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.validation import checked
+
+log = logging.getLogger(__name__)
+
+# How often the state is told to Ray's metrics.
+STATE_S = 5.0
+
+
+def application(args: Mapping[str, Any]) -> serve.Application:
+    """What `serve deploy`, `serve run` and KubeRay's RayService call. Raises UserError for settings that do not fit."""
+    return deployment_of(checked(ServeSettings, args, "args")).bind()
+
+
+def deployment_of(settings: ServeSettings) -> serve.Deployment:
+    """The deployment with what Ray Serve itself does for it."""
+    replicas, most = settings.replicas, settings.limits.concurrent_requests
+    return serve.deployment(Replica).options(
+        name="Service",
+        user_config=settings.model_dump(mode="json", exclude={"http", "replicas"}),
+        # Beyond its own limit a replica answers 429 at once: the requests have to reach it.
+        max_ongoing_requests=2 * most,
+        max_queued_requests=2 * most,
+        autoscaling_config={
+            "min_replicas": replicas.min,
+            "initial_replicas": max(replicas.min, 1),
+            "max_replicas": replicas.max,
+            "target_ongoing_requests": replicas.target_ongoing_requests,
+            "upscale_delay_s": replicas.upscale_delay_s,
+            "downscale_delay_s": replicas.downscale_delay_s,
+        },
+        ray_actor_options={"num_cpus": cpus_of(settings), "num_gpus": gpus_of(settings)},
+        graceful_shutdown_timeout_s=replicas.graceful_shutdown_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=replicas.health_check_period_s,
+        health_check_timeout_s=replicas.health_check_timeout_s,
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+
+
+def cpus_of(settings: ServeSettings) -> float:
+    """Cores that Ray keeps for a replica."""
+    if settings.replicas.cpus != "auto":
+        return settings.replicas.cpus
+    return 1.0 if settings.engine.threads == "auto" else float(settings.engine.threads)
+
+
+def gpus_of(settings: ServeSettings) -> float:
+    """GPUs that Ray keeps for a replica: one where the models are to be on one, and the cluster has any."""
+    if settings.replicas.gpus != "auto":
+        return settings.replicas.gpus
+    import ray
+
+    if settings.engine.device == "auto":
+        return float(ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1)
+    return float(settings.engine.device.startswith("cuda"))
+
+
+@serve.ingress()
+class Replica:
+    """One process of the service. It has nothing until Ray Serve gives it the settings, before its first request."""
+
+    def __init__(self) -> None:
+        self.service: Service | None = None
+        self.app: ASGIApp = Starlette()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return self.door
+
+    async def door(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application of the models that are resident now."""
+        await self.app(scope, receive, send)
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """At the start, loads the models; later, puts limits and keys in force at once, and other models in place of
+        the old ones as soon as they are warm.
+        """
+        new = checked(ServeSettings, user_config, "user_config")
+        Keys(new.keys)  # raises for keys that are none
+        log_as_json(new.log.level)
+        if self.service is None:
+            service = Service(new, Metrics(RayMetrics()))
+            await asyncio.to_thread(service.replace_models, new)
+            self.service, self.app = service, build_app(service, new)
+            self.start(self.tell(service))
+            return
+        old, self.service.settings = self.service.settings, new
+        if (old.models, old.engine) != (new.models, new.engine) or self.service.failure:
+            self.start(self.replace(self.service, new))
+
+    async def replace(self, service: Service, settings: ServeSettings) -> None:
+        try:
+            await asyncio.to_thread(service.replace_models, settings)
+        except Exception as error:
+            service.failure = str(error)
+            log.error("the new models could not be loaded, the old ones go on: %s", error)
+        else:
+            self.app = build_app(service, settings)
+            log.info("other models are resident: %s", ", ".join(service.models))
+
+    async def tell(self, service: Service) -> None:
+        while True:
+            service.metrics.state(service)
+            await asyncio.sleep(STATE_S)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def check_health(self) -> None:
+        """Ray Serve replaces a replica for which this raises."""
+        if self.service is not None and (trouble := self.service.trouble()):
+            raise RuntimeError(trouble)
+
+
+class RayMetrics:
+    """The service's numbers as Ray's own metrics, which each node exports: `ray_xlmr_ray_serve_…`."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, Counter | Gauge | Histogram] = {}
+        for metric in TABLE:
+            if metric.kind == "histogram":
+                self.made[metric.name] = Histogram(
+                    metric.name, metric.help, boundaries=list(metric.buckets), tag_keys=metric.labels
+                )
+            else:
+                kind = Counter if metric.kind == "counter" else Gauge
+                self.made[metric.name] = kind(metric.name, metric.help, tag_keys=metric.labels)
+
+    def __call__(self, metric: Metric, labels: tuple[str, ...], value: float) -> None:
+        tags = dict(zip(metric.labels, labels, strict=True))
+        made = self.made[metric.name]
+        if isinstance(made, Counter):
+            if value > 0:
+                made.inc(value, tags=tags)
+        elif isinstance(made, Gauge):
+            made.set(value, tags=tags)
+        else:
+            made.observe(value, tags=tags)
