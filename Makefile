@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench mini clean
+.PHONY: help install demo test lint bench faults kills mini clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,12 @@ test: lint  ## ruff, mypy and the tests
 
 bench: $(VENV)/everything  ## the pipeline against the script that people write first, same run
 	$(BIN)/python -m tests.benchmarks.naive
+
+faults: $(VENV)/everything  ## every fault that a run must survive, injected and counted (SIGKILL at random: make kills)
+	$(BIN)/python -m tests.faults
+
+kills: $(VENV)/everything  ## 200 runs in which drivers, actors and nodes are killed at random moments
+	$(BIN)/python -m tests.faults.kills --rounds 200
 
 mini: $(VENV)/everything  ## train the embedded checkpoint again (needs Debian's apt-get, npm and 15 minutes)
 	$(BIN)/python -m pipelines.mini

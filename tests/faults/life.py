@@ -14,7 +14,7 @@ from xlmr_ray.batch.finish import finish, publish
 from xlmr_ray.batch.store import Store, open_store
 
 SHARDS = 4
-OPERATIONS = ("create", "replace", "put", "get", "head", "list", "open", "delete")
+CHANGES = ("create", "replace", "put", "delete")
 
 
 def live(store: Store) -> None:
@@ -34,48 +34,40 @@ def lived(store: Store) -> Rows:
 
 
 class Watched:
-    """A store that calls `before` and `after` around each operation, with the operation's number and name."""
+    """A store that tells the number and name of each write or removal before it is done."""
 
-    def __init__(
-        self,
-        store: Store,
-        before: Callable[[int, str], object],
-        after: Callable[[int, str], object] = lambda n, o: None,
-    ) -> None:
-        self.store, self.before, self.after = store, before, after
+    def __init__(self, store: Store, before: Callable[[int, str], object]) -> None:
+        self.store, self.before = store, before
         self.count = 0
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.store, name)
-        if name not in OPERATIONS:
+        if name not in CHANGES:
             return found
 
-        def operation(*args: Any, **options: Any) -> Any:
-            number, self.count = self.count, self.count + 1
-            self.before(number, name)
-            result = found(*args, **options)
-            self.after(number, name)
-            return result
+        def change(*args: Any, **options: Any) -> Any:
+            self.before(self.count, name)
+            self.count += 1
+            return found(*args, **options)
 
-        return operation
+        return change
 
 
-def operations(store: Store) -> list[str]:
-    """The operations of a life on an empty store."""
+def changes(store: Store) -> list[str]:
+    """The changes that a life makes to an empty store."""
     seen: list[str] = []
     live(Watched(store, lambda number, name: seen.append(name)))  # type: ignore[arg-type]
     return seen
 
 
-def die(number: int, wanted: int) -> None:
-    if number == wanted:
-        os.kill(os.getpid(), signal.SIGKILL)
+def live_until(url: str, options: Mapping[str, object] | None, step: int) -> None:
+    """The body of a process that is killed before its `step`th change, which is after the one before it."""
 
+    def before(number: int, name: str) -> None:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def live_until(url: str, options: Mapping[str, object] | None, step: int, after: bool) -> None:
-    """The body of a process that is killed before or after its `step`th operation."""
-    moment = {"after" if after else "before": lambda number, name: die(number, step)}
-    live(Watched(open_store(url, options=options), **moment))  # type: ignore[arg-type]
+    live(Watched(open_store(url, options=options), before))  # type: ignore[arg-type]
 
 
 def live_until_system_call(url: str, name: str, number: int, after: bool) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.faults.corpus import write_corpus, write_job
 from tests.faults.lab import Tally
-from tests.faults.life import RUN, live, live_together, live_until, live_until_system_call, lived, operations
+from tests.faults.life import RUN, changes, live, live_together, live_until, live_until_system_call, lived
 from tests.faults.machines import ACTORS, actors_under, kill
 from tests.faults.objects import damage_each, litter
 from tests.faults.rows import difference, published
@@ -74,40 +74,38 @@ def test_the_comparison_sees_what_is_lost_twice_and_changed(clean):
     assert not difference(clean, type(clean)(scores, clean.errors)).same
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_sigkill_around_each_operation_on_a_folder(processes, clean, tmp_path, after):
-    steps = operations(open_store(str(tmp_path / "counted")))
-    assert {"create", "put", "get", "list"} <= set(steps)
+def test_sigkill_between_all_changes_of_a_folder(processes, clean, tmp_path):
+    steps = changes(open_store(str(tmp_path / "counted")))
+    assert len(steps) > 4 * 3
     for step, name in enumerate(steps):
         out = str(tmp_path / f"{step}")
-        assert ended(processes, live_until, out, None, step, after) == -signal.SIGKILL, (step, name)
+        assert ended(processes, live_until, out, None, step) == -signal.SIGKILL, (step, name)
         assert_clean(clean, open_store(out))
 
 
-@pytest.mark.parametrize("call", ["link", "fsync", "rename", "replace"])
+@pytest.mark.parametrize("call", ["link", "fsync"])
 def test_sigkill_within_a_write_to_a_folder(processes, clean, tmp_path, call):
     chance = random.Random(call)
     struck = 0
-    for number in chance.sample(range(1, 30), 5):
+    for number in chance.sample(range(1, 30), 3):
         out = str(tmp_path / f"{number}")
         struck += ended(processes, live_until_system_call, out, call, number, number % 2 == 0) == -signal.SIGKILL
         assert_clean(clean, open_store(out))
-    assert struck or call in ("rename", "replace")  # pathlib has one of its own
+    assert struck
 
 
-def test_sigkill_around_operations_on_a_bucket(processes, clean, seaweed):
-    steps = operations(open_store(seaweed.new_folder(), options=seaweed.options))
-    writes = [step for step, name in enumerate(steps) if name in ("create", "put", "replace")]
-    for step in random.Random(1).sample(writes, 4):
+def test_sigkill_between_changes_of_a_bucket(processes, clean, seaweed):
+    steps = changes(open_store(seaweed.new_folder(), options=seaweed.options))
+    for step in random.Random(1).sample(range(len(steps)), 4):
         out = seaweed.new_folder()
-        assert ended(processes, live_until, out, seaweed.options, step, step % 2 == 0) == -signal.SIGKILL
+        assert ended(processes, live_until, out, seaweed.options, step) == -signal.SIGKILL
         assert_clean(clean, open_store(out, options=seaweed.options))
 
 
 @pytest.mark.parametrize("where", ["folder", "bucket"])
 def test_three_drivers_at_once(processes, clean, tmp_path, seaweed, where):
     options = seaweed.options if where == "bucket" else None
-    for number in range(3):
+    for number in range(2):
         out = seaweed.new_folder() if where == "bucket" else str(tmp_path / str(number))
         gate = processes.Barrier(3)
         together = [processes.Process(target=live_together, args=(out, options, gate)) for _ in range(3)]
@@ -158,7 +156,7 @@ def test_credentials_that_expire_in_the_middle(clean, faulty):
     store.prefix = f"expired-{random.randrange(1 << 30)}/"
     proxy.clear()
     proxy.fault = lambda method, path: 403 if len(proxy.requests) > 12 else None
-    with pytest.raises(JobFailed, match=r"was refused \(403 ExpiredToken\); check the credentials"):
+    with pytest.raises(JobFailed, match=r"was refused \(403( ExpiredToken)?\); check the credentials"):
         live(store)
     assert len(proxy.injected) == 1
     proxy.clear()

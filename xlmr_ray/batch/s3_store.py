@@ -281,7 +281,9 @@ def _throttled(error: Exception) -> bool:
 def _reason(error: BaseException | None) -> str:
     """Status and code alone: the store's own text may echo keys and signatures."""
     status = _status(error)
-    return f"{status} {_code(error)}".rstrip() if status else type(error).__name__
+    code = _code(error)
+    # an answer to HEAD has no body, and botocore then gives the status as the code
+    return f"{status} {'' if code.isdigit() else code}".rstrip() if status else type(error).__name__
 
 
 def _explained(error: Exception, verb: str, url: str, deadline: float) -> Exception:

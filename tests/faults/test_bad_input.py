@@ -1,0 +1,284 @@
+"""The catalogue of bad input through the pipeline: every row in is one row out or one error row, by file and position,
+with the code that is documented; and the good ones get the answers that they get without the bad ones.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.faults.bad_input import BETWEEN, LIMIT, Corpus, Expected, bad_input
+from xlmr_ray import JobFailed
+from xlmr_ray.batch import codes, run, shards
+from xlmr_ray.batch.block import from_block, raise_failure, to_block
+from xlmr_ray.batch.finish import current
+from xlmr_ray.batch.job import check_job
+from xlmr_ray.batch.readers import raw
+from xlmr_ray.batch.recipe import shard_to_json
+from xlmr_ray.batch.stages import Encode, Tokenize
+from xlmr_ray.batch.store import open_store
+from xlmr_ray.batch.verify import verify
+
+ANSWER = ("label", "score", "tokens", "truncated")
+
+
+@pytest.fixture(scope="module")
+def mark(tmp_path_factory):
+    return tmp_path_factory.mktemp("mark") / "loaded"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, mark):
+    return bad_input(tmp_path_factory.mktemp("bad") / "input", mark)
+
+
+@pytest.fixture(autouse=True)
+def small_bombs(monkeypatch):
+    """A bomb is what inflates to over 32 MiB and 200 times its size: those that are real take their time."""
+    monkeypatch.setattr(shards, "BOMB_BYTES", 32 << 20)
+
+
+def job_of(path, out, **more):
+    content = {
+        "model": "embedded:mini",
+        "input": {"path": str(path), "id": "id", "max_row_bytes": LIMIT},
+        "tasks": [{"task": "text-classification"}],
+        "output": {"path": str(out)},
+        "cluster": {"shard_rows": 50},
+        "errors": {"max_fraction": 1},
+        "engine": {"device": "cpu"},
+    }
+    return check_job({key: {**value, **more.pop(key, {})} if isinstance(value, dict) else value
+                      for key, value in content.items()} | more, "test")  # fmt: skip
+
+
+def through(job, out):
+    """Output rows and error rows of a job without a cluster: the same steps, one shard after another."""
+    prepared = run.prepare(job, open_store(str(out)))
+    tokenize, encode = Tokenize(prepared.recipe), Encode(prepared.recipe)
+    outputs, errors = [], []
+    for shard in prepared.plan.shards:
+        block = encode(tokenize(to_block(shard_to_json(shard), {})))
+        raise_failure(block.to_pylist()[0])
+        tables = from_block(block)[1]
+        assert tables["output"].num_rows + tables["errors"].num_rows == shard.rows
+        outputs.append(tables["output"])
+        errors += tables["errors"].to_pylist()
+    for file in prepared.plan.dead:
+        errors.append({"source": file.input.key, "row": -1, "id": "", "code": file.code, "message": file.message})
+    return pa.concat_tables(outputs), errors
+
+
+def clean_answers(wanted, folder):
+    """The answers to what is expected to be scored, without anything bad beside it: (file, row) -> answer."""
+    folder.mkdir()
+    good = [(place, one) for place, one in wanted.items() if not one.code]
+    (folder / "clean.jsonl").write_text("".join(json.dumps({"text": one.text, "id": "x"}) + "\n" for _, one in good))
+    rows, errors = through(job_of(folder / "clean.jsonl", folder / "out", errors={"empty": "score"}), folder / "out")
+    assert not errors
+    assert rows.num_rows == len(good)
+    return {place: row for (place, _), row in zip(good, rows.select(ANSWER).to_pylist(), strict=True)}
+
+
+@pytest.fixture(scope="module")
+def answers(corpus, tmp_path_factory):
+    return clean_answers(corpus.rows, tmp_path_factory.mktemp("clean") / "input")
+
+
+def check(rows, errors, corpus, wanted, answers):
+    """Every row and file of the corpus against what came out."""
+    name = {key: Path(key).name for key in {*rows["source"].to_pylist(), *(row["source"] for row in errors)}}
+    found = [(name[row["source"]], row["row"]) for row in errors if row["row"] >= 0]
+    scored = [(name[row["source"]], row["row"]) for row in rows.select(["source", "row"]).to_pylist()]
+    assert max(Counter([*found, *scored]).values()) == 1
+    assert {*found, *scored} == set(wanted)
+    failed = {(name[row["source"]], row["row"]): row for row in errors}
+    for place, row in zip(scored, rows.to_pylist(), strict=True):
+        expected = wanted[place]
+        assert not expected.code, (place, expected)
+        assert {key: row[key] for key in ANSWER} == answers[place], (place, expected.entry)
+        assert row["text_changed"] == expected.changed, (place, expected)
+        if expected.truncated is not None:
+            assert row["truncated"] == expected.truncated
+    for place in found:
+        assert failed[place]["code"] == wanted[place].code, (place, wanted[place], failed[place])
+        assert codes.CATALOGUE[failed[place]["code"]].level == "row"
+    dead = {key: failed[key, -1]["code"] for key, position in failed if position == -1}
+    assert dead == {key: code for key, (_, code) in corpus.files.items()}
+    for (key, _), row in failed.items():
+        assert BETWEEN not in row["message"], row
+        assert row["row"] >= 0 or row["message"].startswith(f"{corpus.folder / key}: "), row
+
+
+def test_rows_in_are_rows_out_and_error_rows(corpus, answers, mark, tmp_path):
+    rows, errors = through(job_of(corpus.folder, tmp_path), tmp_path)
+    check(rows, errors, corpus, corpus.rows, answers)
+    assert not mark.exists()  # nothing was unpickled
+
+
+def test_empty_texts_are_scored_where_the_job_says_so(corpus, answers, tmp_path):
+    wanted = {
+        place: Expected(one.entry, text="") if one.code == codes.EMPTY_TEXT else one
+        for place, one in corpus.rows.items()
+    }
+    places = {place: one for place, one in wanted.items() if one.text == ""}
+    assert places
+    more = clean_answers(places, tmp_path / "empty")
+    rows, errors = through(job_of(corpus.folder, tmp_path, errors={"empty": "score"}), tmp_path)
+    check(rows, errors, corpus, wanted, answers | more)
+
+
+def test_a_whole_run(ray_session, corpus, answers, mark, tmp_path):
+    out = tmp_path / "out"
+    outcome = run.run_job(job_of(corpus.folder, out, cluster={"shard_rows": 500}), quiet=True)
+    name = current(open_store(str(out))).run_id
+    rows = pq.read_table(out / "data" / name)
+    errors = pq.read_table(out / "errors" / name).to_pylist()
+    check(rows, errors, corpus, corpus.rows, answers)
+    assert not mark.exists()
+    report = verify(open_store(str(out)))
+    assert report.ok
+    assert outcome.manifest.rows_in == len(corpus.rows) + len(corpus.files)
+    assert outcome.manifest.rows_error == sum(bool(one.code) for one in corpus.rows.values()) + len(corpus.files)
+
+
+def test_every_code_of_a_row_or_file_is_in_the_catalogue_of_bad_input(corpus):
+    """But those that need another task, other settings, or a fault of memory, process or time: they have own tests."""
+    seen = {one.code for one in corpus.rows.values()} | {code for _, code in corpus.files.values()}
+    assert set(codes.CATALOGUE) - seen == {
+        "shard_too_large",
+        "tokenizer_error",
+        "scoring_error",
+        "killed_worker",
+        "timed_out",
+        "non_finite",
+        "out_of_memory",
+        "no_tokens",
+        "no_mask",
+        "wrong_choices",
+        "file_gone",
+        "schema_drift",
+    }
+
+
+SECOND = [  # what the second field holds, as JSON, and the code
+    ('"a sound one"', ""),
+    (None, "missing_field"),
+    ("null", "null_field"),
+    ("5", "wrong_type"),
+    ('{"a": 1}', "wrong_type"),
+    ('""', "empty_text"),
+    ('"\\ud800"', ""),
+    ('"again a sound one"', ""),
+]
+CHOICES = [
+    ('["one", "two"]', ""),
+    (None, "missing_field"),
+    ("null", "null_field"),
+    ("5", "wrong_type"),
+    ("[]", "wrong_type"),
+    ('["one", 2]', "wrong_type"),
+    ('["one", null]', "wrong_type"),
+    ('"not the JSON of a list"', "wrong_type"),
+    ('"[\\"as\\", \\"JSON\\"]"', ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "roles", "fields"),
+    [
+        ("rerank", "relevance", {"text_pair": "second"}, SECOND),
+        ("question-answering", "answers", {"question": "text", "context": "second"}, SECOND),
+        ("multiple-choice", "choice", {"choices": "second"}, CHOICES),
+    ],
+)
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_second_fields(tmp_path, task, model, roles, fields, format):
+    path = tmp_path / f"in.{format}"
+    given = [(value, code) for value, code in fields]
+    if format == "jsonl":
+        lines = [
+            f'{{"text": "Is it?"{"" if value is None else f", {chr(34)}second{chr(34)}: {value}"}}}'
+            for value, _ in given
+        ]
+        path.write_text("\n".join(lines) + "\n")
+    else:
+        kind = pa.list_(pa.string()) if task == "multiple-choice" else pa.string()
+        fits = {str: pa.string(), list: pa.list_(pa.string()), type(None): kind}
+        given = [
+            (value, code)
+            for value, code in fields
+            if value is not None
+            and "\\ud800" not in value
+            and fits.get(type(json.loads(value))) == kind
+            and 2 not in (json.loads(value) or [])
+        ]
+        second = pa.array([json.loads(value) for value, _ in given], kind)
+        pq.write_table(pa.table({"text": ["Is it?"] * len(given), "second": second}), path)
+    job = job_of(path, tmp_path, model=f"embedded:mini/heads/{model}", tasks=[{"task": task}])
+    job = job.model_copy(update={"input": job.input.model_copy(update={**roles, "id": None})})
+    rows, errors = through(job, tmp_path)
+    assert {row["row"]: row["code"] for row in errors} == {n: code for n, (_, code) in enumerate(given) if code}
+    assert rows["row"].to_pylist() == [n for n, (_, code) in enumerate(given) if not code]
+    alone = [value for value, code in given if not code]
+    assert len(alone) >= 1
+
+
+def test_a_file_deleted_after_listing_and_a_drift_of_kept_types(tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(pa.table({"text": ["a", "b"], "year": [1, 2]}), folder / "a.parquet")
+    pq.write_table(pa.table({"text": ["c"], "year": ["1"]}), folder / "b.parquet")
+    (folder / "c.jsonl").write_text('{"text": "d"}\n')
+    listed = run.find_inputs
+
+    def and_deleted(*args, **options):
+        found = listed(*args, **options)
+        (folder / "c.jsonl").unlink()
+        return found
+
+    monkeypatch.setattr(run, "find_inputs", and_deleted)
+    job = job_of(folder, tmp_path / "out", input={"path": str(folder), "id": None, "keep": ["year"]})
+    rows, errors = through(job, tmp_path / "out")
+    assert rows["row"].to_pylist() == [0, 1]
+    assert {(Path(row["source"]).name, row["row"], row["code"]) for row in errors} == {
+        ("b.parquet", -1, "schema_drift"),
+        ("c.jsonl", -1, "file_gone"),
+    }
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "jsonl.gz"])
+def test_no_permission_is_not_bad_data(corpus, tmp_path, monkeypatch, format):
+    name = {"jsonl": "rows.jsonl", "parquet": "rows-string.parquet", "jsonl.gz": "rows.jsonl.gz"}[format]
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied", name)
+
+    out = tmp_path / "out"
+    job = job_of(corpus.folder / name, out)
+    prepared = run.prepare(job, open_store(str(out)))
+    monkeypatch.setattr(raw.Source, "range", refused)
+    block = Tokenize(prepared.recipe)(to_block(shard_to_json(prepared.plan.shards[0]), {}))
+    with pytest.raises(JobFailed, match=f"{name}.*[Pp]ermission"):
+        raise_failure(block.to_pylist()[0])
+    with pytest.raises(JobFailed, match="[Pp]ermission"):
+        run.prepare(
+            job_of(corpus.folder / name, tmp_path / "other", input={"keep": ["text"]}), open_store(str(tmp_path))
+        )
+
+
+@pytest.mark.slow
+def test_a_bomb_of_full_size(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    assert shards.BOMB_BYTES == 1 << 30
+    import gzip
+
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b"\0" * (1200 << 20), 1))
+    corpus = Corpus(tmp_path / "in")
+    corpus.good("good.jsonl", 1, json.dumps({"text": BETWEEN}).encode() + b"\n")
+    (tmp_path / "bomb.jsonl.gz").rename(corpus.folder / "bomb.jsonl.gz")
+    _, errors = through(job_of(corpus.folder, tmp_path / "out"), tmp_path / "out")
+    assert [(row["row"], row["code"]) for row in errors] == [(-1, "decompression_bomb")]
