@@ -96,6 +96,29 @@ class ErrorsSection(Section):
     timeout: Annotated[float, Field(gt=0)] | None = 600.0
 
 
+class ReportSection(Section):
+    """For the run's report: the price an hour of all machines together."""
+
+    price_per_hour: Annotated[float, Field(ge=0)] | None = None
+    currency: Annotated[str, Field(max_length=8)] = "USD"
+
+
+class LineageSection(Section):
+    """OpenLineage events: to the `url` of a catalogue, or appended to a `file`, a line each; with neither, to where the
+    client's own variables and file say. A key is that of the variable OPENLINEAGE_API_KEY.
+    """
+
+    url: str | None = None
+    file: str | None = None
+    namespace: str = "xlmr-ray"
+
+    @model_validator(mode="after")
+    def one_place(self) -> Self:
+        if self.url is not None and self.file is not None:
+            raise ValueError("lineage: has a url and a file; give one of them")
+        return self
+
+
 class Job(Section):
     """`incremental`: score only the inputs that the published table of the same job has not, and add them to it. It
     stands beside the sections because it says what a launch does, not how something is read.
@@ -109,6 +132,8 @@ class Job(Section):
     engine: EngineSection = EngineSection()
     cluster: ClusterSection = ClusterSection()
     errors: ErrorsSection = ErrorsSection()
+    report: ReportSection = ReportSection()
+    lineage: LineageSection | None = None
     incremental: bool = False
 
     @model_validator(mode="after")

@@ -69,6 +69,7 @@ def commit(block: pa.Table, recipe: Recipe) -> pa.Table:
             "encoder_wait": [meta["encoder_wait"]],
             "writer_wait": [waited],
             "retries": [retries.total() - before],
+            "device": [meta["device"]],
             "errors": [json.dumps(dict(record.errors))],
         }
     )
