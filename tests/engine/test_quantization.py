@@ -3,15 +3,14 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from tests.models import save_classifier
 from xlmr_ray import UserError
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.plan import task_recipes
-from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.engine import Engine, check_int8
 from xlmr_ray.tasks.registry import bind_task
-
-pytest.importorskip("bitsandbytes", reason="the extra quantization is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +23,10 @@ def documents():
     return pa.array([generator.integers(5, 900, n).tolist() for n in (5, 60, 17, 33, 2)], pa.list_(pa.int32()))
 
 
-@pytest.mark.parametrize(("scheme", "near"), [("nf4", 0.4), ("fp4", 0.4), ("int8-weights", 0.03)])
+@pytest.mark.parametrize(("scheme", "near"), [("nf4", 0.4), ("fp4", 0.4), ("int8-weights", 0.03), ("int8", 0.05)])
 def test_near_the_full_weights_and_alone_in_any_batch(checkpoint, scheme, near):
+    if scheme != "int8":
+        pytest.importorskip("bitsandbytes", reason="the extra quantization is not installed")
     tasks = [bind_task("text-classification", checkpoint, {}), bind_task("embedding", checkpoint, {})]
     full = Engine.load(checkpoint, tasks, device="cpu").run(documents()).raw[1]
     engine = Engine.load(checkpoint, tasks, device="cpu", quantization=scheme)
@@ -38,8 +39,24 @@ def test_near_the_full_weights_and_alone_in_any_batch(checkpoint, scheme, near):
 
 
 def test_words_that_it_does_not_know(checkpoint):
-    with pytest.raises(UserError, match="quantization 'int3' is none of nf4, fp4, int8-weights"):
+    with pytest.raises(UserError, match="quantization 'int3' is none of int8, nf4, fp4, int8-weights"):
         Engine.load(checkpoint, [bind_task("embedding", checkpoint, {})], device="cpu", quantization="int3")
+
+
+def test_int8_replaces_the_encoders_products_alone(checkpoint):
+    tasks = [bind_task("text-classification", checkpoint, {})]
+    engine = Engine.load(checkpoint, tasks, device="cpu", quantization="int8")
+    layers = [type(module).__name__ for module in engine.model.modules() if "Linear" in type(module).__name__]
+    assert layers == ["Int8Linear"] * 4 * engine.model.config.num_hidden_layers
+    assert {p.dtype for p in engine.heads[0].parameters()} == {torch.float32}
+
+
+def test_int8_is_for_float32_on_a_cpu(checkpoint):
+    task = bind_task("embedding", checkpoint, {})
+    with pytest.raises(UserError, match="int8 computes in float32"):
+        Engine.load(checkpoint, [task], device="cpu", quantization="int8", dtype="bfloat16")
+    with pytest.raises(UserError, match="int8 is for CPUs, got device cuda"):
+        check_int8(torch.device("cuda"), None)
 
 
 def test_a_job_that_cannot_have_it(checkpoint, tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
-from xlmr_ray.checkpoint.quantization import scheme, steady_int8
+from xlmr_ray.checkpoint.quantization import SCHEMES, scheme, steady_int8
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.failures import NO_TOKENS, NON_FINITE, OUT_OF_MEMORY
 from xlmr_ray.engine.order import longest_first, next_batch
@@ -22,6 +22,7 @@ from xlmr_ray.engine.units import Units
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.encoder import Trace
 from xlmr_ray.model.heads import LMHead
+from xlmr_ray.model.int8 import eight_bits
 from xlmr_ray.model.packed import PackedBatch, pack
 from xlmr_ray.modeling import XLMRobertaModel
 from xlmr_ray.pretrained import Pretrained
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # CPU: 1,024 tokens stay in the caches; 2,048 were up to 9 % slower where others use these too, 512 always were.
 MAX_TOKENS = {"cpu": 1024, "cuda": 16384}
+INT8 = "int8"
 
 
 @dataclass
@@ -101,8 +103,8 @@ class Engine:
         a task: checkpoints that share the encoder's weights, which is the caller's to know.
 
         `dtype="auto"` is the checkpoint's own on a GPU and float32 on a CPU; `device="auto"` is a GPU where there is
-        one. `quantization` is `nf4`, `fp4` or `int8-weights`: the encoder's weights in fewer bits, products in
-        floating point, for memory and not for speed.
+        one. `quantization` is `int8`, the encoder's products in eight bits, for speed on a CPU; or `nf4`, `fp4` or
+        `int8-weights`, its weights in fewer bits and products in floating point, for memory and not for speed.
 
         Raises UserError for an argument or a checkpoint that does not fit.
         """
@@ -127,7 +129,12 @@ class Engine:
             for name, child in names.items():
                 whole.add_module(name, child)
                 tie(child, whole.roberta)
-        how = None if quantization is None else scheme(quantization, wanted or torch.bfloat16)
+        products = quantization == INT8
+        if products:
+            check_int8(where, wanted)
+        elif quantization is not None and quantization not in SCHEMES:
+            raise UserError(f"quantization {quantization!r} is none of {', '.join((INT8, *SCHEMES))}")
+        how = None if quantization is None or products else scheme(quantization, wanted or torch.bfloat16)
         report = load_tensors(whole, folder, dtype=wanted, device=where, quantization=how)
         steady_int8(whole)
         for head in joined:
@@ -143,6 +150,8 @@ class Engine:
             for child in head.children():
                 tie(child, model)
         model.encoder.fuse()
+        if products:
+            eight_bits(model.encoder)
         model.eval()
         for head in heads:
             head.eval().requires_grad_(False).to(where)
@@ -273,6 +282,18 @@ def place_and_dtype(device: str, dtype: str) -> tuple[torch.device, torch.dtype 
     if dtype != "auto" and dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
     return where, DTYPES[dtype] if dtype != "auto" else torch.float32 if where.type == "cpu" else None
+
+
+def check_int8(device: torch.device, dtype: torch.dtype | None) -> None:
+    """Raises UserError where products in eight bits are not to be had."""
+    if device.type != "cpu":
+        raise UserError(
+            f"quantization int8 is for CPUs, got device {device}; on a GPU take {', '.join(SCHEMES)}, or none"
+        )
+    if dtype is not torch.float32:
+        raise UserError(
+            f"quantization int8 computes in float32 between its products, got dtype {dtype}; use dtype: auto"
+        )
 
 
 def token_budget(max_tokens: int | str, device: torch.device) -> int:

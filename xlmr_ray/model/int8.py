@@ -1,0 +1,86 @@
+"""Products in eight bits on the CPU: a scale for each token's activations, found as they come, and one for each output
+of the weights. A token's result depends on that token alone, and not on what it was computed with.
+
+Integer sums are exact in whatever order, so that this holds to the last bit. Activations take the codes 0 to 127, not
+255: where a CPU has no dot product of bytes (AVX2) two products of 255 * 127 overflow the 16 bits that they are added
+in. A token's codes span its own smallest and largest value (affine, after Jacob et al., arXiv:1712.05877):
+
+    x = low + scale * code,   sum_k w_k x_k + b = scale * sum_k w_k code_k + low * sum_k w_k + b
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from xlmr_ray.errors import UserError
+
+LARGEST = 127
+
+
+class Int8Linear(nn.Module):
+    """A linear layer in eight bits, for inference. Input and output are float32, as is all that lies between two."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        check_exact()
+        weight = layer.weight.detach().float()
+        scales = (weight.abs().amax(1) / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+        codes = (weight / scales[:, None]).round().to(torch.int8).contiguous()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.register_buffer("scales", scales)
+        self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.long))
+        self.register_buffer("sums", codes.long().sum(1).float() * scales)
+        self.register_buffer("bias", torch.zeros(len(scales)) if layer.bias is None else layer.bias.detach().float())
+        self.register_buffer("packed", torch.ops.onednn.qlinear_prepack(codes, None))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(T, in)` to `(T, out)`."""
+        codes, scale, low = quantized(x)
+        out: Tensor = product(codes, self.get_buffer("packed"), self.get_buffer("scales"), self.get_buffer("zeros"))
+        torch.addcmul(self.get_buffer("bias"), out, scale, out=out)
+        return out.addr_(low[:, 0], self.get_buffer("sums"))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def quantized(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows `(T, n)` as codes `uint8 (T, n)` from 0 to 127, with each row's `scale` and `low`, `(T, 1)`: the row is
+    about `low + scale * code`.
+    """
+    low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+    scale = ((high - low) / LARGEST).clamp_min_(torch.finfo(torch.float32).tiny)
+    # Half a step more, since the conversion cuts off; to int8, since that to uint8 takes four times as long.
+    return (x - (low - scale / 2)).mul_(scale.reciprocal()).to(torch.int8).view(torch.uint8), scale, low
+
+
+def product(codes: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """`codes (T, in)` by packed codes of weights, times the `scales (out)` of these: `float32 (T, out)`."""
+    out: Tensor = torch.ops.onednn.qlinear_pointwise(
+        codes, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return out
+
+
+def eight_bits(module: nn.Module) -> None:
+    """Puts a layer in eight bits in the place of every linear one."""
+    for name, layer in list(module.named_modules()):
+        if type(layer) is nn.Linear:
+            module.set_submodule(name, Int8Linear(layer))
+
+
+@cache
+def check_exact() -> None:
+    """Raises UserError where torch has no such products, or its sums overflow on this CPU."""
+    rows = 16
+    codes = torch.full((rows, 64), LARGEST, dtype=torch.uint8)
+    weights = torch.full((rows, 64), LARGEST, dtype=torch.int8)
+    try:
+        packed = torch.ops.onednn.qlinear_prepack(weights, None)
+        got = product(codes, packed, torch.ones(rows), torch.zeros(rows, dtype=torch.long))
+    except (AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"quantization int8: torch {torch.__version__} has no such products here: {reason}") from None
+    if not torch.equal(got, torch.full_like(got, 64 * LARGEST**2)):
+        raise UserError("quantization int8: the sums of this CPU's products in eight bits overflow; leave it out")
