@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -63,11 +64,10 @@ class Lineage:
         reason: str = "",
     ) -> None:
         """Raises whatever the client raises: the caller says it, and goes on."""
-        import ray
         from openlineage.client import event_v2, facet_v2
 
         run: dict[str, Any] = {
-            "processing_engine": facet_v2.processing_engine_run.ProcessingEngineRunFacet(ray.__version__, "ray"),
+            "processing_engine": facet_v2.processing_engine_run.ProcessingEngineRunFacet(version("ray"), "ray"),
             "tags": facet_v2.tags_run.TagsRunFacet(
                 [
                     facet_v2.tags_run.TagsRunFacetFields("run_id", self.run_id, "xlmr-ray"),

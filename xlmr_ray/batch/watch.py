@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -16,12 +16,14 @@ from xlmr_ray.batch.finish import Manifest
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.launch import leave_launch
 from xlmr_ray.batch.lineage import Lineage
-from xlmr_ray.batch.metrics import RunMetrics
 from xlmr_ray.batch.progress import Figures, say
 from xlmr_ray.batch.report.leave import leave_report, report_key
 from xlmr_ray.batch.store import Store
 from xlmr_ray.errors import JobFailed
 from xlmr_ray.redact import redacted
+
+if TYPE_CHECKING:
+    from xlmr_ray.batch.metrics import RunMetrics
 
 
 class Watch:
@@ -36,6 +38,8 @@ class Watch:
         """The cluster is there, and the actors are about to start."""
         with self.trying("what the launch is made of cannot be written"):
             leave_launch(self.store, self.run_id, self.job, size)
+        from xlmr_ray.batch.metrics import RunMetrics  # here, so that a launch with nothing to do does without ray
+
         with self.trying("no metrics"):
             self.metrics = RunMetrics(job=self.job.name, run_id=self.run_id, figures=figures)
 
