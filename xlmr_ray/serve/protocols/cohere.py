@@ -1,0 +1,112 @@
+"""Reranking as Cohere's and Jina's clients ask for it."""
+
+import uuid
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from xlmr_ray.serve.limits import JsonRoute
+from xlmr_ray.serve.protocols.body import Body, Refused
+from xlmr_ray.serve.protocols.documented import documented
+from xlmr_ray.serve.protocols.reply import ask, reply
+from xlmr_ray.serve.protocols.responses import CohereError, Rerankings
+from xlmr_ray.serve.requests import Empty, ErrorBody, Invalid, ServiceError
+from xlmr_ray.serve.service import Service
+from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.tasks.rerank import rerank
+
+PATHS = ("/v1/rerank", "/v2/rerank")
+
+
+class Document(BaseModel):
+    """Its `text` is read; its other fields come back with it."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    text: str
+
+
+class Reranking(Body):
+    """Documents longer than the model are cut, as there, which the header `x-truncated` tells; `truncation: false`
+    refuses them. Of `rank_fields`, documents have `text` alone, and each is read in one piece.
+    """
+
+    query: str
+    documents: list[str | Document]
+    model: str | None = None
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    return_documents: bool | None = None
+    truncation: bool | None = None
+    rank_fields: list[str] | None = None
+    max_chunks_per_doc: int | None = None
+    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
+    relevant_spans: Refused = None
+    priority: int | None = None
+
+
+def error_body(error: ServiceError) -> Mapping[str, Any]:
+    return {"message": str(error)}
+
+
+def errors(path: str) -> ErrorBody | None:
+    return error_body if path in PATHS else None
+
+
+def router(service: Service, settings: ServeSettings) -> APIRouter:
+    routes = APIRouter(route_class=JsonRoute, tags=["Cohere and Jina"])
+    for path in PATHS:
+        told = documented(
+            f"POST {path}", Rerankings, CohereError, summary="Documents by how well they answer a query, best first"
+        )
+
+        async def answer(body: Reranking) -> Response:
+            return await reranked(service, body)
+
+        routes.post(path, name=path.strip("/").replace("/", "_"), **told)(answer)
+    return routes
+
+
+async def reranked(service: Service, body: Reranking) -> Response:
+    served = service.find("rerank", body.model)
+    if not body.documents:
+        raise Empty("the list is empty: one document at least is wanted", field="documents")
+    check(body, served.model.max_length)
+    texts = [one if isinstance(one, str) else one.text for one in body.documents]
+    answer = await ask(
+        service,
+        "rerank",
+        {"text": [body.query] * len(texts), "text_pair": texts},
+        model=served.model.name,
+        fields={"text": "query", "text_pair": "documents"},
+        whole=body.truncation is False,
+    )
+    results = rerank(lambda pairs: answer.answers, body.query, texts, top_n=body.top_n)
+    if body.return_documents:
+        for one in results:
+            given = body.documents[one["index"]]
+            one["document"] = {"text": given} if isinstance(given, str) else given.model_dump()
+    return reply(
+        {
+            "id": str(uuid.uuid4()),
+            "model": served.model.name,
+            "results": results,
+            "usage": {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens},
+            "meta": {"api_version": {"version": "2"}},
+        },
+        answer,
+    )
+
+
+def check(body: Reranking, max_length: int) -> None:
+    """Raises Invalid for options that would change the answer and cannot."""
+    if body.rank_fields not in (None, ["text"]):
+        raise Invalid("rank_fields", 'only ["text"] can be ranked by')
+    if body.max_chunks_per_doc not in (None, 1):
+        raise Invalid("max_chunks_per_doc", "a document is read in one piece: 1, or leave it out")
+    if body.max_tokens_per_doc is not None and body.max_tokens_per_doc < max_length:
+        raise Invalid("max_tokens_per_doc", f"documents are cut at the model's {max_length} tokens and no earlier")
+    if body.priority not in (None, 0):
+        raise Invalid("priority", "all requests have the same: 0, or leave it out")

@@ -1,0 +1,141 @@
+"""Vectors and how near they are, for the protocols that ask for either."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
+from xlmr_ray.serve.models import Model
+from xlmr_ray.serve.protocols.reply import ask, texts_of
+from xlmr_ray.serve.requests import Empty, Invalid, NotFound
+from xlmr_ray.serve.service import Answer, Service
+from xlmr_ray.tasks.embedding import Embedding
+from xlmr_ray.tasks.sentence_similarity import similarities
+
+FIELDS = {"text": "inputs"}
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What becomes of a text that is longer than the model: refused where it has to stay `whole`, else cut at the end
+    that `side` says, the tokenizer's own if None.
+    """
+
+    whole: bool
+    side: str | None
+
+    @classmethod
+    def asked(cls, truncate: bool | None, direction: str | None) -> "Cutting":
+        return cls(whole=not truncate, side=direction)
+
+
+async def given_texts(
+    service: Service, inputs: str | list[str] | list[int] | list[list[int]], model: Model, field: str
+) -> tuple[list[str], bool]:
+    """The texts of inputs that may be ids of the model's tokenizer, and whether one came alone."""
+    if isinstance(inputs, str):
+        return [inputs], True
+    if not inputs:
+        raise Empty("the list is empty: one text at least is wanted", field=field)
+    ids = [one for one in inputs if isinstance(one, int)]
+    rows = [ids] if ids else [one for one in inputs if isinstance(one, list)]
+    if not rows:
+        return [one for one in inputs if isinstance(one, str)], False
+    return await service.in_pool(lambda: texts_of(model.tokenizer, rows, field)), bool(ids)
+
+
+async def embedded(
+    service: Service,
+    texts: Sequence[str],
+    options: Mapping[str, Any],
+    cutting: Cutting,
+    *,
+    model: str | None,
+    fields: Mapping[str, str] = FIELDS,
+    single: bool = False,
+) -> Answer:
+    """The vectors of texts; options that are None are left to the model."""
+    said = {name: value for name, value in options.items() if value is not None}
+    served = service.find("embedding", model)
+    if "prompt_name" in said:
+        prompt(served.model, said["prompt_name"], fields.get("prompt_name", "prompt_name"))
+    return await ask(
+        service,
+        "embedding",
+        {"text": texts},
+        said,
+        model=served.model.name,
+        fields=fields,
+        single=single,
+        whole=cutting.whole,
+        truncation_side=cutting.side,
+    )
+
+
+def prompt(model: Model, name: str | None, field: str) -> str:
+    """The text that the model's folder has under a name; none without one. Raises Invalid for a name it has not."""
+    if name is None:
+        return ""
+    folder: SentenceConfig | None = read_sentence_config(model.folder)
+    prompts = {} if folder is None else folder.prompts
+    if name not in prompts:
+        known = ", ".join(f'"{known}"' for known in prompts)
+        raise Invalid(field, f"the model has no such prompt. Available prompts: [{known}]")
+    return prompts[name]
+
+
+async def similar(
+    service: Service,
+    source: str,
+    sentences: Sequence[str],
+    prompt_name: str | None,
+    cutting: Cutting,
+    *,
+    model: str | None,
+) -> tuple[list[float], Answer]:
+    """How near each of the sentences is to the source, by the model's own measure: of a model that is not served for
+    `sentence-similarity`, from its embeddings.
+    """
+    if not sentences:
+        raise Empty("the list is empty: one sentence at least is wanted", field="inputs.sentences")
+    fields = {"text": "inputs.source_sentence", "text_pair": "inputs.sentences"}
+    said = {"prompt_name": prompt_name} if prompt_name is not None else {}
+    try:
+        served = service.find("sentence-similarity", model)
+    except NotFound as missing:
+        try:
+            service.find("embedding", model)
+        except NotFound:
+            raise missing from None
+        return await from_embeddings(service, [source, *sentences], said, cutting, model=model)
+    if prompt_name is not None:
+        prompt(served.model, prompt_name, "parameters.prompt_name")
+    answer = await ask(
+        service,
+        "sentence-similarity",
+        {"text": [source] * len(sentences), "text_pair": list(sentences)},
+        said,
+        model=served.model.name,
+        fields=fields,
+        whole=cutting.whole,
+        truncation_side=cutting.side,
+    )
+    return answer.answers, answer
+
+
+async def from_embeddings(
+    service: Service, texts: Sequence[str], options: Mapping[str, Any], cutting: Cutting, *, model: str | None
+) -> tuple[list[float], Answer]:
+    """How near the first text is to each of the others."""
+    fields = {"text": "inputs", "prompt_name": "parameters.prompt_name"}
+    answer = await embedded(service, texts, options, cutting, model=model, fields=fields)
+    bound = service.find("embedding", model).bound
+    assert isinstance(bound, Embedding)
+    measure = (bound.folder.similarity if bound.folder is not None else None) or "cosine"
+    vectors: NDArray[np.float64] = np.asarray(answer.answers, np.float64)
+    first = np.broadcast_to(vectors[:1], vectors[1:].shape)
+    scores: list[float] = similarities(measure, first, vectors[1:]).astype(np.float32).tolist()
+    return scores, answer

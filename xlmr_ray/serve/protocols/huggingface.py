@@ -1,0 +1,242 @@
+"""`/tasks/<task>`: a URL a task, as `huggingface_hub.InferenceClient(base_url=…)` asks it; tasks that it does not know
+answer what `pipeline()` gives.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from xlmr_ray.serve.limits import JsonRoute
+from xlmr_ray.serve.protocols import responses
+from xlmr_ray.serve.protocols import task_bodies as bodies
+from xlmr_ray.serve.protocols.body import Model, Parameters, listed
+from xlmr_ray.serve.protocols.documented import documented
+from xlmr_ray.serve.protocols.embeddings import Cutting, embedded
+from xlmr_ray.serve.protocols.info import Info, info
+from xlmr_ray.serve.protocols.openai import as_base64
+from xlmr_ray.serve.protocols.reply import ask, in_parameters, reply
+from xlmr_ray.serve.protocols.tei import error_body, nearness
+from xlmr_ray.serve.requests import ErrorBody, Invalid
+from xlmr_ray.serve.service import Answer, Service
+from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.tasks.rerank import rerank
+
+LABELS = list[list[responses.Label]]
+ENTITIES = list[responses.Entity] | list[list[responses.Entity]]
+FILLS = list[responses.Fill] | list[list[responses.Fill]] | list[list[list[responses.Fill]]]
+SPANS = responses.Span | list[responses.Span] | list[list[responses.Span]]
+SCORED = list[responses.Label] | list[list[responses.Label]]
+CHOSEN = responses.Chosen | list[responses.Chosen]
+WRITTEN = list[responses.Written] | list[list[responses.Written]]
+LIKELY = responses.Likelihood | list[responses.Likelihood]
+RANKED = list[responses.Ranked] | float | list[float]
+VECTORS = list[list[float]] | list[list[list[list[float]]]] | list[str]
+
+
+def errors(path: str) -> ErrorBody | None:
+    return error_body if path.startswith("/tasks/") else None
+
+
+def router(service: Service, settings: ServeSettings) -> APIRouter:
+    routes = APIRouter(route_class=JsonRoute, tags=["Tasks"])
+
+    def told(task: str, answer: Any, summary: str) -> dict[str, Any]:
+        served = any(task in model.tasks for model in service.models.values())
+        return documented(
+            f"POST /tasks/{task}", answer, responses.PlainError, summary=summary, show=served or not service.models
+        )
+
+    async def texts(
+        task: str, inputs: str | list[str], parameters: Parameters | None, model: str | None, **set_: Any
+    ) -> tuple[Any, Answer]:
+        """Of one text its answer, of a list a list."""
+        answer = await asked(service, task, {"text": listed(inputs)}, parameters, model, isinstance(inputs, str), set_)
+        return (answer.answers[0] if isinstance(inputs, str) else answer.answers), answer
+
+    @routes.post("/tasks/text-classification", **told("text-classification", LABELS, "Labels of texts or pairs"))
+    async def text_classification(body: bodies.TextClassification, model: Model = None) -> Response:
+        return await labelled(service, body, model)
+
+    @routes.post("/tasks/token-classification", **told("token-classification", ENTITIES, "Entities in texts"))
+    async def token_classification(body: bodies.TokenClassification, model: Model = None) -> Response:
+        return reply(*await texts("token-classification", body.inputs, body.parameters, model))
+
+    @routes.post("/tasks/fill-mask", **told("fill-mask", FILLS, "What fits in place of <mask>"))
+    async def fill_mask(body: bodies.FillMask, model: Model = None) -> Response:
+        return reply(*await texts("fill-mask", body.inputs, body.parameters, model))
+
+    @routes.post("/tasks/question-answering", **told("question-answering", SPANS, "Answers found in a context"))
+    async def question_answering(body: bodies.QuestionAnswering, model: Model = None) -> Response:
+        given = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+        columns = {"question": [one.question for one in given], "context": [one.context for one in given]}
+        single = not isinstance(body.inputs, list)
+        names = {"question": "inputs.question", "context": "inputs.context"}
+        answer = await asked(service, "question-answering", columns, body.parameters, model, single, names=names)
+        return reply(answer.answers[0] if single else answer.answers, answer)
+
+    @routes.post(
+        "/tasks/zero-shot-classification", **told("zero-shot-classification", SCORED, "Labels of the caller's own")
+    )
+    async def zero_shot(body: bodies.ZeroShot, model: Model = None) -> Response:
+        answers, answer = await texts("zero-shot-classification", listed(body.inputs), body.parameters, model)
+        scored = [
+            [{"label": label, "score": score} for label, score in zip(one["labels"], one["scores"], strict=True)]
+            for one in answers
+        ]
+        return reply(scored[0] if isinstance(body.inputs, str) else scored, answer)
+
+    @routes.post("/tasks/multiple-choice", **told("multiple-choice", CHOSEN, "Which of several choices fits a text"))
+    async def multiple_choice(body: bodies.MultipleChoice, model: Model = None) -> Response:
+        given = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+        columns = {"text": [one.text for one in given], "choices": [one.choices for one in given]}
+        single = not isinstance(body.inputs, list)
+        names = {"text": "inputs.text", "choices": "inputs.choices"}
+        answer = await asked(service, "multiple-choice", columns, body.parameters, model, single, names=names)
+        return reply(answer.answers[0] if single else answer.answers, answer)
+
+    @routes.post("/tasks/text-generation", **told("text-generation", WRITTEN, "What follows on a prompt"))
+    async def text_generation(body: bodies.TextGeneration, model: Model = None) -> Response:
+        return reply(*await texts("text-generation", body.inputs, body.parameters, model))
+
+    @routes.post("/tasks/perplexity", **told("perplexity", LIKELY, "How well a causal model foretells texts"))
+    async def perplexity(body: bodies.Perplexity, model: Model = None) -> Response:
+        return reply(*await texts("perplexity", body.inputs, body.parameters, model))
+
+    @routes.post(
+        "/tasks/pseudo-perplexity", **told("pseudo-perplexity", LIKELY, "How well a masked model guesses texts")
+    )
+    async def pseudo_perplexity(body: bodies.PseudoPerplexity, model: Model = None) -> Response:
+        return reply(*await texts("pseudo-perplexity", body.inputs, body.parameters, model))
+
+    @routes.post("/tasks/embedding", **told("embedding", VECTORS, "A vector a text"))
+    async def embedding(body: bodies.Embedding, model: Model = None) -> Response:
+        return await vectors(service, body, model)
+
+    @routes.post("/tasks/feature-extraction", **told("feature-extraction", VECTORS, "Vectors of texts or tokens"))
+    async def feature_extraction(body: bodies.Extraction, model: Model = None) -> Response:
+        pooled = body.parameters is None and has_task(service, "embedding", model)
+        return await (vectors if pooled else states)(service, body, model)
+
+    @routes.post(
+        "/tasks/sentence-similarity", **told("sentence-similarity", list[float], "How near sentences are to another")
+    )
+    async def sentence_similarity(body: bodies.Similarity, model: Model = None) -> Response:
+        return await nearness(service, body, model)
+
+    @routes.post("/tasks/rerank", **told("rerank", RANKED, "Documents by how well they answer a query"))
+    async def reranking(body: bodies.Ranking, model: Model = None) -> Response:
+        return await ranked(service, body, model)
+
+    @routes.get(
+        "/tasks/{task}/info",
+        **documented("GET /tasks/{task}/info", Info, responses.PlainError, summary="The model of a task"),
+    )
+    async def about(task: str, model: Model = None) -> Info:
+        return info(service, service.find(task, model))
+
+    return routes
+
+
+async def asked(
+    service: Service,
+    task: str,
+    columns: Mapping[str, Sequence[Any]],
+    parameters: Parameters | None,
+    model: str | None,
+    single: bool,
+    options: Mapping[str, Any] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Answer:
+    """The service's answer, with `options` over the body's parameters; `names`: of columns other than `inputs`."""
+    said = {} if parameters is None else parameters.options()
+    fields = in_parameters(said) | (dict(names) if names else dict.fromkeys(columns, "inputs"))
+    if "stop_sequence" in said:
+        fields["stop_sequence"] = "parameters.stop"
+    return await ask(service, task, columns, {**said, **(options or {})}, model=model, fields=fields, single=single)
+
+
+async def labelled(service: Service, body: bodies.TextClassification, model: str | None) -> Response:
+    """A list of labels a text, also where one text came alone: so the client expects it."""
+    given = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+    pairs = [one for one in given if isinstance(one, bodies.Pair)]
+    columns: dict[str, list[str]] = {"text": [one for one in given if isinstance(one, str)]}
+    if pairs:
+        columns = {"text": [one.text for one in pairs], "text_pair": [one.text_pair for one in pairs]}
+    top_k = body.parameters.top_k if body.parameters else None
+    single = not isinstance(body.inputs, list)
+    names = {"text": "inputs.text", "text_pair": "inputs.text_pair"} if pairs else None
+    answer = await asked(
+        service, "text-classification", columns, body.parameters, model, single, {"top_k": top_k}, names
+    )
+    return reply([[one] if isinstance(one, dict) else one for one in answer.answers], answer)
+
+
+async def vectors(service: Service, body: bodies.Embedding, model: str | None) -> Response:
+    options = {"normalize": body.normalize, "prompt_name": body.prompt_name, "dimensions": body.dimensions}
+    cutting = Cutting.asked(body.truncate, body.truncation_direction)
+    single = isinstance(body.inputs, str)
+    answer = await embedded(service, listed(body.inputs), options, cutting, model=model, single=single)
+    as_text = body.encoding_format == "base64"
+    return reply([as_base64(one) for one in answer.answers] if as_text else answer.answers, answer)
+
+
+async def states(service: Service, body: bodies.Extraction, model: str | None) -> Response:
+    """A vector a token, `[1, tokens, width]` a text, as the reference's pipeline has it; `[width]` where `pooling` asks
+    for one.
+    """
+    for name in ("normalize", "prompt_name", "dimensions", "encoding_format"):
+        if getattr(body, name) is not None:
+            raise Invalid(name, "goes with a vector a text, not with the states of tokens: see /tasks/embedding")
+    cutting = Cutting.asked(body.truncate, body.truncation_direction)
+    said = {} if body.parameters is None else body.parameters.options()
+    single = isinstance(body.inputs, str)
+    answer = await ask(
+        service,
+        "feature-extraction",
+        {"text": listed(body.inputs)},
+        {**said, "return_tensors": True},
+        model=model,
+        fields=in_parameters(said, text="inputs"),
+        single=single,
+        whole=cutting.whole,
+        truncation_side=cutting.side,
+    )
+    arrays = [one.numpy() for one in answer.answers]
+    return reply(arrays[0] if single else arrays, answer)
+
+
+async def ranked(service: Service, body: bodies.Ranking, model: str | None) -> Response:
+    """Scores of pairs, or the documents of a query, best first."""
+    said = body.parameters.options() if body.parameters else {}
+    top_n, with_documents = said.pop("top_n", None), said.pop("return_documents", None)
+    given = body.inputs
+    if isinstance(given, bodies.Query):
+        columns = {"text": [given.query] * len(given.documents), "text_pair": given.documents}
+        names = {"text": "inputs.query", "text_pair": "inputs.documents"}
+    else:
+        if top_n is not None or with_documents is not None:
+            unfit = "top_n" if top_n is not None else "return_documents"
+            raise Invalid(f"parameters.{unfit}", "goes with a query and its documents")
+        pairs = given if isinstance(given, list) else [given]
+        columns = {"text": [one.text for one in pairs], "text_pair": [one.text_pair for one in pairs]}
+        names = {"text": "inputs.text", "text_pair": "inputs.text_pair"}
+    single = isinstance(given, bodies.Pair)
+    fields = in_parameters(said) | names
+    answer = await ask(service, "rerank", columns, said, model=model, fields=fields, single=single)
+    if not isinstance(given, bodies.Query):
+        return reply(answer.answers[0] if single else answer.answers, answer)
+    best = rerank(
+        lambda _: answer.answers,
+        given.query,
+        given.documents,
+        top_n=top_n,
+        return_documents=bool(with_documents),
+    )
+    return reply(best, answer)
+
+
+def has_task(service: Service, task: str, model: str | None) -> bool:
+    """Whether the model has the task, or any, where none is named."""
+    return any(task in one.tasks for one in service.models.values() if model in (None, one.name))

@@ -1,0 +1,98 @@
+"""What the service has, in the form of text-embeddings-inference, with all models and tasks beside it."""
+
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from xlmr_ray.serve.models import Model, Served
+from xlmr_ray.serve.service import Service
+from xlmr_ray.serve.writer import Writer
+from xlmr_ray.tasks.embedding import Embedding
+from xlmr_ray.tasks.rerank import Rerank
+
+
+class TaskCard(BaseModel):
+    """A task of a model and what it gives."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str
+    model: str
+    labels: list[str] | None = None
+    dimensions: int | None = None
+    prompts: list[str] | None = None
+
+
+class Info(BaseModel):
+    """`model_*` are of the first model, `model_type` of its first task."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    model_type: dict[str, dict[str, Any]]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int | None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    sha: str | None
+    docker_label: str | None
+    settings_version: str | None
+    tasks: list[TaskCard]
+
+
+def info(service: Service, served: Served) -> Info:
+    """Of the service, with the model and task that `served` is in front."""
+    model, limits = served.model, service.limits
+    engine = served.lane.generator if isinstance(served.lane, Writer) else served.lane.engine
+    return Info(
+        model_id=model.name,
+        model_sha=model.digest,
+        model_dtype=model.dtype,
+        model_type=model_type(served),
+        max_concurrent_requests=limits.concurrent_requests,
+        max_input_length=model.max_length,
+        max_batch_tokens=engine.max_tokens,
+        max_batch_requests=None,
+        max_client_batch_size=limits.inputs,
+        auto_truncate=False,
+        tokenization_workers=service.pool._max_workers,
+        version=version("xlmr-ray"),
+        sha=None,
+        docker_label=None,
+        settings_version=service.settings.version,
+        tasks=[card(service.find(task, one.name)) for one in service.models.values() for task in one.tasks],
+    )
+
+
+def model_type(served: Served) -> dict[str, dict[str, Any]]:
+    """The kind that text-embeddings-inference knows a model as; of other tasks their own name."""
+    bound = served.bound
+    if isinstance(bound, Embedding):
+        return {"embedding": {"pooling": bound.pooling or (bound.folder.pooling if bound.folder else "mean")}}
+    kind = {"rerank": "reranker", "text-classification": "classifier"}.get(served.task, served.task)
+    return {kind: names(served.model)}
+
+
+def names(model: Model) -> dict[str, Any]:
+    labels = list(model.config.labels)
+    return {
+        "id2label": {str(place): label for place, label in enumerate(labels)},
+        "label2id": {label: place for place, label in enumerate(labels)},
+    }
+
+
+def card(served: Served) -> TaskCard:
+    bound = served.bound
+    if isinstance(bound, Embedding):
+        prompts = list(bound.folder.prompts) if bound.folder is not None else []
+        return TaskCard(task=served.task, model=served.model.name, dimensions=bound.width, prompts=prompts)
+    labelled = served.task in ("text-classification", "token-classification") and not isinstance(bound, Rerank)
+    labels = list(served.model.config.labels) if labelled else None
+    return TaskCard(task=served.task, model=served.model.name, labels=labels)

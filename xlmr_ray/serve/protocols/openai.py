@@ -1,0 +1,118 @@
+"""OpenAI's embeddings and list of models."""
+
+import base64
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter
+from fastapi.responses import Response
+from pydantic import Field
+
+from xlmr_ray.serve.limits import JsonRoute
+from xlmr_ray.serve.protocols.body import Body
+from xlmr_ray.serve.protocols.documented import documented
+from xlmr_ray.serve.protocols.embeddings import Cutting, embedded, given_texts
+from xlmr_ray.serve.protocols.reply import reply
+from xlmr_ray.serve.protocols.responses import ModelCard, ModelCards, OpenAIError, Vectors
+from xlmr_ray.serve.protocols.tei_bodies import Inputs
+from xlmr_ray.serve.requests import ErrorBody, Invalid, NotFound, ServiceError
+from xlmr_ray.serve.service import Service
+from xlmr_ray.serve.settings import ServeSettings
+
+CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
+TYPES = {401: "authentication_error", 408: "timeout", 429: "requests", 404: "not_found_error"}
+
+
+class Embeddings(Body):
+    """Vectors have length 1. Texts longer than the model are refused. `user` changes nothing.
+
+    `input` may be token ids with `token_ids: true` alone, which says that they are of this model's tokenizer (those of
+    `/tokenize`).
+    """
+
+    input: Inputs
+    model: str
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
+    token_ids: bool | None = None
+
+
+def error_body(error: ServiceError) -> Mapping[str, Any]:
+    server = error.status >= 500 or error.status == 424
+    return {
+        "error": {
+            "message": str(error),
+            "type": "server_error" if server else TYPES.get(error.status, "invalid_request_error"),
+            "param": error.field,
+            "code": CODES.get(error.status, error.kind),
+        }
+    }
+
+
+def errors(path: str) -> ErrorBody | None:
+    return error_body if path == "/v1/embeddings" or path == "/v1/models" or path.startswith("/v1/models/") else None
+
+
+def router(service: Service, settings: ServeSettings) -> APIRouter:
+    routes = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
+    began = int(time.time())
+
+    @routes.post("/v1/embeddings", **documented("POST /v1/embeddings", Vectors, OpenAIError, summary="A vector a text"))
+    async def embeddings(body: Embeddings) -> Response:
+        served = service.find("embedding", body.model)
+        if has_ids(body.input) and not body.token_ids:
+            raise Invalid(
+                "input",
+                "token ids of another tokenizer mean nothing to this model: send text (LangChain's OpenAIEmbeddings: "
+                "check_embedding_ctx_length=False), or say token_ids: true if they are of this model's /tokenize",
+            )
+        texts, single = await given_texts(service, body.input, served.model, "input")
+        answer = await embedded(
+            service,
+            texts,
+            {"normalize": True, "dimensions": body.dimensions},
+            Cutting(whole=True, side=None),
+            model=served.model.name,
+            fields={"text": "input"},
+            single=single,
+        )
+        encode = as_base64 if body.encoding_format == "base64" else np.asarray
+        return reply(
+            {
+                "object": "list",
+                "model": served.model.name,
+                "data": [
+                    {"object": "embedding", "index": place, "embedding": encode(vector)}
+                    for place, vector in enumerate(answer.answers)
+                ],
+                "usage": {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens},
+            },
+            answer,
+        )
+
+    def card(name: str) -> ModelCard:
+        return ModelCard(id=name, object="model", created=began, owned_by="xlmr-ray")
+
+    @routes.get("/v1/models", **documented("GET /v1/models", ModelCards, OpenAIError, summary="The models"))
+    async def models() -> ModelCards:
+        return ModelCards(object="list", data=[card(name) for name in service.models])
+
+    @routes.get("/v1/models/{model}", **documented("GET /v1/models/{model}", ModelCard, OpenAIError, summary="A model"))
+    async def model(model: str) -> ModelCard:
+        if model not in service.models:
+            raise NotFound(f"no such model; there are: {', '.join(service.models)}", field="model")
+        return card(model)
+
+    return routes
+
+
+def has_ids(inputs: str | list[str] | list[int] | list[list[int]]) -> bool:
+    return not isinstance(inputs, str) and any(not isinstance(one, str) for one in inputs)
+
+
+def as_base64(vector: Any) -> str:
+    """Little-endian fp32."""
+    return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")

@@ -1,0 +1,107 @@
+"""From a protocol's words to the service's and back: ask it, tell its errors by the protocol's fields, and answer with
+the times and tokens in the headers.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+from fastapi.responses import Response
+
+from xlmr_ray.serve.requests import CURRENT, Invalid, ServiceError
+from xlmr_ray.serve.service import Answer, Service
+
+
+async def ask(
+    service: Service,
+    task: str,
+    columns: Mapping[str, Sequence[Any]],
+    options: Mapping[str, Any] | None = None,
+    *,
+    model: str | None = None,
+    fields: Mapping[str, str],
+    single: bool = False,
+    whole: bool = False,
+    truncation_side: str | None = None,
+) -> Answer:
+    """The service's answer. `fields`: what the protocol calls the task's columns and options; of a `single` input, the
+    place is left out of the name.
+    """
+    try:
+        return await service.answer(
+            task,
+            columns,
+            options,
+            model=model,
+            fields=fields,
+            whole=whole,
+            truncation_side=truncation_side,
+        )
+    except ServiceError as error:
+        if single and error.field is not None and error.field.endswith(".0"):
+            error.field = error.field.removesuffix(".0")
+        raise
+
+
+def in_parameters(options: Mapping[str, Any], **others: str) -> dict[str, str]:
+    """The fields of a body whose options are under `parameters`."""
+    return {name: f"parameters.{name}" for name in options} | others
+
+
+def reply(value: Any, *answers: Answer) -> Response:
+    """JSON of the value, with numpy arrays in it, and of what its answers took."""
+    body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(body, media_type="application/json", headers=headers(answers))
+
+
+def headers(answers: Sequence[Answer]) -> dict[str, str]:
+    """Tokens and whole milliseconds, by the names of text-embeddings-inference, and the inputs that were cut."""
+    if not answers:
+        return {}
+    context = CURRENT.get()
+    spent = {
+        "x-tokenization-time": sum(answer.tokenize_s for answer in answers),
+        "x-queue-time": sum(answer.queue_s for answer in answers),
+        "x-inference-time": sum(answer.inference_s for answer in answers),
+    }
+    total = time.monotonic() - context.began if context is not None else sum(spent.values())
+    spent |= {"x-total-time": total, "x-compute-time": total - spent["x-queue-time"]}
+    told = {name: str(max(round(seconds * 1000), 0)) for name, seconds in spent.items()}
+    told["x-compute-tokens"] = str(sum(answer.tokens for answer in answers))
+    cut = [str(place) for answer in answers for place in cut_places(answer)]
+    return told | ({"x-truncated": ",".join(cut)} if cut else {})
+
+
+def cut_places(answer: Answer) -> list[int]:
+    """Which inputs lost tokens to the model's length."""
+    if "truncated" not in answer.table.column_names:
+        return []
+    places: list[int] = np.flatnonzero(answer.table["truncated"].to_numpy(zero_copy_only=False)).tolist()
+    return places
+
+
+def texts_of(tokenizer: Any, ids: Sequence[Sequence[int]], field: str) -> list[str]:
+    """The texts that are tokenized to these ids, special tokens around them or not. Raises Invalid for ids that no text
+    gives, such as those of another model's tokenizer.
+    """
+    size = len(tokenizer)
+    for place, row in enumerate(ids):
+        over = max(row, default=0)
+        if over >= size:
+            raise Invalid(f"{field}.{place}", f"id {over} is not among the {size} of this model's vocabulary")
+    bare = [inner(tokenizer, list(row)) for row in ids]
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in bare]
+    again = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    for place, (row, back) in enumerate(zip(bare, again, strict=True)):
+        if row != back:
+            raise Invalid(f"{field}.{place}", "this model's tokenizer gives these ids for no text: send the text")
+    return texts
+
+
+def inner(tokenizer: Any, row: list[int]) -> list[int]:
+    """Without the special tokens around a text."""
+    if row[:1] == [tokenizer.cls_token_id]:
+        row = row[1:]
+    return row[:-1] if row[-1:] == [tokenizer.eos_token_id] else row

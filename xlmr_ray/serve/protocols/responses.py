@@ -1,0 +1,148 @@
+"""What the routes answer, for the OpenAPI document; the answers themselves are made by the tasks."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Out(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Label(Out):
+    label: str
+    score: float
+
+
+class Entity(Out):
+    """A token (`entity`, `index`), or with an aggregation strategy several together (`entity_group`)."""
+
+    entity: str | None = None
+    entity_group: str | None = None
+    score: float
+    index: int | None = None
+    word: str
+    start: int
+    end: int
+
+
+class Fill(Out):
+    score: float
+    token: int
+    token_str: str
+    sequence: str
+
+
+class Span(Out):
+    answer: str
+    score: float
+    start: int
+    end: int
+
+
+class Chosen(Out):
+    """`choice` is the best one's place, from 0."""
+
+    choice: int
+    score: float
+    scores: list[float]
+
+
+class Written(Out):
+    generated_text: str
+
+
+class Likelihood(Out):
+    """`perplexity` is null for a text with nothing to foretell."""
+
+    perplexity: float | None
+    log_likelihood: float
+    tokens: int
+
+
+class Rank(Out):
+    index: int
+    score: float
+    text: str | None = None
+
+
+class Document(BaseModel):
+    """The caller's document, with whatever fields it has."""
+
+    text: str
+
+
+class Ranked(Out):
+    index: int
+    relevance_score: float
+    document: Document | None = None
+
+
+class Token(Out):
+    """`start` and `stop` are characters of the text; special tokens have none."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class Vector(Out):
+    object: str
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(Out):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Vectors(Out):
+    object: str
+    model: str
+    data: list[Vector]
+    usage: Usage
+
+
+class ModelCard(Out):
+    id: str
+    object: str
+    created: int
+    owned_by: str
+
+
+class ModelCards(Out):
+    object: str
+    data: list[ModelCard]
+
+
+class Rerankings(Out):
+    id: str
+    model: str
+    results: list[Ranked]
+    usage: dict[str, int]
+    meta: dict[str, Any]
+
+
+class PlainError(Out):
+    """`error_type`: the kind of error in one word."""
+
+    error: str
+    error_type: str
+
+
+class OpenAIErrorPart(Out):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIError(Out):
+    error: OpenAIErrorPart
+
+
+class CohereError(Out):
+    message: str

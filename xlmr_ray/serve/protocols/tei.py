@@ -1,0 +1,261 @@
+"""The routes of text-embeddings-inference, and `POST /` for the first task of the service."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from pydantic import Discriminator, Tag
+
+from xlmr_ray.serve.limits import JsonRoute
+from xlmr_ray.serve.models import Model as Resident
+from xlmr_ray.serve.protocols.body import Model, listed
+from xlmr_ray.serve.protocols.cohere import Reranking, reranked
+from xlmr_ray.serve.protocols.documented import documented
+from xlmr_ray.serve.protocols.embeddings import Cutting, embedded, given_texts, prompt, similar
+from xlmr_ray.serve.protocols.info import Info, info
+from xlmr_ray.serve.protocols.reply import ask, reply
+from xlmr_ray.serve.protocols.responses import Label, PlainError, Rank, Rerankings, Token
+from xlmr_ray.serve.protocols.tei_bodies import (
+    Decode,
+    Embed,
+    EmbedAll,
+    Predict,
+    Rerank,
+    Similarity,
+    Tokenize,
+)
+from xlmr_ray.serve.requests import Empty, ErrorBody, Invalid, NotFound, ServiceError
+from xlmr_ray.serve.service import Answer, Service
+from xlmr_ray.serve.settings import ServeSettings
+
+# One word for each status, where it has one there.
+WORDS = {
+    400: "Empty",
+    401: "Unauthorized",
+    404: "NotFound",
+    408: "Timeout",
+    413: "Validation",
+    422: "Validation",
+    424: "Backend",
+    429: "Overloaded",
+    503: "Unhealthy",
+}
+
+
+def either(body: Any) -> str:
+    """Whose rerank body it is: `documents` are Cohere's and Jina's, `texts` text-embeddings-inference's."""
+    return "Cohere" if isinstance(body, dict | Reranking) and "documents" in dict(body) else "TEI"
+
+
+AnyRerank = Annotated[
+    Annotated[Rerank, Tag("TEI")] | Annotated[Reranking, Tag("Cohere")],
+    Discriminator(either),
+]
+
+
+def error_body(error: ServiceError) -> Mapping[str, Any]:
+    return {"error": str(error), "error_type": WORDS.get(error.status, error.kind)}
+
+
+def errors(path: str) -> ErrorBody | None:
+    """The error body for a path: these routes are asked last, and take all that nobody else has."""
+    return error_body
+
+
+def router(service: Service, settings: ServeSettings) -> APIRouter:
+    routes = APIRouter(route_class=JsonRoute, tags=["text-embeddings-inference"])
+
+    @routes.post("/embed", **documented("POST /embed", list[list[float]], PlainError, summary="A vector a text"))
+    async def embed(body: Embed, model: Model = None) -> Response:
+        return await vectors(service, body, model)
+
+    @routes.post(
+        "/embed_all",
+        **documented("POST /embed_all", list[list[list[float]]], PlainError, summary="A vector a token of each text"),
+    )
+    async def embed_all(body: EmbedAll, model: Model = None) -> Response:
+        served = service.find("feature-extraction", model)
+        texts, single = await given_texts(service, body.inputs, served.model, "inputs")
+        before = prompt(served.model, body.prompt_name, "prompt_name")
+        cutting = Cutting.asked(body.truncate, body.truncation_direction)
+        answer = await ask(
+            service,
+            "feature-extraction",
+            {"text": [before + text for text in texts]},
+            {"pooling": None, "layers": [-1], "return_tensors": True},
+            model=served.model.name,
+            fields={"text": "inputs"},
+            single=single,
+            whole=cutting.whole,
+            truncation_side=cutting.side,
+        )
+        return reply([states[0].numpy() for states in answer.answers], answer)
+
+    @routes.post(
+        "/embed_sparse",
+        **documented(
+            "POST /embed_sparse", list[list[dict[str, float]]], PlainError, summary="Not there: no sparse vectors"
+        ),
+    )
+    async def embed_sparse(body: EmbedAll, model: Model = None) -> Response:
+        raise NotFound("no model here has a head for sparse vectors; POST /embed gives dense ones")
+
+    @routes.post(
+        "/predict",
+        **documented("POST /predict", list[Label] | list[list[Label]], PlainError, summary="Scores of all labels"),
+    )
+    async def predict(body: Predict, model: Model = None) -> Response:
+        return await labels(service, body, model)
+
+    @routes.post(
+        "/rerank",
+        **documented(
+            "POST /rerank", list[Rank] | Rerankings, PlainError, summary="Texts by how well they answer a query"
+        ),
+    )
+    async def rerank(body: AnyRerank, model: Model = None) -> Response:
+        return await reranked(service, body) if isinstance(body, Reranking) else await ranks(service, body, model)
+
+    @routes.post(
+        "/similarity",
+        **documented("POST /similarity", list[float], PlainError, summary="How near sentences are to another"),
+    )
+    async def similarity(body: Similarity, model: Model = None) -> Response:
+        return await nearness(service, body, model)
+
+    @routes.post("/tokenize", **documented("POST /tokenize", list[list[Token]], PlainError, summary="Tokens of texts"))
+    async def tokenize(body: Tokenize, model: Model = None) -> Response:
+        resident = resident_model(service, model)
+        before = prompt(resident, body.prompt_name, "prompt_name")
+        texts = [before + text for text in listed(body.inputs)]
+        special = body.add_special_tokens is not False
+        return reply(await service.in_pool(lambda: tokens(resident, texts, special)))
+
+    @routes.post("/decode", **documented("POST /decode", list[str], PlainError, summary="Texts of tokens"))
+    async def decode(body: Decode, model: Model = None) -> Response:
+        resident = resident_model(service, model)
+        ids = [one for one in body.ids if isinstance(one, int)]
+        rows = [ids] if ids else [one for one in body.ids if isinstance(one, list)]
+        for place, row in enumerate(rows):
+            if (over := max(row, default=0)) >= len(resident.tokenizer):
+                raise Invalid(f"ids.{place}", f"id {over} is not among the {len(resident.tokenizer)} of the vocabulary")
+        skip = body.skip_special_tokens is not False
+        decoded = [resident.tokenizer.decode(row, skip_special_tokens=skip) for row in rows]
+        return reply(decoded)
+
+    @routes.get("/info", **documented("GET /info", Info, PlainError, summary="The models, their tasks and limits"))
+    async def about(model: Model = None) -> Info:
+        resident = resident_model(service, model)
+        return info(service, service.find(resident.tasks[0], resident.name))
+
+    return routes
+
+
+async def vectors(service: Service, body: Embed, model: str | None) -> Response:
+    served = service.find("embedding", model)
+    texts, single = await given_texts(service, body.inputs, served.model, "inputs")
+    options = {"normalize": body.normalize, "prompt_name": body.prompt_name, "dimensions": body.dimensions}
+    cutting = Cutting.asked(body.truncate, body.truncation_direction)
+    answer = await embedded(service, texts, options, cutting, model=served.model.name, single=single)
+    return reply(answer.answers, answer)
+
+
+async def labels(service: Service, body: Predict, model: str | None) -> Response:
+    """Texts and pairs of them may be mixed: each kind is asked for by itself."""
+    given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    several = not isinstance(body.inputs, str) and any(isinstance(one, list) for one in given)
+    if several:
+        rows = [one for one in given if isinstance(one, list)]
+    else:
+        rows = [[one for one in given if isinstance(one, str)]]
+    if not given:
+        raise Empty("the list is empty: one text at least is wanted", field="inputs")
+    options: dict[str, Any] = {"top_k": None} | ({"function_to_apply": "none"} if body.raw_scores else {})
+    cutting = Cutting.asked(body.truncate, body.truncation_direction)
+    out: list[Any] = [None] * len(rows)
+    answers: list[Answer] = []
+    for size in sorted({len(row) for row in rows}):
+        places = [place for place, row in enumerate(rows) if len(row) == size]
+        roles = ("text", "text_pair")[:size]
+        answer = await ask(
+            service,
+            "text-classification",
+            {role: [rows[place][column] for place in places] for column, role in enumerate(roles)},
+            options,
+            model=model,
+            fields={"text": "inputs", "text_pair": "inputs", "function_to_apply": "raw_scores"},
+            single=not several,
+            whole=cutting.whole,
+            truncation_side=cutting.side,
+        )
+        answers.append(answer)
+        for place, scores in zip(places, answer.answers, strict=True):
+            out[place] = scores
+    return reply(out if several else out[0], *answers)
+
+
+async def ranks(service: Service, body: Rerank, model: str | None) -> Response:
+    if not body.texts:
+        raise Empty("the list is empty: one text at least is wanted", field="texts")
+    cutting = Cutting.asked(body.truncate, body.truncation_direction)
+    answer = await ask(
+        service,
+        "rerank",
+        {"text": [body.query] * len(body.texts), "text_pair": body.texts},
+        {"function_to_apply": "none"} if body.raw_scores else {},
+        model=model,
+        fields={"text": "query", "text_pair": "texts", "function_to_apply": "raw_scores"},
+        whole=cutting.whole,
+        truncation_side=cutting.side,
+    )
+    best = sorted(range(len(body.texts)), key=lambda place: -answer.answers[place])
+    return reply(
+        [
+            {"index": place, "score": answer.answers[place]} | ({"text": body.texts[place]} if body.return_text else {})
+            for place in best
+        ],
+        answer,
+    )
+
+
+async def nearness(service: Service, body: Similarity, model: str | None) -> Response:
+    said = body.parameters
+    cutting = Cutting.asked(said and said.truncate, said.truncation_direction if said else None)
+    name = said.prompt_name if said else None
+    given = body.inputs
+    scores, answer = await similar(service, given.source_sentence, given.sentences, name, cutting, model=model)
+    return reply(scores, answer)
+
+
+def resident_model(service: Service, name: str | None) -> Resident:
+    """The model of a name, the first one without. Raises NotFound."""
+    if name is None:
+        return next(iter(service.models.values()))
+    if name not in service.models:
+        raise NotFound(f"no model {name!r}; there are: {', '.join(service.models)}", field="model")
+    return service.models[name]
+
+
+def tokens(model: Resident, texts: list[str], special: bool) -> list[list[dict[str, Any]]]:
+    """The tokens of each text, with the characters that they stand for; a special token stands for none."""
+    tokenizer = model.tokenizer
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=special,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
+    columns = zip(texts, encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+    return [
+        [
+            {"id": token, "text": name, "special": True, "start": None, "stop": None}
+            if mask
+            else {"id": token, "text": text[start:stop], "special": False, "start": start, "stop": stop}
+            for token, name, (start, stop), mask in zip(
+                ids, tokenizer.convert_ids_to_tokens(ids), offsets, masks, strict=True
+            )
+        ]
+        for text, ids, offsets, masks in columns
+    ]
