@@ -1,0 +1,340 @@
+"""Runs upon runs: the table is what the files say, through additions, replacements, deletions, crashes and launches at
+once.
+"""
+
+import shutil
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.batch.days import COLUMNS, IDENTITY, commit_one, launch, seen, truth, whole, write
+from xlmr_ray.batch.commit import committed, planned_shards, run_id
+from xlmr_ray.batch.finish import CURRENT, current, finish, publish
+from xlmr_ray.batch.incremental import compare
+from xlmr_ray.batch.plan import write_plan
+from xlmr_ray.batch.source import Input, find_inputs
+from xlmr_ray.batch.store import open_store
+from xlmr_ray.batch.table import ERRORS, read_head, table_problems
+from xlmr_ray.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The corpus on the first day: five rows in two files."""
+    folder = tmp_path / "corpus"
+    write(folder, "a.jsonl", ["a0", "a1", "a2"])
+    write(folder, "b.jsonl", ["b0", "b1"])
+    return folder
+
+
+def planned(store, run):
+    return list(planned_shards(store, run))
+
+
+def sound(store):
+    """Every run of the published chain has the table that its parts make."""
+    return [problem for run in current(store).runs for problem in table_problems(store, run)] == []
+
+
+def test_three_days(store, folder):
+    (first,) = whole(store, folder)
+    assert str(first.changes) == "2 inputs are new, 0 were scored before"
+    assert seen(store) == truth(folder)
+
+    write(folder, "c.jsonl", ["c0", "c1", "c2"])
+    (second,) = whole(store, folder)
+    assert {one.key for one in second.plan.shards.inputs} == {str(folder / "c.jsonl")}
+    assert str(second.changes) == "1 inputs are new, 2 were scored before"
+    assert seen(store) == truth(folder)
+
+    write(folder, "a.jsonl", ["A0", "A1"])
+    (third,) = whole(store, folder)
+    assert str(third.changes) == "0 inputs are new, 1 replaced (their old rows go), 2 were scored before"
+    assert seen(store) == truth(folder)
+    assert current(store).runs == tuple(one.plan.run_id for one in (first, second, third))
+    head = read_head(store, third.plan.run_id)
+    assert (head.inputs, head.added, head.replaced, head.rows_ok) == (3, 0, 1, 7)
+    assert sound(store)
+
+
+def test_nothing_new_publishes_nothing(store, folder):
+    whole(store, folder)
+    before = store.get(CURRENT)
+    keys = [entry.key for entry in store.list("")]
+    (found,) = whole(store, folder, started=99.0)
+    assert found.plan is None
+    assert str(found.changes) == "0 inputs are new, 2 were scored before"
+    assert store.get(CURRENT) == before
+    assert [entry.key for entry in store.list("")] == keys
+
+
+def test_deleted_inputs_stay_or_go(store, folder):
+    whole(store, folder)
+    (folder / "b.jsonl").unlink()
+    (found,) = whole(store, folder)
+    assert found.plan is None
+    assert "1 are not there any more (their rows stay; input.deleted: drop takes them out)" in str(found.changes)
+    assert seen(store) == {**truth(folder), ("b.jsonl", 0): "b0", ("b.jsonl", 1): "b1"}
+    (found,) = whole(store, folder, drop=True)
+    assert "1 are not there any more (their rows go)" in str(found.changes)
+    assert planned(store, found.plan.run_id) == []
+    assert seen(store) == truth(folder)
+    assert read_head(store, found.plan.run_id).dropped == 1
+    assert whole(store, folder, drop=True)[0].plan is None
+    write(folder, "b.jsonl", ["b0", "b1"])
+    whole(store, folder, drop=True)
+    assert seen(store) == truth(folder)
+    assert sound(store)
+
+
+def test_a_crashed_day_is_finished_first_and_not_done_again(store, folder):
+    whole(store, folder)
+    write(folder, "c.jsonl", ["c0", "c1", "c2", "c3"])
+    list(islice(launch(store, folder), 3))  # listed, planned, one shard of two committed
+    write(folder, "d.jsonl", ["d0"])
+    crashed, new = whole(store, folder)
+    assert crashed.changes is None
+    done = list(committed(store, crashed.plan.run_id))
+    assert [record.shard for record in done] == planned(store, crashed.plan.run_id)
+    assert [Path(one.key).name for one in new.plan.shards.inputs] == ["d.jsonl"]
+    assert seen(store) == truth(folder)
+    assert sound(store)
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_crash_at_every_step(local, folder, step):
+    whole(local, folder)
+    write(folder, "c.jsonl", ["c0", "c1", "c2"])
+    write(folder, "b.jsonl", ["B"])
+    list(islice(launch(local, folder), step))
+    whole(local, folder)
+    assert seen(local) == truth(folder)
+    assert sound(local)
+
+
+def test_an_input_replaced_while_its_run_was_unfinished(store, folder):
+    list(islice(launch(store, folder), 3))  # the first shard of a
+    write(folder, "a.jsonl", ["A0", "A1", "A2", "A3"])
+    crashed, new = whole(store, folder)
+    assert crashed.withdrawn == {str(folder / "a.jsonl")}
+    assert read_head(store, crashed.plan.run_id).withdrawn == 1
+    assert [Path(one.key).name for one in new.plan.shards.inputs] == ["a.jsonl"]
+    assert seen(store) == truth(folder)
+    assert sound(store)
+
+
+def test_an_input_deleted_while_its_run_was_unfinished(store, folder):
+    list(islice(launch(store, folder), 3))
+    (folder / "a.jsonl").unlink()
+    whole(store, folder)
+    assert seen(store) == truth(folder)
+    assert sound(store)
+
+
+def test_a_replacement_that_was_not_finished_leaves_the_old_rows_until_the_next_is(store, folder):
+    whole(store, folder)
+    old = truth(folder)
+    write(folder, "a.jsonl", ["A0", "A1", "A2"])
+    write(folder, "c.jsonl", ["c0"])
+    list(islice(launch(store, folder), 3))
+    write(folder, "a.jsonl", ["AA"])
+    for step in launch(store, folder):
+        if step == "published":
+            break
+    rows = seen(store)
+    assert {key: text for key, text in rows.items() if key[0] != "c.jsonl"} == old
+    assert rows["c.jsonl", 0] == "c0"
+    whole(store, folder)
+    assert seen(store) == truth(folder)
+    assert sound(store)
+
+
+def test_a_launch_that_lists_another_folder_finishes_what_was_begun(store, folder, tmp_path):
+    list(islice(launch(store, folder), 3))
+    other = tmp_path / "other"
+    write(other, "z.jsonl", ["z0"])
+    crashed, new = whole(store, other)
+    assert not crashed.withdrawn
+    assert seen(store) == {**truth(folder), **truth(other)}
+    assert new.changes.gone == tuple(str(folder / name) for name in ("a.jsonl", "b.jsonl"))
+
+
+def mixed(first, second, order):
+    """Two launches step by step, in the order given, then to their ends."""
+    pair = [first, second]
+    for which in order:
+        next(pair[which], None)
+    for one in pair:
+        for _ in one:
+            pass
+
+
+@pytest.mark.parametrize("order", [[0, 1] * 20, [0, 0, 1, 1, 1], [0] * 5 + [1] * 5, [1, 0, 0, 0, 0, 0, 1, 1]])
+def test_two_launches_at_once(store, folder, order):
+    whole(store, folder)
+    write(folder, "c.jsonl", ["c0", "c1", "c2"])
+    write(folder, "a.jsonl", ["A0", "A1"])
+    mixed(launch(store, folder, started=1.0), launch(store, folder, started=2.0), order)
+    assert seen(store) == truth(folder)
+    assert len(current(store).runs) == 2
+    assert sound(store)
+
+
+def test_two_launches_that_have_listed_other_things(store, folder):
+    late, early = launch(store, folder, started=1.0), launch(store, folder, started=2.0)
+    next(late)  # has listed two files
+    write(folder, "a.jsonl", ["A"])
+    write(folder, "c.jsonl", ["c0"])
+    for _ in early:
+        pass
+    first = current(store).runs
+    for _ in late:  # its list is old: it ends when it looks at a.jsonl
+        pass
+    whole(store, folder, started=3.0)
+    assert seen(store) == truth(folder)
+    assert current(store).runs[: len(first)] == first
+    assert sound(store)
+
+
+def test_another_model_starts_from_nothing_and_readers_switch_when_it_is_published(store, folder):
+    whole(store, folder)
+    chain = current(store).runs
+    other = {"model": "second"}
+    steps = launch(store, folder, identity=other, started=1.0)
+    for step in steps:
+        assert current(store).runs == chain, step
+        if step == "finished":
+            break
+    for _ in steps:
+        pass
+    assert len(current(store).runs) == 1
+    assert set(current(store).runs).isdisjoint(chain)
+    assert seen(store) == truth(folder)
+    # Back to the first model: nothing is scored again, and its table is the published one.
+    (found,) = whole(store, folder, started=2.0)
+    assert found.plan is None
+    assert current(store).runs == chain
+
+
+def test_a_late_end_of_the_old_model_does_not_call_readers_back(store, folder):
+    whole(store, folder)
+    write(folder, "c.jsonl", ["c0"])
+    old = launch(store, folder, started=1.0)
+    next(old), next(old)
+    whole(store, folder, identity={"model": "second"}, started=2.0)
+    new = current(store)
+    for _ in old:
+        pass
+    assert current(store).run_id == new.run_id
+    (found,) = whole(store, folder, started=3.0)
+    assert found.plan is None  # what it has done late was not lost
+    assert seen(store) == truth(folder)
+
+
+def test_files_that_cannot_be_read_and_files_without_rows(store, folder):
+    (folder / "dead.parquet").write_bytes(b"no parquet")
+    (folder / "blank.jsonl").write_bytes(b"\n\n")
+    whole(store, folder)
+    assert seen(store, ERRORS) == {("dead.parquet", -1): "wrong_format"}
+    assert whole(store, folder)[0].plan is None
+    (folder / "dead.parquet").unlink()
+    write(folder, "blank.jsonl", ["now it has one"])
+    whole(store, folder, drop=True)
+    assert seen(store, ERRORS) == {}
+    assert seen(store) == truth(folder)
+    assert sound(store)
+
+
+def test_kept_columns_have_the_types_that_they_had_on_the_first_day(local, folder):
+    whole(local, folder)
+    pq.write_table(pa.table({"id": ["x"], "lang": [7], "text": ["x"]}), folder / "c.parquet")
+    with pytest.raises(
+        UserError, match=r"nothing to read: .*c\.parquet: kept column 'lang' is int64, in .*it is string"
+    ):
+        whole(local, folder)
+    write(folder, "d.jsonl", ["d0"])
+    whole(local, folder)
+    assert seen(local, ERRORS) == {("c.parquet", -1): "schema_drift"}
+
+
+def test_a_full_run_of_the_same_job_is_a_table_to_go_on_from(local, folder):
+    inputs = find_inputs(str(folder)).inputs
+    plan = write_plan(local, {"run_id": "f" * 16, "job": "full"}, inputs, COLUMNS, shard_rows=2)
+    for shard in plan.shards:
+        commit_one(local, plan.run_id, shard)
+    finish(local, plan.run_id, plan.ids())
+    publish(local, plan.run_id, started=1.0, job=run_id(IDENTITY))
+    write(folder, "c.jsonl", ["c0"])
+    (found,) = whole(local, folder, started=2.0)
+    assert [Path(one.key).name for one in found.plan.shards.inputs] == ["c.jsonl"]
+    assert current(local).runs == (plan.run_id, found.plan.run_id)
+    assert seen(local) == truth(folder)
+    assert sound(local)
+
+
+def test_size_and_etag_tell_a_replaced_input():
+    def one(key, size, etag):
+        return Input(key, "jsonl", "", size, etag)
+
+    known = {"a": (1, "x"), "b": (1, "x"), "c": (1, "x"), "gone": (1, "x")}
+    listed = [one("a", 1, "x"), one("b", 2, "x"), one("c", 1, "y"), one("d", 1, "x")]
+    changes = compare(known, listed, drop=False)
+    assert [found.key for found in changes.todo] == ["b", "c", "d"]
+    assert changes.replaced == ("b", "c")
+    assert changes.gone == ("gone",)
+    assert changes.same == 1
+    assert not compare({"gone": (1, "x")}, [], drop=False).any
+    assert compare({"gone": (1, "x")}, [], drop=True).any
+
+
+NAMES = ["a.jsonl", "b.jsonl", "c.jsonl"]
+EVENTS = st.one_of(
+    st.tuples(st.just("write"), st.sampled_from(NAMES), st.integers(0, 5)),
+    st.tuples(st.just("delete"), st.sampled_from(NAMES)),
+    st.tuples(st.just("step"), st.integers(0, 1), st.integers(1, 6)),
+    st.tuples(st.just("crash"), st.integers(0, 1)),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(EVENTS, max_size=25), st.booleans())
+def test_whatever_happens_the_table_is_what_the_files_say(events, drop):
+    """Files come, change and go while two drivers start, go on and crash: after one more launch, reader and files agree
+    row by row; and at every moment no row is seen twice.
+    """
+    place = Path(tempfile.mkdtemp())
+    try:
+        store, folder = open_store(str(place / "out")), place / "corpus"
+        folder.mkdir()
+        drivers = [launch(store, folder, drop=drop), launch(store, folder, drop=drop)]
+        gone, version = {}, 0
+        for kind, *what in events:
+            if kind == "write":
+                version += 1
+                write(folder, what[0], [f"{what[0]} {version} {i}" for i in range(what[1])])
+            elif kind == "delete":
+                (folder / what[0]).unlink(missing_ok=True)
+            elif kind == "step":
+                list(islice(drivers[what[0]], what[1]))
+            if kind in ("crash", "step") and (kind == "crash" or next(drivers[what[0]], None) is None):
+                drivers[what[0]] = launch(store, folder, drop=drop)
+            seen(store)
+        write(folder, "last.jsonl", ["so that there is something to list"])
+        whole(store, folder, drop=drop)
+        rows, wanted = seen(store), truth(folder)
+        # What is kept of deleted files is whole files, in one version each.
+        gone = {key: text for key, text in rows.items() if not (folder / key[0]).exists()}
+        assert {key: text for key, text in rows.items() if key not in gone} == wanted
+        assert not (drop and gone)
+        for name in {key[0] for key in gone}:
+            texts = [text for key, text in gone.items() if key[0] == name]
+            assert len({text.rpartition(" ")[0] for text in texts}) == 1
+        assert sound(store)
+    finally:
+        shutil.rmtree(place)

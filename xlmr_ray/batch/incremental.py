@@ -1,0 +1,204 @@
+"""Incremental runs: each scores what the published table has not, and is planned upon the run before it.
+
+A run's id is the hash of the job's identity (not its inputs) and of the run that it comes *after*, the published one.
+So two launches at once, and a launch on the day after a crash, mean the same run: the first one's plan holds, whatever
+the others have listed, and they go on with it. When it is published, a launch that did not plan it looks again for what
+is still new; that is the next run, after this one. So the runs of a job are a chain, each input's rows are in the table
+by one run alone, and the work of an unfinished run is never done again.
+
+An input of an unfinished run that has changed since or is gone cannot be read as planned. What is missing of it is
+*withdrawn*: a record without files and without etag is created for each such shard, so that no late attempt commits it.
+The table leaves such an input out; in its new form it is new to the next run. Another model, tokenizer or option is
+another job: its first run is a full one, and readers see it when it is published.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from xlmr_ray.batch.columns import Columns
+from xlmr_ray.batch.commit import Record, committed_shards, in_order, new_attempt, record_key, run_id
+from xlmr_ray.batch.finish import current, publish, publish_next, read_manifest
+from xlmr_ray.batch.plan import Plan, read_plan, write_plan
+from xlmr_ray.batch.readers.raw import Source
+from xlmr_ray.batch.shard_table import INPUT
+from xlmr_ray.batch.shards import Shard
+from xlmr_ray.batch.source import Input, InputChanged
+from xlmr_ray.batch.store import Exists, Store
+from xlmr_ray.batch.table import DATA, Step, read_head, read_step, table_files, table_inputs, write_table
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is listed now against the table: inputs to score, of which `replaced` had another size or etag; `gone` are
+    in the table and not listed; `same` need nothing.
+    """
+
+    todo: tuple[Input, ...]
+    replaced: tuple[str, ...]
+    gone: tuple[str, ...]
+    same: int
+    drop: bool
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to publish."""
+        return bool(self.todo) or (self.drop and bool(self.gone))
+
+    def __str__(self) -> str:
+        new = len(self.todo) - len(self.replaced)
+        text = f"{new:,} inputs are new"
+        if self.replaced:
+            text += f", {len(self.replaced):,} replaced (their old rows go)"
+        text += f", {self.same:,} were scored before"
+        if self.gone:
+            fate = "go" if self.drop else "stay; input.deleted: drop takes them out"
+            text += f", {len(self.gone):,} are not there any more (their rows {fate})"
+        return text
+
+
+@dataclass(frozen=True)
+class Next:
+    """The next run of a chain: its plan, None where nothing is new; what it comes `after`; what was found (None where
+    the plan is an earlier launch's, which has not seen all that is listed now), and inputs of that plan that have
+    changed since.
+    """
+
+    job: str
+    after: str | None
+    plan: Plan | None
+    changes: Changes | None
+    withdrawn: frozenset[str] = frozenset()
+
+
+def compare(known: Mapping[str, tuple[int, str]], inputs: Sequence[Input], *, drop: bool) -> Changes:
+    """What is to be done; `known` are size and etag by key of what the table has."""
+    todo = tuple(one for one in inputs if known.get(one.key) != (one.size, one.etag))
+    listed = {one.key for one in inputs}
+    return Changes(
+        todo,
+        tuple(one.key for one in todo if one.key in known),
+        tuple(sorted(known.keys() - listed)),
+        len(inputs) - len(todo),
+        drop,
+    )
+
+
+def plan_next(
+    store: Store,
+    identity: Mapping[str, Any],
+    job: str,
+    columns: Columns,
+    inputs: Sequence[Input],
+    *,
+    drop: bool,
+    shard_rows: int,
+) -> Next:
+    """The run that comes after the published one of the job with this identity: the unfinished one if there is one,
+    else what is new. `job` is the job's name. Raises UserError where nothing of what is new can be read.
+    """
+    chain = run_id(identity)
+    published = current(store)
+    after = None if published is None else published.heads.get(chain)
+    name = run_id({**identity, "after": after})
+    plan = read_plan(store, name)
+    if plan is None:
+        changes = compare({} if after is None else table_inputs(store, after), inputs, drop=drop)
+        if not changes.any:
+            return Next(chain, after, None, changes)
+        step = Step(chain, after, changes.replaced, changes.gone if drop else (), 0 if drop else len(changes.gone))
+        head = {"run_id": name, "job": job, "identity": {**identity, "after": after}, "step": asdict(step)}
+        kept = None if after is None else kept_types(store, after, columns)
+        plan = write_plan(store, head, changes.todo, columns, shard_rows=shard_rows, kept=kept)
+        if tuple(plan.shards.inputs) == changes.todo and read_step(store, name) == step:
+            return Next(chain, after, plan, changes)
+    return Next(chain, after, plan, None, withdraw(store, plan, inputs))
+
+
+def publish_found(store: Store, found: Next, *, started: float) -> tuple[bool, bool]:
+    """Publishes the finished run, or again the one before where nothing is new and readers are elsewhere.
+
+    Returns whether its rows are what readers see, and whether that is all: if not, look again for what is new.
+    """
+    if found.plan is not None:
+        name = found.plan.run_id
+        head = write_table(store, name)
+        runs = head.runs if head else (name,)
+        now, published = publish_next(store, name, job=found.job, after=found.after, runs=runs, started=started)
+        return published, found.changes is not None and now.heads.get(found.job) == name
+    published_now = current(store)
+    if found.after is None or (published_now is not None and found.after in published_now.runs):
+        return True, True
+    head = read_head(store, found.after)
+    runs = head.runs if head else (found.after,)
+    return publish(store, found.after, started=started, job=found.job, runs=runs)[1], True
+
+
+def withdraw(store: Store, plan: Plan, listed: Sequence[Input]) -> frozenset[str]:
+    """Gives up what is not committed of the plan's inputs that changed or are gone, and returns their keys.
+
+    An input that is not listed, or listed as another, is looked at: the job may list another folder now, and the plan
+    may be younger than the list.
+    """
+    if read_manifest(store, plan.run_id) is not None:
+        return frozenset()
+    known = {(one.key, one.size, one.etag) for one in listed}
+    doubtful = (one for one in plan.shards.inputs if (one.key, one.size, one.etag) not in known)
+    stale = frozenset(key for key in in_order(_key_if_changed, doubtful) if key is not None)
+    if stale:
+        done = set(committed_shards(store, plan.run_id))
+        pieces = ((one.id, one.input) for one in (*plan.dead, *_of(plan, stale)) if one.input.key in stale)
+        for _ in in_order(lambda piece: _give_up(store, plan.run_id, *piece), (p for p in pieces if p[0] not in done)):
+            pass
+    return stale
+
+
+def kept_types(store: Store, run_id: str, columns: Columns) -> tuple[str, tuple[str, ...]] | None:
+    """A file of the table, and the types of the kept columns in it, which all that comes to the table must have. None
+    where there are no such columns, or no file.
+    """
+    file = next(table_files(store, run_id, DATA), None) if columns.extra else None
+    if file is None:
+        return None
+    with store.open(file.key) as opened:
+        schema = pq.read_schema(opened)
+    return store.url(file.key), tuple(str(schema.field(name).type) for name in columns.extra)
+
+
+def _of(plan: Plan, sources: frozenset[str]) -> Iterator[Shard]:
+    """The shards of these inputs. Only they are made, of a million."""
+    places = [place for place, one in enumerate(plan.shards.inputs) if one.key in sources]
+    for at in np.flatnonzero(np.isin(plan.shards.columns[:, INPUT], places)).tolist():
+        yield plan.shards[at]
+
+
+def _key_if_changed(one: Input) -> str | None:
+    try:
+        Source(one).check()
+    except InputChanged:
+        return one.key
+    return None
+
+
+def _give_up(store: Store, run_id: str, shard: str, one: Input) -> None:
+    record = Record(
+        run_id=run_id,
+        shard=shard,
+        attempt=new_attempt(),
+        files=(),
+        rows_in=0,
+        rows_ok=0,
+        rows_error=0,
+        source_key=one.key,
+        source_etag="",
+        committed_at=round(time.time(), 3),
+    )
+    with contextlib.suppress(Exists):  # it was committed meanwhile
+        store.create(record_key(run_id, shard), record.to_bytes())
