@@ -20,9 +20,12 @@ class Machines:
     """The cluster; child processes of its nodes inherit this process's environment as it is now."""
 
     def __init__(self, nodes: int = 2, **head: Any) -> None:
+        import ray
         from ray.cluster_utils import Cluster
 
         logging.getLogger("ray").setLevel(logging.ERROR)
+        # else every `ray.init()` of this machine would join this cluster
+        ray._private.utils.write_ray_address = lambda *args: None
         with quiet_core():
             self.cluster = Cluster(
                 initialize_head=True,
