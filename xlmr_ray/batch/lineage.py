@@ -98,11 +98,11 @@ class Lineage:
         """The inputs as the job names them; counts are those of all, so they are told where there is one alone."""
         from openlineage.client import event_v2, facet_v2
 
-        named = [event_v2.InputDataset(*dataset(path)) for path in self.job.input.path]
-        if len(named) == 1 and rows is not None:
+        facets: dict[str, Any] = {}
+        if len(self.job.input.path) == 1 and rows is not None:
             statistics = facet_v2.input_statistics_input_dataset.InputStatisticsInputDatasetFacet(rows, None, files)
-            named[0].inputFacets = {"inputStatistics": statistics}
-        return named
+            facets["inputStatistics"] = statistics
+        return [event_v2.InputDataset(*dataset(path), inputFacets=facets) for path in self.job.input.path]
 
     def outputs(self, manifest: Manifest) -> list[OutputDataset]:
         """The rows and, where there are any, the error rows."""
@@ -126,8 +126,10 @@ class Lineage:
             statistics = facet_v2.output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
                 sum(file.rows for file in own), sum(file.bytes for file in own), len(own)
             )
-            output = event_v2.OutputDataset(*dataset(f"{self.job.output.path.rstrip('/')}/{kind}"), facets)
-            output.outputFacets = {"outputStatistics": statistics}
+            namespace, name = dataset(f"{self.job.output.path.rstrip('/')}/{kind}")
+            output = event_v2.OutputDataset(
+                namespace, name, facets=facets, outputFacets={"outputStatistics": statistics}
+            )
             found.append(output)
         return found
 
@@ -135,7 +137,9 @@ class Lineage:
 def client(section: LineageSection) -> OpenLineageClient:
     """To the URL or file of the section; to what the client's own variables and file name where it has neither."""
     from openlineage.client import OpenLineageClient
+    from openlineage.client.event_v2 import set_producer
 
+    set_producer(PRODUCER)
     if section.file is not None:
         return OpenLineageClient(config={"transport": {"type": "file", "log_file_path": section.file, "append": True}})
     if section.url is not None:

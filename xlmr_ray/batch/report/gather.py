@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xlmr_ray.batch.codes import CATALOGUE
-from xlmr_ray.batch.commit import committed, parsed, plan_key
+from xlmr_ray.batch.commit import committed, parsed, plan_key, planned_shards
 from xlmr_ray.batch.finish import current, read_manifest
 from xlmr_ray.batch.launch import Launch, launches
 from xlmr_ray.batch.report.counts import Summary
@@ -167,7 +167,7 @@ def gather(store: Store, run_id: str | None = None, *, price: float | None = Non
         round(time.time(), 3),
         tuple(task_of(task, models) for task in head.get("identity", {}).get("tasks", [])),
         started,
-        None,
+        None if done else sum(1 for _ in planned_shards(store, run_id)),
     )
     settings = (report.job or {}).get("report") or {}
     report.price = settings.get("price_per_hour") if price is None else price

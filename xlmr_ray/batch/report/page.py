@@ -20,9 +20,9 @@ from xlmr_ray.batch.report.counts import OTHERS, Counts, Summary
 from xlmr_ray.batch.report.gather import RunReport
 from xlmr_ray.batch.report.plots import Bar, short
 
-MOST_BARS = 30
-MOST_GROUPS = 40
-MOST_COLUMNS = 40
+MOST_BARS = 20
+MOST_GROUPS = 30
+MOST_COLUMNS = 36
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -91,11 +91,13 @@ def cards(report: RunReport) -> Iterator[Card]:
     yield Card("documents a second", short(done), "over the time at work")
     yield Card("tokens a second", short(report.tokens / max(report.active, 1e-9)), "over the time at work")
     yield Card("padding", f"{report.padding:.1%}", "of what was computed")
+    shown: list[int] = []
     for name, counts in report.summary.measures.items():
-        if name.endswith("truncated"):
+        if name.endswith("truncated") and counts.total not in shown:
+            shown.append(counts.total)
             task = name.removesuffix("truncated").rstrip("_")
             share = counts.total / max(1, report.summary.rows)
-            yield Card(f"cut {task}".strip(), f"{share:.1%}", f"{counts.total:,} texts were longer than allowed")
+            yield Card(f"cut {task}".strip(), f"{share:.1%}", f"{counts.total:,} texts longer than allowed")
     for device in report.devices:
         if device.utilization is not None:
             yield Card("MFU", f"{device.utilization:.1%}", f"of {short(device.peak or 0)}FLOP/s, {device.name}")
@@ -151,7 +153,7 @@ def numbers(counts: Counts, label: str, title: str) -> Exhibit:
     bins = list(counts.bins())
     note = "; ".join(f"{q:.0%} under {short(counts.quantile(q))}" for q in QUANTILES)
     rows = tuple((short(low), short(high), f"{count:,}", f"{count / counts.total:.2%}") for low, high, count in bins)
-    plot = plots.histogram(bins, log=counts.scale == "log", label=label, title=title)
+    plot = plots.histogram(bins, log=counts.scale == "log", label=label, title=title) if len(bins) > 1 else None
     return Exhibit(title, plot, Table(("from", "to", "documents", "share"), rows, frozenset({0, 1, 2, 3})), f"{note}.")
 
 
@@ -205,7 +207,7 @@ def crossed(groups: dict[str, Summary], field: str, title: str, column: str) -> 
         for name, counts in shown
         for label, count in counts.by.most_common()
     )
-    note = "Darker: a larger share of the row's documents."
+    note = "The stronger, the larger a share of the row's documents."
     if len(groups) > MOST_GROUPS or len(total.by) > MOST_COLUMNS:
         note += f" The largest of {len(groups)} rows and {len(total.by)} columns."
     return Exhibit(what, plot, Table((column, title, "count", "share"), rows, frozenset({2, 3})), note)

@@ -20,7 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-WIDTH = 5.2  # inches of 72 points: as wide as a phone, so that the letters stay readable there
+WIDTH = 4.4  # inches of 72 points: as wide as a phone, so that the letters stay readable there
 PALETTE = {"#010101": "ink", "#020202": "soft", "#030303": "line", "#040404": "first", "#050505": "second"}
 INK, SOFT, LINE, FIRST, SECOND = PALETTE
 STYLE: dict[str, Any] = {
@@ -45,7 +45,7 @@ STYLE: dict[str, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-LONGEST = 28  # characters of a label beside a bar
+LONGEST = 24  # characters of a label beside a bar
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def timeline(starts: Sequence[float], width: float, values: Sequence[float], *, 
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.grid(visible=False, axis="x")
 
-    return svg(draw, 2.4, title, f"{unit} a second over {edges[-1]:.3g} {name}; at most {short(max(values))}.")
+    return svg(draw, 2.1, title, f"{unit} a second over {edges[-1]:.3g} {name}; at most {short(max(values))}.")
 
 
 def histogram(bins: Sequence[tuple[float, float, int]], *, log: bool, label: str, title: str) -> Markup:
