@@ -109,6 +109,23 @@ def verify(
 
 
 @app.command()
+def report(
+    out: Output,
+    run: Annotated[str | None, typer.Option(help="A run's id; the published one where not given.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder on this machine to write to, instead of the run's.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price an hour of all machines together.")] = None,
+    at_least_once: AtLeastOnce = False,
+) -> None:
+    """Make a run's report anew, a page and JSON, and say where it is; of an unfinished run, as far as it is."""
+    from xlmr_ray.batch.report.leave import leave_report, save_report
+    from xlmr_ray.batch.store import open_store
+
+    store = open_store(out, at_least_once=at_least_once)
+    where = leave_report(store, run, price=price) if to is None else save_report(store, run, to, price=price)
+    Console().print(where, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def sweep(
     out: Output,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list.")] = False,
