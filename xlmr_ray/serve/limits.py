@@ -18,7 +18,7 @@ from xlmr_ray.engine.units import Units
 from xlmr_ray.serve.requests import Empty, Invalid, TooLarge
 from xlmr_ray.serve.settings import LimitsSection
 from xlmr_ray.tasks.embedding import Embedding
-from xlmr_ray.tasks.encoded import targets_of
+from xlmr_ray.tasks.encoded import documents, targets_of
 from xlmr_ray.tasks.feature_extraction import FeatureExtraction
 from xlmr_ray.tasks.fill_mask import FillMask
 from xlmr_ray.tasks.pseudo_perplexity import PseudoPerplexity
@@ -267,6 +267,16 @@ def check_encoded(task: Bound, encoded: pa.Table, limits: LimitsSection, config:
         raise TooLarge(
             f"{results} numbers as the result, at most {limits.results} are allowed; send fewer texts or ask for less",
             field=field,
+        )
+
+
+def check_whole(encoded: pa.Table, field: str, max_length: int) -> None:
+    """Raises Invalid for the first text that does not fit."""
+    cut = encoded["truncated"].to_numpy()
+    if cut.any():
+        place = int(documents(encoded)[cut.argmax()])
+        raise Invalid(
+            f"{field}.{place}", f"more than the {max_length} tokens that the model takes; with truncate: true it is cut"
         )
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ class Model:
     max_length: int
     digest: str
     dtype: str
+
+    def tokenizer_cutting(self, side: str | None) -> XLMRobertaTokenizer:
+        """One that cuts long texts at this side, `left` or `right`; the model's own for None."""
+        return self.tokenizer if side in (None, self.tokenizer.truncation_side) else self._other_side
+
+    @cached_property
+    def _other_side(self) -> XLMRobertaTokenizer:
+        other = "right" if self.tokenizer.truncation_side == "left" else "left"
+        return XLMRobertaTokenizer.from_pretrained(self.folder, truncation_side=other)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ import pyarrow as pa
 from xlmr_ray.engine.engine import ragged
 from xlmr_ray.errors import UserError
 from xlmr_ray.serve.batcher import Ticket
-from xlmr_ray.serve.limits import check_columns, check_encoded, check_options
+from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_whole
 from xlmr_ray.serve.metrics import Metrics
 from xlmr_ray.serve.models import Model, Models, Served, load_models
 from xlmr_ray.serve.requests import CURRENT, Invalid, NotFound, Overloaded, TooLarge, Unavailable
@@ -145,6 +145,8 @@ class Service:
         model: str | None = None,
         deadline: float | None = None,
         fields: Mapping[str, str] | None = None,
+        whole: bool = False,
+        truncation_side: str | None = None,
     ) -> Answer:
         """The answers to D documents, whose texts are `columns` by the task's roles, each of length D (`choices`: lists
         of texts).
@@ -152,6 +154,9 @@ class Service:
         `options` are the task's own, over those of the settings. `deadline` is of `time.monotonic()`; if None, that of
         the HTTP request, or `limits.request_s` from now. `fields` are what the caller's protocol calls roles and
         options, for messages.
+
+        Texts longer than the model are cut, at the tokenizer's own side or `truncation_side`; where they have to stay
+        `whole`, the request is refused.
 
         Raises the errors of `serve/requests.py`.
         """
@@ -163,7 +168,9 @@ class Service:
         context = CURRENT.get()
         if deadline is None:
             deadline = context.deadline if context else time.monotonic() + self.limits.request_s
-        result = await self._answer(served, columns, dict(options or {}), deadline, dict(fields or {}))
+        result = await self._answer(
+            served, columns, dict(options or {}), deadline, dict(fields or {}), whole, truncation_side
+        )
         self.metrics.answered(served.task, served.model.name, result)
         if context:
             inputs = result.table.num_rows
@@ -178,13 +185,17 @@ class Service:
         options: dict[str, Any],
         deadline: float | None,
         fields: dict[str, str],
+        whole: bool = False,
+        truncation_side: str | None = None,
     ) -> Answer:
         began = time.monotonic()
         self.admit(served, 0)
         if served.task == "text-classification" and "text_pair" in columns:
             options.setdefault("pairs", True)
         with span("tokenize", task=served.task, model=served.model.name):
-            task, table, encoded = await self.in_pool(lambda: self.prepare(served, columns, options, fields))
+            task, table, encoded = await self.in_pool(
+                lambda: self.prepare(served, columns, options, fields, whole, truncation_side)
+            )
         tokens = self.size(task, encoded)
         if tokens > self.limits.request_tokens:
             raise TooLarge(
@@ -240,6 +251,8 @@ class Service:
         columns: Mapping[str, Sequence[Any]],
         options: Mapping[str, Any],
         fields: Mapping[str, str],
+        whole: bool,
+        truncation_side: str | None,
     ) -> tuple[Bound, pa.Table, pa.Table]:
         """The task with its options, the texts as a table, and the encoded table, all checked."""
         check_options(options, self.limits, fields)
@@ -250,7 +263,7 @@ class Service:
         table = check_columns(task, columns, self.limits, fields)
         role = fields.get(task.roles[0], task.roles[0])
         try:
-            encoded = task.prepare(table, served.model.tokenizer)
+            encoded = task.prepare(table, served.model.tokenizer_cutting(truncation_side))
         except UnfitRows as error:
             place = min(error.failures)
             raise Invalid(f"{role}.{place}", error.failures[place][1]) from None
@@ -259,6 +272,8 @@ class Service:
         except UserError as error:
             raise Invalid(option_of(str(error), options, fields), plain(error)) from None
         check_encoded(task, encoded, self.limits, served.model.config, role)
+        if whole:
+            check_whole(encoded, fields.get(task.roles[-1], task.roles[-1]), served.model.max_length)
         return task, table, encoded
 
     def bound(self, served: Served, options: Mapping[str, Any]) -> Bound:
