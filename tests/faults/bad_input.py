@@ -302,8 +302,6 @@ def bad_input(folder: Path, mark: Path) -> Corpus:
     unclosed = Line(b'x,"never closed\n' + record, Expected("a quote that is never closed", codes.MALFORMED_CSV))
     corpus.lines("rows.csv", csv_lines(), record, header=b"\xef\xbb\xbfid,text", cut=unclosed)
     corpus.lines("rows.csv.gz", csv_lines(), record, header=b"id,text")
-    corpus.lines("rows.txt", text_lines(), BETWEEN.encode(), blank=False)
-    corpus.lines("rows.txt.zst", text_lines(), BETWEEN.encode(), blank=False)
     for kind in KINDS:
         corpus.parquet(f"rows-{kind}.parquet", parquet_rows(), kind)
     huge = Expected("10 MB document", text=HUGE, truncated=True)
@@ -315,10 +313,21 @@ def bad_input(folder: Path, mark: Path) -> Corpus:
     return corpus
 
 
+def bad_text(folder: Path) -> Corpus:
+    """What a file of plain text can hold: a document a line, and no other column, so that it is another job's input."""
+    corpus = Corpus(folder)
+    for name in ("rows.txt", "rows.txt.gz", "rows.txt.zst"):
+        corpus.lines(name, text_lines(), BETWEEN.encode(), blank=False)
+    corpus.dead("empty.txt", "zero-byte file", codes.EMPTY_FILE, b"")
+    corpus.dead("utf16.txt", "wrong extension", codes.WRONG_FORMAT, BETWEEN.encode("utf-16"))
+    corpus.dead("bomb.txt.zst", "decompression bomb", codes.DECOMPRESSION_BOMB, zstd(b"\0" * (40 << 20)))
+    return corpus
+
+
 def damaged_files(corpus: Corpus, good: bytes, mark: Path) -> None:
     """File-level entries, and files of which a part can be read."""
     table = pa.table({"text": [BETWEEN] * 30, "id": ["g"] * 30})
-    whole = parquet_bytes(table, row_group_size=10, write_page_checksum=True)
+    whole = parquet_bytes(table, row_group_size=10, write_page_checksum=True, compression="none")
     footer = int.from_bytes(whole[-8:-4], "little")
     lines = (good + b"\n") * 4000
     dead = corpus.dead
@@ -335,10 +344,10 @@ def damaged_files(corpus: Corpus, good: bytes, mark: Path) -> None:
     dead("plain.jsonl.gz", "wrong extension", codes.WRONG_FORMAT, lines)
     dead("zstd.jsonl.gz", "wrong extension", codes.WRONG_FORMAT, zstd(lines))
     dead("jsonl.parquet", "wrong extension", codes.WRONG_FORMAT, lines)
-    dead("utf16.txt", "wrong extension", codes.WRONG_FORMAT, BETWEEN.encode("utf-16"))
+    dead("utf16.jsonl", "wrong extension", codes.WRONG_FORMAT, BETWEEN.encode("utf-16"))
     dead("document.json", "wrong extension", codes.WRONG_FORMAT, b'[\n  {"text": "a"},\n  {"text": "b"}\n]\n')
     dead("bomb.jsonl.gz", "decompression bomb", codes.DECOMPRESSION_BOMB, gzip.compress(lines * 200))
-    dead("bomb.txt.zst", "decompression bomb", codes.DECOMPRESSION_BOMB, zstd(b"\0" * (40 << 20)))
+    dead("bomb.jsonl.zst", "decompression bomb", codes.DECOMPRESSION_BOMB, zstd(b"\0" * (40 << 20)))
     other = pa.table({"body": ["a"], "id": ["b"]})
     dead("no-column.parquet", "schema drift", codes.MISSING_COLUMN, parquet_bytes(other))
     dead("no-column.csv", "schema drift", codes.MISSING_COLUMN, b"id,body\na,b\n")
@@ -358,12 +367,10 @@ def damaged_files(corpus: Corpus, good: bytes, mark: Path) -> None:
         dead(f"extension-{number_}.parquet", "unexpected Arrow extension type", codes.EXTENSION_TYPE, data)
 
     # Of these a part can be read.
-    hole = whole.index(BETWEEN.encode(), len(whole) // 3) + 3
+    group = pq.ParquetFile(pa.BufferReader(whole)).metadata.row_group(1).column(0)
+    hole = whole.index(BETWEEN.encode(), group.dictionary_page_offset) + 3
     corpus.good("group.parquet", 30, whole[:hole] + b"\xff\xff\xff" + whole[hole + 3 :])
-    opened = pq.ParquetFile(pa.BufferReader(whole)).metadata
-    starts = [opened.row_group(n).column(0).dictionary_page_offset or 0 for n in range(3)]
-    group = max(n for n in range(3) if starts[n] <= hole)
-    for position in range(10 * group, 10 * group + 10):
+    for position in range(10, 20):
         corpus.rows["group.parquet", position] = Expected("corrupt row group", codes.UNREADABLE_ROW)
     noise = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(2500)]
     noisy = b"".join(_json(text=BETWEEN, noise=one) + b"\n" for one in noise)

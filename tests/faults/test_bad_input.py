@@ -2,6 +2,7 @@
 with the code that is documented; and the good ones get the answers that they get without the bad ones.
 """
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.faults.bad_input import BETWEEN, LIMIT, Corpus, Expected, bad_input
+from tests.faults.bad_input import BETWEEN, LIMIT, Corpus, Expected, bad_input, bad_text
 from xlmr_ray import JobFailed
 from xlmr_ray.batch import codes, run, shards
 from xlmr_ray.batch.block import from_block, raise_failure, to_block
@@ -22,6 +23,7 @@ from xlmr_ray.batch.stages import Encode, Tokenize
 from xlmr_ray.batch.store import open_store
 from xlmr_ray.batch.verify import verify
 
+FULL_SIZE = shards.BOMB_BYTES
 ANSWER = ("label", "score", "tokens", "truncated")
 
 
@@ -41,18 +43,17 @@ def small_bombs(monkeypatch):
     monkeypatch.setattr(shards, "BOMB_BYTES", 32 << 20)
 
 
-def job_of(path, out, **more):
+def job_of(path, out, *, empty="error", rows=50, task="text-classification", model="embedded:mini", **columns):
     content = {
-        "model": "embedded:mini",
-        "input": {"path": str(path), "id": "id", "max_row_bytes": LIMIT},
-        "tasks": [{"task": "text-classification"}],
+        "model": model,
+        "input": {"path": str(path), "max_row_bytes": LIMIT, **columns},
+        "tasks": [{"task": task}],
         "output": {"path": str(out)},
-        "cluster": {"shard_rows": 50},
-        "errors": {"max_fraction": 1},
+        "cluster": {"shard_rows": rows},
+        "errors": {"max_fraction": 1, "empty": empty},
         "engine": {"device": "cpu"},
     }
-    return check_job({key: {**value, **more.pop(key, {})} if isinstance(value, dict) else value
-                      for key, value in content.items()} | more, "test")  # fmt: skip
+    return check_job(content, "test")
 
 
 def through(job, out):
@@ -77,7 +78,7 @@ def clean_answers(wanted, folder):
     folder.mkdir()
     good = [(place, one) for place, one in wanted.items() if not one.code]
     (folder / "clean.jsonl").write_text("".join(json.dumps({"text": one.text, "id": "x"}) + "\n" for _, one in good))
-    rows, errors = through(job_of(folder / "clean.jsonl", folder / "out", errors={"empty": "score"}), folder / "out")
+    rows, errors = through(job_of(folder / "clean.jsonl", folder / "out", empty="score"), folder / "out")
     assert not errors
     assert rows.num_rows == len(good)
     return {place: row for (place, _), row in zip(good, rows.select(ANSWER).to_pylist(), strict=True)}
@@ -114,33 +115,34 @@ def check(rows, errors, corpus, wanted, answers):
 
 
 def test_rows_in_are_rows_out_and_error_rows(corpus, answers, mark, tmp_path):
-    rows, errors = through(job_of(corpus.folder, tmp_path), tmp_path)
+    rows, errors = through(job_of(corpus.folder, tmp_path, id="id"), tmp_path)
     check(rows, errors, corpus, corpus.rows, answers)
     assert not mark.exists()  # nothing was unpickled
 
 
-def test_empty_texts_are_scored_where_the_job_says_so(corpus, answers, tmp_path):
-    wanted = {
-        place: Expected(one.entry, text="") if one.code == codes.EMPTY_TEXT else one
-        for place, one in corpus.rows.items()
-    }
-    places = {place: one for place, one in wanted.items() if one.text == ""}
-    assert places
-    more = clean_answers(places, tmp_path / "empty")
-    rows, errors = through(job_of(corpus.folder, tmp_path, errors={"empty": "score"}), tmp_path)
-    check(rows, errors, corpus, wanted, answers | more)
+@pytest.mark.parametrize("empty", ["error", "score"])
+def test_plain_text_and_empty_documents(tmp_path, empty):
+    corpus = bad_text(tmp_path / "input")
+    wanted = corpus.rows
+    if empty == "score":
+        wanted = {
+            place: Expected(one.entry, text="") if one.code == codes.EMPTY_TEXT else one
+            for place, one in wanted.items()
+        }
+        assert wanted != corpus.rows
+    rows, errors = through(job_of(corpus.folder, tmp_path / "out", empty=empty), tmp_path / "out")
+    check(rows, errors, corpus, wanted, clean_answers(wanted, tmp_path / "clean"))
 
 
 def test_a_whole_run(ray_session, corpus, answers, mark, tmp_path):
     out = tmp_path / "out"
-    outcome = run.run_job(job_of(corpus.folder, out, cluster={"shard_rows": 500}), quiet=True)
+    outcome = run.run_job(job_of(corpus.folder, out, id="id", rows=500), quiet=True)
     name = current(open_store(str(out))).run_id
     rows = pq.read_table(out / "data" / name)
     errors = pq.read_table(out / "errors" / name).to_pylist()
     check(rows, errors, corpus, corpus.rows, answers)
     assert not mark.exists()
-    report = verify(open_store(str(out)))
-    assert report.ok
+    assert verify(open_store(str(out))).ok
     assert outcome.manifest.rows_in == len(corpus.rows) + len(corpus.files)
     assert outcome.manifest.rows_error == sum(bool(one.code) for one in corpus.rows.values()) + len(corpus.files)
 
@@ -195,36 +197,38 @@ CHOICES = [
         ("multiple-choice", "choice", {"choices": "second"}, CHOICES),
     ],
 )
-@pytest.mark.parametrize("format", ["jsonl", "parquet"])
-def test_second_fields(tmp_path, task, model, roles, fields, format):
-    path = tmp_path / f"in.{format}"
-    given = [(value, code) for value, code in fields]
-    if format == "jsonl":
-        lines = [
-            f'{{"text": "Is it?"{"" if value is None else f", {chr(34)}second{chr(34)}: {value}"}}}'
-            for value, _ in given
-        ]
-        path.write_text("\n".join(lines) + "\n")
-    else:
-        kind = pa.list_(pa.string()) if task == "multiple-choice" else pa.string()
-        fits = {str: pa.string(), list: pa.list_(pa.string()), type(None): kind}
-        given = [
-            (value, code)
-            for value, code in fields
-            if value is not None
-            and "\\ud800" not in value
-            and fits.get(type(json.loads(value))) == kind
-            and 2 not in (json.loads(value) or [])
-        ]
-        second = pa.array([json.loads(value) for value, _ in given], kind)
-        pq.write_table(pa.table({"text": ["Is it?"] * len(given), "second": second}), path)
-    job = job_of(path, tmp_path, model=f"embedded:mini/heads/{model}", tasks=[{"task": task}])
-    job = job.model_copy(update={"input": job.input.model_copy(update={**roles, "id": None})})
+def test_second_fields(tmp_path, task, model, roles, fields):
+    lines = ['{"text": "Is it?"' + ("" if value is None else f', "second": {value}') + "}\n" for value, _ in fields]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    job = job_of(tmp_path / "in.jsonl", tmp_path, task=task, model=f"embedded:mini/heads/{model}", **roles)
     rows, errors = through(job, tmp_path)
-    assert {row["row"]: row["code"] for row in errors} == {n: code for n, (_, code) in enumerate(given) if code}
-    assert rows["row"].to_pylist() == [n for n, (_, code) in enumerate(given) if not code]
-    alone = [value for value, code in given if not code]
-    assert len(alone) >= 1
+    assert {row["row"]: row["code"] for row in errors} == {n: code for n, (_, code) in enumerate(fields) if code}
+    assert rows["row"].to_pylist() == [n for n, (_, code) in enumerate(fields) if not code]
+    (tmp_path / "good.jsonl").write_text(
+        "".join(line for line, (_, code) in zip(lines, fields, strict=True) if not code)
+    )
+    alone, _ = through(
+        job.model_copy(update={"input": job.input.model_copy(update={"path": [str(tmp_path / "good.jsonl")]})}),
+        tmp_path,
+    )
+    assert rows.drop_columns(["source", "row"]).equals(alone.drop_columns(["source", "row"]))
+
+
+def test_second_fields_of_parquet(tmp_path):
+    """Of pairs and choices together: a row fails for either."""
+    pair = pa.array([b"sound", None, b"\xff", b"", b"sound"], pa.binary()).view(pa.string())
+    choices = pa.array([["a", "b"], ["a"], ["a"], ["a"], ["a", None]], pa.list_(pa.string()))
+    pq.write_table(pa.table({"text": ["t"] * 5, "pair": pair, "choices": choices}), tmp_path / "in.parquet")
+    job = job_of(
+        tmp_path / "in.parquet", tmp_path, task="rerank", model="embedded:mini/heads/relevance", text_pair="pair"
+    )
+    _, errors = through(job, tmp_path)
+    assert [(row["row"], row["code"]) for row in errors] == [(1, "null_field"), (2, "invalid_utf8"), (3, "empty_text")]
+    job = job_of(
+        tmp_path / "in.parquet", tmp_path, task="multiple-choice", model="embedded:mini/heads/choice", choices="choices"
+    )
+    _, errors = through(job, tmp_path)
+    assert [(row["row"], row["code"]) for row in errors] == [(4, "wrong_type")]
 
 
 def test_a_file_deleted_after_listing_and_a_drift_of_kept_types(tmp_path, monkeypatch):
@@ -241,8 +245,7 @@ def test_a_file_deleted_after_listing_and_a_drift_of_kept_types(tmp_path, monkey
         return found
 
     monkeypatch.setattr(run, "find_inputs", and_deleted)
-    job = job_of(folder, tmp_path / "out", input={"path": str(folder), "id": None, "keep": ["year"]})
-    rows, errors = through(job, tmp_path / "out")
+    rows, errors = through(job_of(folder, tmp_path / "out", keep=["year"]), tmp_path / "out")
     assert rows["row"].to_pylist() == [0, 1]
     assert {(Path(row["source"]).name, row["row"], row["code"]) for row in errors} == {
         ("b.parquet", -1, "schema_drift"),
@@ -257,25 +260,21 @@ def test_no_permission_is_not_bad_data(corpus, tmp_path, monkeypatch, format):
     def refused(*_):
         raise PermissionError(13, "Permission denied", name)
 
-    out = tmp_path / "out"
-    job = job_of(corpus.folder / name, out)
-    prepared = run.prepare(job, open_store(str(out)))
+    def prepared(out):
+        return run.prepare(job_of(corpus.folder / name, out, id="id"), open_store(str(out)))
+
+    planned = prepared(tmp_path / "out")
     monkeypatch.setattr(raw.Source, "range", refused)
-    block = Tokenize(prepared.recipe)(to_block(shard_to_json(prepared.plan.shards[0]), {}))
-    with pytest.raises(JobFailed, match=f"{name}.*[Pp]ermission"):
+    block = Tokenize(planned.recipe)(to_block(shard_to_json(planned.plan.shards[0]), {}))
+    with pytest.raises(JobFailed, match=rf"{name}.*[Pp]ermission"):
         raise_failure(block.to_pylist()[0])
-    with pytest.raises(JobFailed, match="[Pp]ermission"):
-        run.prepare(
-            job_of(corpus.folder / name, tmp_path / "other", input={"keep": ["text"]}), open_store(str(tmp_path))
-        )
+    with pytest.raises(JobFailed, match=rf"{name}.*[Pp]ermission"):
+        prepared(tmp_path / "other")
 
 
 @pytest.mark.slow
 def test_a_bomb_of_full_size(tmp_path, monkeypatch):
-    monkeypatch.undo()
-    assert shards.BOMB_BYTES == 1 << 30
-    import gzip
-
+    monkeypatch.setattr(shards, "BOMB_BYTES", FULL_SIZE)
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b"\0" * (1200 << 20), 1))
     corpus = Corpus(tmp_path / "in")
     corpus.good("good.jsonl", 1, json.dumps({"text": BETWEEN}).encode() + b"\n")

@@ -12,14 +12,18 @@ A row that hangs is made to kill its process, by a thread of C that needs no Pyt
 import contextlib
 import faulthandler
 import json
-import time
+import logging
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.store import Store
 from xlmr_ray.errors import JobFailed
+
+log = logging.getLogger(__name__)
 
 PIECES = 8  # that a range is cut into: fewer deaths than by halves, and each costs a start of the actor
 WARY = 4  # shards after a restart; Ray Data gives an actor two at a time
@@ -33,13 +37,12 @@ Failure = tuple[str, str]  # code and message
 
 @dataclass
 class Note:
-    """What is known of a shard: where to cut it beside the first cuts, what was `begun` and when (epoch seconds), how
-    often each row alone was fatal (-1: the reading of the shard), and the rows found to be so, with code and message.
+    """What is known of a shard: where to cut it beside the first cuts, what was `begun`, how often each row alone was
+    fatal (-1: the reading of the shard), and the rows found to be so, with code and message.
     """
 
     cuts: list[int] = field(default_factory=list)
     begun: list[int] = field(default_factory=list)
-    since: float = 0.0
     deaths: int = 0
     alone: dict[str, int] = field(default_factory=dict)  # JSON has string keys alone
     found: dict[str, list[str]] = field(default_factory=dict)
@@ -65,6 +68,7 @@ class Suspects:
         self.wary = WARY if actor else 0
         self.note: Note | None = None
         self.key = ""
+        self.late = Path(tempfile.gettempdir(), f"xlmr-ray-{actor}-late")  # where the watch of a wary actor says why
 
     @contextlib.contextmanager
     def shard(self, id: str) -> Iterator[None]:
@@ -74,6 +78,7 @@ class Suspects:
         if self.note is not None:
             self.wary -= 1
             self.store.delete(self.key)
+            self.late.unlink(missing_ok=True)
             self.note = None
 
     def recalled(self, id: str) -> Note:
@@ -96,10 +101,9 @@ class Suspects:
         row = str(start)
         note.alone[row] = note.alone.get(row, 0) + 1
         if note.alone[row] >= ALONE:
-            late = self.timeout is not None and time.time() - note.since >= self.timeout
             note.found[row] = list(
                 (codes.TIMED_OUT, f"not done in errors.timeout, {self.timeout:g} seconds, alone in its process")
-                if late
+                if self.was_late()
                 else (codes.KILLED_WORKER, f"its process died {ALONE} times with the row alone in it: {self.step}")
             )
         return note
@@ -130,16 +134,27 @@ class Suspects:
     def trying(self, piece: Piece) -> Iterator[None]:
         """Around the work on a piece: noted, and bounded in time."""
         self.begin(piece.start, piece.stop)
-        if self.timeout is not None:
-            faulthandler.dump_traceback_later(self.timeout, exit=True, file=STANDARD_ERROR)
-        try:
+        if self.timeout is None:
             yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+            return
+        with contextlib.ExitStack() as stack:
+            told = STANDARD_ERROR if self.note is None else stack.enter_context(self.late.open("wb"))
+            faulthandler.dump_traceback_later(self.timeout, exit=True, file=told)
+            stack.callback(faulthandler.cancel_dump_traceback_later)
+            yield
+
+    def was_late(self) -> bool:
+        """Whether the incarnation before was ended by its watch. Of one on another machine that is not known."""
+        try:
+            traceback = self.late.read_text("utf-8", "replace")
+        except FileNotFoundError:
+            return False
+        log.warning("the process before this one hung: %s", traceback)
+        return bool(traceback)
 
     def begin(self, start: int, stop: int) -> None:
         if self.note is not None:
-            self.note.begun, self.note.since = [start, stop], time.time()
+            self.note.begun = [start, stop]
             self.store.put(self.key, json.dumps(asdict(self.note)).encode())
 
 

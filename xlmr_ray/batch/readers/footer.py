@@ -19,6 +19,7 @@ from xlmr_ray.batch.readers.raw import Damaged, Source
 TAIL = 64 << 10  # read at once; most footers are smaller
 _KEY = b"\x0cARROW:schema"  # a Thrift string: its length, then its bytes
 _HIDDEN = b"\x0cARROW.schema"
+_PICKLED = "arrow.py_extension_type"  # of older pyarrow: a pickle, whatever its name says
 _NAME, _DISARMED = b"ARROW:extension:name", b"ARROW.extension.name"
 
 
@@ -37,7 +38,7 @@ def check_footer(source: Source) -> None:
     if size + 8 > len(tail):
         tail = source.keep_tail(size + 8)
     for name in extension_names(tail[-8 - size : -8]):
-        if not name.startswith("arrow."):
+        if not name.startswith("arrow.") or name == _PICKLED:
             raise Damaged(
                 codes.EXTENSION_TYPE, f"the file has a column of the extension type {name!r}; it is not loaded"
             )
