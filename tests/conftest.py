@@ -5,6 +5,7 @@ for it.
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,3 +56,12 @@ def udhr() -> Path:
     import xlmr_ray
 
     return Path(xlmr_ray.__file__).parent / "assets" / "udhr"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A service of every task behind HTTP: `tests.serve.server.Running`."""
+    from tests.serve.server import running, save_causal
+
+    with running(save_causal(tmp_path_factory.mktemp("causal"))) as service:
+        yield service

@@ -1,0 +1,71 @@
+"""A service with every task, of the embedded checkpoint and its heads, behind a real HTTP server in a thread."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from xlmr_ray import XLMRobertaForCausalLM, XLMRobertaTokenizer
+from xlmr_ray.serve.app import build_app
+from xlmr_ray.serve.service import Service
+from xlmr_ray.serve.settings import ServeSettings
+
+HEADS = "embedded:mini/heads/"
+MODELS: list[dict[str, Any]] = [
+    {
+        "model": "embedded:mini",
+        "tasks": ["embedding", "sentence-similarity", "feature-extraction", "text-classification"],
+    },
+    {"model": f"{HEADS}entities"},
+    {"model": f"{HEADS}masked", "tasks": ["fill-mask", "pseudo-perplexity"]},
+    {"model": f"{HEADS}answers"},
+    {"model": f"{HEADS}entailment", "tasks": ["zero-shot-classification", "text-classification"]},
+    {"model": f"{HEADS}relevance"},
+    {"model": f"{HEADS}choice"},
+]
+
+
+@dataclass(frozen=True)
+class Running:
+    url: str
+    service: Service
+    app: FastAPI
+    causal: Path
+
+    def source(self, model: str) -> str:
+        """What `pipeline()` takes for a model of the service."""
+        return self.service.models[model].source
+
+
+def save_causal(folder: Path) -> Path:
+    """The embedded language model as a causal one. It was not trained as such, which makes no difference here."""
+    XLMRobertaForCausalLM.from_pretrained(f"{HEADS}masked", is_decoder=True).save_pretrained(folder)
+    XLMRobertaTokenizer.from_pretrained("embedded:mini").save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def running(causal: Path) -> Iterator[Running]:
+    models = [*MODELS, {"model": str(causal), "name": "causal", "tasks": ["text-generation", "perplexity"]}]
+    settings = ServeSettings.model_validate({"models": models, "engine": {"threads": 1, "tokenizers": 1}})
+    service = Service.load(settings)
+    app = build_app(service, settings)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server ended while starting"
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Running(f"http://127.0.0.1:{port}", service, app, causal)
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        service.close()
