@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +24,7 @@ from xlmr_ray.batch.commit import committed
 from xlmr_ray.batch.finish import current
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.progress import Figures
-from xlmr_ray.batch.run import prepare, run_job, score
+from xlmr_ray.batch.run import Done, prepare, run_job, score
 from xlmr_ray.batch.store import open_store
 from xlmr_ray.batch.verify import verify
 
@@ -258,7 +259,15 @@ def test_a_failure_in_an_actor_is_one_line_that_says_why(ray_session, model, cor
     with pytest.raises(
         JobFailed, match=r"the weights on this machine are others \(.*put the same checkpoint on all machines"
     ):
-        score(changed, store, planned, set(), Figures(20, 3), Console(quiet=True), quiet=True)
+        score(
+            changed,
+            store,
+            planned,
+            Done(np.zeros(3, bool), frozenset()),
+            Figures(20, 3),
+            Console(quiet=True),
+            quiet=True,
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from xlmr_ray.batch.bisect import is_panic
+from xlmr_ray.batch.source import InputChanged
 from xlmr_ray.errors import JobFailed, UserError
 
 FAILURE = "failure"
@@ -47,18 +48,18 @@ def guarded(step: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:
     try:
         return step(block)
     except (UserError, JobFailed) as error:
-        reason, users = str(error), isinstance(error, UserError)
+        reason, users, changed = str(error), isinstance(error, UserError), isinstance(error, InputChanged)
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(str(error).split())
         reason = f"the pipeline failed: {type(error).__name__}: {text} ({where.filename}:{where.lineno})"
-        users = False
-    return pa.table({"shard": block["shard"], FAILURE: pa.array([reason], pa.string()), "users": [users]})
+        users = changed = False
+    return pa.table({"shard": block["shard"], FAILURE: [reason], "users": [users], "changed": [changed]})
 
 
 def raise_failure(row: Mapping[str, Any]) -> None:
-    """Raises, in the driver, what `guarded` carried in this row: UserError or JobFailed, as it was."""
+    """Raises, in the driver, what `guarded` carried in this row: UserError, InputChanged or JobFailed, as it was."""
     if FAILURE in row:
-        raise (UserError if row["users"] else JobFailed)(row[FAILURE])
+        raise (UserError if row["users"] else InputChanged if row["changed"] else JobFailed)(row[FAILURE])

@@ -49,7 +49,7 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield  # the caller's own, which stays
         return
-    wanted = os.environ.get("RAY_ADDRESS") if address == "auto" else address
+    wanted = remote(address)
     if wanted and (parts := ADDRESS.fullmatch(wanted)):
         # Ray itself would try for minutes.
         try:
@@ -58,10 +58,10 @@ def connected(address: str) -> Iterator[None]:
             raise UserError(f"cluster.address {wanted}: no Ray cluster there: {error.strerror or error}") from None
     try:
         with quiet_core():
-            if wanted and wanted != "local":
+            if wanted:
                 ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
             else:
-                ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+                ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cluster.address {wanted or 'local'}: no Ray cluster there: {reason}") from None
@@ -93,6 +93,23 @@ def quiet_ray_data() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL + 1)
+
+
+def remote(address: str) -> str | None:
+    """The address of a cluster that is there already; None for one of this machine that ends with the job."""
+    wanted = os.environ.get("RAY_ADDRESS") if address == "auto" else address
+    return wanted if wanted and wanted != "local" else None
+
+
+def on_gpu(device: str) -> bool:
+    """Whether the encoders will be on GPUs: those of the cluster where one is connected, else this machine's."""
+    if device != "auto":
+        return device.startswith("cuda")
+    if ray.is_initialized():
+        return float(ray.cluster_resources().get("GPU", 0)) > 0
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def sizes(cluster: ClusterSection, device: str, weights: int) -> Sizes:

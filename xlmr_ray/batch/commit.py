@@ -193,28 +193,47 @@ def planned_shards(store: Store, run_id: str) -> Iterator[str]:
 
 def by_line(head: Mapping[str, Any], name: str, items: Iterable[Mapping[str, Any]]) -> bytes:
     """A JSON object whose last member is the list `name`, one item a line, so that it reads whole or by line."""
-    rest = canonical({key: value for key, value in head.items() if key != name})[:-1]
-    out = bytearray(rest + (b"," if len(rest) > 1 else b"") + json.dumps(name).encode() + b":[")
-    separator = b"\n"
-    for item in items:
-        out += separator + canonical(item)
-        separator = b",\n"
-    return bytes(out + b"\n]}\n")
+    return by_lines({key: value for key, value in head.items() if key != name}, {name: items})
+
+
+def by_lines(head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str, Any]]]) -> bytes:
+    """The same for several lists, in the order given; the head and the name of the first list are the first line."""
+    out = io.BytesIO()
+    start = canonical(head)[:-1]
+    out.write(start + (b"," if len(start) > 1 else b""))
+    before = b""
+    for name, items in lists.items():
+        out.write(before + json.dumps(name).encode() + b":[")
+        separator = b"\n"
+        for item in items:
+            out.write(separator + canonical(item))
+            separator = b",\n"
+        before = b"\n],"
+    out.write(b"\n]}\n")
+    return out.getvalue()
 
 
 def lines_of(data: bytes, name: str, url: str) -> Iterator[Any]:
     """The items of the list `name` in what `by_line` wrote, one at a time; any other JSON object is read whole."""
     lines = io.BytesIO(data)
-    if not lines.readline().endswith(b'"' + name.encode() + b'":[\n'):
+    line = lines.readline()
+    wanted = json.dumps(name).encode() + b":[\n"
+    if not line.endswith(b":[\n"):
         found = parsed(data, url).get(name)
         if not isinstance(found, list):
             raise Damaged(f"{url}: is damaged: has no list of {name}")
         yield from found
         return
+    while not line.endswith(wanted):
+        line = next((one for one in lines if one.startswith(b'],"')), b"")
+        if not line:
+            raise Damaged(f"{url}: is damaged: has no list of {name}")
     for line in lines:
         if line == b"]}\n":
             if lines.read(1):
                 raise Damaged(f"{url}: is damaged: goes on after its end")
+            return
+        if line.startswith(b'],"'):
             return
         yield parsed(line.rstrip(b",\n"), url)
     raise Damaged(f"{url}: is damaged: its end is missing")

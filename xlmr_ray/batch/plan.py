@@ -1,25 +1,30 @@
 """The plan of a run: which shards, and the name of the run, which is a hash of all that decides its answers."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
+import torch
 
+from xlmr_ray.batch.cluster import on_gpu
 from xlmr_ray.batch.columns import Columns
-from xlmr_ray.batch.commit import Damaged, create_plan, lines_of, plan_key, run_id
+from xlmr_ray.batch.commit import Damaged, by_lines, canonical, lines_of, plan_key, run_id
 from xlmr_ray.batch.job import Job
-from xlmr_ray.batch.recipe import TaskRecipe, shard_from_dict
-from xlmr_ray.batch.shards import DeadLetter, Shard, plan_shards
+from xlmr_ray.batch.recipe import TaskRecipe
+from xlmr_ray.batch.shard_table import ShardTable
+from xlmr_ray.batch.shards import DeadLetter, plan_shards
 from xlmr_ray.batch.source import Input
 from xlmr_ray.batch.stages import bound
-from xlmr_ray.batch.store import Store
+from xlmr_ray.batch.store import Exists, Store
 from xlmr_ray.checkpoint.digest import encoder_identity, files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.checkpoint.folder import HEADS, encoder_folder, model_folder
+from xlmr_ray.checkpoint.tensors import open_tensors
 from xlmr_ray.errors import UserError
+from xlmr_ray.tasks.registry import Bound, canonical_task
 from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
 
@@ -27,6 +32,8 @@ from xlmr_ray.tokenizer import XLMRobertaTokenizer
 ANSWERS = 1
 # Begins the ids of shards that stand for a file that cannot be read at all: one error row, at row -1.
 FILES = "files"
+# Computed in the types of the checkpoint's files.
+AS_STORED = "as stored"
 
 
 @dataclass(frozen=True)
@@ -41,15 +48,21 @@ class Dead:
 
 @dataclass(frozen=True)
 class Plan:
-    """`shards` still without those committed; `dead` are the files that cannot be read, a shard each."""
+    """All shards of a run; `dead` are the files that cannot be read, a shard each."""
 
     run_id: str
-    shards: tuple[Shard, ...]
+    shards: ShardTable
     dead: tuple[Dead, ...]
 
     @property
     def rows(self) -> int:
-        return sum(shard.rows for shard in self.shards) + len(self.dead)
+        return self.shards.rows + len(self.dead)
+
+    def ids(self) -> Iterator[str]:
+        """Of all shards, the dead files' too, in the plan's order."""
+        yield from self.shards.ids()
+        for file in self.dead:
+            yield file.id
 
 
 def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
@@ -99,17 +112,24 @@ def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
 
 
 def identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: Sequence[Input]) -> dict[str, Any]:
-    """What decides the run: the job's own identity, and the inputs."""
-    return {**job_identity(job, recipes, columns), "inputs": [asdict(one) for one in inputs]}
+    """What decides the run: the job's own identity, and the inputs, whose list the plan holds."""
+    total = hashlib.sha256()
+    for one in inputs:
+        total.update(canonical(asdict(one)) + b"\n")
+    return {**job_identity(job, recipes, columns), "inputs": total.hexdigest()}
 
 
 def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> dict[str, Any]:
-    """What decides the answer to a row, and nothing else: not the cluster, the token budget or the size of a shard."""
+    """What decides the answer to a row, and nothing else.
+
+    Not the cluster, the token budget, the size of a shard, the job's name or the kind of processor: these move an
+    answer by rounding at most. An option counts by its value, whether the job file says it or the task's default does.
+    """
     tasks = [
         {
-            "task": recipe.task,
+            "task": canonical_task(recipe.task),
             "prefix": recipe.prefix,
-            "options": dict(recipe.options),
+            "options": options_of(bound(recipe)),
             "weights": recipe.weights,
             "tokenizer": recipe.tokenizer,
             "settings": settings_digest(resolve(recipe.model)),
@@ -120,23 +140,52 @@ def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> d
         "answers": ANSWERS,
         "columns": asdict(columns),
         "tasks": tasks,
-        "dtype": job.engine.dtype,
+        "precision": precision(job, recipes),
         "attn_implementation": job.engine.attn_implementation,
-        "device": job.engine.device,
         "quantization": job.engine.quantization,
         "empty": job.errors.empty,
         "max_row_bytes": job.input.max_row_bytes,
     }
 
 
+def options_of(task: Bound) -> dict[str, Any]:
+    """The task's options by name, defaults filled in."""
+    options = [one.name for one in fields(cast(Any, task)) if one.init and one.metadata.get("option", True)]
+    return {name: getattr(task, name) for name in options}
+
+
+def precision(job: Job, recipes: Sequence[TaskRecipe]) -> str:
+    """What the engine computes in: a dtype, or `AS_STORED` for checkpoints that are not all of float32, on a GPU.
+
+    So `dtype: auto` on a machine without a GPU and on one with it is one run where the answers are the same, and two
+    where they are not.
+    """
+    engine = job.engine
+    if engine.dtype != "auto":
+        return engine.dtype
+    folders = [model_folder(resolve(recipe.model)) for recipe in recipes]
+    stored = {one.dtype for folder in folders for one in open_tensors(folder).stored.values()}
+    if engine.quantization is None and not any(one.is_floating_point and one != torch.float32 for one in stored):
+        return "float32"
+    return AS_STORED if on_gpu(engine.device) else "float32"
+
+
 def settings_digest(folder: Path) -> str:
-    """Of a checkpoint's small JSON files: labels, pooling, prompts. The tokenizer has a fingerprint of its own."""
+    """Of a checkpoint's small JSON files: labels, pooling, prompts, lengths; a head's encoder's, too.
+
+    Without what is known by digests of its own, tokens and weights, and without the heads that lie beside an encoder.
+    """
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*.json")):
-        name = path.relative_to(folder).as_posix()
-        if name != "tokenizer.json" and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            total.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for place in (folder, encoder_folder(folder)):
+        for path in sorted(place.rglob("*.json")) if place else ():
+            parts = path.relative_to(place or folder).parts
+            if parts[0] != HEADS and not any(part.startswith(".") for part in parts) and not known_otherwise(parts[-1]):
+                total.update(f"{'/'.join(parts)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def known_otherwise(name: str) -> bool:
+    return name == "tokenizer.json" or name.endswith((".safetensors.index.json", ".bin.index.json"))
 
 
 def make_plan(
@@ -152,28 +201,47 @@ def make_plan(
 
 
 def write_plan(
-    store: Store, head: Mapping[str, Any], inputs: Sequence[Input], columns: Columns, *, shard_rows: int
+    store: Store,
+    head: Mapping[str, Any],
+    inputs: Sequence[Input],
+    columns: Columns,
+    *,
+    shard_rows: int,
+    kept: tuple[str, tuple[str, ...]] | None = None,
 ) -> Plan:
-    """Cuts the inputs into shards and writes the plan of the run `head["run_id"]`, once. Raises UserError where
-    nothing can be read, or the run has another plan.
+    """Cuts the inputs into shards and writes the plan of the run `head["run_id"]`, once: where another launch of the
+    run was faster, its plan holds. `kept`: see `plan_shards`. Raises UserError where nothing can be read.
     """
-    shards: list[Shard] = []
-    dead: list[Dead] = []
-    by_key: dict[str, Input] = {}
-    for piece in plan_shards(inputs, shard_rows=shard_rows, columns=columns):
+    name = head["run_id"]
+    shards = ShardTable(inputs)
+    letters: list[DeadLetter] = []
+    for piece in plan_shards(inputs, shard_rows=shard_rows, columns=columns, kept=kept):
         if isinstance(piece, DeadLetter):
-            by_key = by_key or {one.key: one for one in inputs}
-            dead.append(Dead(f"{FILES}-{len(dead):07d}", by_key[piece.key], piece.code, piece.message))
+            letters.append(piece)
         else:
-            shards.append(piece)
-    if dead and not shards:
-        more = f" (and {len(dead) - 1} files more)" if len(dead) > 1 else ""
-        raise UserError(f"nothing to read: {dead[0].message}{more}")
-    lines = [asdict(one) for one in (*shards, *dead)]
-    # JSON has no tuples: what is written must equal what is read, or two launches would differ.
-    content = json.loads(json.dumps({**head, "shards": lines}))
-    create_plan(store, head["run_id"], content)
-    return Plan(head["run_id"], tuple(shards), tuple(dead))
+            shards.add(piece)
+    if letters and not shards:
+        more = f" (and {len(letters) - 1} files more)" if len(letters) > 1 else ""
+        raise UserError(f"nothing to read: {letters[0].message}{more}")
+    places = {one.key: place for place, one in enumerate(inputs)} if letters else {}
+    dead = [
+        Dead(f"{FILES}-{number:07d}", inputs[places[letter.key]], letter.code, letter.message)
+        for number, letter in enumerate(letters)
+    ]
+
+    def lines() -> Iterator[dict[str, Any]]:
+        yield from shards.lines()
+        for file in dead:
+            yield {"id": file.id, "input": places[file.input.key], "code": file.code, "message": file.message}
+
+    data = by_lines(head, {"inputs": map(asdict, inputs), "shards": lines()})
+    try:
+        store.create(plan_key(name), data)
+    except Exists:
+        found = read_plan(store, name)
+        assert found is not None
+        return found
+    return Plan(name, shards, tuple(dead))
 
 
 def read_plan(store: Store, name: str) -> Plan | None:
@@ -183,19 +251,25 @@ def read_plan(store: Store, name: str) -> Plan | None:
         data = store.get(key)[0]
     except FileNotFoundError:
         return None
-    try:
-        shards, dead = split(lines_of(data, "shards", store.url(key)))
-    except (KeyError, TypeError) as error:
-        raise Damaged(f"{store.url(key)}: is damaged: a shard of another form ({error})") from None
-    return Plan(name, tuple(shards), tuple(dead))
-
-
-def split(lines: Iterator[dict[str, Any]]) -> tuple[list[Shard], list[Dead]]:
-    shards: list[Shard] = []
     dead: list[Dead] = []
-    for line in lines:
-        if "code" in line:
-            dead.append(Dead(**{**line, "input": Input(**line["input"])}))
-        else:
-            shards.append(shard_from_dict(line))
-    return shards, dead
+    try:
+        inputs = [Input(**line) for line in lines_of(data, "inputs", store.url(key))]
+        shards = ShardTable(inputs)
+        for line in lines_of(data, "shards", store.url(key)):
+            if "code" in line:
+                dead.append(Dead(**{**line, "input": inputs[line["input"]]}))
+            else:
+                shards.add_line(line)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise Damaged(f"{store.url(key)}: is damaged: a line of another form ({error})") from None
+    return Plan(name, shards, tuple(dead))
+
+
+def planned_inputs(store: Store, name: str) -> Iterator[Input]:
+    """What a run reads, in its order. Raises FileNotFoundError, `Damaged`."""
+    key = plan_key(name)
+    for line in lines_of(store.get(key)[0], "inputs", store.url(key)):
+        try:
+            yield Input(**line)
+        except TypeError:
+            raise Damaged(f"{store.url(key)}: is damaged: an input of another form") from None

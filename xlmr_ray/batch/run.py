@@ -1,31 +1,43 @@
-"""One run of a job: plan, stream the shards that have no record through the actors, finish, publish."""
+"""One run of a job: plan, take its lease, stream the shards that have no record through the actors, finish, publish."""
 
+import contextlib
+import itertools
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
+from numpy.typing import NDArray
 from rich.console import Console
 
-from xlmr_ray.batch.block import raise_failure, to_block
-from xlmr_ray.batch.cluster import WRITER_CPUS, Sizes, connected, sizes
-from xlmr_ray.batch.commit import ERROR_SCHEMA, commit_shard, committed, new_attempt
+from xlmr_ray.batch.block import raise_failure
+from xlmr_ray.batch.cluster import connected, on_gpu, remote, sizes
+from xlmr_ray.batch.commit import (
+    ATTEMPT_FILE,
+    ERROR_SCHEMA,
+    commit_shard,
+    committed_shards,
+    in_order,
+    new_attempt,
+    read_record,
+)
 from xlmr_ray.batch.finish import Manifest, finish, publish, read_manifest
 from xlmr_ray.batch.job import Job
-from xlmr_ray.batch.plan import Dead, Plan, columns_of, make_plan, task_recipes
+from xlmr_ray.batch.lease import WAIT, leased
+from xlmr_ray.batch.plan import AS_STORED, Dead, Plan, columns_of, make_plan, precision, task_recipes
 from xlmr_ray.batch.progress import Display, Figures, say
-from xlmr_ray.batch.recipe import EngineRecipe, Recipe, shard_to_json
-from xlmr_ray.batch.shards import Shard
-from xlmr_ray.batch.source import find_inputs
-from xlmr_ray.batch.stages import Encode, Tokenize
-from xlmr_ray.batch.store import NoConditionalWrites, Store, clean_url, open_store, reading
-from xlmr_ray.batch.write import Write
+from xlmr_ray.batch.recipe import EngineRecipe, Recipe
+from xlmr_ray.batch.shard_table import ROWS
+from xlmr_ray.batch.source import InputChanged, find_inputs
+from xlmr_ray.batch.store import NoConditionalWrites, Store, open_store, reading
+from xlmr_ray.batch.stream import rows_of, stream
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.errors import JobFailed
+from xlmr_ray.redact import clean_url
 
 # Rows of a shard where the job does not say: seconds of work each, so that a crash costs little and progress shows.
 SHARD_ROWS_CPU = 16
@@ -44,6 +56,18 @@ class Outcome:
 
 class Interrupted(JobFailed):
     """Stopped by the user. What is committed stays, and the same command goes on from there."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What earlier launches committed: a truth value for each shard of the plan, and the dead files by id."""
+
+    shards: NDArray[np.bool_]
+    files: frozenset[str]
+
+    @property
+    def count(self) -> int:
+        return int(self.shards.sum()) + len(self.files)
 
 
 @dataclass(frozen=True)
@@ -67,11 +91,13 @@ def prepare(job: Job, store: Store) -> Prepared:
     with reading(", ".join(map(clean_url, job.input.path))):
         found = find_inputs(job.input.path, format=job.input.format)
         plan = make_plan(store, job, recipes, columns, found.inputs, shard_rows=shard_rows(job))
+    computed_in = precision(job, recipes)
     engine = EngineRecipe(
-        dtype=job.engine.dtype,
+        # As the run's identity says, on every machine: an actor elsewhere than on a GPU must not choose otherwise.
+        dtype="auto" if computed_in == AS_STORED else computed_in,
         attn_implementation=job.engine.attn_implementation,
         max_tokens=job.engine.max_tokens,
-        device=job.engine.device,
+        device="cuda" if computed_in == AS_STORED and job.engine.device == "auto" else job.engine.device,
         quantization=job.engine.quantization,
         threads=0,
     )
@@ -88,60 +114,106 @@ def prepare(job: Job, store: Store) -> Prepared:
     return Prepared(plan, recipe, len(found.inputs), tuple(found.ignored))
 
 
-def run_job(job: Job, *, console: Console | None = None, quiet: bool = False, at_least_once: bool = False) -> Outcome:
-    """Runs the job to its end. Raises UserError for what is wrong with it, JobFailed for what goes wrong with the
-    run.
+def run_job(
+    job: Job,
+    *,
+    console: Console | None = None,
+    quiet: bool = False,
+    at_least_once: bool = False,
+    wait: float = WAIT,
+) -> Outcome:
+    """Runs the job to its end. Where another launch of the same run is at it, waits for that one first, for `wait`
+    seconds at most.
+
+    Raises UserError for what is wrong with the job, JobFailed for what goes wrong with the run.
     """
     console = console or Console(stderr=True)
     started = time.time()
     store = probed(job.output.path, at_least_once=at_least_once)
-    prepared = prepare(job, store)
-    plan = prepared.plan
-    manifest = read_manifest(store, plan.run_id)
-    figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
-    if manifest is None:
-        done = earlier(store, plan, figures)
-        if not quiet:
-            say(console, describe(prepared, done))
-        try:
-            score(job, store, prepared, done, figures, console, quiet=quiet)
-        except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the latter
-            raise Interrupted(
-                f"stopped: {figures.shards_before + figures.shards} of {figures.total_shards} shards of run "
-                f"{plan.run_id} are committed; the same command goes on from there"
-            ) from None
-        manifest = finish(store, plan.run_id, [shard.id for shard in (*plan.shards, *plan.dead)])
-    _, published = publish(store, plan.run_id, started=started)
+    # What a cluster has decides how the job is cut; one of this machine needs no asking, and starts when there is work.
+    with connected(job.cluster.address) if remote(job.cluster.address) else contextlib.nullcontext():
+        prepared = prepare(job, store)
+        plan = prepared.plan
+        figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
+        manifest = read_manifest(store, plan.run_id)
+        if manifest is None:
+            with leased(store, plan.run_id, wait=wait, tell=lambda text: say(console, text)) as lease:
+                manifest = read_manifest(store, plan.run_id) or drive(
+                    job, store, prepared, figures, console, quiet=quiet, check=lease.check
+                )
+        _, published = publish(store, plan.run_id, started=started)
     return Outcome(manifest, figures, published, store)
 
 
+def drive(
+    job: Job,
+    store: Store,
+    prepared: Prepared,
+    figures: Figures,
+    console: Console,
+    *,
+    quiet: bool,
+    check: Callable[[], None],
+) -> Manifest:
+    """From whatever is committed to the run's manifest. `check` raises where another driver has taken over."""
+    plan = prepared.plan
+    done = earlier(store, plan, figures)
+    if not quiet:
+        say(console, describe(prepared, done))
+    try:
+        score(job, store, prepared, done, figures, console, quiet=quiet, check=check)
+    except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the latter
+        raise Interrupted(
+            f"stopped: {figures.shards_before + figures.shards} of {figures.total_shards} shards of run "
+            f"{plan.run_id} are committed; the same command goes on from there"
+        ) from None
+    check()
+    return finish(store, plan.run_id, plan.ids())
+
+
 def score(
-    job: Job, store: Store, prepared: Prepared, done: set[str], figures: Figures, console: Console, *, quiet: bool
+    job: Job,
+    store: Store,
+    prepared: Prepared,
+    done: Done,
+    figures: Figures,
+    console: Console,
+    *,
+    quiet: bool,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Commits every shard that is not `done`, or raises JobFailed that says why not."""
     plan = prepared.plan
     for file in plan.dead:
-        if file.id not in done:
+        if file.id not in done.files:
             commit_dead(store, plan.run_id, file)
             figures.add(0, 1, 0, 0)
     check_errors(job, store, plan, figures)
-    todo = [shard for shard in plan.shards if shard.id not in done]
-    if not todo:
+    todo = np.flatnonzero(~done.shards)
+    if not len(todo):
         return
+    changed: Counter[str] = Counter()
     with connected(job.cluster.address), Display(figures, console, quiet=quiet) as display:
         encoders = {(task.encoder, task.tokenizer): task.model for task in prepared.recipe.tasks}
         weights = sum(4 * stored_values(model_folder(resolve(model))) for model in encoders.values())
         size = sizes(job.cluster, job.engine.device, weights)
         recipe = replace(prepared.recipe, engine=replace(prepared.recipe.engine, threads=size.threads))
         display.note(f"starting {size.tokenizers} tokenizer and {size.encoders} encoder actors")
-        try:
-            for row in stream(todo, recipe, size).iter_rows():
+        for row in rows_of(stream((plan.shards[int(at)] for at in todo), len(todo), recipe, size)):
+            check()
+            try:
                 raise_failure(row)
-                figures.add(row["rows_ok"], row["rows_error"], row["tokens"], row["padded"])
-                display.update()
-                check_errors(job, store, plan, figures)
-        except ray.exceptions.RayError as error:
-            raise cause(error) from error
+            except InputChanged as error:
+                changed[str(error)] += 1
+                continue
+            figures.add(row["rows_ok"], row["rows_error"], row["tokens"], row["padded"])
+            display.update()
+            check_errors(job, store, plan, figures)
+    if changed:
+        raise JobFailed(
+            f"{some(sorted(changed))}: {changed.total():,} shards of {len(changed):,} inputs could not be scored, all "
+            f"others of run {plan.run_id} are committed; nothing is published"
+        )
 
 
 def probed(url: str, *, at_least_once: bool) -> Store:
@@ -158,31 +230,43 @@ def probed(url: str, *, at_least_once: bool) -> Store:
 
 
 def shard_rows(job: Job) -> int:
-    """As asked, or by the device that the job names; the plan is made before a cluster is looked for."""
+    """As asked, or by what the encoders will be on."""
     if job.cluster.shard_rows != "auto":
         return job.cluster.shard_rows
-    import torch
-
-    on_gpu = job.engine.device.startswith("cuda") or (job.engine.device == "auto" and torch.cuda.is_available())
-    return SHARD_ROWS_GPU if on_gpu else SHARD_ROWS_CPU
+    return SHARD_ROWS_GPU if on_gpu(job.engine.device) else SHARD_ROWS_CPU
 
 
-def earlier(store: Store, plan: Plan, figures: Figures) -> set[str]:
-    """The shards that earlier launches committed, counted in the figures."""
-    done = set()
-    for record in committed(store, plan.run_id):
-        done.add(record.shard)
-        figures.rows_before += record.rows_in
-        figures.shards_before += 1
-        figures.errors_before += record.rows_error
+def earlier(store: Store, plan: Plan, figures: Figures) -> Done:
+    """What earlier launches committed, counted in the figures. Lists, and reads the records of shards with errors."""
+    shards = np.zeros(len(plan.shards), np.bool_)
+    dead = {file.id for file in plan.dead}
+    files: set[str] = set()
+    names, copies = itertools.tee(committed_shards(store, plan.run_id))
+    for name, place in zip(names, plan.shards.places(copies), strict=True):
+        if place >= 0:
+            shards[place] = True
+        elif name in dead:
+            files.add(name)
+    done = Done(shards, frozenset(files))
+    figures.rows_before = int(plan.shards.columns[shards, ROWS].sum()) + len(files)
+    figures.shards_before = done.count
+    with_errors = (
+        found["shard"]
+        for entry in store.list(f"errors/{plan.run_id}/")
+        if (found := ATTEMPT_FILE.fullmatch(entry.key.rpartition("/")[2]))
+    )
+    # Attempts of a shard are beside each other; one that crashed may have no record.
+    once = (name for name, _ in itertools.groupby(with_errors))
+    for record in in_order(lambda name: read_record(store, plan.run_id, name), once):
+        figures.errors_before += 0 if record is None else record.rows_error
     return done
 
 
-def describe(prepared: Prepared, done: set[str]) -> str:
+def describe(prepared: Prepared, done: Done) -> str:
     plan = prepared.plan
     text = f"run {plan.run_id}: {plan.rows:,} documents of {prepared.files:,} files in {len(plan.shards):,} shards"
-    if done:
-        text += f"; {len(done):,} are committed already, going on from there"
+    if done.count:
+        text += f"; {done.count:,} are committed already, going on from there"
     if prepared.ignored:
         text += f"; not read, no known ending: {some(prepared.ignored)}"
     if plan.dead:
@@ -219,48 +303,3 @@ def check_errors(job: Job, store: Store, plan: Plan, figures: Figures) -> None:
             f"{job.errors.max_fraction:.1%}: nothing is published; they are in {store.url(f'errors/{plan.run_id}/')}; "
             "mend the input, or raise errors.max_fraction and run again to go on"
         )
-
-
-def stream(todo: Sequence[Shard], recipe: Recipe, size: Sizes) -> ray.data.Dataset:
-    """The lazy pipeline: a row of figures for each shard, as they are committed."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = None  # a block is a shard; never split it
-    blocks = [to_block(shard_to_json(shard), {}) for shard in todo]
-    return (
-        ray.data.from_arrow(blocks)
-        .map_batches(
-            Tokenize,
-            fn_constructor_args=(recipe,),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=size.tokenizers),
-            num_cpus=size.tokenizer_cpus,
-        )
-        .map_batches(
-            Encode,
-            fn_constructor_args=(recipe,),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=size.encoders),
-            num_cpus=size.encoder_cpus,
-            num_gpus=size.encoder_gpus,
-        )
-        .map_batches(
-            Write,
-            fn_constructor_args=(recipe,),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=size.writers),
-            num_cpus=WRITER_CPUS,
-        )
-    )
-
-
-def cause(error: BaseException) -> JobFailed:
-    """What Ray itself could not do, in one line; what our steps say comes as data (see `block.guarded`)."""
-    while (inner := getattr(error, "cause", None)) is not None and isinstance(inner, BaseException):
-        error = inner
-    lines = str(error).strip().splitlines() or ["no message"]
-    return JobFailed(f"the cluster failed: {type(error).__name__}: {lines[0]}; run the job again to go on")

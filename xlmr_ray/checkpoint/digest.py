@@ -1,6 +1,7 @@
 """A hash of a checkpoint's weights: the same for the same tensors, however cut into files or prefixed."""
 
 import hashlib
+import json
 import os
 import platform
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 
 from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, encoder_folder, model_folder, read_config
 from xlmr_ray.checkpoint.names import canonical_names, is_encoder
-from xlmr_ray.checkpoint.tensors import TensorFiles, open_tensors
+from xlmr_ray.checkpoint.tensors import BIN, SINGLE, TensorFiles, open_tensors
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 
@@ -21,13 +22,17 @@ _known: dict[str, dict[str, list[str]]] = {}
 
 
 def weights_digest(folder: Path) -> str:
-    """64 hex digits (SHA-256) over canonical name, dtype, shape and content of every weight. Raises UserError as
-    loading does.
+    """64 hex digits (SHA-256) over canonical name, dtype, shape and content of every weight, and of the layers that a
+    sentence-transformers folder has after the pooling. Raises UserError as loading does.
 
     Remembered in this process by the files' sizes and times of change.
     """
     check_encoder(folder)
-    return _digest(folder, lambda name: True)
+    model = _digest(folder, lambda name: True)
+    files = layer_files(folder)
+    if not files:
+        return model
+    return hashlib.sha256("\n".join([model, *map(_file_hash, files)]).encode()).hexdigest()
 
 
 def encoder_digest(folder: Path) -> str:
@@ -68,9 +73,24 @@ def files_stamp(folder: Path) -> str:
     """Machine, path, inode, size and time of change of the weights' files: where it is equal, so is the digest,
     without reading the files again.
     """
-    files = open_tensors(model_folder(folder)).files
+    files = [*open_tensors(model_folder(folder)).files, *layer_files(folder)]
     stats = [(str(file.resolve()), file.stat()) for file in files]
     return repr([platform.node(), *((path, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for path, s in stats)])
+
+
+def layer_files(folder: Path) -> list[Path]:
+    """The weights of the modules that follow the first in a sentence-transformers folder, in their order."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text("utf-8"))
+        paths = [str(module["path"]) for module in modules[1:]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    return [folder / path / name for path in paths for name in (SINGLE, BIN) if (folder / path / name).is_file()]
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(folder: Path, wanted: Callable[[str], bool]) -> str:

@@ -1,0 +1,138 @@
+"""The pipeline on Ray Data: shards to tokenizer actors, encoder actors, writer actors; a row of figures for each one
+that is committed.
+
+Ray Data takes its input as objects that exist before it starts, at some milliseconds each. So many shards go in
+together, packed, and the tokenizers, which read them, give out a block for each, as they come to it.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from xlmr_ray.batch.block import to_block
+from xlmr_ray.batch.cluster import WRITER_CPUS, Sizes
+from xlmr_ray.batch.recipe import Recipe, shard_to_json
+from xlmr_ray.batch.shards import Shard
+from xlmr_ray.batch.stages import Encode, Tokenize
+from xlmr_ray.batch.write import Write
+from xlmr_ray.errors import JobFailed
+
+PACK = 64  # shards at most; what a tokenizer that dies begins anew
+PACKS = 16  # at least, for each tokenizer, so that all have work to the end
+
+
+class TokenizeEach:
+    """The tokenizer's step on each shard of a pack, one block out at a time."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.step = Tokenize(recipe)
+        # A restarted actor begins its packs anew, and what it died of may be the last shard of the second.
+        self.step.suspects.wary *= 2 * PACK
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        for shard in unpacked(block):
+            yield self.step(to_block(shard, {}))
+
+
+def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes) -> ray.data.Dataset:
+    """The lazy pipeline over `count` shards."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # In bytes, so that a block is one row, which cannot be split, and a row is a shard.
+    context.target_max_block_size = 1
+    return (
+        ray.data.from_arrow(list(packed(todo, max(1, min(PACK, count // (PACKS * size.tokenizers))))))
+        .map_batches(
+            TokenizeEach,
+            fn_constructor_args=(recipe,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=size.tokenizers),
+            num_cpus=size.tokenizer_cpus,
+        )
+        .map_batches(
+            Encode,
+            fn_constructor_args=(recipe,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=size.encoders),
+            num_cpus=size.encoder_cpus,
+            num_gpus=size.encoder_gpus,
+        )
+        .map_batches(
+            Write,
+            fn_constructor_args=(recipe,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=size.writers),
+            num_cpus=WRITER_CPUS,
+        )
+    )
+
+
+def packed(shards: Iterable[Shard], size: int) -> Iterator[pa.Table]:
+    """The shards in order, `size` in a block."""
+    pack: list[str] = []
+    for shard in shards:
+        pack.append(shard_to_json(shard))
+        if len(pack) == size:
+            yield _pack(pack)
+            pack = []
+    if pack:
+        yield _pack(pack)
+
+
+def _pack(shards: list[str]) -> pa.Table:
+    # Neighbours differ in a few digits.
+    return pa.table({"shards": pa.array([zlib.compress(json.dumps(shards).encode(), 1)], pa.binary())})
+
+
+def unpacked(block: pa.Table) -> Iterator[str]:
+    """The shards of a block, as JSON."""
+    if block.num_rows != 1:
+        raise AssertionError(f"a block of {block.num_rows} packs, wanted one")
+    yield from json.loads(zlib.decompress(block["shards"][0].as_py()))
+
+
+def rows_of(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """The dataset's rows as they come. Raises JobFailed for what Ray itself could not do."""
+    rows = iter(dataset.iter_rows())
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise failure(error) from error
+        yield row
+
+
+def failure(error: BaseException) -> JobFailed:
+    """What Ray could not do, in one line; what our steps say comes as data (see `block.guarded`)."""
+    while (inner := getattr(error, "cause", None)) is not None and isinstance(inner, BaseException):
+        error = inner
+    if isinstance(error, ray.data.exceptions.ExecutionTimeoutError):
+        seconds = ray.data.DataContext.get_current().execution_no_progress_timeout_s
+        return JobFailed(
+            f"the cluster does nothing: no shard moved for {seconds:,.0f} s with {resources()}; see that its machines "
+            "are there and large enough (RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S sets the wait); run the job again "
+            "to go on"
+        )
+    lines = str(error).strip().splitlines() or ["no message"]
+    return JobFailed(f"the cluster failed: {type(error).__name__}: {lines[0]}; run the job again to go on")
+
+
+def resources() -> str:
+    """What the cluster has at this moment."""
+    try:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+    except Exception:  # the cluster may be what failed
+        return "no answer from the cluster"
+    cpus, gpus = (sum(node["Resources"].get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    return f"{len(nodes)} machines of {cpus:g} CPUs and {gpus:g} GPUs together"
