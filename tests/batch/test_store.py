@@ -1,5 +1,6 @@
 import copy
 import errno
+import fcntl
 import os
 import pickle
 import random
@@ -241,8 +242,21 @@ def test_local_disk_without_links_is_refused(local, monkeypatch):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(fcntl, "flock", link)
     with pytest.raises(NoConditionalWrites, match="--at-least-once"):
         local.probe()
+    asked_for = open_store(local.root, at_least_once=True)
+    asked_for.probe()
+    etag = asked_for.create("a/k", b"1")
+    with pytest.raises(Exists):
+        asked_for.create("a/k", b"2")
+    etag = asked_for.replace("a/k", b"22", etag)
+    with pytest.raises(Changed):
+        asked_for.replace("a/k", b"3", "0")
+    assert asked_for.get("a/k") == (b"22", etag)
+    assert keys(asked_for) == ["a/k"]
+    assert asked_for.at_least_once
+    assert not local.at_least_once
 
 
 def test_key_cannot_leave_the_store(local):

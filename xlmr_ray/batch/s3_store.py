@@ -57,6 +57,8 @@ class S3Store:
     and expired credentials fail at once.
     """
 
+    at_least_once = False
+
     def __init__(self, url: str, *, options: Mapping[str, object] | None = None, deadline: float = DEADLINE) -> None:
         bucket, _, prefix = url.split("://", 1)[1].partition("/")
         if not bucket:

@@ -63,6 +63,10 @@ class Entry:
 class Store(Protocol):
     """What the commit protocol asks of a store. A write is whole and durable when its call returns."""
 
+    @property
+    def at_least_once(self) -> bool:
+        """Whether two writers may both believe that they created a key."""
+
     def create(self, key: str, data: bytes) -> str:
         """Write `data` if the key is absent and return its etag. Raises `Exists`."""
 
@@ -113,7 +117,7 @@ def open_store(
     if scheme == "file":
         from xlmr_ray.batch.local_store import LocalStore
 
-        return LocalStore(_local_path(url))
+        return LocalStore(_local_path(url), at_least_once)
     if scheme == "s3" and not at_least_once:
         from xlmr_ray.batch.s3_store import S3Store  # here, so that a local run does not wait for botocore
 
