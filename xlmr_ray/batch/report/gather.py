@@ -157,7 +157,8 @@ def gather(store: Store, run_id: str | None = None, *, price: float | None = Non
         run_id = published.run_id
     head = plan_head(store, run_id)
     done = read_manifest(store, run_id) is not None
-    state = "unfinished" if not done else "published" if published and published.run_id == run_id else "finished"
+    in_table = published is not None and run_id in (published.run_id, *published.runs)
+    state = "unfinished" if not done else "published" if in_table else "finished"
     started = tuple(launches(store, run_id))
     models = models_of(started[-1].job if started else {})
     report = RunReport(

@@ -97,12 +97,8 @@ def histogram(bins: Sequence[tuple[float, float, int]], *, log: bool, label: str
 
     total = sum(count for _, _, count in bins)
     most = max(bins, key=lambda bin: bin[2])
-    return svg(
-        draw,
-        2.4,
-        title,
-        f"{total:,} values from {short(bins[0][0])} to {short(bins[-1][1])}; most are near {short(most[0])}.",
-    )
+    told = f"{total:,} values from {short(bins[0][0])} to {short(bins[-1][1])}; most are near {short(most[0])}."
+    return svg(draw, 2.1, title, told)
 
 
 def bars(given: Sequence[Bar], *, label: str, title: str) -> Markup:
