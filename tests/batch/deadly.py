@@ -6,8 +6,10 @@ import signal
 
 import pyarrow as pa
 
+from xlmr_ray.batch.recipe import Recipe
 from xlmr_ray.batch.rows import good_rows
 from xlmr_ray.batch.stages import Encode, Scored, Tokenize, Tokenized
+from xlmr_ray.batch.stream import TokenizeEach
 
 
 class PanicException(BaseException):
@@ -38,6 +40,12 @@ class DeadlyTokenize(Tokenize):
     def tokenized(self, rows: pa.Table) -> Tokenized:
         suffer(rows, "tokenize")
         return super().tokenized(rows)
+
+
+class DeadlyTokenizeEach(TokenizeEach):
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.step.__class__ = DeadlyTokenize
 
 
 class DeadlyEncode(Encode):

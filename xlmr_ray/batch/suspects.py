@@ -1,12 +1,12 @@
 """Rows that kill or hang the process that works on them: found by notes that outlive it, one error row each.
 
 Ray restarts an actor that died and gives it the shards that it had. A restarted actor is wary of the first of them: it
-works in pieces, and notes in the store which piece it begins. If it dies again, the note tells the next incarnation
-where, and that piece is cut finer, until a row has killed its process twice alone: it becomes an error row. An actor
-that was never restarted notes nothing, so that the normal path costs nothing.
+notes in the store which it begins. If it dies again, the note tells the next incarnation where, and that shard, or that
+piece of it, is cut in pieces, until a row has killed its process twice alone: it becomes an error row. An actor that
+was never restarted notes nothing, so that the normal path costs nothing.
 
 A row that hangs is made to kill its process, by a thread of C that needs no Python lock. Notes are scratch objects
-(`.tmp/`): a shard that is through has none, and `sweep` removes those of a job that was stopped in between.
+(`.tmp/`), gone when the actor is wary no more; `sweep` removes those of a job that ended before.
 """
 
 import contextlib
@@ -36,16 +36,34 @@ Failure = tuple[str, str]  # code and message
 
 
 @dataclass
-class Note:
-    """What is known of a shard: where to cut it beside the first cuts, what was `begun`, how often each row alone was
-    fatal (-1: the reading of the shard), and the rows found to be so, with code and message.
+class Known:
+    """What is known of a shard with deaths: where to cut it, how many there were, how often each row alone was fatal
+    (-1: the reading of the shard), and the rows found to be so, with code and message.
     """
 
     cuts: list[int] = field(default_factory=list)
-    begun: list[int] = field(default_factory=list)
     deaths: int = 0
     alone: dict[str, int] = field(default_factory=dict)  # JSON has string keys alone
     found: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass
+class Note:
+    """What an actor leaves to its next incarnation: the rows that it works on, and its shards with deaths."""
+
+    shard: str = ""
+    start: int = 0
+    stop: int = 0
+    shards: dict[str, Known] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Note":
+        content = json.loads(data)
+        shards = {shard: Known(**known) for shard, known in content.pop("shards").items()}
+        return cls(**content, shards=shards)
 
 
 @dataclass(frozen=True)
@@ -64,44 +82,55 @@ class Suspects:
         self.store = store
         self.step = step
         self.timeout = timeout
-        self.actor = actor
         self.wary = WARY if actor else 0
-        self.note: Note | None = None
-        self.key = ""
+        self.key = f".tmp/suspects/{actor}-{step}.json"
         self.late = Path(tempfile.gettempdir(), f"xlmr-ray-{actor}-late")  # where the watch of a wary actor says why
+        self.note: Note | None = None  # while it is wary
+        self.known: Known | None = None  # of the shard at hand
+        self.id = ""
 
     @contextlib.contextmanager
     def shard(self, id: str) -> Iterator[None]:
         """Around the whole of a shard. Raises JobFailed for one that no cutting helps."""
-        self.note = self.recalled(id) if self.wary else None
+        self.id = id
+        if self.wary and self.note is None:
+            self.note = self.recalled()
+        self.known = None if self.note is None else self.note.shards.get(id)
+        if self.known is not None and self.known.deaths > MOST_DEATHS:
+            raise JobFailed(
+                f"shard {id}: the process that should {self.step} it died {self.known.deaths} times, in ever smaller "
+                "pieces; see the memory of the machine and the logs of Ray; run the job again to go on"
+            )
         yield
-        if self.note is not None:
-            self.wary -= 1
+        if self.note is None:
+            return
+        self.wary -= 1
+        self.note.shards.pop(id, None)
+        if self.wary:
+            self.note.shard = ""
+            self.store.put(self.key, self.note.to_bytes())
+        else:
             self.store.delete(self.key)
             self.late.unlink(missing_ok=True)
             self.note = None
 
-    def recalled(self, id: str) -> Note:
+    def recalled(self) -> Note:
         """The note of the incarnation before, with what its death says, or a new one."""
-        self.key = f".tmp/suspects/{id}-{self.step}-{self.actor}.json"
         try:
-            note = Note(**json.loads(self.store.get(self.key)[0]))
+            note = Note.from_bytes(self.store.get(self.key)[0])
         except FileNotFoundError:
             return Note()
-        note.deaths += 1
-        if note.deaths > MOST_DEATHS:
-            raise JobFailed(
-                f"shard {id}: the process that should {self.step} it died {note.deaths} times, in ever smaller pieces; "
-                "see the memory of the machine and the logs of Ray; run the job again to go on"
-            )
-        start, stop = note.begun
-        if stop - start > 1:
-            note.cuts += edges(start, stop)
+        if not note.shard:
             return note
-        row = str(start)
-        note.alone[row] = note.alone.get(row, 0) + 1
-        if note.alone[row] >= ALONE:
-            note.found[row] = list(
+        known = note.shards.setdefault(note.shard, Known())
+        known.deaths += 1
+        if note.stop - note.start > 1:
+            known.cuts += edges(note.start, note.stop)
+            return note
+        row = str(note.start)
+        known.alone[row] = known.alone.get(row, 0) + 1
+        if known.alone[row] >= ALONE:
+            known.found[row] = list(
                 (codes.TIMED_OUT, f"not done in errors.timeout, {self.timeout:g} seconds, alone in its process")
                 if self.was_late()
                 else (codes.KILLED_WORKER, f"its process died {ALONE} times with the row alone in it: {self.step}")
@@ -110,18 +139,17 @@ class Suspects:
 
     def pieces(self, count: int) -> list[Piece]:
         """A shard of so many rows, whole, or as the note says."""
-        if self.note is None or count == 0:
+        if self.known is None or count == 0:
             return [Piece(0, count)]
-        cuts = sorted({*edges(0, count), *self.note.cuts})
         pieces = []
-        for start, stop in pairwise(cuts):
-            code = self.note.found.get(str(start)) if stop - start == 1 else None
+        for start, stop in pairwise(sorted({0, count, *self.known.cuts})):
+            code = self.known.found.get(str(start)) if stop - start == 1 else None
             pieces.append(Piece(start, stop, None if code is None else (code[0], code[1])))
         return pieces
 
     def unreadable(self) -> Failure | None:
         """Why the shard is not to be read again, if its reading was fatal."""
-        found = None if self.note is None else self.note.found.get(str(READING[0]))
+        found = None if self.known is None else self.known.found.get(str(READING[0]))
         return None if found is None else (found[0], found[1])
 
     @contextlib.contextmanager
@@ -154,8 +182,8 @@ class Suspects:
 
     def begin(self, start: int, stop: int) -> None:
         if self.note is not None:
-            self.note.begun = [start, stop]
-            self.store.put(self.key, json.dumps(asdict(self.note)).encode())
+            self.note.shard, self.note.start, self.note.stop = self.id, start, stop
+            self.store.put(self.key, self.note.to_bytes())
 
 
 def edges(start: int, stop: int) -> list[int]:
