@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from tests.infra.manifests import KUBERNETES, ROOT, read
 
 DOCKERFILE = (ROOT / "infra" / "image" / "Dockerfile").read_text("utf-8")
@@ -90,3 +92,13 @@ def test_a_linter_has_nothing_to_say():
     linter = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([linter, ROOT / "infra" / "image" / "Dockerfile"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.slow
+def test_the_steps_run_and_the_demo_after_them():
+    """Minutes: it installs the package into an environment of its own. Root, on Linux."""
+    script = ROOT / "infra" / "image" / "without_docker.sh"
+    done = subprocess.run([script], capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    assert "rows in 2,850 = out 2,850 + errors 0" in done.stdout
+    assert "verified" in done.stdout
