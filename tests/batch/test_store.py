@@ -428,6 +428,46 @@ def test_get_through_a_fault(behind_proxy, proxy, fault):
     assert proxy.injected.count(fault) == 4
 
 
+def test_a_file_in_the_bucket_reads_like_one_on_the_disk(connected, tmp_path, monkeypatch):
+    monkeypatch.setattr("xlmr_ray.batch.s3_store.BLOCK", 1000)
+    data = os.urandom(5_003)
+    connected.put("ranges", data)
+    (tmp_path / "f").write_bytes(data)
+    chance = random.Random(3)
+    with connected.open("ranges") as ours, (tmp_path / "f").open("rb") as theirs:
+        for _ in range(40):
+            size, whence = chance.randrange(5000), chance.choice((os.SEEK_SET, os.SEEK_END))
+            name = chance.choice(("read", "seek", "readline", "tell"))
+            arguments = {"read": (size,), "seek": (-size if whence else size, whence)}.get(name, ())
+            assert getattr(ours, name)(*arguments) == getattr(theirs, name)(*arguments)
+        ours.seek(0)
+        assert ours.read() == data
+
+
+def test_an_object_replaced_while_it_is_read_is_not_taken_for_one(connected, monkeypatch):
+    monkeypatch.setattr("xlmr_ray.batch.s3_store.BLOCK", 1000)
+    connected.put("changing", b"1" * 5000)
+    with connected.open("changing") as file:
+        assert file.read(10) == b"1" * 10
+        connected.put("changing", b"2" * 5000)
+        with pytest.raises(JobFailed, match=r"changing: changed while it was read") as error:
+            file.read(4000)
+    one_line(error)
+
+
+def test_reading_a_file_through_refusals_and_throttling_is_one_line(seaweed, proxy):
+    options = {**seaweed.options, "endpoint_url": proxy.endpoint}
+    store = open_store(seaweed.new_folder(), options=options, deadline=1.0)
+    store.put("k", b"x" * 100)
+    for fault, words in ((403, "read was refused (403 ExpiredToken)"), (503, "read still failed after 1 s")):
+        proxy.clear()
+        with store.open("k") as file:
+            proxy.fault = lambda method, path, fault=fault: fault
+            with pytest.raises(JobFailed) as error:
+                file.read()
+        assert words in one_line(error)
+
+
 # Stores without conditional writes
 
 
@@ -490,8 +530,8 @@ def test_s3_at_least_once_wrong_secret(seaweed):
 def test_copy_shares_the_connection(seaweed):
     store = open_store(seaweed.new_folder(), options=seaweed.options)
     store.probe()
-    assert copy.copy(store)._connections() is store._connections()
-    assert pickle.loads(pickle.dumps(store))._connections() is not store._connections()
+    assert copy.copy(store)._connection() is store._connection()
+    assert pickle.loads(pickle.dumps(store))._connection() is not store._connection()
 
 
 def test_unknown_scheme():

@@ -10,6 +10,7 @@ import base64
 import copy
 import hashlib
 import inspect
+import io
 import logging
 import os
 import secrets
@@ -67,7 +68,7 @@ class S3Store:
         self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self.deadline = deadline
         self._options = checked_options(options)
-        self._opened: tuple[int, s3fs.S3FileSystem, s3fs.S3FileSystem] | None = None
+        self._opened: tuple[int, s3fs.S3FileSystem] | None = None
 
     def __repr__(self) -> str:
         return f"S3Store({self.url('')!r})"
@@ -144,9 +145,17 @@ class S3Store:
             more = {**more, "ContinuationToken": page["NextContinuationToken"]}
 
     def open(self, key: str) -> BinaryIO:
-        fs = self._connections()[2]
-        path = f"{self.bucket}/{self.prefix}{key}"
-        return cast(BinaryIO, self._run("open", key, lambda: fs.open(path, "rb")))
+        entry = self.head(key)
+        if entry is None:
+            raise FileNotFoundError(self.url(key))
+        found = entry
+
+        def read(start: int, stop: int) -> bytes:
+            # of the same object only, or two halves of different ones would pass for a whole
+            same = {"Range": f"bytes={start}-{stop - 1}", "IfMatch": f'"{found.etag}"'}
+            return self._run("read", key, lambda: self._read(key, **same))[0]
+
+        return cast(BinaryIO, io.BufferedReader(_Ranges(found.size, read), BLOCK))
 
     def delete(self, key: str) -> None:
         self._run("delete", key, lambda: self._call("delete_object", Key=self.prefix + key))
@@ -156,7 +165,7 @@ class S3Store:
 
     def probe(self) -> None:
         try:
-            self._connections()
+            self._connection()
             quick = copy.copy(self)
             quick.deadline = min(PROBE_DEADLINE, self.deadline)
             probe_writes(quick)
@@ -171,11 +180,11 @@ class S3Store:
         answer = self._call("put_object", Key=self.prefix + key, Body=data, ContentMD5=digest, **more)
         return cast(str, answer["ETag"].strip('"'))
 
-    def _read(self, key: str) -> tuple[bytes, str]:
+    def _read(self, key: str, **more: str) -> tuple[bytes, str]:
         fs = self._fs
 
         async def read() -> tuple[bytes, str]:
-            answer = await fs._call_s3("get_object", Bucket=self.bucket, Key=self.prefix + key)
+            answer = await fs._call_s3("get_object", Bucket=self.bucket, Key=self.prefix + key, **more)
             async with answer["Body"] as body:
                 data = await body.read()
             if len(data) != answer["ContentLength"]:
@@ -189,20 +198,19 @@ class S3Store:
 
     @property
     def _fs(self) -> s3fs.S3FileSystem:
-        return self._connections()[1]
+        return self._connection()[1]
 
-    def _connections(self) -> tuple[int, s3fs.S3FileSystem, s3fs.S3FileSystem]:
-        """The process, its connection for single requests and its connection for streams.
+    def _connection(self) -> tuple[int, s3fs.S3FileSystem]:
+        """The process and its connection.
 
-        A fork must not share its parent's sockets. They are not fsspec's cached instances, which are one a thread, and
-        would keep the credentials, or their absence, of their first use.
+        A fork must not share its parent's sockets. It is not fsspec's cached instance, which is one a thread, and
+        would keep the credentials, or their absence, of its first use.
         """
         with _opening:
             if self._opened is None or self._opened[0] != os.getpid():
                 settings = {**self._options, "skip_instance_cache": True}
-                single = _filesystem(settings, {"total_max_attempts": 1})
-                single.retries = 1
-                self._opened = (os.getpid(), single, _filesystem(settings, RETRIES))
+                self._opened = (os.getpid(), _filesystem(settings, {"total_max_attempts": 1}))
+                self._opened[1].retries = 1
             return self._opened
 
     def _run(self, verb: str, key: str, function: Callable[[], T]) -> T:
@@ -229,6 +237,36 @@ class S3Store:
             explained = _explained(error, verb, url, self.deadline)
         # outside the handler: the store's answer can echo the signed request, and must not hang on ours as context
         raise explained
+
+
+class _Ranges(io.RawIOBase):
+    """An object of so many bytes, read by ranges with `read_range(start, stop)`."""
+
+    def __init__(self, size: int, read_range: Callable[[int, int], bytes]) -> None:
+        self.size, self.read_range, self.position = size, read_range, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        self.position = max(0, start + offset)
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self.position + len(buffer), self.size)
+        if stop <= self.position:
+            return 0
+        data = self.read_range(self.position, stop)
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
 
 
 class _NotImplemented(JobFailed):
@@ -309,6 +347,8 @@ def _explained(error: Exception, verb: str, url: str, deadline: float) -> Except
         )
     if status == 501:
         return _NotImplemented(f"{url}: the store cannot {verb} ({_reason(error)})")
+    if status == 412:
+        return JobFailed(f"{url}: changed while it was read; run the command again")
     if _transient(error):
         return JobFailed(
             f"{url}: {verb} still failed after {deadline:.0f} s of retries ({_reason(error)}); start again, it resumes"
