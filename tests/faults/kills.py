@@ -119,6 +119,7 @@ def main() -> int:
     done = [one for one in done if one.seed == arguments.seed and one.number < arguments.rounds]
     numbers = {one.number for one in done}
     with running_lab() as lab:
+        lab.clean(lab.folder_of_input())
         for number in range(arguments.rounds):
             if number in numbers:
                 continue
