@@ -7,15 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlmr_ray.batch import cluster
-from xlmr_ray.batch.cluster import WRITER_CPUS, sizes
+from xlmr_ray.batch.cluster import WRITER_CPUS, largest_share, sizes
 from xlmr_ray.batch.job import ClusterSection
 from xlmr_ray.errors import UserError
 
 
 @pytest.fixture
 def having(monkeypatch):
-    def have(**there):
+    def have(machines=None, **there):
         monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {k: float(v) for k, v in there.items()})
+        monkeypatch.setattr(cluster, "machines", lambda: machines or [float(there["CPU"])])
 
     return have
 
@@ -26,6 +27,7 @@ def test_what_is_counted_is_there(cpus, gpus, memory, weights):
         patch.setattr(
             cluster.ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus), "memory": memory}
         )
+        patch.setattr(cluster, "machines", lambda: [float(cpus)])
         size = sizes(ClusterSection(), "auto", weights)
     assert size.encoders >= 1
     assert size.tokenizers >= 1
@@ -45,6 +47,32 @@ def test_an_encoder_a_core_as_far_as_memory_goes(having):
     having(CPU=64, memory=64e9)
     size = sizes(ClusterSection(), "auto", 2_240_000_000)
     assert (size.encoders, size.threads) == (9, 7)
+
+
+def test_an_encoder_asks_for_no_more_than_a_machine_has(having):
+    having(machines=[2.0, 2.0], CPU=4, memory=64e9)
+    one = sizes(ClusterSection(encoders=1), "auto", 0)
+    assert (one.encoder_cpus, one.threads) == (1.75, 2)
+    three = sizes(ClusterSection(encoders=3), "auto", 0)
+    assert three.encoder_cpus == 0.87  # two of them share a machine
+    having(machines=[8.0, 1.0], CPU=9, memory=64e9)
+    assert sizes(ClusterSection(encoders=2), "auto", 0).encoder_cpus == 3.75
+
+
+@given(
+    st.lists(st.integers(1, 64), min_size=1, max_size=6),
+    st.lists(st.sampled_from([0.25, 0.1]), max_size=4),
+    st.integers(1, 40),
+)
+def test_the_largest_share_has_a_place_for_everyone(free, others, wanted):
+    share = largest_share([float(one) for one in free], others, wanted)
+    left = sorted((100 * one for one in free), reverse=True)
+    for other in others:
+        left[0] -= round(100 * other)
+        left.sort(reverse=True)
+    if min(left) >= 0 and sum(left) >= wanted * max(2, len(left)):
+        assert sum(one // round(100 * share) for one in left) >= wanted
+        assert sum(one // (round(100 * share) + 1) for one in left) < wanted
 
 
 def test_an_encoder_for_each_gpu_and_tokenizers_to_feed_it(having):

@@ -2,10 +2,11 @@
 
 import contextlib
 import logging
+import math
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 # Read by Ray when it is imported. Its core prints, to the user's terminal, an "error" about how Ray Data itself starts
@@ -134,7 +135,28 @@ def sizes(cluster: ClusterSection, device: str, weights: int) -> Sizes:
     tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else max(1, cpus // 8)
     tokenizer_cpus = min(TOKENIZER_CPUS, cpus / (4 * tokenizers))
     writers = max(1, cpus // 8)
-    rest = cpus - tokenizers * tokenizer_cpus - writers * WRITER_CPUS
-    # In hundredths, rounded down: more than there is would wait for ever.
-    encoder_cpus = max(0.01, int(100 * rest / encoders) / 100)
-    return Sizes(encoders, encoder_cpus, 0.0, tokenizers, tokenizer_cpus, writers, max(1, cpus // encoders))
+    others = [tokenizer_cpus] * tokenizers + [WRITER_CPUS] * writers
+    there_are = machines() or [float(cpus)]
+    encoder_cpus = largest_share(there_are, others, encoders)
+    threads = min(cpus // encoders, int(max(there_are)))
+    return Sizes(encoders, encoder_cpus, 0.0, tokenizers, tokenizer_cpus, writers, max(1, threads))
+
+
+def machines() -> list[float]:
+    """The CPUs of each machine of the connected cluster."""
+    return [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
+
+
+def largest_share(free: Sequence[float], others: Sequence[float], wanted: int) -> float:
+    """The most CPUs that so many encoders can have each, no machine's being more than there are, with the others
+    beside them: an actor that asks for more than any machine has waits for ever. In hundredths, 0.01 at least.
+    """
+    left = sorted((int(100 * one) for one in free), reverse=True)
+    for other in others:
+        left[0] -= math.ceil(100 * other)
+        left.sort(reverse=True)
+    shares = {one // count for one in set(left) for count in range(1, wanted + 1)}
+    for share in sorted(shares, reverse=True):
+        if share > 0 and sum(max(0, one) // share for one in left) >= wanted:
+            return share / 100
+    return 0.01

@@ -260,7 +260,7 @@ def read_plan(store: Store, name: str) -> Plan | None:
                 dead.append(Dead(**{**line, "input": inputs[line["input"]]}))
             else:
                 shards.add_line(line)
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise Damaged(f"{store.url(key)}: is damaged: a line of another form ({error})") from None
     return Plan(name, shards, tuple(dead))
 
