@@ -20,6 +20,7 @@ from xlmr_ray.batch.rows import good_rows
 from xlmr_ray.batch.run import prepare
 from xlmr_ray.batch.store import open_store
 from xlmr_ray.batch.suspects import Piece
+from xlmr_ray.tokenizer import TokenizerError
 
 
 def rows_of(texts):
@@ -115,11 +116,11 @@ def model(tmp_path_factory):
     return save_classifier(tmp_path_factory.mktemp("model"))
 
 
-def scored(tmp_path, model, texts, tasks, *, wary=False):
+def scored(tmp_path, model, texts, tasks, *, wary=False, rows=100):
     """Output rows and error rows of one shard through the steps, in one process."""
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)))
-    content = job(model, path, tmp_path / "out", rows=100, tasks=TASKS[tasks], input={"path": str(path), "id": "id"})
+    content = job(model, path, tmp_path / "out", rows=rows, tasks=TASKS[tasks], input={"path": str(path), "id": "id"})
     prepared = prepare(content, open_store(str(tmp_path / "out")))
     tokenize, encode = DeadlyTokenize(prepared.recipe), DeadlyEncode(prepared.recipe)
     if wary:
@@ -227,3 +228,24 @@ def test_an_error_that_loses_the_gpu_ends_the_process(monkeypatch, model, tmp_pa
     monkeypatch.setattr(stages.torch.cuda, "synchronize", lost)
     encode.check_device(ValueError())
     assert ended == [1]
+
+
+def test_many_texts_that_the_tokenizer_cannot_take(tmp_path, model, monkeypatch):
+    """It tells of one at a time, and is not asked as often as there are such texts."""
+    texts = [f"`secret` {n}" if n % 3 == 0 else f"fine {n}" for n in range(240)]
+    calls = []
+    whole = stages.TokenizedOnce.encode_ragged
+
+    def encode_ragged(self, texts, *more, **how):
+        calls.append(len(texts))
+        for place, text in enumerate(texts.to_pylist()):
+            if "secret" in text:
+                raise TokenizerError(place, f"PanicException: byte 1 is inside of {text}")
+        return whole(self, texts, *more, **how)
+
+    monkeypatch.setattr(stages.TokenizedOnce, "encode_ragged", encode_ragged)
+    rows, errors = scored(tmp_path, model, texts, "several", rows=500)
+    assert rows["row"].to_pylist() == [n for n in range(240) if n % 3]
+    assert [(row["row"], row["code"]) for row in errors] == [(n, codes.TOKENIZER_ERROR) for n in range(0, 240, 3)]
+    assert {row["message"] for row in errors} == {"PanicException: byte 1 is inside of"}
+    assert sum(calls) < 40 * 240

@@ -41,6 +41,8 @@ from xlmr_ray.tokenizer import TokenizerError, XLMRobertaTokenizer
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+MOST_TRIES = 8  # to tokenize rows of which each time one fails
+
 
 def bound(recipe: TaskRecipe) -> Bound:
     """The task, its checkpoint fetched to this machine where it is not there yet."""
@@ -170,15 +172,21 @@ def joined(parts: list[Tokenized]) -> Tokenized:
 
 
 def prepare(task: Bound, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The task's encoded table of the good rows; a row that the tokenizer cannot take becomes an error row."""
-    while True:
+    """The task's encoded table of the good rows; a row that the tokenizer cannot take becomes an error row.
+
+    Raises RuntimeError where it tells of one row after another that it cannot take: fewer rows at a time cost less.
+    """
+    for _ in range(MOST_TRIES):
         good = good_rows(rows)
         try:
             return rows, task.prepare(rows.take(good), tokenizer)
         except UnfitRows as error:
             rows = fail(rows, {int(good[place]): failure for place, failure in error.failures.items()})
         except TokenizerError as error:
-            rows = fail(rows, {int(good[error.index]): (codes.TOKENIZER_ERROR, error.reason)})
+            # A panic of Rust quotes the text between these.
+            reason = error.reason.partition("`")[0].strip()
+            rows = fail(rows, {int(good[error.index]): (codes.TOKENIZER_ERROR, reason)})
+    raise RuntimeError(f"more than {MOST_TRIES - 1} texts that the tokenizer cannot take")
 
 
 @dataclass(frozen=True)
