@@ -28,6 +28,7 @@ MODELS: list[dict[str, Any]] = [
     {"model": f"{HEADS}entailment", "tasks": ["zero-shot-classification", "text-classification"]},
     {"model": f"{HEADS}relevance"},
     {"model": f"{HEADS}choice"},
+    {"model": f"{HEADS}script"},
 ]
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.serve.protocols.write_examples`: writes the OpenAPI document's examples, as a service answers now."""
+"""`python -m tests.serve.protocols.write_examples`: the examples of the OpenAPI document, as a service answers now."""
 
 import json
 import sys

@@ -16,6 +16,7 @@ STATUSES = {
     404: "No such model, or none with this task.",
     408: "The request took longer than it may.",
     413: "The body, the inputs or their tokens are too many.",
+    415: "The body is not JSON.",
     422: "The body is wrong: the message names the field.",
     424: "The model failed.",
     429: "Too many requests wait: try again after the seconds of Retry-After.",

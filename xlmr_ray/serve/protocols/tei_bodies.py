@@ -30,9 +30,12 @@ class Embed(Cut):
 
 
 class EmbedAll(Cut):
-    """As for `/embed`."""
+    """As for `/embed`; the vectors are the model's states as they are, whatever `normalize` says: clients send it, and
+    text-embeddings-inference passes over it, too.
+    """
 
     inputs: Inputs
+    normalize: bool | None = None
     prompt_name: str | None = None
 
 

@@ -1,0 +1,52 @@
+from typing import Any
+
+import cohere
+import pytest
+
+from tests.clients.conftest import DOCUMENTS, QUERY
+
+
+@pytest.fixture(params=["v1", "v2"])
+def client(request: pytest.FixtureRequest, url: str) -> Any:
+    made = cohere.Client if request.param == "v1" else cohere.ClientV2
+    return made(api_key="none", base_url=url)
+
+
+def test_rerank(client: Any, relevance: list[float]) -> None:
+    answer = client.rerank(model="relevance", query=QUERY, documents=DOCUMENTS)
+    order = sorted(range(3), key=lambda place: -relevance[place])
+    assert [one.index for one in answer.results] == order
+    assert [one.relevance_score for one in answer.results] == pytest.approx([relevance[place] for place in order])
+    assert answer.id
+    (best,) = client.rerank(model="relevance", query=QUERY, documents=DOCUMENTS, top_n=1).results
+    assert best.index == order[0]
+
+
+def test_errors_are_the_clients_own(client: Any) -> None:
+    with pytest.raises(cohere.NotFoundError, match="there are: mini"):
+        client.rerank(model="rerank-v9", query=QUERY, documents=DOCUMENTS)
+    with pytest.raises(cohere.UnprocessableEntityError, match="top_n"):
+        client.rerank(model="relevance", query=QUERY, documents=DOCUMENTS, top_n=0)
+    with pytest.raises(cohere.BadRequestError, match=r"documents\.1"):
+        client.rerank(model="relevance", query=QUERY, documents=["a", ""])
+
+
+def test_documents_with_fields(url: str) -> None:
+    client = cohere.Client(api_key="none", base_url=url)
+    documents = [{"text": text, "page": str(page)} for page, text in enumerate(DOCUMENTS)]
+    answer = client.rerank(
+        model="relevance", query=QUERY, documents=documents, return_documents=True, rank_fields=["text"]
+    )
+    assert [one.document.text for one in answer.results] == [DOCUMENTS[one.index] for one in answer.results]
+    assert [one.document.page for one in answer.results] == [str(one.index) for one in answer.results]
+    with pytest.raises(cohere.UnprocessableEntityError, match="max_chunks_per_doc"):
+        client.rerank(model="relevance", query=QUERY, documents=DOCUMENTS, max_chunks_per_doc=4)
+
+
+def test_what_cannot_be_done_is_refused(url: str) -> None:
+    client = cohere.ClientV2(api_key="none", base_url=url)
+    client.rerank(model="relevance", query=QUERY, documents=DOCUMENTS, max_tokens_per_doc=4096)
+    with pytest.raises(cohere.UnprocessableEntityError, match="max_tokens_per_doc"):
+        client.rerank(model="relevance", query=QUERY, documents=DOCUMENTS, max_tokens_per_doc=100)
+    with pytest.raises(cohere.UnprocessableEntityError, match="priority"):
+        client.rerank(model="relevance", query=QUERY, documents=DOCUMENTS, priority=3)
