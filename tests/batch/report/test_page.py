@@ -151,8 +151,13 @@ def test_it_fits_its_window_and_can_be_read(browser, pages, width, dark):
         assert contrast(browser, element) >= least, element
     # Letters in a plot are drawn at a size that people read.
     smallest = browser.execute_script(
-        "return Math.min(...[...document.querySelectorAll('svg text')].map(t =>"
-        " parseFloat(getComputedStyle(t).fontSize) * t.ownerSVGElement.getBoundingClientRect().width / t.ownerSVGElement.viewBox.baseVal.width))"
+        """
+        const shown = t => {
+            const svg = t.ownerSVGElement, wide = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+            return parseFloat(getComputedStyle(t).fontSize) * wide;
+        };
+        return Math.min(...[...document.querySelectorAll("svg text")].map(shown));
+        """
     )
     assert smallest >= 7
 

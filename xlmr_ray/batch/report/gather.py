@@ -178,7 +178,7 @@ def gather(store: Store, run_id: str | None = None, *, price: float | None = Non
 
 
 def plan_head(store: Store, run_id: str) -> dict[str, Any]:
-    """The plan without its shards. Reads the first line only."""
+    """The plan without its lists. Reads the first line only."""
     key = plan_key(run_id)
     try:
         with store.open(key) as file:
@@ -186,9 +186,9 @@ def plan_head(store: Store, run_id: str) -> dict[str, Any]:
     except FileNotFoundError:
         runs = ", ".join(store.folders("_runs/")) or "none"
         raise UserError(f"{store.url('')}: has no run {run_id}; its runs: {runs}") from None
-    head = parsed(line.rstrip(b"\n") + b"]}" if line.endswith(b'"shards":[\n') else line, store.url(key))
-    head.pop("shards", None)
-    return head
+    if line.endswith(b'":[\n'):  # a list, an item a line, comes next
+        line = line[: line.rindex(b',"')] + b"}"
+    return parsed(line, store.url(key))
 
 
 def models_of(job: dict[str, Any]) -> dict[str, str]:

@@ -309,4 +309,5 @@ def table(
 
 
 def options(given: dict[str, object]) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in given.items()) or "—"
+    """Those that were given; the others are the task's own."""
+    return ", ".join(f"{key}: {value}" for key, value in given.items() if value is not None) or "—"
