@@ -7,6 +7,7 @@ their own in tests/serve.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -53,6 +54,7 @@ def run(lab: Lab, case: Case) -> tuple[Tally, float]:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started must be stopped, too
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--rounds", type=int, default=1, help="how often each fault is injected anew")
     parser.add_argument("--only", help="numbers of faults, with commas between")
