@@ -23,7 +23,7 @@ WAITS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 60
 
 @dataclass(frozen=True)
 class Metric:
-    """`labels` beside `job` and `run`, which all have."""
+    """`labels` beside `job_name` and `run`, which all have; `job` is Prometheus' own, for what it scrapes."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -63,7 +63,7 @@ class RunMetrics:
     """The numbers of one launch of a run. Wants a connection to Ray."""
 
     def __init__(self, *, job: str, run_id: str, figures: Figures) -> None:
-        self.labels = {"job": job, "run": run_id}
+        self.labels = {"job_name": job, "run": run_id}
         self.figures = figures
         self.made = {metric.name: made(metric) for metric in TABLE}
         self.retries = retries.total()
@@ -108,7 +108,7 @@ class RunMetrics:
 
 def made(metric: Metric) -> Any:
     """The metric, made with Ray, which itself puts `_total` after a counter's name."""
-    labels = ("job", "run", *metric.labels)
+    labels = ("job_name", "run", *metric.labels)
     if metric.kind == "counter":
         return metrics.Counter(metric.name.removesuffix("_total"), metric.help, labels)
     if metric.kind == "gauge":
