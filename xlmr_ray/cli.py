@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 
 Output = Annotated[str, typer.Argument(metavar="OUT", help="The output folder or bucket of a job.")]
+FileFormat = Literal["lines", "json", "sql"]
 AtLeastOnce = Annotated[
     bool, typer.Option("--at-least-once", help="Use a store without conditional writes; a row may then be there twice.")
 ]
@@ -73,6 +74,77 @@ def run(
 
 
 @app.command()
+def bench(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job file (YAML), or the name of a task.")],
+    input: Annotated[list[str] | None, typer.Option(help="File, folder, glob or URL to read.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder, URL, hub id or embedded:mini.")] = None,
+    set: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any key of the job file, dotted.")] = None,
+    documents: Annotated[int, typer.Option(help="How many to measure with, spread over the input.")] = 192,
+    rounds: Annotated[int, typer.Option(help="Repetitions; the median counts.")] = 3,
+    encoders: Annotated[int | None, typer.Option(help="Encoders at once on a CPU; default: one a core.")] = None,
+    pipeline: Annotated[bool, typer.Option("--pipeline", help="Measure a run with Ray, too.")] = False,
+    quality: Annotated[bool, typer.Option("--quality", help="Only what fewer bits cost, in one table.")] = False,
+    output: Annotated[Path, typer.Option(help="What was found, for `xlmr-ray plan`.")] = Path("bench.json"),
+    chart: Annotated[Path | None, typer.Option(help="Where the time goes, as a picture (SVG).")] = None,
+) -> None:
+    """Measure a job's tokenizer and engine on this machine: rates, the share of what it could do, where time goes."""
+    from xlmr_ray.bench.command import bench_command, quality_command, read_call
+
+    checked = read_call(job, input=input, model=model, settings=set or [])
+    console = Console(highlight=False, soft_wrap=True)
+    say = Console(stderr=True, highlight=False, soft_wrap=True).print
+    if quality:
+        quality_command(checked, documents=documents, console=console, say=say)
+    else:
+        bench_command(
+            checked,
+            documents=documents,
+            rounds=rounds,
+            encoders=encoders,
+            pipeline=pipeline,
+            output=output,
+            chart=chart,
+            console=console,
+            say=say,
+        )
+
+
+@app.command()
+def plan(
+    documents: Annotated[float | None, typer.Option(help="How many there are.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="How many there are, of all documents.")] = None,
+    tokens_per_document: Annotated[float | None, typer.Option(help="Default: as measured.")] = None,
+    bench: Annotated[Path | None, typer.Option(help="What `xlmr-ray bench` wrote on such a machine.")] = None,
+    on: Annotated[str | None, typer.Option(metavar="HARDWARE", help="Instead: h100, a100, l4 ...; estimated.")] = None,
+    model: Annotated[str | None, typer.Option(help="With --on: base, large, or a checkpoint. Default: base.")] = None,
+    vectors: Annotated[bool, typer.Option("--vectors", help="With --on: the output is a vector a document.")] = False,
+    machines: Annotated[int | None, typer.Option(help="How many of them, or GPUs. Default: 1.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Instead: to be done within so many.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of one machine (GPU) for an hour.")] = None,
+    shard_rows: Annotated[int | None, typer.Option(help="Documents a shard. Default: as a run cuts them.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """What a job will take: time, cost, machines, tokenizer cores, shards, requests and storage."""
+    from xlmr_ray.sizing.command import plan_command
+
+    plan_command(
+        bench=bench,
+        on=on,
+        model=model,
+        documents=documents,
+        tokens=tokens,
+        tokens_per_document=tokens_per_document,
+        machines=machines,
+        hours=hours,
+        price=price,
+        shard_rows=shard_rows,
+        vectors=vectors,
+        as_json=as_json,
+        console=Console(highlight=False, soft_wrap=True),
+    )
+
+
+@app.command()
 def demo(
     output: Annotated[str, typer.Option(help="Folder to write to.")] = "demo-output",
 ) -> None:
@@ -83,12 +155,42 @@ def demo(
 
 
 @app.command()
-def status(out: Output, at_least_once: AtLeastOnce = False) -> None:
-    """How far the runs in OUT are; from any machine."""
+def status(
+    out: Output,
+    run: Annotated[str | None, typer.Option(help="Only this run.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object a run.")] = False,
+    at_least_once: AtLeastOnce = False,
+) -> None:
+    """How far the runs in OUT are, and who drives them; from any machine."""
     from xlmr_ray.batch.store import open_store
-    from xlmr_ray.batch.summary import print_status
+    from xlmr_ray.batch.summary import print_status, status_lines
 
-    print_status(open_store(out, at_least_once=at_least_once), Console())
+    store = open_store(out, at_least_once=at_least_once)
+    if json:
+        for line in status_lines(store, run):
+            typer.echo(line)
+    else:
+        print_status(store, Console(), run)
+
+
+@app.command()
+def files(
+    out: Output,
+    errors: Annotated[bool, typer.Option("--errors", help="The files of error rows.")] = False,
+    format: Annotated[FileFormat, typer.Option(help="A URL a line, a JSON list, or a query for DuckDB.")] = "lines",
+    at_least_once: AtLeastOnce = False,
+) -> None:
+    """The Parquet files that hold the published rows in OUT, for DuckDB, Spark, Polars and others."""
+    from xlmr_ray.batch.results import as_json, as_sql, iter_files
+
+    found = iter_files(out, errors=errors, at_least_once=at_least_once)
+    if format == "lines":
+        for file in found:
+            typer.echo(file)
+        return
+    for piece in (as_sql if format == "sql" else as_json)(found):
+        typer.echo(piece, nl=False)
+    typer.echo()
 
 
 @app.command()
@@ -168,9 +270,11 @@ def serve(
     read = partial(from_call, file, model=model, tasks=task or (), host=host, port=port)
     settings = read()
     if print_config:
+        import yaml
+
         from xlmr_ray.serve.launch import serve_config
 
-        print(serve_config(settings), end="")
+        print(yaml.safe_dump(serve_config(settings), sort_keys=False, allow_unicode=True), end="")
         return
     from xlmr_ray.serve.launch import run_service
 

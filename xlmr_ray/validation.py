@@ -1,7 +1,6 @@
 """Settings files: YAML, checked by pydantic models, wrong ones told in one line that names the key."""
 
 import difflib
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +75,6 @@ def fields_at(model: type[BaseModel], place: list[Any]) -> list[str]:
 
 def sections(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a field's type holds, through lists and alternatives."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+    if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, BaseModel) else []
     return [found for inner in typing.get_args(annotation) for found in sections(inner)]

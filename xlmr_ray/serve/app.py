@@ -12,14 +12,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
+from xlmr_ray.serve import page
 from xlmr_ray.serve.keys import PUBLIC, Keys
-from xlmr_ray.serve.limits import PARSED, Parser, dotted
+from xlmr_ray.serve.limits import PARSED, Parser
+from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.metrics import CONTENT_TYPE, FAILURES, IN_FLIGHT, LATENCY, REQUESTS
+from xlmr_ray.serve.protocols.explain import explained
 from xlmr_ray.serve.requests import (
     CURRENT,
     Context,
     ErrorBody,
-    Invalid,
     NotFound,
     Overloaded,
     ServiceError,
@@ -37,7 +39,7 @@ from xlmr_ray.serve.tracing import note, request_span
 log = logging.getLogger("xlmr_ray.serve.access")
 
 # Each has `router(service, settings)` and `errors(path)`: its body of an error where the path is one of its own.
-PROTOCOLS = ("openai", "cohere", "huggingface", "tei")
+PROTOCOLS = ("openai", "cohere", "huggingface", "root", "tei")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -63,15 +65,18 @@ def build_app(service: Service, settings: ServeSettings) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(running(service))
+    app.include_router(page.router())
     for protocol in protocols:
         app.include_router(protocol.router(service, settings))
 
     async def failed(request: Request, error: Exception) -> Response:
+        if isinstance(error, RequestValidationError):
+            error = explained(error, request)
         return answer_to(understood(error), request.url.path, shapes)
 
     for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, failed)
-    app.add_middleware(Front, service=service, shapes=shapes)
+    app.add_middleware(Front, service=service, shapes=shapes, paths=frozenset(app.openapi()["paths"]) | frozenset(page.PATHS))
     return app
 
 
@@ -103,10 +108,6 @@ def understood(error: Exception) -> ServiceError:
     """
     if isinstance(error, ServiceError):
         return error
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        path = first["loc"][1:] if first["loc"][0] == "body" else first["loc"]
-        return Invalid(dotted(path), first["msg"].removeprefix("Value error, "))
     if isinstance(error, HTTPException):
         if error.status_code == 404:
             return NotFound("no such path; /openapi.json lists those there are")
@@ -115,7 +116,7 @@ def understood(error: Exception) -> ServiceError:
         made = ServiceError(str(error.detail))
         made.status = error.status_code
         return made
-    logging.getLogger(__name__).error("%s", type(error).__name__, exc_info=(type(error), None, error.__traceback__))
+    log_failure(logging.getLogger(__name__), "a request", error)
     return ServiceError("the service failed; its log has more under this request's id")
 
 
@@ -138,8 +139,10 @@ class Front:
     of the log and the metrics.
     """
 
-    def __init__(self, app: App, service: Service, shapes: list[Callable[[str], ErrorBody | None]]) -> None:
-        self.app, self.service, self.shapes = app, service, shapes
+    def __init__(
+        self, app: App, service: Service, shapes: list[Callable[[str], ErrorBody | None]], paths: frozenset[str]
+    ) -> None:
+        self.app, self.service, self.shapes, self.paths = app, service, shapes, paths
         self.keys = Keys(service.settings.keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,7 +184,7 @@ class Front:
         self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send, context: Context
     ) -> None:
         path, limits = scope["path"], self.service.limits
-        if path in PUBLIC:
+        if path in PUBLIC or (path in page.PATHS and scope["method"] in ("GET", "HEAD")):
             await self.app(scope, receive, send)
             return
         if self.keys.settings != self.service.settings.keys:
@@ -260,7 +263,7 @@ class Front:
 
     def record(self, scope: Scope, context: Context, status: int) -> None:
         """A request has ended: the metrics, and one line of the log."""
-        route = getattr(scope.get("route"), "path", "none")  # a path that is none is the caller's own text
+        route = scope["path"] if scope["path"] in self.paths else "none"  # any other is the caller's own text
         seconds = time.monotonic() - context.began
         metrics = self.service.metrics
         metrics.tell(REQUESTS, 1, route, str(status))

@@ -24,6 +24,7 @@ from xlmr_ray.engine.engine import Engine, out_of_memory
 from xlmr_ray.engine.mixed import Part, run_mixed
 from xlmr_ray.engine.order import longest_first
 from xlmr_ray.engine.units import Units
+from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut, Unavailable
 from xlmr_ray.tasks.task import Task
 
@@ -119,7 +120,8 @@ class Batcher:
         self.computing: tuple[float, int] | None = None  # since when, how many tokens
         self.rate = 0.0  # tokens a second, of the last batches
         self.broken: str | None = None
-        self.closing = False
+        self.users = 0
+        self.closing = self.ended = False
         self.thread = threading.Thread(target=self.run, name=f"engine-{name}", daemon=True)
         self.thread.start()
 
@@ -128,7 +130,7 @@ class Batcher:
         result. When the caller is cancelled, what is not taken yet is never computed.
         """
         with self.changed:
-            if self.broken or self.closing:
+            if self.broken:
                 raise Unavailable("the engine has stopped")
             heapq.heappush(self.heap, (self.clock, next(self.numbers), ticket))
             self.tokens += ticket.waiting
@@ -165,10 +167,22 @@ class Batcher:
             return f"engine {self.name}: {self.broken}"
         if now is not None and (seconds := time.monotonic() - now[0]) > limit:
             return f"engine {self.name}: a forward pass has taken {seconds:.0f} s"
-        return None if self.thread.is_alive() or self.closing else f"engine {self.name}: its thread has ended"
+        return None if self.thread.is_alive() or self.ended else f"engine {self.name}: its thread has ended"
+
+    def enter(self) -> bool:
+        """To be called before a request begins with it; False where it has ended. While any is in it, it goes on."""
+        with self.changed:
+            self.users += not self.ended
+            return not self.ended
+
+    def leave(self) -> None:
+        """The request has ended."""
+        with self.changed:
+            self.users -= 1
+            self.changed.notify()
 
     def close(self) -> None:
-        """Ends the thread once nothing waits any more."""
+        """Ends the thread once no request is in it."""
         with self.changed:
             self.closing = True
             self.changed.notify()
@@ -182,7 +196,8 @@ class Batcher:
         """Waits for one; none when it is closed and nothing waits."""
         with self.changed:
             while not (batch := self.take()):
-                if self.closing:
+                if self.closing and not self.users:
+                    self.ended = True
                     return []
                 self.changed.wait()
             self.computing = (time.monotonic(), sum(share.tokens for share in batch))
@@ -260,8 +275,7 @@ class Batcher:
             for share in shares:
                 self.compute([share])
             return
-        # The message may quote a text.
-        log.error("engine %s: %s", self.name, type(error).__name__, exc_info=(type(error), None, error.__traceback__))
+        log_failure(log, f"engine {self.name}", error)
         ended: list[tuple[Ticket, ServiceError | None]] = [
             (share.ticket, BackendFailed("the model failed on this request")) for share in shares
         ]

@@ -9,6 +9,7 @@ changes as it does for any deployment.
 
 import asyncio
 import logging
+import sys
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
@@ -23,29 +24,34 @@ from xlmr_ray.serve.keys import Keys
 from xlmr_ray.serve.logs import log_as_json
 from xlmr_ray.serve.metrics import TABLE, Metric, Metrics
 from xlmr_ray.serve.service import Service
-from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.settings import LimitsSection, ServeSettings
 from xlmr_ray.validation import checked
 
 log = logging.getLogger(__name__)
 
+DEPLOYMENT = "Service"
 # How often the state is told to Ray's metrics.
 STATE_S = 5.0
 
 
 def application(args: Mapping[str, Any]) -> serve.Application:
-    """What `serve deploy`, `serve run` and KubeRay's RayService call. Raises UserError for settings that do not fit."""
-    return deployment_of(checked(ServeSettings, args, "args")).bind()
+    """What `serve deploy`, `serve run` and KubeRay's RayService call. Raises UserError for settings that do not fit.
+
+    Without `models`, `args` say what a replica is, and the deployment's `user_config` says the rest.
+    """
+    complete = "models" in args
+    settings = checked(ServeSettings, args if complete else {**args, "models": ["embedded:mini"]}, "args")
+    return deployment_of(settings, complete=complete).bind()
 
 
-def deployment_of(settings: ServeSettings) -> serve.Deployment:
-    """The deployment with what Ray Serve itself does for it."""
-    replicas, most = settings.replicas, settings.limits.concurrent_requests
+def deployment_of(settings: ServeSettings, *, complete: bool) -> serve.Deployment:
+    """The deployment with what Ray Serve itself does for it; without models, as long as it is not `complete`."""
+    replicas = settings.replicas
     return serve.deployment(Replica).options(
-        name="Service",
-        user_config=settings.model_dump(mode="json", exclude={"http", "replicas"}),
-        # Beyond its own limit a replica answers 429 at once: the requests have to reach it.
-        max_ongoing_requests=2 * most,
-        max_queued_requests=2 * most,
+        name=DEPLOYMENT,
+        user_config=settings.model_dump(mode="json", exclude={"http", "replicas"}) if complete else None,
+        max_ongoing_requests=ongoing(settings.limits),
+        max_queued_requests=ongoing(settings.limits),
         autoscaling_config={
             "min_replicas": replicas.min,
             "initial_replicas": max(replicas.min, 1),
@@ -61,6 +67,11 @@ def deployment_of(settings: ServeSettings) -> serve.Deployment:
         health_check_timeout_s=replicas.health_check_timeout_s,
         logging_config=LoggingConfig(enable_access_log=False),
     )
+
+
+def ongoing(limits: LimitsSection) -> int:
+    """Requests that Ray Serve gives a replica at once: those beyond its own limit, too, which it answers 429."""
+    return 2 * limits.concurrent_requests
 
 
 def cpus_of(settings: ServeSettings) -> float:
@@ -87,15 +98,16 @@ class Replica:
 
     def __init__(self) -> None:
         self.service: Service | None = None
-        self.app: ASGIApp = Starlette()
+        self.routes: ASGIApp = Starlette()
         self.tasks: set[asyncio.Task[None]] = set()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return self.door
+        """A door to the application of the models that are resident now."""
 
-    async def door(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The application of the models that are resident now."""
-        await self.app(scope, receive, send)
+        async def door(scope: Scope, receive: Receive, send: Send) -> None:
+            await self.routes(scope, receive, send)
+
+        return door
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """At the start, loads the models; later, puts limits and keys in force at once, and other models in place of
@@ -103,11 +115,11 @@ class Replica:
         """
         new = checked(ServeSettings, user_config, "user_config")
         Keys(new.keys)  # raises for keys that are none
-        log_as_json(new.log.level)
+        log_as_json(new.log.level, sys.__stderr__)
         if self.service is None:
             service = Service(new, Metrics(RayMetrics()))
             await asyncio.to_thread(service.replace_models, new)
-            self.service, self.app = service, build_app(service, new)
+            self.service, self.routes = service, build_app(service, new)
             self.start(self.tell(service))
             return
         old, self.service.settings = self.service.settings, new
@@ -121,7 +133,7 @@ class Replica:
             service.failure = str(error)
             log.error("the new models could not be loaded, the old ones go on: %s", error)
         else:
-            self.app = build_app(service, settings)
+            self.routes = build_app(service, settings)
             log.info("other models are resident: %s", ", ".join(service.models))
 
     async def tell(self, service: Service) -> None:
@@ -136,7 +148,8 @@ class Replica:
 
     async def check_health(self) -> None:
         """Ray Serve replaces a replica for which this raises."""
-        if self.service is not None and (trouble := self.service.trouble()):
+        trouble = "no settings: neither args nor user_config" if self.service is None else self.service.trouble()
+        if trouble:
             raise RuntimeError(trouble)
 
 

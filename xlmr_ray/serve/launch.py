@@ -1,23 +1,26 @@
 """`xlmr-ray serve`: the application on a Ray cluster of this machine's own, or on the one of `RAY_ADDRESS`."""
 
+import logging
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 # Read by Ray when it is imported.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # its own log goes to files; ours is what the user sees
 
 import ray
-import yaml
 from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
 from xlmr_ray.errors import JobFailed, UserError
-from xlmr_ray.serve.deployment import application
+from xlmr_ray.serve.deployment import DEPLOYMENT, ongoing
 from xlmr_ray.serve.keys import Keys
 from xlmr_ray.serve.models import check_models
 from xlmr_ray.serve.settings import ServeSettings
@@ -25,15 +28,36 @@ from xlmr_ray.serve.settings import ServeSettings
 IMPORT_PATH = "xlmr_ray.serve.deployment:application"
 
 
-def serve_config(settings: ServeSettings) -> str:
-    """What `serve deploy` takes as it is, and KubeRay's RayService as its `serveConfigV2`."""
-    args = settings.model_dump(mode="json", exclude_unset=True, exclude={"http", "name"})
-    content = {
-        "proxy_location": "EveryNode",
-        "http_options": {"host": settings.http.host, "port": settings.http.port},
-        "applications": [{"name": settings.name, "import_path": IMPORT_PATH, "route_prefix": "/", "args": args}],
+def serve_config(settings: ServeSettings) -> dict[str, Any]:
+    """What `serve deploy` takes as it is, and KubeRay's RayService as its `serveConfigV2`.
+
+    What stands under `args` decides what a replica is: when it changes, Ray Serve puts new ones in the old ones' place.
+    What stands under `user_config` changes in the replicas that run.
+    """
+    content = settings.model_dump(mode="json", exclude_unset=True, exclude={"http"})
+    fixed = {key: content[key] for key in ("replicas", "engine") if key in content}
+    deployment = {
+        "name": DEPLOYMENT,
+        "max_ongoing_requests": ongoing(settings.limits),
+        "max_queued_requests": ongoing(settings.limits),
+        "user_config": {key: value for key, value in content.items() if key != "replicas"},
     }
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    application = {
+        "name": settings.name,
+        "import_path": IMPORT_PATH,
+        "route_prefix": "/",
+        "args": fixed,
+        "deployments": [deployment],
+    }
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {
+            "host": settings.http.host,
+            "port": settings.http.port,
+            "keep_alive_timeout_s": settings.http.keep_alive_s,
+        },
+        "applications": [application],
+    }
 
 
 def run_service(settings: ServeSettings, again: Callable[[], ServeSettings], say: Callable[[str], None]) -> None:
@@ -44,50 +68,60 @@ def run_service(settings: ServeSettings, again: Callable[[], ServeSettings], say
     check_models(settings)
     Keys(settings.keys)
     port = free_port(settings.http.host, settings.http.port)
+    address = os.environ.get("RAY_ADDRESS")
+    own = not ray.is_initialized() and not address
+    if own:
+        ray.init(include_dashboard=False, logging_level="error")
+    elif not ray.is_initialized():
+        ray.init(address=address, logging_level="error")
+    # Behind Ray's own, which it sets as it starts.
     stopped, changed = threading.Event(), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     signal.signal(signal.SIGHUP, lambda *_: changed.set())
-    address = os.environ.get("RAY_ADDRESS")
-    own = not ray.is_initialized() and not address
     try:
-        if own:
-            ray.init(include_dashboard=False, log_to_driver=True, logging_level="error")
-        elif not ray.is_initialized():
-            ray.init(address=address, logging_level="error")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         http = {"host": settings.http.host, "port": port, "keep_alive_timeout_s": settings.http.keep_alive_s}
         serve.start(proxy_location="EveryNode", http_options=http)
-        deploy(settings)
+        deploy(settings, stopped)
         say(f"http://{settings.http.host}:{port} answers: {', '.join(m.called for m in settings.models)}")
         while not stopped.wait(0.2):
             if changed.is_set():
                 changed.clear()
-                renew(again, say)
+                renew(again, say, stopped)
         say("stopping: no new requests, those that were accepted are answered")
         serve.delete(settings.name)
     finally:
         if own:
-            serve.shutdown()
             ray.shutdown()
 
 
-def deploy(settings: ServeSettings) -> None:
-    """Raises JobFailed with the replica's own last line where it does not start."""
-    args: dict[str, Any] = settings.model_dump(mode="json", exclude_unset=True)
-    try:
-        serve.run(application(args), name=settings.name, route_prefix="/")
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if "Error: " in line or "Failed: " in line]
-        raise JobFailed(lines[-1] if lines else str(error).splitlines()[0]) from None
+def deploy(settings: ServeSettings, stopped: threading.Event) -> None:
+    """Puts the settings in force and waits until they are, or until it is `stopped`. Raises JobFailed with the
+    replica's own last line where it does not start.
+    """
+    # `serve.run` would give every call a version of its own, and so replace the replicas each time.
+    before = time.time()
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(serve_config(settings)))
+    while not stopped.wait(0.2):
+        there = serve.status().applications.get(settings.name)
+        if there is None or there.last_deployed_time_s < before - 1:
+            continue
+        if there.status == "RUNNING":
+            return
+        if there.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            texts = [there.message, *(deployment.message for deployment in there.deployments.values())]
+            lines = [line.strip() for text in texts for line in text.splitlines() if "Error: " in line]
+            raise JobFailed(lines[-1] if lines else there.message)
 
 
-def renew(again: Callable[[], ServeSettings], say: Callable[[str], None]) -> None:
+def renew(again: Callable[[], ServeSettings], say: Callable[[str], None], stopped: threading.Event) -> None:
     """Other settings for the service that runs; those that do not fit change nothing."""
     try:
         new = again()
         check_models(new)
         Keys(new.keys)
-        deploy(new)
+        deploy(new, stopped)
     except (UserError, JobFailed) as error:
         say(f"the settings stay as they were: {error}")
     else:

@@ -5,12 +5,11 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
+from typing import TextIO
 
 
 class JsonLines(logging.Formatter):
-    """`time`, `level`, `logger`, `message`, and the record's `facts`. Of an exception, where it was raised and its
-    kind: its message might quote a text.
-    """
+    """`time`, `level`, `logger`, `message`, and the record's `facts`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -20,17 +19,20 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         line |= getattr(record, "facts", {})
-        if record.exc_info and record.exc_info[2] is not None:
-            kind, _, trace = record.exc_info
-            frames = [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(trace)]
-            line |= {"error": kind.__name__ if kind else None, "frames": frames}
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def log_as_json(level: str) -> None:
-    """What the package logs goes to standard error in this form, and nowhere else."""
+def log_failure(logger: logging.Logger, what: str, error: BaseException) -> None:
+    """An error of ours: its kind and where it was raised, without its message, which might quote a text."""
+    frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    kind = type(error).__name__
+    logger.error("%s: %s at %s", what, kind, frames[-1:], extra={"facts": {"error": kind, "frames": frames}})
+
+
+def log_as_json(level: str, stream: TextIO | None = None) -> None:
+    """What the package logs goes to the stream (standard error if None) in this form, and nowhere else."""
     logger = logging.getLogger("xlmr_ray")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
     logger.handlers = [handler]
     logger.propagate = False

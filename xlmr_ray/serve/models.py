@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from xlmr_ray.tasks.registry import Bound, canonical_task, task_class
 from xlmr_ray.tasks.task import Task
 from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer_settings import Side
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Model:
 
     @cached_property
     def _other_side(self) -> XLMRobertaTokenizer:
-        other = "right" if self.tokenizer.truncation_side == "left" else "left"
+        other: Side = "right" if self.tokenizer.truncation_side == "left" else "left"
         return XLMRobertaTokenizer.from_pretrained(self.folder, truncation_side=other)
 
 
@@ -130,7 +131,7 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
     dtypes: dict[str, str] = {}
     for group, engine in engines:
         label = group[0].model
-        batcher = Batcher(engine, label, lambda stats, label=label: observe(label, stats))
+        batcher = Batcher(engine, label, partial(observe, label))
         for place, one in enumerate(group):
             placed[one.model, one.task] = batcher, place
             dtypes[one.model] = str(next(engine.model.parameters()).dtype).removeprefix("torch.")

@@ -164,7 +164,8 @@ def from_call(
         )
     if file is not None and tasks:
         raise UserError("serve: --task goes with --model; a settings file names its tasks")
-    content = read_yaml(file, "models") if file is not None else {"models": [{"model": model, "tasks": list(tasks)}]}
+    one: dict[str, Any] = {"model": model} | ({"tasks": list(tasks)} if tasks else {})
+    content: dict[str, Any] = read_yaml(file, "models") if file is not None else {"models": [one]}
     http = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     if http and isinstance(content.get("http", {}), dict):
         content = {**content, "http": {**content.get("http", {}), **http}}

@@ -6,14 +6,16 @@ from typing import Any
 
 try:
     from opentelemetry import propagate, trace
+
+    THERE = True
 except ImportError:  # the extra `tracing` is not installed
-    trace = None  # type: ignore[assignment]
+    THERE = False
 
 
 @contextmanager
 def request_span(name: str, headers: Mapping[str, str], **facts: str | int) -> Iterator[str | None]:
     """The span of a request, under the caller's `traceparent`; gives the trace's id in hex, None without one."""
-    if trace is None:
+    if not THERE:
         yield None
         return
     tracer, parent = trace.get_tracer("xlmr_ray.serve"), propagate.extract(headers)
@@ -27,7 +29,7 @@ def request_span(name: str, headers: Mapping[str, str], **facts: str | int) -> I
 @contextmanager
 def span(name: str, **facts: str | int) -> Iterator[None]:
     """A step of the request that runs. `facts` never hold a text."""
-    if trace is None:
+    if not THERE:
         yield
         return
     tracer: Any = trace.get_tracer("xlmr_ray.serve")
@@ -37,5 +39,5 @@ def span(name: str, **facts: str | int) -> Iterator[None]:
 
 def note(**facts: str | int) -> None:
     """Facts for the span that runs."""
-    if trace is not None:
+    if THERE:
         trace.get_current_span().set_attributes(facts)

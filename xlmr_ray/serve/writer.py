@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from xlmr_ray.engine.generator import Generator
-from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut, Unavailable
+from xlmr_ray.serve.logs import log_failure
+from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut
 from xlmr_ray.tasks.text_generation import TextGeneration
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ class Writer:
         self.queue: deque[Prompt] = deque()
         self.computing: tuple[float, int] | None = None
         self.rate = 0.0
-        self.broken: str | None = None
-        self.closing = False
+        self.users = 0
+        self.closing = self.ended = False
         self.thread = threading.Thread(target=self.run, name=f"generator-{name}", daemon=True)
         self.thread.start()
 
@@ -54,8 +55,6 @@ class Writer:
         text. A cancelled one is not begun.
         """
         with self.changed:
-            if self.broken or self.closing:
-                raise Unavailable("the generator has stopped")
             self.queue.append(prompt)
             self.changed.notify()
         try:
@@ -79,14 +78,24 @@ class Writer:
     def trouble(self, limit: float) -> str | None:
         """Why it writes nothing any more."""
         now = self.computing
-        if self.broken:
-            return f"generator {self.name}: {self.broken}"
         if now is not None and (seconds := time.monotonic() - now[0]) > limit:
             return f"generator {self.name}: a text has taken {seconds:.0f} s"
-        return None if self.thread.is_alive() or self.closing else f"generator {self.name}: its thread has ended"
+        return None if self.thread.is_alive() or self.ended else f"generator {self.name}: its thread has ended"
+
+    def enter(self) -> bool:
+        """To be called before a request begins with it; False where it has ended. While any is in it, it goes on."""
+        with self.changed:
+            self.users += not self.ended
+            return not self.ended
+
+    def leave(self) -> None:
+        """The request has ended."""
+        with self.changed:
+            self.users -= 1
+            self.changed.notify()
 
     def close(self) -> None:
-        """Ends the thread once nothing waits any more."""
+        """Ends the thread once no request is in it."""
         with self.changed:
             self.closing = True
             self.changed.notify()
@@ -95,7 +104,8 @@ class Writer:
         while True:
             with self.changed:
                 while not self.queue:
-                    if self.closing:
+                    if self.closing and not self.users:
+                        self.ended = True
                         return
                     self.changed.wait()
                 prompt = self.queue.popleft()
@@ -117,9 +127,7 @@ class Writer:
             for _, message in written.failed.values():
                 failure = BackendFailed(message)
         except Exception as error:
-            # The message may quote a text.
-            kind = type(error)
-            log.error("generator %s: %s", self.name, kind.__name__, exc_info=(kind, None, error.__traceback__))
+            log_failure(log, f"generator {self.name}", error)
             failure = BackendFailed("the model failed on this request")
         prompt.ended = time.monotonic()
         rate = prompt.tokens / (prompt.ended - prompt.started)
