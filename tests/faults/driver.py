@@ -26,39 +26,53 @@ class Step:
     after: bool
 
 
-STEPS = tuple(
-    Step(name, method, path, number, after)
-    for name, method, path, number, moments in (
-        ("plan", "PUT", r"/_runs/\w+/plan\.json", 1, (True,)),
-        ("lease", "PUT", r"/_runs/\w+/lease\.json", 1, (True,)),
-        ("data file", "PUT", r"/data/\w+/.*\.parquet", 4, (False, True)),
-        ("look at the data file", "HEAD", r"/data/\w+/.*\.parquet", 6, (True,)),
-        ("error file", "PUT", r"/errors/\w+/.*\.parquet", 1, (False, True)),
-        ("record", "PUT", r"/_runs/\w+/shards/.*\.json", 8, (False, True)),
-        ("last record", "PUT", r"/_runs/\w+/shards/.*\.json", 19, (True,)),
-        ("manifest", "PUT", r"/_runs/\w+/manifest\.json", 1, (False, True)),
-        ("published pointer", "PUT", r"/_current\.json", 1, (False, True)),
-    )
-    for after in moments
+PLAN, LEASE = r"/_runs/\w+/plan\.json", r"/_runs/\w+/lease\.json"
+DATA, ERRORS = r"/data/\w+/.*\.parquet", r"/errors/\w+/.*\.parquet"
+RECORD, MANIFEST, CURRENT = r"/_runs/\w+/shards/.*\.json", r"/_runs/\w+/manifest\.json", r"/_current\.json"
+
+# Each launch of a job is killed at its next step, and the last one ends it.
+CHAINS = (
+    (
+        Step("plan", "PUT", PLAN, 1, after=True),
+        Step("lease", "PUT", LEASE, 1, after=True),
+        Step("data file", "PUT", DATA, 2, after=False),
+        Step("data file", "PUT", DATA, 2, after=True),
+        Step("look at the data file", "HEAD", DATA, 2, after=True),
+        Step("error file", "PUT", ERRORS, 1, after=False),
+        Step("error file", "PUT", ERRORS, 1, after=True),
+    ),
+    (
+        Step("record", "PUT", RECORD, 4, after=False),
+        Step("record", "PUT", RECORD, 4, after=True),
+        Step("manifest", "PUT", MANIFEST, 1, after=False),
+        Step("manifest", "PUT", MANIFEST, 1, after=True),
+        Step("published pointer", "PUT", CURRENT, 1, after=False),
+        Step("published pointer", "PUT", CURRENT, 1, after=True),
+    ),
 )
 
 
 def killed_at_each_step(lab: Lab) -> Tally:
     """1: SIGKILL to the driver at each step. The request that was under way is dropped, or done but never answered."""
     tally = Tally()
-    for step in STEPS:
+    for chain in CHAINS:
         work = lab.work()
-        lab.proxy.clear()
-        driver: list[Driver] = []
-        lab.proxy.fault = at(step, lambda driver=driver: driver[0].kill())  # type: ignore[misc]
-        driver.append(lab.launch(work))
-        code = driver[0].wait(PATIENCE)
-        struck = len(lab.proxy.injected)
-        lab.proxy.clear()
-        name = f"{step.name}, {'done' if step.after else 'not done'}"
-        tally.expect(code == -signal.SIGKILL, f"{name}: the driver was not killed but ended with {code}")
-        tally.struck(struck, lab.finish(tally, work), name)
+        struck = sum(killed_at(lab, tally, work, step) for step in chain)
+        same = lab.finish(tally, work) and one_record_a_shard(tally, work)
+        tally.struck(struck, same, f"killed {struck} times of {len(chain)}")
     return tally
+
+
+def killed_at(lab: Lab, tally: Tally, work: Work, step: Step) -> int:
+    """Launches the job to kill it at this step; 1 where that came to be."""
+    lab.proxy.clear()
+    driver: list[Driver] = []
+    lab.proxy.fault = at(step, lambda: driver[0].kill())
+    driver.append(lab.launch(work))
+    code = driver[0].wait(PATIENCE)
+    lab.proxy.clear()
+    when = "after" if step.after else "before"
+    return int(tally.expect(code == -signal.SIGKILL, f"{when} {step.name}: not killed, but ended with {code}"))
 
 
 def at(step: Step, kill: Callable[[], object]) -> Callable[[str, str], Callable[[], object] | str | None]:
