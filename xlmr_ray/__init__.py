@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xlmr_ray.batch.results import read_results, result_files
     from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig
     from xlmr_ray.config import XLMRobertaConfig
     from xlmr_ray.engine.pipeline import pipeline
@@ -41,6 +42,8 @@ WHERE = {
     "XLMRobertaTokenizer": "tokenizer",
     "XLMRobertaTokenizerFast": "tokenizer",
     "pipeline": "engine.pipeline",
+    "read_results": "batch.results",
+    "result_files": "batch.results",
 }
 __all__ = [
     "BitsAndBytesConfig",
@@ -59,6 +62,8 @@ __all__ = [
     "XLMRobertaTokenizer",
     "XLMRobertaTokenizerFast",
     "pipeline",
+    "read_results",
+    "result_files",
 ]
 
 

@@ -18,6 +18,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from xlmr_ray.batch.shards import Shard
 from xlmr_ray.batch.source import Input, InputChanged
 from xlmr_ray.batch.store import Exists, Store
 from xlmr_ray.batch.table import DATA, Step, read_head, read_step, table_files, table_inputs, write_table
+from xlmr_ray.errors import JobFailed
 
 
 @dataclass(frozen=True)
@@ -104,22 +106,34 @@ def plan_next(
     """The run that comes after the published one of the job with this identity: the unfinished one if there is one,
     else what is new. `job` is the job's name. Raises UserError where nothing of what is new can be read.
     """
-    chain = run_id(identity)
+    chain_id = run_id(identity)
     published = current(store)
-    after = None if published is None else published.heads.get(chain)
+    after = None if published is None else published.heads.get(chain_id)
     name = run_id({**identity, "after": after})
     plan = read_plan(store, name)
     if plan is None:
         changes = compare({} if after is None else table_inputs(store, after), inputs, drop=drop)
         if not changes.any:
-            return Next(chain, after, None, changes)
-        step = Step(chain, after, changes.replaced, changes.gone if drop else (), 0 if drop else len(changes.gone))
+            return Next(chain_id, after, None, changes)
+        step = Step(chain_id, after, changes.replaced, changes.gone if drop else (), 0 if drop else len(changes.gone))
         head = {"run_id": name, "job": job, "identity": {**identity, "after": after}, "step": asdict(step)}
         kept = None if after is None else kept_types(store, after, columns)
         plan = write_plan(store, head, changes.todo, columns, shard_rows=shard_rows, kept=kept)
         if tuple(plan.shards.inputs) == changes.todo and read_step(store, name) == step:
-            return Next(chain, after, plan, changes)
-    return Next(chain, after, plan, None, withdraw(store, plan, inputs))
+            return Next(chain_id, after, plan, changes)
+    return Next(chain_id, after, plan, None, withdraw(store, plan, inputs))
+
+
+def planned(store: Store, found: Next) -> Plan:
+    """The plan to run: the next one's; where nothing is new, that of the finished run before, of which nothing is left
+    to do.
+    """
+    if found.plan is not None:
+        return found.plan
+    plan = None if found.after is None else read_plan(store, found.after)
+    if plan is None:
+        raise JobFailed(f"{store.url('')}: the plan of the published run {found.after} is missing")
+    return plan
 
 
 def publish_found(store: Store, found: Next, *, started: float) -> tuple[bool, bool]:
@@ -154,7 +168,8 @@ def withdraw(store: Store, plan: Plan, listed: Sequence[Input]) -> frozenset[str
     stale = frozenset(key for key in in_order(_key_if_changed, doubtful) if key is not None)
     if stale:
         done = set(committed_shards(store, plan.run_id))
-        pieces = ((one.id, one.input) for one in (*plan.dead, *_of(plan, stale)) if one.input.key in stale)
+        dead = ((one.id, one.input) for one in plan.dead if one.input.key in stale)
+        pieces = chain(dead, ((shard.id, shard.input) for shard in _of(plan, stale)))
         for _ in in_order(lambda piece: _give_up(store, plan.run_id, *piece), (p for p in pieces if p[0] not in done)):
             pass
     return stale

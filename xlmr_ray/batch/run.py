@@ -22,17 +22,20 @@ from xlmr_ray.batch.commit import (
     in_order,
     new_attempt,
     read_record,
+    run_id,
 )
 from xlmr_ray.batch.finish import Manifest, finish, publish, read_manifest
+from xlmr_ray.batch.incremental import Changes, Next, plan_next, planned, publish_found
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.lease import WAIT, leased
-from xlmr_ray.batch.plan import AS_STORED, Dead, Plan, columns_of, make_plan, precision, task_recipes
+from xlmr_ray.batch.plan import AS_STORED, Dead, Plan, columns_of, job_identity, make_plan, precision, task_recipes
 from xlmr_ray.batch.progress import Display, Figures, say
 from xlmr_ray.batch.recipe import EngineRecipe, Recipe
 from xlmr_ray.batch.shard_table import ROWS
 from xlmr_ray.batch.source import InputChanged, find_inputs
 from xlmr_ray.batch.store import NoConditionalWrites, Store, open_store, reading
 from xlmr_ray.batch.stream import rows_of, stream
+from xlmr_ray.batch.watch import Watch, watched
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
@@ -46,16 +49,23 @@ SHARD_ROWS_GPU = 8192
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: its manifest, this launch's figures, whether it is the published one, its store."""
+    """A finished run: its manifest, this launch's figures, whether it is the published one, its store; what an
+    incremental launch found to be new.
+    """
 
     manifest: Manifest
     figures: Figures
     published: bool
     store: Store
+    changes: Changes | None = None
 
 
 class Interrupted(JobFailed):
     """Stopped by the user. What is committed stays, and the same command goes on from there."""
+
+
+class TooManyErrors(JobFailed):
+    """More rows are errors than the job allows."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +82,17 @@ class Done:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that is settled before a cluster is asked for: the plan, what the actors need to know, and the files left
-    out.
+    """All that is settled before a cluster is asked for: the plan, what the actors need to know, the files left out,
+    the hash of the job's identity. `found` is the place of an incremental run in its chain; where nothing is new, the
+    plan is that of the last run.
     """
 
     plan: Plan
     recipe: Recipe
     files: int
     ignored: tuple[str, ...]
+    job: str
+    found: Next | None = None
 
 
 def prepare(job: Job, store: Store) -> Prepared:
@@ -90,7 +103,16 @@ def prepare(job: Job, store: Store) -> Prepared:
     columns = columns_of(job, recipes)
     with reading(", ".join(map(clean_url, job.input.path))):
         found = find_inputs(job.input.path, format=job.input.format)
-        plan = make_plan(store, job, recipes, columns, found.inputs, shard_rows=shard_rows(job))
+        what = job_identity(job, recipes, columns)
+        upon: Next | None = None
+        if job.incremental:
+            drop = job.input.deleted == "drop"
+            upon = plan_next(store, what, job.name, columns, found.inputs, drop=drop, shard_rows=shard_rows(job))
+        plan = (
+            planned(store, upon)
+            if upon
+            else make_plan(store, job, recipes, columns, found.inputs, shard_rows=shard_rows(job))
+        )
     computed_in = precision(job, recipes)
     engine = EngineRecipe(
         # As the run's identity says, on every machine: an actor elsewhere than on a GPU must not choose otherwise.
@@ -111,7 +133,7 @@ def prepare(job: Job, store: Store) -> Prepared:
         timeout=job.errors.timeout,
         max_row_bytes=job.input.max_row_bytes,
     )
-    return Prepared(plan, recipe, len(found.inputs), tuple(found.ignored))
+    return Prepared(plan, recipe, len(plan.shards.inputs), tuple(found.ignored), run_id(what), upon)
 
 
 def run_job(
@@ -132,17 +154,39 @@ def run_job(
     store = probed(job.output.path, at_least_once=at_least_once)
     # What a cluster has decides how the job is cut; one of this machine needs no asking, and starts when there is work.
     with connected(job.cluster.address) if remote(job.cluster.address) else contextlib.nullcontext():
-        prepared = prepare(job, store)
-        plan = prepared.plan
-        figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
+        before: Outcome | None = None
+        while True:
+            prepared = prepare(job, store)
+            outcome, settled = run_prepared(job, store, prepared, console, started=started, quiet=quiet, wait=wait)
+            if settled:
+                nothing = outcome.changes is not None and not outcome.changes.any
+                return replace(before, changes=outcome.changes) if before and nothing else outcome
+            if not quiet:
+                say(console, f"run {prepared.plan.run_id} is finished; looking for what is new since it was planned")
+            before = outcome
+
+
+def run_prepared(
+    job: Job, store: Store, prepared: Prepared, console: Console, *, started: float, quiet: bool, wait: float
+) -> tuple[Outcome, bool]:
+    """One run to its end, published. Returns also whether that is all; see `incremental`."""
+    plan, found = prepared.plan, prepared.found
+    figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
+    models = {task.model: task.weights for task in prepared.recipe.tasks}
+    with watched(job, store, plan.run_id, console, rows=plan.rows, files=prepared.files, models=models) as watch:
         manifest = read_manifest(store, plan.run_id)
         if manifest is None:
             with leased(store, plan.run_id, wait=wait, tell=lambda text: say(console, text)) as lease:
                 manifest = read_manifest(store, plan.run_id) or drive(
-                    job, store, prepared, figures, console, quiet=quiet, check=lease.check
+                    job, store, prepared, figures, console, quiet=quiet, check=lease.check, watch=watch
                 )
-        _, published = publish(store, plan.run_id, started=started)
-    return Outcome(manifest, figures, published, store)
+        settled = True
+        if found is not None:
+            published, settled = publish_found(store, found, started=started)
+        else:
+            _, published = publish(store, plan.run_id, started=started, job=prepared.job)
+        watch.finished(manifest, anew=figures.shards > 0)
+    return Outcome(manifest, figures, published, store, found.changes if found else None), settled
 
 
 def drive(
@@ -154,14 +198,18 @@ def drive(
     *,
     quiet: bool,
     check: Callable[[], None],
+    watch: Watch,
 ) -> Manifest:
     """From whatever is committed to the run's manifest. `check` raises where another driver has taken over."""
     plan = prepared.plan
-    done = earlier(store, plan, figures)
+    done = earlier(store, plan, figures, prepared.found.withdrawn if prepared.found else frozenset())
     if not quiet:
         say(console, describe(prepared, done))
     try:
-        score(job, store, prepared, done, figures, console, quiet=quiet, check=check)
+        score(job, store, prepared, done, figures, console, quiet=quiet, check=check, watch=watch)
+    except TooManyErrors:
+        watch.report()
+        raise
     except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the latter
         raise Interrupted(
             f"stopped: {figures.shards_before + figures.shards} of {figures.total_shards} shards of run "
@@ -181,6 +229,7 @@ def score(
     *,
     quiet: bool,
     check: Callable[[], None] = lambda: None,
+    watch: Watch | None = None,
 ) -> None:
     """Commits every shard that is not `done`, or raises JobFailed that says why not."""
     plan = prepared.plan
@@ -198,6 +247,8 @@ def score(
         weights = sum(4 * stored_values(model_folder(resolve(model))) for model in encoders.values())
         size = sizes(job.cluster, job.engine.device, weights)
         recipe = replace(prepared.recipe, engine=replace(prepared.recipe.engine, threads=size.threads))
+        if watch is not None:
+            watch.launched(size, figures)
         display.note(f"starting {size.tokenizers} tokenizer and {size.encoders} encoder actors")
         for row in rows_of(stream((plan.shards[int(at)] for at in todo), len(todo), recipe, size)):
             check()
@@ -207,6 +258,8 @@ def score(
                 changed[str(error)] += 1
                 continue
             figures.add(row["rows_ok"], row["rows_error"], row["tokens"], row["padded"])
+            if watch is not None:
+                watch.shard(row)
             display.update()
             check_errors(job, store, plan, figures)
     if changed:
@@ -236,8 +289,10 @@ def shard_rows(job: Job) -> int:
     return SHARD_ROWS_GPU if on_gpu(job.engine.device) else SHARD_ROWS_CPU
 
 
-def earlier(store: Store, plan: Plan, figures: Figures) -> Done:
-    """What earlier launches committed, counted in the figures. Lists, and reads the records of shards with errors."""
+def earlier(store: Store, plan: Plan, figures: Figures, withdrawn: frozenset[str] = frozenset()) -> Done:
+    """What earlier launches committed, counted in the figures; errors in `withdrawn` inputs, which will be done anew,
+    are not. Lists, and reads the records of shards with errors.
+    """
     shards = np.zeros(len(plan.shards), np.bool_)
     dead = {file.id for file in plan.dead}
     files: set[str] = set()
@@ -258,13 +313,19 @@ def earlier(store: Store, plan: Plan, figures: Figures) -> Done:
     # Attempts of a shard are beside each other; one that crashed may have no record.
     once = (name for name, _ in itertools.groupby(with_errors))
     for record in in_order(lambda name: read_record(store, plan.run_id, name), once):
-        figures.errors_before += 0 if record is None else record.rows_error
+        if record is not None and record.source_key not in withdrawn:
+            figures.errors_before += record.rows_error
     return done
 
 
 def describe(prepared: Prepared, done: Done) -> str:
     plan = prepared.plan
     text = f"run {plan.run_id}: {plan.rows:,} documents of {prepared.files:,} files in {len(plan.shards):,} shards"
+    if prepared.found and prepared.found.changes:
+        text += f"; {prepared.found.changes}"
+    if prepared.found and prepared.found.withdrawn:
+        changed = some(sorted(prepared.found.withdrawn))
+        text += f"; changed or gone since it was planned, so left to the next run: {changed}"
     if done.count:
         text += f"; {done.count:,} are committed already, going on from there"
     if prepared.ignored:
@@ -298,7 +359,7 @@ def check_errors(job: Job, store: Store, plan: Plan, figures: Figures) -> None:
     """Raises JobFailed as soon as there are more error rows than the job allows of all its rows."""
     errors, most = figures.errors_before + figures.rows_error, job.errors.max_fraction * plan.rows
     if errors > most:
-        raise JobFailed(
+        raise TooManyErrors(
             f"{errors:,} of {plan.rows:,} rows are errors ({errors / plan.rows:.1%}), errors.max_fraction allows "
             f"{job.errors.max_fraction:.1%}: nothing is published; they are in {store.url(f'errors/{plan.run_id}/')}; "
             "mend the input, or raise errors.max_fraction and run again to go on"

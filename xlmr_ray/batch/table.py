@@ -25,7 +25,6 @@ import pyarrow.parquet as pq
 
 from xlmr_ray.batch.commit import ROW_GROUP, Damaged, File, lines_of, parsed, plan_key
 from xlmr_ray.batch.finish import manifest_key
-from xlmr_ray.batch.plan import planned_inputs
 from xlmr_ray.batch.source import Input
 from xlmr_ray.batch.store import Exists, Store
 from xlmr_ray.errors import JobFailed
@@ -98,6 +97,16 @@ def read_step(store: Store, run_id: str) -> Step | None:
         return None if content is None else step_from_dict(content)
     except TypeError:
         raise Damaged(f"{store.url(key)}: is damaged: a step of another form") from None
+
+
+def planned_inputs(store: Store, run_id: str) -> Iterator[Input]:
+    """What a run reads, in the order of its plan. Raises FileNotFoundError, `Damaged`."""
+    key = plan_key(run_id)
+    for line in lines_of(store.get(key)[0], "inputs", store.url(key)):
+        try:
+            yield Input(**line)
+        except TypeError:
+            raise Damaged(f"{store.url(key)}: is damaged: an input of another form") from None
 
 
 def step_from_dict(content: Mapping[str, Any]) -> Step:
