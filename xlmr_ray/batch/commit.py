@@ -199,18 +199,24 @@ def by_line(head: Mapping[str, Any], name: str, items: Iterable[Mapping[str, Any
 def by_lines(head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str, Any]]]) -> bytes:
     """The same for several lists, in the order given; the head and the name of the first list are the first line."""
     out = io.BytesIO()
+    for piece in pieces_of(head, lists):
+        out.write(piece)
+    return out.getvalue()
+
+
+def pieces_of(head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str, Any]]]) -> Iterator[bytes]:
+    """What `by_lines` joins, an item at a time."""
     start = canonical(head)[:-1]
-    out.write(start + (b"," if len(start) > 1 else b""))
+    yield start + (b"," if len(start) > 1 else b"")
     before = b""
     for name, items in lists.items():
-        out.write(before + json.dumps(name).encode() + b":[")
+        yield before + json.dumps(name).encode() + b":["
         separator = b"\n"
         for item in items:
-            out.write(separator + canonical(item))
+            yield separator + canonical(item)
             separator = b",\n"
         before = b"\n],"
-    out.write(b"\n]}\n")
-    return out.getvalue()
+    yield b"\n]}\n"
 
 
 def lines_of(data: bytes, name: str, url: str) -> Iterator[Any]:

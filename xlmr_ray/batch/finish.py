@@ -100,19 +100,34 @@ def finish(store: Store, run_id: str, shards: Iterable[str]) -> Manifest:
 
 def build_manifest(run_id: str, plan_sha256: str, records: Iterable[Record]) -> tuple[Manifest, bytes]:
     """The manifest that belongs to a plan and its records, and its bytes. Nothing else goes in: it can be checked."""
-    shards = rows_in = rows_ok = rows_error = tokens = size = 0
-    last = 0.0
+    tally = Tally()
+    body = by_line({}, "committed", tally.lines(records))
+    manifest = tally.manifest(run_id, plan_sha256)
+    return manifest, b"".join((head_of(manifest), memoryview(body)[1:]))
 
-    def lines() -> Iterator[dict[str, object]]:
-        nonlocal shards, rows_in, rows_ok, rows_error, tokens, size, last
+
+def head_of(manifest: Manifest) -> bytes:
+    """What stands before the list in the manifest's object."""
+    return canonical({"version": VERSION, **asdict(manifest)})[:-1] + b","
+
+
+class Tally:
+    """The sums over a run's records, as they pass."""
+
+    def __init__(self) -> None:
+        self.shards = self.rows_in = self.rows_ok = self.rows_error = self.tokens = self.bytes = 0
+        self.last_commit = 0.0
+
+    def lines(self, records: Iterable[Record]) -> Iterator[dict[str, object]]:
+        """A manifest's line for each record."""
         for record in records:
-            shards += 1
-            rows_in += record.rows_in
-            rows_ok += record.rows_ok
-            rows_error += record.rows_error
-            tokens += record.stats.tokens
-            size += sum(file.bytes for file in record.files)
-            last = max(last, record.committed_at)
+            self.shards += 1
+            self.rows_in += record.rows_in
+            self.rows_ok += record.rows_ok
+            self.rows_error += record.rows_error
+            self.tokens += record.stats.tokens
+            self.bytes += sum(file.bytes for file in record.files)
+            self.last_commit = max(self.last_commit, record.committed_at)
             yield {
                 "shard": record.shard,
                 "attempt": record.attempt,
@@ -121,10 +136,8 @@ def build_manifest(run_id: str, plan_sha256: str, records: Iterable[Record]) -> 
                 "files": [asdict(file) for file in record.files],
             }
 
-    body = by_line({}, "committed", lines())
-    manifest = Manifest(run_id, plan_sha256, shards, rows_in, rows_ok, rows_error, tokens, size, last)
-    head = canonical({"version": VERSION, **asdict(manifest)})[:-1] + b","
-    return manifest, head + body[1:]
+    def manifest(self, run_id: str, plan_sha256: str) -> Manifest:
+        return Manifest(run_id, plan_sha256, **vars(self))
 
 
 def read_manifest(store: Store, run_id: str) -> Manifest | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,12 +18,13 @@ from xlmr_ray.batch.commit import (
     committed,
     committed_shards,
     in_order,
+    pieces_of,
     plan_key,
     planned_shards,
     read_record,
     record_key,
 )
-from xlmr_ray.batch.finish import Manifest, build_manifest, current, manifest_key, orphans, read_manifest
+from xlmr_ray.batch.finish import Manifest, Tally, current, head_of, manifest_key, orphans, read_manifest
 from xlmr_ray.batch.store import Store
 from xlmr_ray.errors import JobFailed, UserError
 
@@ -85,7 +88,7 @@ def verify(store: Store, run_id: str | None = None) -> Report:
 
     attempts: set[str] = set()
     unread: list[str] = []  # shards whose record is missing or damaged
-    missing = set(planned or ())
+    missing = planned or set()
     sizes = [0, 0]  # files and their bytes
 
     def records() -> Iterator[Record]:
@@ -94,7 +97,7 @@ def verify(store: Store, run_id: str | None = None) -> Report:
             problems.extend(wrong)
             if planned is not None and shard not in missing:
                 problems.append(f"{store.url(record_key(run_id, shard))}: its shard is not in the plan")
-            missing.discard(shard)
+            missing.discard(shard)  # a listing names each once
             if record is None:
                 unread.append(shard)
                 continue
@@ -103,13 +106,18 @@ def verify(store: Store, run_id: str | None = None) -> Report:
             sizes[1] += sum(file.bytes for file in record.files)
             yield record
 
-    sums, expected = build_manifest(run_id, manifest.plan_sha256 if manifest else "", records())
+    sums = Tally()
+    listed = hashlib.sha256()
+    for piece in itertools.islice(pieces_of({}, {"committed": sums.lines(records())}), 1, None):
+        listed.update(piece)
     problems += [f"{store.url(record_key(run_id, shard))}: is missing" for shard in sorted(missing)[:MOST]]
     if len(missing) > MOST:
         problems.append(f"{store.url(record_key(run_id, ''))}: and {len(missing) - MOST} more records are missing")
     # without all records there is nothing to hold the manifest against
-    if manifest is not None and not unread and not missing and store.get(manifest_key(run_id))[0] != expected:
-        problems.append(f"{store.url(manifest_key(run_id))}: does not agree with the records")
+    if manifest is not None and not unread and not missing:
+        head = head_of(sums.manifest(run_id, manifest.plan_sha256))
+        if not _is(store, manifest_key(run_id), head, listed.digest()):
+            problems.append(f"{store.url(manifest_key(run_id))}: does not agree with the records")
     return Report(
         run_id,
         sums.shards,
@@ -123,7 +131,18 @@ def verify(store: Store, run_id: str | None = None) -> Report:
     )
 
 
-def _read_plan(store: Store, run_id: str, problems: list[str]) -> tuple[list[str] | None, str | None]:
+def _is(store: Store, key: str, head: bytes, rest: bytes) -> bool:
+    """Whether the object is `head` and something of which the SHA-256 is `rest`."""
+    digest = hashlib.sha256()
+    with store.open(key) as file:
+        if file.read(len(head)) != head:
+            return False
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.digest() == rest
+
+
+def _read_plan(store: Store, run_id: str, problems: list[str]) -> tuple[set[str] | None, str | None]:
     """The planned shards and the plan's sha256, None for what cannot be had."""
     key = plan_key(run_id)
     try:
@@ -132,7 +151,7 @@ def _read_plan(store: Store, run_id: str, problems: list[str]) -> tuple[list[str
         problems.append(f"{store.url(key)}: is missing")
         return None, None
     try:
-        return list(planned_shards(store, run_id)), digest
+        return set(planned_shards(store, run_id)), digest
     except Damaged as error:
         problems.append(str(error))
         return None, digest
@@ -212,7 +231,8 @@ def status(store: Store) -> Iterator[RunStatus]:
             planned = sum(1 for _ in planned_shards(store, run_id))
         except FileNotFoundError:
             planned = None
-        sums, _ = build_manifest(run_id, "", committed(store, run_id))
+        sums = Tally()
+        collections.deque(sums.lines(committed(store, run_id)), maxlen=0)
         last = sums.last_commit if sums.shards else None
         yield RunStatus(
             run_id, planned, sums.shards, sums.rows_ok, sums.rows_error, sums.tokens, False, is_published, last
