@@ -4,6 +4,7 @@ once.
 
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -12,14 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from tests.batch.days import COLUMNS, IDENTITY, commit_one, launch, seen, truth, whole, write
 from xlmr_ray.batch.commit import committed, planned_shards, run_id
 from xlmr_ray.batch.finish import CURRENT, current, finish, publish
 from xlmr_ray.batch.incremental import compare
+from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.plan import write_plan
+from xlmr_ray.batch.results import result_files
+from xlmr_ray.batch.run import run_job
 from xlmr_ray.batch.source import Input, find_inputs
 from xlmr_ray.batch.store import open_store
+from xlmr_ray.batch.summary import print_summary
 from xlmr_ray.batch.table import ERRORS, read_head, table_problems
 from xlmr_ray.errors import UserError
 
@@ -338,3 +344,58 @@ def test_whatever_happens_the_table_is_what_the_files_say(events, drop):
         assert sound(store)
     finally:
         shutil.rmtree(place)
+
+
+# On Ray
+
+
+def test_three_days_of_a_job(ray_session, tmp_path, capsys):
+    """Files are added, one is replaced, and the job is launched twice at once: each row once, as the files are now."""
+    folder, out = tmp_path / "corpus", tmp_path / "out"
+    write(folder, "a.jsonl", ["Hello world", "Guten Morgen"])
+    content = {
+        "model": "embedded:mini",
+        "input": {"path": str(folder), "id": "id", "keep": ["text"]},
+        "tasks": [{"task": "text-classification"}],
+        "output": {"path": str(out)},
+        "incremental": True,
+    }
+    job = check_job(content, "test")
+    first = run_job(job, quiet=True)
+    write(folder, "b.jsonl", ["Buenos días", "Bonjour", "Salut"])
+    second = run_job(job, quiet=True)
+    assert (second.manifest.rows_in, second.published) == (3, True)
+    assert second.manifest.run_id != first.manifest.run_id
+    write(folder, "a.jsonl", ["Доброе утро"])
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: run_job(job, quiet=True), range(2)))
+    assert {one.manifest.run_id for one in both} == {both[0].manifest.run_id}
+    assert sum(one.figures.rows for one in both) == 1
+    store = open_store(str(out))
+    assert seen(store) == truth(folder)
+    assert len(current(store).runs) == 3
+    assert sound(store)
+    again = run_job(job, quiet=True)
+    assert again.figures.shards == 0
+    print_summary(again, Console())
+    said = capsys.readouterr().out
+    assert said.startswith("nothing new: 0 inputs are new, 2 were scored before")
+    assert said.count("\n") == 1
+    assert pa.concat_tables(pq.read_table(file) for file in result_files(str(out)))["label"].null_count == 0
+
+
+def test_another_option_of_the_task_is_another_job(ray_session, tmp_path):
+    folder, out = tmp_path / "corpus", tmp_path / "out"
+    write(folder, "a.jsonl", ["Hello world", "Guten Morgen"])
+    runs = []
+    for top_k in (1, 2, 1):
+        content = {
+            "input": {"path": str(folder), "keep": ["text"]},
+            "tasks": [{"task": "text-classification", "top_k": top_k}],
+            "output": {"path": str(out)},
+            "incremental": True,
+        }
+        runs.append(run_job(check_job(content, "test"), quiet=True))
+        assert current(open_store(str(out))).run_id == runs[-1].manifest.run_id
+    assert [one.figures.rows for one in runs] == [2, 2, 0]
+    assert runs[0].manifest.run_id == runs[2].manifest.run_id
