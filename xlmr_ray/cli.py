@@ -41,6 +41,9 @@ def run(
     model: Annotated[str | None, typer.Option(help="Folder, URL, hub id or embedded:mini.")] = None,
     set: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any key of the job file, dotted.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the summary.")] = False,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait while another launch drives the same run; 0: end at once.")
+    ] = 86400.0,
     at_least_once: AtLeastOnce = False,
 ) -> None:
     """Run a job, or go on with it where it stopped."""
@@ -69,7 +72,7 @@ def run(
     from xlmr_ray.batch.run import run_job
     from xlmr_ray.batch.summary import print_summary
 
-    outcome = run_job(checked, console=Console(stderr=True), quiet=quiet, at_least_once=at_least_once)
+    outcome = run_job(checked, console=Console(stderr=True), quiet=quiet, at_least_once=at_least_once, wait=wait)
     print_summary(outcome, Console())
 
 
