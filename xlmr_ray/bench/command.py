@@ -1,0 +1,69 @@
+"""`xlmr-ray bench`: the call as users make it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from xlmr_ray.batch.job import Job, check_job, read_job, with_setting
+from xlmr_ray.bench.measure import measure, save
+from xlmr_ray.bench.pipeline import with_pipeline
+from xlmr_ray.bench.quality import quality, show_quality
+from xlmr_ray.bench.sample import take_sample
+from xlmr_ray.bench.show import save_chart, show
+from xlmr_ray.errors import UserError
+from xlmr_ray.tasks.registry import TASKS
+
+# A job wants an output, and nothing is written there.
+NOWHERE = "not-written"
+
+
+def read_call(job: str, *, input: Sequence[str] | None, model: str | None, settings: Sequence[str]) -> Job:
+    """The job that a file, or a task's name, and what goes over it describe. Raises UserError for what does not fit."""
+    content: dict[str, Any]
+    if job in TASKS:
+        content = {"name": job, "tasks": [{"task": job}]}
+    elif Path(job).exists() or job.endswith((".yaml", ".yml")):
+        content = read_job(Path(job))
+    else:
+        raise UserError(f"{job}: neither a job file nor a task; the tasks are: {', '.join(TASKS)}")
+    if input:
+        section = content.get("input")
+        content["input"] = {**(section if isinstance(section, dict) else {}), "path": list(input)}
+    if model:
+        content["model"] = model
+    for setting in settings:
+        content = with_setting(content, setting)
+    if "input" not in content:
+        raise UserError(f"{job}: nothing says the input; give --input")
+    return check_job({"output": {"path": NOWHERE}, **content}, job)
+
+
+def bench_command(
+    job: Job,
+    *,
+    documents: int,
+    rounds: int,
+    encoders: int | None,
+    pipeline: bool,
+    output: Path,
+    chart: Path | None,
+    console: Console,
+    say: Callable[[str], None],
+) -> None:
+    """Measures, prints, and writes `output` and the `chart`."""
+    result = measure(job, most=documents, rounds=rounds, encoders=encoders, say=say)
+    if pipeline:
+        say("a run with Ray")
+        result = with_pipeline(result, job, take_sample(job, documents))
+    save(result, output)
+    show(result, console)
+    if chart is not None:
+        save_chart(result, chart)
+    console.print(f"written to {output}" + (f" and {chart}" if chart else ""))
+
+
+def quality_command(job: Job, *, documents: int, console: Console, say: Callable[[str], None]) -> None:
+    """Prints what fewer bits cost the job's answers."""
+    show_quality(quality(job, most=documents, say=say), console)

@@ -1,0 +1,120 @@
+"""What fewer bits cost: how far results move from those in float32, and how well a text still finds its translation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from xlmr_ray.batch.job import Job
+from xlmr_ray.bench.measure import load
+from xlmr_ray.bench.sample import Sample, take_sample
+from xlmr_ray.demo import CORPUS
+from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.one_pass import one_pass
+from xlmr_ray.errors import UserError
+from xlmr_ray.tasks.embedding import Embedding
+
+# (dtype, quantization): the first is what the others are compared with.
+VARIANTS: tuple[tuple[str, str | None], ...] = (
+    ("float32", None),
+    ("bfloat16", None),
+    ("float16", None),
+    ("float32", "int8"),
+    ("auto", "int8-weights"),
+    ("auto", "nf4"),
+)
+# Each article of the Universal Declaration in these languages looks for itself in English.
+LANGUAGES = ("de", "es", "fr", "ru", "zh", "ar", "hi", "tr", "vi", "fi")
+ENGLISH = "en"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a variant, against float32: the largest and the mean absolute change of a result, the largest result in
+    float32, the share of results (a row each) whose largest entry is still the same, and the share of UDHR articles
+    that find their translation, None where the job has no embedding.
+    """
+
+    name: str
+    largest: float
+    mean: float
+    largest_result: float
+    same: float
+    retrieval: float | None
+
+
+def quality(job: Job, *, most: int, say: Callable[[str], None]) -> list[Cost]:
+    """The costs of every variant that this machine can do, for the job's first task and at most so many documents."""
+    sample = take_sample(job, most)
+    articles = udhr(sample)
+    wanted: NDArray[np.float32] | None = None
+    costs = []
+    for dtype, quantization in VARIANTS:
+        name = quantization or dtype
+        settings = job.engine.model_copy(update={"dtype": dtype, "quantization": quantization})
+        say(name)
+        try:
+            engine = load(job.model_copy(update={"engine": settings}), sample)
+        except UserError as error:
+            say(f"{name} is left out: {error}")
+            continue
+        got = one_pass(engine, sample.encoded)[0].raw
+        wanted = got if wanted is None else wanted
+        change = np.abs(got - wanted)
+        costs.append(
+            Cost(
+                name,
+                float(np.nanmax(change)),
+                float(np.nanmean(change)),
+                float(np.nanmax(np.abs(wanted))),
+                float((got.argmax(-1) == wanted.argmax(-1)).mean()),
+                None if articles is None else retrieval(engine, sample, articles),
+            )
+        )
+    return costs
+
+
+def udhr(sample: Sample) -> pa.Table | None:
+    """The articles as the first task's sequences, where that is an embedding, with `lang` and `article`."""
+    task = sample.tasks[0]
+    if not isinstance(task, Embedding):
+        return None
+    rows = pa.concat_tables(pq.read_table(path) for path in sorted(CORPUS.glob("*.parquet")))
+    rows = rows.filter(pc.is_in(rows["lang"], pa.array([ENGLISH, *LANGUAGES])))
+    encoded = task.prepare(pa.table({"text": rows["text"]}), sample.tokenizers[0])
+    return pa.table({"lang": rows["lang"], "article": rows["article"], "input_ids": encoded["input_ids"]})
+
+
+def retrieval(engine: Engine, sample: Sample, articles: pa.Table) -> float:
+    """The share of articles in another language whose nearest English article is the same one."""
+    vectors = torch.nn.functional.normalize(
+        torch.from_numpy(engine.run(articles["input_ids"], tasks=[0]).raw[0]), dim=-1
+    )
+    english = np.array(pc.equal(articles["lang"], ENGLISH))
+    names = np.array(articles["article"])
+    found = (vectors[~english] @ vectors[english].T).argmax(1).numpy()
+    return float((names[english][found] == names[~english]).mean())
+
+
+def show_quality(costs: list[Cost], console: Console) -> None:
+    """One table."""
+    table = Table(box=None, pad_edge=False)
+    for place, name in enumerate(("", "largest change", "mean change", "same largest entry", "UDHR retrieval")):
+        table.add_column(name, justify="right" if place else "left")
+    for cost in costs:
+        table.add_row(
+            cost.name,
+            f"{cost.largest:.2e}",
+            f"{cost.mean:.2e}",
+            f"{cost.same:.2%}",
+            "" if cost.retrieval is None else f"{cost.retrieval:.2%}",
+        )
+    console.print(table)
+    console.print(f"changes of the first task's results, which are at most {costs[0].largest_result:.3g}")

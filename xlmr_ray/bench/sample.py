@@ -1,0 +1,90 @@
+"""A job's own documents and tasks, as many as a measurement wants, read and tokenized as a run does it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.plan import columns_of, task_recipes
+from xlmr_ray.batch.readers import read_shard
+from xlmr_ray.batch.rows import fail_empty, good_rows
+from xlmr_ray.batch.shards import Shard, plan_shards
+from xlmr_ray.batch.source import find_inputs
+from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.engine.engine import ragged
+from xlmr_ray.errors import UserError
+from xlmr_ray.tasks.registry import bind_task
+from xlmr_ray.tasks.task import Task
+from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.tokenizer import XLMRobertaTokenizer
+
+# Documents are taken in groups of so many, from places spread evenly over the first files that hold GROUPS of them.
+GROUP = 16
+GROUPS = 4096
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`columns`: the texts of D documents; `folders`: each task's checkpoint; `encoded`: each task's sequences."""
+
+    folders: list[Path]
+    tasks: list[Task]
+    tokenizers: list[XLMRobertaTokenizer]
+    columns: pa.Table
+    encoded: list[pa.Table]
+
+    @property
+    def documents(self) -> int:
+        return int(self.columns.num_rows)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sequence that goes through the encoder: those of the first task, which the others share."""
+        return np.diff(ragged(self.encoded[0]["input_ids"])[1])
+
+    def tokenized(self) -> list[pa.Table]:
+        """The encoded tables, made anew: the work of a tokenizer actor."""
+        return [task.prepare(self.columns, tok) for task, tok in zip(self.tasks, self.tokenizers, strict=True)]
+
+
+def take_sample(job: Job, documents: int) -> Sample:
+    """At most so many documents of the job's input, without those that a run would report as errors.
+
+    Raises UserError where there are none, or where the job's tasks do not share one pass of one encoder.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # rates are those of one core
+    recipes = task_recipes(job)
+    if len({(recipe.encoder, recipe.tokenizer) for recipe in recipes}) > 1:
+        raise UserError(f"{job.name}: its tasks have several encoders; measure them one by one")
+    folders = [resolve(recipe.model) for recipe in recipes]
+    tasks: list[Task] = []
+    for recipe, folder in zip(recipes, folders, strict=True):
+        task = bind_task(recipe.task, folder, recipe.options)
+        if isinstance(task, TextGeneration):
+            raise UserError(f"{job.name}: task {recipe.task} has no fixed cost a document, and is not measured")
+        tasks.append(task)
+    columns = columns_of(job, recipes)
+    found = find_inputs(job.input.path, format=job.input.format)
+    shards: list[Shard] = []
+    for piece in plan_shards(found.inputs, shard_rows=GROUP, columns=columns):
+        if isinstance(piece, Shard):
+            shards.append(piece)
+        if len(shards) == GROUPS:
+            break
+    wanted = min(len(shards), -(-documents // GROUP))
+    parts = []
+    for place in np.linspace(0, len(shards) - 1, wanted).round().astype(int).tolist():
+        rows = read_shard(shards[place], columns)
+        if job.errors.empty == "error":
+            rows = fail_empty(rows, list(columns.text))
+        parts.append(rows.take(good_rows(rows)).select(list(columns.text)))
+    texts = pa.concat_tables(parts).slice(0, documents) if parts else pa.table({})
+    if not texts.num_rows:
+        raise UserError(f"{', '.join(job.input.path)}: no documents to measure with")
+    tokenizers = [XLMRobertaTokenizer.from_pretrained(folder) for folder in folders]
+    sample = Sample(folders, tasks, tokenizers, texts, [])
+    return Sample(folders, tasks, tokenizers, texts, sample.tokenized())

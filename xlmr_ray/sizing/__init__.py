@@ -1,0 +1,1 @@
+"""What a job will take: time, machines, money, storage."""
