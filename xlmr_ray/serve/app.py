@@ -76,7 +76,8 @@ def build_app(service: Service, settings: ServeSettings) -> FastAPI:
 
     for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, failed)
-    app.add_middleware(Front, service=service, shapes=shapes, paths=frozenset(app.openapi()["paths"]) | frozenset(page.PATHS))
+    paths = frozenset([*app.openapi()["paths"], *page.PATHS])
+    app.add_middleware(Front, service=service, shapes=shapes, paths=paths)
     return app
 
 
