@@ -67,6 +67,7 @@ def test_deadly_rows_are_found_and_no_others(store, count, bad):
     passed, failed, lives = survive(store, count, deadly)
     assert passed == [row for row in range(count) if row not in deadly]
     assert failed == dict.fromkeys(deadly, "killed_worker")
+    assert not list(store.list(".tmp/suspects/"))
     assert lives <= 3 + len(deadly) * 7  # of 8,192 rows, one is found after five cuts in eight and two deaths alone
 
 
@@ -196,7 +197,7 @@ def test_what_hangs_is_told_from_what_kills(tmp_path):
     assert done.returncode == 0
     assert done.stdout == "timed_out not done in errors.timeout, 0.5 seconds, alone in its process\n"
     assert "re.py" in done.stderr or "line" in done.stderr
-    Path(tempfile.gettempdir(), f"xlmr-ray-{actor}-late").unlink()
+    Path(tempfile.gettempdir(), f"xlmr-ray-{actor}-late").unlink()  # of a process that ended before its next work
 
 
 def test_the_watch_ends_with_the_piece(tmp_path):
@@ -250,6 +251,7 @@ def compare(model, tmp_path, monkeypatch, special, *, timeout):
     assert rows["row"].to_pylist() == undisturbed
     assert rows.drop_columns("source").equals(result(clean).drop_columns("source").take(undisturbed))
     assert verify(open_store(str(out))).ok
+    assert not list(open_store(str(out)).list(".tmp/suspects/"))
 
 
 def test_a_run_with_rows_that_raise_and_kill(ray_session, model, tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """All that can be wrong with input, as a folder of files: each entry at least once in every format that can hold it,
 among good rows, and what must become of each row and file.
-
-`python -m tests.faults.bad_input` runs a job over it and prints a table: how often each was put in, and what came out.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ piece of it, is cut in pieces, until a row has killed its process twice alone: i
 was never restarted notes nothing, so that the normal path costs nothing.
 
 A row that hangs is made to kill its process, by a thread of C that needs no Python lock. Notes are scratch objects
-(`.tmp/`), gone when the actor is wary no more; `sweep` removes those of a job that ended before.
+(`.tmp/`), gone with the shard; `sweep` removes those of a job that was stopped.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.store import Store
@@ -106,12 +107,12 @@ class Suspects:
             return
         self.wary -= 1
         self.note.shards.pop(id, None)
-        if self.wary:
-            self.note.shard = ""
+        self.note.shard = ""
+        if self.wary and self.note.shards:
             self.store.put(self.key, self.note.to_bytes())
         else:
             self.store.delete(self.key)
-            self.late.unlink(missing_ok=True)
+        if not self.wary:
             self.note = None
 
     def recalled(self) -> Note:
@@ -166,7 +167,10 @@ class Suspects:
             yield
             return
         with contextlib.ExitStack() as stack:
-            told = STANDARD_ERROR if self.note is None else stack.enter_context(self.late.open("wb"))
+            told: int | BinaryIO = STANDARD_ERROR
+            if self.note is not None:
+                stack.callback(self.late.unlink)
+                told = stack.enter_context(self.late.open("wb"))
             faulthandler.dump_traceback_later(self.timeout, exit=True, file=told)
             stack.callback(faulthandler.cancel_dump_traceback_later)
             yield
