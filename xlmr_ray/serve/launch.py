@@ -71,7 +71,7 @@ def run_service(settings: ServeSettings, again: Callable[[], ServeSettings], say
     address = os.environ.get("RAY_ADDRESS")
     own = not ray.is_initialized() and not address
     if own:
-        ray.init(include_dashboard=False, logging_level="error")
+        ray.init(address="local", include_dashboard=False, logging_level="error")
     elif not ray.is_initialized():
         ray.init(address=address, logging_level="error")
     # Behind Ray's own, which it sets as it starts.
