@@ -30,6 +30,8 @@ MODELS: list[dict[str, Any]] = [
     {"model": f"{HEADS}choice"},
     {"model": f"{HEADS}script"},
 ]
+# Short where a request does not say how long, for tests that send many.
+GENERATION = {"task": "text-generation", "max_new_tokens": 4}
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,10 @@ def save_causal(folder: Path) -> Path:
 
 @contextmanager
 def running(causal: Path) -> Iterator[Running]:
-    models = [*MODELS, {"model": str(causal), "name": "causal", "tasks": ["text-generation", "perplexity"]}]
-    settings = ServeSettings.model_validate({"models": models, "engine": {"threads": 1, "tokenizers": 1}})
+    models = [*MODELS, {"model": str(causal), "name": "causal", "tasks": [GENERATION, "perplexity"]}]
+    settings = ServeSettings.model_validate(
+        {"models": models, "engine": {"threads": 1, "tokenizers": 1}, "limits": {"new_tokens": 64}}
+    )
     service = Service.load(settings)
     app = build_app(service, settings)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from xlmr_ray.serve.limits import JsonRoute
 from xlmr_ray.serve.protocols.body import Body, Refused
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.reply import ask, reply
+from xlmr_ray.serve.protocols.reply import ask, counted, reply
 from xlmr_ray.serve.protocols.responses import CohereError, Rerankings
-from xlmr_ray.serve.requests import Empty, ErrorBody, Invalid, ServiceError
+from xlmr_ray.serve.requests import ErrorBody, Invalid, ServiceError
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.tasks.rerank import rerank
@@ -71,8 +71,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
 async def reranked(service: Service, body: Reranking) -> Response:
     served = service.find("rerank", body.model)
-    if not body.documents:
-        raise Empty("the list is empty: one document at least is wanted", field="documents")
+    counted(service, body.documents, "documents")
     check(body, served.model.max_length)
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
     answer = await ask(
@@ -81,6 +80,7 @@ async def reranked(service: Service, body: Reranking) -> Response:
         {"text": [body.query] * len(texts), "text_pair": texts},
         model=served.model.name,
         fields={"text": "query", "text_pair": "documents"},
+        once=("query",),
         whole=body.truncation is False,
     )
     results = rerank(lambda pairs: answer.answers, body.query, texts, top_n=body.top_n)

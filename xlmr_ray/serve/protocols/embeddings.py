@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
 from xlmr_ray.serve.models import Model
-from xlmr_ray.serve.protocols.reply import ask, texts_of
-from xlmr_ray.serve.requests import Empty, Invalid, NotFound
+from xlmr_ray.serve.protocols.reply import ask, counted, texts_of
+from xlmr_ray.serve.requests import Invalid, NotFound
 from xlmr_ray.serve.service import Answer, Service
 from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.sentence_similarity import similarities
@@ -38,9 +38,8 @@ async def given_texts(
     """The texts of inputs that may be ids of the model's tokenizer, and whether one came alone."""
     if isinstance(inputs, str):
         return [inputs], True
-    if not inputs:
-        raise Empty("the list is empty: one text at least is wanted", field=field)
     ids = [one for one in inputs if isinstance(one, int)]
+    counted(service, [ids] if ids else inputs, field)
     rows = [ids] if ids else [one for one in inputs if isinstance(one, list)]
     if not rows:
         return [one for one in inputs if isinstance(one, str)], False
@@ -69,7 +68,7 @@ async def embedded(
         said,
         model=served.model.name,
         fields=fields,
-        single=single,
+        once=(fields["text"],) if single else (),
         whole=cutting.whole,
         truncation_side=cutting.side,
     )
@@ -99,8 +98,7 @@ async def similar(
     """How near each of the sentences is to the source, by the model's own measure: of a model that is not served for
     `sentence-similarity`, from its embeddings.
     """
-    if not sentences:
-        raise Empty("the list is empty: one sentence at least is wanted", field="inputs.sentences")
+    counted(service, sentences, "inputs.sentences")
     fields = {"text": "inputs.source_sentence", "text_pair": "inputs.sentences"}
     said = {"prompt_name": prompt_name} if prompt_name is not None else {}
     try:
@@ -120,6 +118,7 @@ async def similar(
         said,
         model=served.model.name,
         fields=fields,
+        once=("inputs.source_sentence",),
         whole=cutting.whole,
         truncation_side=cutting.side,
     )

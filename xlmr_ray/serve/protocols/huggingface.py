@@ -16,7 +16,7 @@ from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import Cutting, embedded
 from xlmr_ray.serve.protocols.info import Info, info
 from xlmr_ray.serve.protocols.openai import as_base64
-from xlmr_ray.serve.protocols.reply import ask, in_parameters, reply
+from xlmr_ray.serve.protocols.reply import ask, counted, in_parameters, reply
 from xlmr_ray.serve.protocols.tei import error_body, nearness
 from xlmr_ray.serve.requests import ErrorBody, Invalid
 from xlmr_ray.serve.service import Answer, Service
@@ -90,7 +90,10 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     @routes.post("/tasks/multiple-choice", **told("multiple-choice", CHOSEN, "Which of several choices fits a text"))
     async def multiple_choice(body: bodies.MultipleChoice, model: Model = None) -> Response:
         given = body.inputs if isinstance(body.inputs, list) else [body.inputs]
-        columns = {"text": [one.text for one in given], "choices": [one.choices for one in given]}
+        columns: dict[str, list[Any]] = {
+            "text": [one.text for one in given],
+            "choices": [one.choices for one in given],
+        }
         single = not isinstance(body.inputs, list)
         names = {"text": "inputs.text", "choices": "inputs.choices"}
         answer = await asked(service, "multiple-choice", columns, body.parameters, model, single, names=names)
@@ -154,7 +157,8 @@ async def asked(
     fields = in_parameters(said) | (dict(names) if names else dict.fromkeys(columns, "inputs"))
     if "stop_sequence" in said:
         fields["stop_sequence"] = "parameters.stop"
-    return await ask(service, task, columns, {**said, **(options or {})}, model=model, fields=fields, single=single)
+    once = [fields[role] for role in columns] if single else []
+    return await ask(service, task, columns, {**said, **(options or {})}, model=model, fields=fields, once=once)
 
 
 async def labelled(service: Service, body: bodies.TextClassification, model: str | None) -> Response:
@@ -199,7 +203,7 @@ async def states(service: Service, body: bodies.Extraction, model: str | None) -
         {**said, "return_tensors": True},
         model=model,
         fields=in_parameters(said, text="inputs"),
-        single=single,
+        once=("inputs",) if single else (),
         whole=cutting.whole,
         truncation_side=cutting.side,
     )
@@ -213,6 +217,7 @@ async def ranked(service: Service, body: bodies.Ranking, model: str | None) -> R
     top_n, with_documents = said.pop("top_n", None), said.pop("return_documents", None)
     given = body.inputs
     if isinstance(given, bodies.Query):
+        counted(service, given.documents, "inputs.documents")
         columns = {"text": [given.query] * len(given.documents), "text_pair": given.documents}
         names = {"text": "inputs.query", "text_pair": "inputs.documents"}
     else:
@@ -223,8 +228,9 @@ async def ranked(service: Service, body: bodies.Ranking, model: str | None) -> R
         columns = {"text": [one.text for one in pairs], "text_pair": [one.text_pair for one in pairs]}
         names = {"text": "inputs.text", "text_pair": "inputs.text_pair"}
     single = isinstance(given, bodies.Pair)
+    once = list(names.values()) if single else ["inputs.query"]
     fields = in_parameters(said) | names
-    answer = await ask(service, "rerank", columns, said, model=model, fields=fields, single=single)
+    answer = await ask(service, "rerank", columns, said, model=model, fields=fields, once=once)
     if not isinstance(given, bodies.Query):
         return reply(answer.answers[0] if single else answer.answers, answer)
     best = rerank(

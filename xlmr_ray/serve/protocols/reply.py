@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 from fastapi.responses import Response
 
-from xlmr_ray.serve.requests import CURRENT, Invalid, ServiceError
+from xlmr_ray.serve.requests import CURRENT, Empty, Invalid, ServiceError, TooLarge
 from xlmr_ray.serve.service import Answer, Service
 
 
@@ -22,12 +22,12 @@ async def ask(
     *,
     model: str | None = None,
     fields: Mapping[str, str],
-    single: bool = False,
+    once: Sequence[str] = (),
     whole: bool = False,
     truncation_side: str | None = None,
 ) -> Answer:
-    """The service's answer. `fields`: what the protocol calls the task's columns and options; of a `single` input, the
-    place is left out of the name.
+    """The service's answer. `fields`: what the protocol calls the task's columns and options; those that are there
+    `once`, and in no list, have no place in their name.
     """
     try:
         return await service.answer(
@@ -40,9 +40,18 @@ async def ask(
             truncation_side=truncation_side,
         )
     except ServiceError as error:
-        if single and error.field is not None and error.field.endswith(".0"):
-            error.field = error.field.removesuffix(".0")
+        name, _, place = (error.field or "").rpartition(".")
+        if name in once and place.isdecimal():
+            error.field = name
         raise
+
+
+def counted(service: Service, inputs: Sequence[Any], field: str) -> None:
+    """Raises Empty or TooLarge for a number of inputs that a request cannot have."""
+    if not inputs:
+        raise Empty("the list is empty: one at least is wanted", field=field)
+    if len(inputs) > service.limits.inputs:
+        raise TooLarge(f"{len(inputs)} inputs, at most {service.limits.inputs} are allowed", field=field)
 
 
 def in_parameters(options: Mapping[str, Any], **others: str) -> dict[str, str]:

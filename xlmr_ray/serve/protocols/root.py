@@ -26,11 +26,9 @@ TEI = {"embedding": "/embed", "rerank": "/rerank"}
 
 def whose(body: Any) -> str:
     """Hugging Face's clients send `parameters`, text-embeddings-inference's do not."""
-    return "Tasks" if "parameters" in (body if isinstance(body, dict) else {}) or is_task(body) else "TEI"
-
-
-def is_task(body: Any) -> bool:
-    return isinstance(body, TextClassification)
+    if isinstance(body, dict):
+        return "Tasks" if "parameters" in body else "TEI"
+    return "Tasks" if isinstance(body, TextClassification) else "TEI"
 
 
 Classified = Annotated[
@@ -52,7 +50,9 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
             "/", **documented("POST /", list[Label] | list[list[Label]], PlainError, summary="Labels of texts or pairs")
         )
         async def classify(body: Classified, model: Model = None) -> Response:
-            return await (labelled if isinstance(body, TextClassification) else labels)(service, body, model)
+            if isinstance(body, TextClassification):
+                return await labelled(service, body, model)
+            return await labels(service, body, model)
 
         return routes
     path = TEI.get(first or "", f"/tasks/{first}")

@@ -14,7 +14,7 @@ from xlmr_ray.serve.protocols.cohere import Reranking, reranked
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import Cutting, embedded, given_texts, prompt, similar
 from xlmr_ray.serve.protocols.info import Info, info
-from xlmr_ray.serve.protocols.reply import ask, reply
+from xlmr_ray.serve.protocols.reply import ask, counted, reply
 from xlmr_ray.serve.protocols.responses import Label, PlainError, Rank, Rerankings, Token
 from xlmr_ray.serve.protocols.tei_bodies import (
     Decode,
@@ -23,9 +23,10 @@ from xlmr_ray.serve.protocols.tei_bodies import (
     Predict,
     Rerank,
     Similarity,
+    SimilarityParameters,
     Tokenize,
 )
-from xlmr_ray.serve.requests import Empty, ErrorBody, Invalid, NotFound, ServiceError
+from xlmr_ray.serve.requests import ErrorBody, Invalid, NotFound, ServiceError
 from xlmr_ray.serve.service import Answer, Service
 from xlmr_ray.serve.settings import ServeSettings
 
@@ -86,7 +87,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
             {"pooling": None, "layers": [-1], "return_tensors": True},
             model=served.model.name,
             fields={"text": "inputs"},
-            single=single,
+            once=("inputs",) if single else (),
             whole=cutting.whole,
             truncation_side=cutting.side,
         )
@@ -129,6 +130,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         resident = resident_model(service, model)
         before = prompt(resident, body.prompt_name, "prompt_name")
         texts = [before + text for text in listed(body.inputs)]
+        counted(service, texts, "inputs")
         special = body.add_special_tokens is not False
         return reply(await service.in_pool(lambda: tokens(resident, texts, special)))
 
@@ -137,6 +139,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         resident = resident_model(service, model)
         ids = [one for one in body.ids if isinstance(one, int)]
         rows = [ids] if ids else [one for one in body.ids if isinstance(one, list)]
+        counted(service, rows, "ids")
         for place, row in enumerate(rows):
             if (over := max(row, default=0)) >= len(resident.tokenizer):
                 raise Invalid(f"ids.{place}", f"id {over} is not among the {len(resident.tokenizer)} of the vocabulary")
@@ -169,8 +172,7 @@ async def labels(service: Service, body: Predict, model: str | None) -> Response
         rows = [one for one in given if isinstance(one, list)]
     else:
         rows = [[one for one in given if isinstance(one, str)]]
-    if not given:
-        raise Empty("the list is empty: one text at least is wanted", field="inputs")
+    counted(service, rows if given else [], "inputs")
     options: dict[str, Any] = {"top_k": None} | ({"function_to_apply": "none"} if body.raw_scores else {})
     cutting = Cutting.asked(body.truncate, body.truncation_direction)
     out: list[Any] = [None] * len(rows)
@@ -185,7 +187,7 @@ async def labels(service: Service, body: Predict, model: str | None) -> Response
             options,
             model=model,
             fields={"text": "inputs", "text_pair": "inputs", "function_to_apply": "raw_scores"},
-            single=not several,
+            once=() if several else ("inputs",),
             whole=cutting.whole,
             truncation_side=cutting.side,
         )
@@ -196,8 +198,7 @@ async def labels(service: Service, body: Predict, model: str | None) -> Response
 
 
 async def ranks(service: Service, body: Rerank, model: str | None) -> Response:
-    if not body.texts:
-        raise Empty("the list is empty: one text at least is wanted", field="texts")
+    counted(service, body.texts, "texts")
     cutting = Cutting.asked(body.truncate, body.truncation_direction)
     answer = await ask(
         service,
@@ -206,6 +207,7 @@ async def ranks(service: Service, body: Rerank, model: str | None) -> Response:
         {"function_to_apply": "none"} if body.raw_scores else {},
         model=model,
         fields={"text": "query", "text_pair": "texts", "function_to_apply": "raw_scores"},
+        once=("query",),
         whole=cutting.whole,
         truncation_side=cutting.side,
     )
@@ -220,10 +222,9 @@ async def ranks(service: Service, body: Rerank, model: str | None) -> Response:
 
 
 async def nearness(service: Service, body: Similarity, model: str | None) -> Response:
-    said = body.parameters
-    cutting = Cutting.asked(said and said.truncate, said.truncation_direction if said else None)
-    name = said.prompt_name if said else None
-    given = body.inputs
+    said = body.parameters or SimilarityParameters()
+    cutting = Cutting.asked(said.truncate, said.truncation_direction)
+    given, name = body.inputs, said.prompt_name
     scores, answer = await similar(service, given.source_sentence, given.sentences, name, cutting, model=model)
     return reply(scores, answer)
 
@@ -233,7 +234,7 @@ def resident_model(service: Service, name: str | None) -> Resident:
     if name is None:
         return next(iter(service.models.values()))
     if name not in service.models:
-        raise NotFound(f"no model {name!r}; there are: {', '.join(service.models)}", field="model")
+        raise NotFound(f"no model {name[:64]!r}; there are: {', '.join(service.models)}", field="model")
     return service.models[name]
 
 
