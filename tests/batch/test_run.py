@@ -3,6 +3,7 @@ through errors and a second launch.
 """
 
 import gzip
+import io
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from xlmr_ray import JobFailed, UserError, pipeline
 from xlmr_ray.batch.commit import committed
 from xlmr_ray.batch.finish import current
 from xlmr_ray.batch.job import check_job
+from xlmr_ray.batch.lease import Holder, holder, lease_key
 from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.run import Done, prepare, run_job, score
 from xlmr_ray.batch.store import open_store
@@ -268,6 +271,61 @@ def test_a_failure_in_an_actor_is_one_line_that_says_why(ray_session, model, cor
             Console(quiet=True),
             quiet=True,
         )
+
+
+def test_a_second_launch_waits_and_finds_nothing_left_to_do(ray_session, model, corpus, tmp_path):
+    out = tmp_path / "out"
+    said = [io.StringIO(), io.StringIO()]
+    with ThreadPoolExecutor(2) as pool:
+        launches = [
+            pool.submit(run_job, job(model, corpus, out), console=Console(file=one, width=500), quiet=True)
+            for one in said
+        ]
+        outcomes = [launch.result(timeout=300) for launch in launches]
+    first, second = sorted(outcomes, key=lambda outcome: -outcome.figures.shards)
+    assert (first.figures.shards, second.figures.shards) == (first.manifest.shards, 0)
+    assert second.manifest == first.manifest
+    text = said[outcomes.index(second)].getvalue()
+    assert "drives it; waiting for it to end, at most 86,400 s" in text
+    assert said[outcomes.index(first)].getvalue() == ""
+    assert holder(open_store(str(out)), first.manifest.run_id) is None
+    assert verify(open_store(str(out))).ok
+
+
+def test_a_run_that_another_machine_drives_is_left_to_it(model, corpus, tmp_path):
+    out = tmp_path / "out"
+    store = open_store(str(out))
+    mine = job(model, corpus, out)
+    name = prepare(mine, store).plan.run_id
+    store.create(lease_key(name), Holder("ab", "node-7", 12, "", 0.0, 0.0, 60.0, False).to_bytes())
+    with pytest.raises(JobFailed, match=f"run {name} in .*: process 12 on node-7 .* drives it; let it end, or end it"):
+        run_job(mine, quiet=True, wait=0)
+    assert list(committed(store, name)) == []
+
+
+def test_an_input_that_changes_in_a_run_fails_its_own_shards(ray_session, model, corpus, tmp_path):
+    out = tmp_path / "out"
+    store = open_store(str(out))
+    mine = job(model, corpus, out)
+    before = prepare(mine, store)
+    with (corpus / "b.jsonl").open("a") as file:
+        file.write('{"id": "new", "lang": "x", "text": "one more"}\n')
+    (corpus / "d.csv").unlink()
+    shards = before.plan.shards
+    nothing = Done(np.zeros(len(shards), bool), frozenset())
+    figures = Figures(before.plan.rows, len(shards))
+    with pytest.raises(JobFailed) as failed:
+        score(mine, store, before, nothing, figures, Console(quiet=True), quiet=True)
+    text = str(failed.value)
+    assert f"{corpus / 'b.jsonl'}: changed since the job was planned" in text
+    assert f"{corpus / 'd.csv'}: deleted since the job was planned" in text
+    assert "6 shards of 2 inputs could not be scored, all others of run" in text
+    assert "\n" not in text
+    done = {record.shard for record in committed(store, before.plan.run_id)}
+    assert done == {shard.id for shard in shards if Path(shard.input.key).name in ("a.parquet", "c.jsonl.gz")}
+    after = run_job(mine, quiet=True)
+    assert after.manifest.run_id != before.plan.run_id
+    assert after.manifest.rows_in == 61
 
 
 @pytest.mark.parametrize(
