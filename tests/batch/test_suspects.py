@@ -256,7 +256,6 @@ def compare(model, tmp_path, monkeypatch, special, *, timeout):
 
 def test_a_run_with_rows_that_raise_and_kill(ray_session, model, tmp_path, monkeypatch):
     special = {
-        5: ("KILL in tokenize", "killed_worker"),
         8: ("RAISE in tokenize", "tokenizer_error"),
         9: ("PANIC in tokenize", "tokenizer_error"),
         17: ("EXIT in encode", "killed_worker"),
