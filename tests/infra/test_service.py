@@ -21,7 +21,8 @@ def serve_config(objects: tuple[Object, ...]) -> Object:
 
 def settings_of(objects: tuple[Object, ...]) -> ServeSettings:
     (application,) = serve_config(objects)["applications"]
-    return checked(ServeSettings, application["args"], "args")
+    (deployment,) = application["deployments"]
+    return checked(ServeSettings, {**application["args"], **deployment["user_config"]}, "args")
 
 
 @services
@@ -33,6 +34,16 @@ def test_ray_serve_takes_the_configuration(overlay):
     module, _, name = application.import_path.partition(":")
     assert callable(getattr(importlib.import_module(module), name))
     assert config.http_options.host == "0.0.0.0"
+
+
+@services
+def test_it_is_what_the_command_prints(overlay):
+    from xlmr_ray.serve.launch import serve_config as printed
+
+    objects = built(overlay)
+    wanted = printed(settings_of(objects))
+    got = serve_config(objects)
+    assert {**wanted, "http_options": {"host": "0.0.0.0", "port": 8000}} == got
 
 
 @services
