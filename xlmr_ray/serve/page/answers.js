@@ -69,7 +69,7 @@ export function heat(texts, rows, caption) {
   const lowest = Math.min(...values), highest = Math.max(...values);
   const numbers = texts.map((_, place) => element("th", { scope: "col" }, String(place + 1)));
   const body = rows.map((row, place) => element("tr", {},
-    element("th", { scope: "row", dir: "auto" }, `${place + 1}. ${texts[place]}`),
+    element("th", { scope: "row" }, `${place + 1}. `, element("bdi", {}, texts[place])),
     ...row.map((value) => {
       const strength = (value - lowest) / (highest - lowest || 1);
       return element("td", {}, drawn({ width: 100, rx: 0, "fill-opacity": strength.toFixed(3) }), value.toFixed(3));

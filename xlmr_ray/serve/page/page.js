@@ -111,10 +111,10 @@ async function load() {
   const chosen = decodeURIComponent(location.hash.slice(1));
   find("task").replaceChildren(...state.cards.map((card, place) => {
     const several = state.cards.filter((other) => other.task === card.task).length > 1;
-    const option = element("option", { value: String(place) }, several ? `${card.task} (${card.model})` : card.task);
-    option.selected = chosen === card.task || chosen === `${card.task}@${card.model}`;
-    return option;
+    return element("option", { value: String(place) }, several ? `${card.task} (${card.model})` : card.task);
   }));
+  const wanted = state.cards.findIndex((card) => chosen === card.task || chosen === `${card.task}@${card.model}`);
+  find("task").value = String(Math.max(0, wanted));
   choose();
 }
 
