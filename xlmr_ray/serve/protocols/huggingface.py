@@ -32,7 +32,8 @@ CHOSEN = responses.Chosen | list[responses.Chosen]
 WRITTEN = list[responses.Written] | list[list[responses.Written]]
 LIKELY = responses.Likelihood | list[responses.Likelihood]
 RANKED = list[responses.Ranked] | float | list[float]
-VECTORS = list[list[float]] | list[list[list[list[float]]]] | list[str]
+VECTORS = list[list[float]] | list[str]
+STATES = VECTORS | list[float] | list[list[list[float]]] | list[list[list[list[float]]]]
 
 
 def errors(path: str) -> ErrorBody | None:
@@ -117,7 +118,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     async def embedding(body: bodies.Embedding, model: Model = None) -> Response:
         return await vectors(service, body, model)
 
-    @routes.post("/tasks/feature-extraction", **told("feature-extraction", VECTORS, "Vectors of texts or tokens"))
+    @routes.post("/tasks/feature-extraction", **told("feature-extraction", STATES, "Vectors of texts or tokens"))
     async def feature_extraction(body: bodies.Extraction, model: Model = None) -> Response:
         pooled = body.parameters is None and has_task(service, "embedding", model)
         return await (vectors if pooled else states)(service, body, model)

@@ -59,16 +59,20 @@ def in_parameters(options: Mapping[str, Any], **others: str) -> dict[str, str]:
     return {name: f"parameters.{name}" for name in options} | others
 
 
-def reply(value: Any, *answers: Answer) -> Response:
-    """JSON of the value, with numpy arrays in it, and of what its answers took."""
+def reply(value: Any, answer: Answer | None = None) -> Response:
+    """JSON of the value, with numpy arrays in it; headers tell what its answer took."""
+    return told(value, {} if answer is None else headers([answer], cut_places(answer)))
+
+
+def told(value: Any, headers: Mapping[str, str]) -> Response:
     body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(body, media_type="application/json", headers=headers(answers))
+    return Response(body, media_type="application/json", headers=dict(headers))
 
 
-def headers(answers: Sequence[Answer]) -> dict[str, str]:
-    """Tokens and whole milliseconds, by the names of text-embeddings-inference, and the inputs that were cut."""
-    if not answers:
-        return {}
+def headers(answers: Sequence[Answer], cut: Sequence[int]) -> dict[str, str]:
+    """Tokens and whole milliseconds, by the names of text-embeddings-inference, and the places of inputs that were
+    cut.
+    """
     context = CURRENT.get()
     spent = {
         "x-tokenization-time": sum(answer.tokenize_s for answer in answers),
@@ -77,10 +81,9 @@ def headers(answers: Sequence[Answer]) -> dict[str, str]:
     }
     total = time.monotonic() - context.began if context is not None else sum(spent.values())
     spent |= {"x-total-time": total, "x-compute-time": total - spent["x-queue-time"]}
-    told = {name: str(max(round(seconds * 1000), 0)) for name, seconds in spent.items()}
-    told["x-compute-tokens"] = str(sum(answer.tokens for answer in answers))
-    cut = [str(place) for answer in answers for place in cut_places(answer)]
-    return told | ({"x-truncated": ",".join(cut)} if cut else {})
+    named = {name: str(max(round(seconds * 1000), 0)) for name, seconds in spent.items()}
+    named["x-compute-tokens"] = str(sum(answer.tokens for answer in answers))
+    return named | ({"x-truncated": ",".join(map(str, sorted(cut)))} if cut else {})
 
 
 def cut_places(answer: Answer) -> list[int]:

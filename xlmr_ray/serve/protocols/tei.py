@@ -14,7 +14,7 @@ from xlmr_ray.serve.protocols.cohere import Reranking, reranked
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import Cutting, embedded, given_texts, prompt, similar
 from xlmr_ray.serve.protocols.info import Info, info
-from xlmr_ray.serve.protocols.reply import ask, counted, reply
+from xlmr_ray.serve.protocols.reply import ask, counted, cut_places, headers, reply, told
 from xlmr_ray.serve.protocols.responses import Label, PlainError, Rank, Rerankings, Token
 from xlmr_ray.serve.protocols.tei_bodies import (
     Decode,
@@ -177,6 +177,7 @@ async def labels(service: Service, body: Predict, model: str | None) -> Response
     cutting = Cutting.asked(body.truncate, body.truncation_direction)
     out: list[Any] = [None] * len(rows)
     answers: list[Answer] = []
+    cut: list[int] = []
     for size in sorted({len(row) for row in rows}):
         places = [place for place, row in enumerate(rows) if len(row) == size]
         roles = ("text", "text_pair")[:size]
@@ -192,9 +193,10 @@ async def labels(service: Service, body: Predict, model: str | None) -> Response
             truncation_side=cutting.side,
         )
         answers.append(answer)
+        cut += [places[place] for place in cut_places(answer)]
         for place, scores in zip(places, answer.answers, strict=True):
             out[place] = scores
-    return reply(out if several else out[0], *answers)
+    return told(out if several else out[0], headers(answers, cut))
 
 
 async def ranks(service: Service, body: Rerank, model: str | None) -> Response:
