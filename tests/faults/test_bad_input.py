@@ -4,6 +4,7 @@ with the code that is documented; and the good ones get the answers that they ge
 
 import gzip
 import json
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.faults.bad_input import BETWEEN, LIMIT, Corpus, Expected, bad_input, bad_text
+from tests.faults.bad_input import BETWEEN, LIMIT, Corpus, Expected, Unpickled, bad_input, bad_text
 from xlmr_ray import JobFailed
 from xlmr_ray.batch import codes, run, shards
 from xlmr_ray.batch.block import from_block, raise_failure, to_block
@@ -118,6 +119,11 @@ def test_rows_in_are_rows_out_and_error_rows(corpus, answers, mark, tmp_path):
     rows, errors = through(job_of(corpus.folder, tmp_path, id="id"), tmp_path)
     check(rows, errors, corpus, corpus.rows, answers)
     assert not mark.exists()  # nothing was unpickled
+
+
+def test_the_pickles_in_it_would_show(tmp_path):
+    pickle.loads(pickle.dumps(Unpickled(tmp_path / "mark")))
+    assert (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize("empty", ["error", "score"])
