@@ -161,7 +161,8 @@ def check_options(options: Mapping[str, Any], limits: LimitsSection, fields: Map
         labels = labels.split(",")
     if isinstance(labels, list | tuple) and len(labels) > limits.sequences:
         raise TooLarge(
-            f"{len(labels)} labels, at most {limits.sequences} are allowed", field=fields.get("candidate_labels")
+            f"{len(labels)} labels, at most {limits.sequences} are allowed",
+            field=fields.get("candidate_labels", "candidate_labels"),
         )
 
 

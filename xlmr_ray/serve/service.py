@@ -126,7 +126,7 @@ class Service:
             raise Unavailable("the models are being loaded")
         name = canonical_task(task)
         if model is not None and model not in resident.models:
-            raise NotFound(f"no model {model!r}; there are: {', '.join(resident.models)}", field="model")
+            raise NotFound(f"no model {model[:64]!r}; there are: {', '.join(resident.models)}", field="model")
         for one in resident.served:
             if one.task == name and model in (None, one.model.name):
                 return one
@@ -305,7 +305,8 @@ class Service:
         """Raises Overloaded where so many tokens more would wait too long; an empty queue takes any request."""
         lane, limit = served.lane, self.limits.queue_tokens
         if limit == "auto":
-            limit = QUEUED_BATCHES * (lane.generator if isinstance(lane, Writer) else lane.engine).max_tokens
+            batch = (lane.generator if isinstance(lane, Writer) else lane.engine).max_tokens
+            limit = max(QUEUED_BATCHES * batch, int(lane.rate * self.limits.request_s / 3))
         backlog = lane.backlog
         if backlog and backlog + tokens > limit:
             seconds = backlog / lane.rate if lane.rate else 1.0

@@ -69,8 +69,9 @@ class LimitsSection(Section):
     for time.
 
     `sequences`: pairs and windows that a request's inputs become; `results`: numbers that the model gives for it;
-    `queue_tokens: auto` is 64 batches; `forward_s`: a forward pass that takes longer counts as hanging, and the
-    replica as unhealthy; `new_tokens`: what text generation may write; `empty` texts are refused, or scored.
+    `queue_tokens: auto` is what a third of `request_s` computes, 32 batches at least; `forward_s`: a forward pass that
+    takes longer counts as hanging, and the replica as unhealthy; `new_tokens`: what text generation may write; `empty`
+    texts are refused, or scored.
     """
 
     concurrent_requests: Count = 512
