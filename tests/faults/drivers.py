@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+NO_PROGRESS = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 WARM = ["xlmr_ray.cli", "xlmr_ray.batch.run", "xlmr_ray.batch.summary", "xlmr_ray.batch.s3_store"]
 
 
@@ -22,9 +23,14 @@ def command_line(arguments: Sequence[str], environment: Mapping[str, str], log: 
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.environ.update(environment)
+    import ray.data
+
     from xlmr_ray.batch import run
     from xlmr_ray.cli import main
 
+    if seconds := environment.get(NO_PROGRESS):
+        # Ray Data reads the variable when it is imported, which was before the fork
+        ray.data.DataContext.get_current().execution_no_progress_timeout_s = float(seconds)
     if not leased:
         vars(run)["leased"] = unleased
     sys.argv = ["xlmr-ray", *arguments]

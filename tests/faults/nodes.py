@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 
-from tests.faults.drivers import wait_until
+from tests.faults.drivers import NO_PROGRESS, wait_until
 from tests.faults.lab import PATIENCE, Lab, Tally, environment
 from tests.faults.machines import Machines
 
@@ -31,7 +31,7 @@ def all_go(lab: Lab) -> Tally:
     tally = Tally()
     work = lab.work()
     lab.proxy.clear()
-    driver = lab.launch_until(work, 2, RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S=str(BOUND))
+    driver = lab.launch_until(work, 2, **{NO_PROGRESS: str(BOUND)})
     for _ in range(2):
         lab.machines.remove()
     code = driver.wait(PATIENCE)
