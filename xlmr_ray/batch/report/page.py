@@ -285,8 +285,8 @@ def what(report: RunReport) -> Iterator[Exhibit]:
             )
             for one in report.devices
         )
-        head = ("device", "machines", "shards", "tokens", "seconds of encoders", "rate of one", "MFU")
-        yield table("Devices", head, rows, frozenset(range(1, 7)))
+        names = ("device", "machines", "shards", "tokens", "seconds of encoders", "rate of one", "MFU")
+        yield table("Devices", names, rows, frozenset(range(1, 7)))
     launched = tuple(
         (
             when(one.started),

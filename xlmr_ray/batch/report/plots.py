@@ -153,7 +153,8 @@ def heatmap(
 
 def svg(draw: Any, height: float, title: str, description: str) -> Markup:
     """What `draw` draws on axes, as an SVG element that names and describes itself."""
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}), warnings.catch_warnings():
+    style: Any = {**STYLE, "svg.hashsalt": title}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that the font which measures them has not
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)
