@@ -143,7 +143,8 @@ def client(section: LineageSection) -> OpenLineageClient:
     if section.file is not None:
         return OpenLineageClient(config={"transport": {"type": "file", "log_file_path": section.file, "append": True}})
     if section.url is not None:
-        transport: dict[str, Any] = {"type": "http", "url": section.url}
+        # Two tries more: a launch should not wait long for who only watches it.
+        transport: dict[str, Any] = {"type": "http", "url": section.url, "retry": {"total": 2, "backoff_factor": 0.3}}
         if key := os.environ.get(KEY):
             transport["auth"] = {"type": "api_key", "apiKey": key}
         return OpenLineageClient(config={"transport": transport})
