@@ -199,18 +199,25 @@ def files(
 @app.command()
 def verify(
     out: Output,
-    run: Annotated[str | None, typer.Option(help="A run's id; the published one where not given.")] = None,
+    run: Annotated[str | None, typer.Option(help="A run's id; those of the published table where not given.")] = None,
     at_least_once: AtLeastOnce = False,
 ) -> None:
-    """Read a run's records and files again: every checksum and every count."""
+    """Read records and files again: every checksum and every count."""
+    from xlmr_ray.batch.finish import current
     from xlmr_ray.batch.store import open_store
     from xlmr_ray.batch.summary import print_report
     from xlmr_ray.batch.verify import verify as verified
 
-    report = verified(open_store(out, at_least_once=at_least_once), run)
-    print_report(report, Console())
-    if not report.ok:
-        raise JobFailed(f"{out}: run {report.run_id}: {len(report.problems)} problems")
+    store = open_store(out, at_least_once=at_least_once)
+    published = None if run else current(store)
+    failed = []
+    for name in published.runs if published else [run]:
+        report = verified(store, name)
+        print_report(report, Console())
+        if not report.ok:
+            failed.append(f"run {report.run_id}: {len(report.problems)} problems")
+    if failed:
+        raise JobFailed(f"{out}: {', '.join(failed)}")
 
 
 @app.command()

@@ -71,8 +71,8 @@ def commit_dead(store, run, file):
     )
 
 
-def launch(store, folder, *, started=0.0, drop=False, identity=IDENTITY, told=None):
-    """Yields what it has just done. `told` collects what was found."""
+def launch(store, folder, *, started=0.0, drop=False, identity=IDENTITY, told=None, strict=False):
+    """Yields what it has just done. `told` collects what was found; `strict` raises what ends a real one."""
     while True:
         try:
             inputs = find_inputs(str(folder)).inputs
@@ -81,7 +81,9 @@ def launch(store, folder, *, started=0.0, drop=False, identity=IDENTITY, told=No
         yield "listed"
         try:
             found = plan_next(store, identity, "test", COLUMNS, inputs, drop=drop, shard_rows=2)
-        except InputChanged:
+        except (InputChanged, UserError):  # such as that nothing of what is new can be read
+            if strict:
+                raise
             return
         if told is not None:
             told.append(found)

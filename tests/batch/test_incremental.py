@@ -2,9 +2,11 @@
 once.
 """
 
+import json
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.batch.days import COLUMNS, IDENTITY, commit_one, launch, seen, truth, whole, write
-from xlmr_ray.batch.commit import committed, planned_shards, run_id
+from xlmr_ray.batch.commit import Damaged, committed, planned_shards, run_id
 from xlmr_ray.batch.finish import CURRENT, current, finish, publish
 from xlmr_ray.batch.incremental import compare
 from xlmr_ray.batch.job import check_job
@@ -26,8 +28,9 @@ from xlmr_ray.batch.run import run_job
 from xlmr_ray.batch.source import Input, find_inputs
 from xlmr_ray.batch.store import open_store
 from xlmr_ray.batch.summary import print_summary
-from xlmr_ray.batch.table import ERRORS, read_head, table_problems
-from xlmr_ray.errors import UserError
+from xlmr_ray.batch.table import ERRORS, Head, read_head, table_key, table_problems
+from xlmr_ray.batch.verify import verify
+from xlmr_ray.errors import JobFailed, UserError
 
 
 @pytest.fixture
@@ -50,23 +53,58 @@ def sound(store):
 
 def test_three_days(store, folder):
     (first,) = whole(store, folder)
-    assert str(first.changes) == "2 inputs are new, 0 were scored before"
+    assert str(first.changes) == "inputs: 2 new, 0 scored before"
     assert seen(store) == truth(folder)
 
     write(folder, "c.jsonl", ["c0", "c1", "c2"])
     (second,) = whole(store, folder)
     assert {one.key for one in second.plan.shards.inputs} == {str(folder / "c.jsonl")}
-    assert str(second.changes) == "1 inputs are new, 2 were scored before"
+    assert str(second.changes) == "inputs: 1 new, 2 scored before"
     assert seen(store) == truth(folder)
 
     write(folder, "a.jsonl", ["A0", "A1"])
     (third,) = whole(store, folder)
-    assert str(third.changes) == "0 inputs are new, 1 replaced (their old rows go), 2 were scored before"
+    assert str(third.changes) == "inputs: 0 new, 1 replaced (their old rows go), 2 scored before"
     assert seen(store) == truth(folder)
     assert current(store).runs == tuple(one.plan.run_id for one in (first, second, third))
     head = read_head(store, third.plan.run_id)
     assert (head.inputs, head.added, head.replaced, head.rows_ok) == (3, 0, 1, 7)
     assert sound(store)
+
+
+def test_verify_holds_the_table_against_what_it_is_made_of(local, folder):
+    whole(local, folder)
+    write(folder, "a.jsonl", ["A0"])
+    (second,) = whole(local, folder)
+    first, last = current(local).runs
+    assert all(verify(local, run).ok for run in (first, last))
+    data = local.get(table_key(last))[0]
+    local.put(table_key(last), local.get(table_key(first))[0])
+    assert verify(local).problems == (
+        f"{local.url(table_key(last))}: its sums are not those of the plan, the manifest and the table before",
+    )
+    table = pq.read_table(pa.BufferReader(data))
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema) as writer:
+        writer.write_table(table.slice(1))
+        writer.add_key_value_metadata({"xlmr_ray": json.dumps(asdict(read_head_of(data)))})
+    local.put(table_key(last), sink.getvalue().to_pybytes())
+    assert "does not agree with the plan, the manifest and the table before" in verify(local).problems[0]
+    local.put(table_key(last), b"PAR1")
+    assert "is damaged" in verify(local).problems[0]
+    with pytest.raises(Damaged, match=r"table\.parquet: is damaged"):
+        seen(local)
+    local.delete(table_key(last))
+    assert "table.parquet: is missing" in verify(local).problems[0]
+    with pytest.raises(JobFailed, match=r"table\.parquet: is missing"):
+        seen(local)
+    local.put(table_key(last), data)
+    assert verify(local).ok
+    assert second.plan.run_id == last
+
+
+def read_head_of(data):
+    return Head(**json.loads(pq.read_metadata(pa.BufferReader(data)).metadata[b"xlmr_ray"]))
 
 
 def test_nothing_new_publishes_nothing(store, folder):
@@ -75,7 +113,7 @@ def test_nothing_new_publishes_nothing(store, folder):
     keys = [entry.key for entry in store.list("")]
     (found,) = whole(store, folder, started=99.0)
     assert found.plan is None
-    assert str(found.changes) == "0 inputs are new, 2 were scored before"
+    assert str(found.changes) == "inputs: 0 new, 2 scored before"
     assert store.get(CURRENT) == before
     assert [entry.key for entry in store.list("")] == keys
 
@@ -85,10 +123,10 @@ def test_deleted_inputs_stay_or_go(store, folder):
     (folder / "b.jsonl").unlink()
     (found,) = whole(store, folder)
     assert found.plan is None
-    assert "1 are not there any more (their rows stay; input.deleted: drop takes them out)" in str(found.changes)
+    assert "1 not there any more (their rows stay; input.deleted: drop takes them out)" in str(found.changes)
     assert seen(store) == {**truth(folder), ("b.jsonl", 0): "b0", ("b.jsonl", 1): "b1"}
     (found,) = whole(store, folder, drop=True)
-    assert "1 are not there any more (their rows go)" in str(found.changes)
+    assert "1 not there any more (their rows go)" in str(found.changes)
     assert planned(store, found.plan.run_id) == []
     assert seen(store) == truth(folder)
     assert read_head(store, found.plan.run_id).dropped == 1
@@ -263,7 +301,7 @@ def test_kept_columns_have_the_types_that_they_had_on_the_first_day(local, folde
     with pytest.raises(
         UserError, match=r"nothing to read: .*c\.parquet: kept column 'lang' is int64, in .*it is string"
     ):
-        whole(local, folder)
+        whole(local, folder, strict=True)
     write(folder, "d.jsonl", ["d0"])
     whole(local, folder)
     assert seen(local, ERRORS) == {("c.parquet", -1): "schema_drift"}
@@ -379,7 +417,7 @@ def test_three_days_of_a_job(ray_session, tmp_path, capsys):
     assert again.figures.shards == 0
     print_summary(again, Console())
     said = capsys.readouterr().out
-    assert said.startswith("nothing new: 0 inputs are new, 2 were scored before")
+    assert said.startswith("nothing is new; inputs: 0 new, 2 scored before")
     assert said.count("\n") == 1
     assert pa.concat_tables(pq.read_table(file) for file in result_files(str(out)))["label"].null_count == 0
 

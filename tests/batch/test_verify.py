@@ -7,7 +7,7 @@ import pytest
 from tests.batch.runs import RUN, commit, keys, plan, rows_of
 from xlmr_ray.batch.commit import Record, by_line, plan_key, record_key
 from xlmr_ray.batch.finish import finish, manifest_key, publish
-from xlmr_ray.batch.verify import status, verify
+from xlmr_ray.batch.verify import verify
 from xlmr_ray.errors import UserError
 
 
@@ -164,28 +164,3 @@ def test_nothing_to_verify(local, local_run):
     local.delete("_current.json")
     with pytest.raises(UserError, match=f"nothing is published there yet; name one of its runs: {RUN}"):
         verify(local)
-
-
-def test_status(store):
-    assert list(status(store)) == []
-    made(store)
-    other = "fedcba9876543210"
-    plan(store, 5, run=other)
-    commit(store, "00000", ok=3, bad=1, run=other)
-    commit(store, "00002", ok=1, run=other)
-    done, running = status(store)
-    assert (done.run_id, done.planned, done.done, done.rows_ok, done.rows_error) == (RUN, 3, 3, 12, 2)
-    assert done.finished
-    assert done.published
-    assert (running.run_id, running.planned, running.done, running.rows_ok, running.rows_error) == (other, 5, 2, 4, 1)
-    assert not running.finished
-    assert not running.published
-    assert running.last_commit >= done.last_commit
-
-
-def test_status_of_a_run_just_planned(local):
-    plan(local, 2)
-    (only,) = status(local)
-    assert (only.planned, only.done, only.last_commit) == (2, 0, None)
-    local.put("_runs/x/shards/readme.txt", b"")
-    assert [found.planned for found in status(local)] == [2, None]

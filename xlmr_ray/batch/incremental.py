@@ -55,14 +55,13 @@ class Changes:
         return bool(self.todo) or (self.drop and bool(self.gone))
 
     def __str__(self) -> str:
-        new = len(self.todo) - len(self.replaced)
-        text = f"{new:,} inputs are new"
+        text = f"inputs: {len(self.todo) - len(self.replaced):,} new"
         if self.replaced:
             text += f", {len(self.replaced):,} replaced (their old rows go)"
-        text += f", {self.same:,} were scored before"
+        text += f", {self.same:,} scored before"
         if self.gone:
             fate = "go" if self.drop else "stay; input.deleted: drop takes them out"
-            text += f", {len(self.gone):,} are not there any more (their rows {fate})"
+            text += f", {len(self.gone):,} not there any more (their rows {fate})"
         return text
 
 

@@ -263,13 +263,3 @@ def read_plan(store: Store, name: str) -> Plan | None:
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise Damaged(f"{store.url(key)}: is damaged: a line of another form ({error})") from None
     return Plan(name, shards, tuple(dead))
-
-
-def planned_inputs(store: Store, name: str) -> Iterator[Input]:
-    """What a run reads, in its order. Raises FileNotFoundError, `Damaged`."""
-    key = plan_key(name)
-    for line in lines_of(store.get(key)[0], "inputs", store.url(key)):
-        try:
-            yield Input(**line)
-        except TypeError:
-            raise Damaged(f"{store.url(key)}: is damaged: an input of another form") from None

@@ -27,7 +27,7 @@ MOST_RUNS = 20  # finished runs in a status, the latest ones
 def print_summary(outcome: Outcome, console: Console) -> None:
     manifest, figures, store = outcome.manifest, outcome.figures, outcome.store
     if outcome.changes is not None and not outcome.changes.any and not figures.shards:
-        say(console, f"nothing new: {outcome.changes}; the last run is {manifest.run_id}")
+        say(console, f"nothing is new; {outcome.changes}; the last run is {manifest.run_id}")
         return
     if figures.shards:
         say(console, f"{figures.rows:,} documents in {figures.seconds:,.1f} s: {figures.line()}")
@@ -39,7 +39,7 @@ def print_summary(outcome: Outcome, console: Console) -> None:
         f"{manifest.tokens:,} tokens; {manifest.bytes:,} bytes",
     )
     if outcome.changes is not None:
-        say(console, f"incremental: {outcome.changes}")
+        say(console, str(outcome.changes))
     if (head := read_head(store, manifest.run_id)) is not None:
         say(console, f"the table has {summed(head)}; its files: xlmr-ray files {store.url('').rstrip('/')}")
     say(console, f"rows    {store.url(f'data/{manifest.run_id}/')}")

@@ -92,7 +92,8 @@ def read_step(store: Store, run_id: str) -> Step | None:
     key = plan_key(run_id)
     with store.open(key) as file:
         line = file.readline()
-    content = parsed(line.removesuffix(b"\n") + b"]}" if line.endswith(b":[\n") else line, store.url(key)).get("step")
+    whole = line.removesuffix(b"\n") + b"]}" if line.endswith(b":[\n") else store.get(key)[0]
+    content = parsed(whole, store.url(key)).get("step")
     try:
         return None if content is None else step_from_dict(content)
     except TypeError:

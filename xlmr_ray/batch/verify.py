@@ -1,8 +1,7 @@
-"""What a store says about its runs: `verify` reads every committed byte again, `status` tells how far each run is."""
+"""What a store says about a run: every committed byte is read again."""
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from xlmr_ray.batch.commit import (
     Damaged,
     File,
     Record,
-    committed,
     committed_shards,
     in_order,
     pieces_of,
@@ -26,6 +24,7 @@ from xlmr_ray.batch.commit import (
 )
 from xlmr_ray.batch.finish import Manifest, Tally, current, head_of, manifest_key, orphans, read_manifest
 from xlmr_ray.batch.store import Store
+from xlmr_ray.batch.table import table_problems
 from xlmr_ray.errors import JobFailed, UserError
 
 BLOCK = 4 << 20
@@ -49,21 +48,6 @@ class Report:
     @property
     def ok(self) -> bool:
         return not self.problems
-
-
-@dataclass(frozen=True, slots=True)
-class RunStatus:
-    """How far a run is. `planned` is None where it has no readable plan; `last_commit` in seconds since the epoch."""
-
-    run_id: str
-    planned: int | None
-    done: int
-    rows_ok: int
-    rows_error: int
-    tokens: int
-    finished: bool
-    published: bool
-    last_commit: float | None
 
 
 def verify(store: Store, run_id: str | None = None) -> Report:
@@ -118,6 +102,8 @@ def verify(store: Store, run_id: str | None = None) -> Report:
         head = head_of(sums.manifest(run_id, manifest.plan_sha256))
         if not _is(store, manifest_key(run_id), head, listed.digest()):
             problems.append(f"{store.url(manifest_key(run_id))}: does not agree with the records")
+    if manifest is not None and planned is not None:
+        problems += table_problems(store, run_id)
     return Report(
         run_id,
         sums.shards,
@@ -206,37 +192,6 @@ def _check_file(store: Store, file: File) -> list[str]:
     except (OSError, pa.ArrowException) as error:
         return [f"{url}: cannot be read ({type(error).__name__})"]
     return [] if rows == file.rows else [f"{url}: has {rows} rows, its record says {file.rows}"]
-
-
-def status(store: Store) -> Iterator[RunStatus]:
-    """How far each run of the store is, by what is in it, so from any machine. Raises `Damaged`."""
-    published = current(store)
-    for run_id in store.folders("_runs/"):
-        manifest = read_manifest(store, run_id)
-        is_published = published is not None and published.run_id == run_id
-        if manifest is not None:
-            yield RunStatus(
-                run_id,
-                manifest.shards,
-                manifest.shards,
-                manifest.rows_ok,
-                manifest.rows_error,
-                manifest.tokens,
-                True,
-                is_published,
-                manifest.last_commit if manifest.shards else None,
-            )
-            continue
-        try:
-            planned = sum(1 for _ in planned_shards(store, run_id))
-        except FileNotFoundError:
-            planned = None
-        sums = Tally()
-        collections.deque(sums.lines(committed(store, run_id)), maxlen=0)
-        last = sums.last_commit if sums.shards else None
-        yield RunStatus(
-            run_id, planned, sums.shards, sums.rows_ok, sums.rows_error, sums.tokens, False, is_published, last
-        )
 
 
 def _names(store: Store) -> str:
