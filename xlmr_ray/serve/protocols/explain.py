@@ -51,16 +51,17 @@ def explained(error: RequestValidationError, request: Request) -> Invalid:
 
 def places(error: Mapping[str, Any]) -> list[str | int]:
     """The way to the field, without pydantic's names for the members of a union; `[]` for the body itself."""
-    parts = list(error["loc"])[1:]
     if error["type"] == "json_invalid":
         return []
-    last = len(parts) - 1 if error["type"] == "extra_forbidden" else len(parts)
-    return [
-        part
-        for at, part in enumerate(parts)
-        if isinstance(part, int) or at >= last or (part not in SCALARS and part.replace("_", "a").islower())
-        if not (isinstance(part, str) and at < last and not part.replace("_", "a").isalnum())
-    ]
+    way = list(error["loc"])[1:]
+    # An unknown field is called as the caller calls it, which may be anything.
+    unknown = way[-1:] if error["type"] == "extra_forbidden" else []
+    return [part for part in way[: len(way) - len(unknown)] if isinstance(part, int) or is_field(part)] + unknown
+
+
+def is_field(part: str) -> bool:
+    """Whether a part of pydantic's way is a field and not a type (`str`, `list[str]`, `Embed`) or a kind of body."""
+    return part not in SCALARS and part.islower() and part.replace("_", "").isalnum()
 
 
 def message(errors: Sequence[Mapping[str, Any]]) -> str:

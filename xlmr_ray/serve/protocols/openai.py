@@ -100,7 +100,9 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     async def models() -> ModelCards:
         return ModelCards(object="list", data=[card(name) for name in service.models])
 
-    @routes.get("/v1/models/{model}", **documented("GET /v1/models/{model}", ModelCard, OpenAIError, summary="A model"))
+    @routes.get(
+        "/v1/models/{model:path}", **documented("GET /v1/models/{model}", ModelCard, OpenAIError, summary="A model")
+    )
     async def model(model: str) -> ModelCard:
         if model not in service.models:
             raise NotFound(f"no such model; there are: {', '.join(service.models)}", field="model")
