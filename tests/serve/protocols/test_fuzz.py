@@ -62,4 +62,4 @@ def test_random_queries(document: Any, path: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("mode", GenerationMode)
 def test_many_random_bodies(document: Any, path: str, mode: GenerationMode) -> None:
-    fuzz(document[path]["POST"], mode, 300)
+    fuzz(document[path]["POST"], mode, 100)
