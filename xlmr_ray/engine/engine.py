@@ -257,7 +257,7 @@ class Engine:
             hidden = last
             if task.layers and trace.hidden_states is not None:
                 hidden = torch.stack([trace.hidden_states[layer] for layer in task.layers])
-            outputs.append(task.forward(self.heads[place], hidden, there).float().to("cpu", non_blocking=True))
+            outputs.append(to_host(task.forward(self.heads[place], hidden, there).float()))
         self.stats.batches += 1
         self.stats.sequences += batch.sequences
         self.stats.tokens += batch.tokens
@@ -309,6 +309,16 @@ def tie(module: nn.Module, base: XLMRobertaModel) -> None:
     """Makes the word embeddings the last product of a language modelling head, where the configuration ties them."""
     if isinstance(module, LMHead) and base.config.tie_word_embeddings:
         module.decoder.weight = base.embeddings.word_embeddings.weight
+
+
+def to_host(x: Tensor) -> Tensor:
+    """`x` in the CPU's memory. From a GPU it is on its way there until that is synchronized: only copies into pinned
+    memory go on while the next batch computes, others would be waited for.
+    """
+    if x.device.type == "cpu":
+        return x
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    return host.copy_(x, non_blocking=True)
 
 
 def ragged(lists: pa.ListArray | pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

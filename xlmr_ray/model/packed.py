@@ -18,7 +18,8 @@ IGNORED = -100
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
     """`input_ids` and `position_ids` are `int64 (T)`; `layout` says how they form sequences; `targets` are
-    `int64 (T)`, -100 where a token has none, or None where no task has any.
+    `int64 (T)`, -100 where a token has none, or None where no task has any; `target_places` are the tokens that have
+    one, found on the CPU, since a GPU would have to be waited for.
 
     The first `sequences` of them are the caller's; a last one of filler tokens may follow (see `model/steady.py`).
     """
@@ -28,6 +29,7 @@ class PackedBatch:
     layout: Packed
     sequences: int
     targets: Tensor | None = None
+    target_places: Tensor | None = None
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -44,8 +46,8 @@ class PackedBatch:
 
     def at_targets(self, hidden: Tensor) -> Tensor:
         """The hidden states `(M, hidden)` of the M tokens that have a target, out of `hidden (T, hidden)`."""
-        assert self.targets is not None
-        return hidden[self.targets != IGNORED]
+        assert self.target_places is not None
+        return hidden[self.target_places]
 
     def to(self, device: torch.device) -> "PackedBatch":
         """On another device; the copy does not wait where the memory is pinned."""
@@ -61,6 +63,7 @@ class PackedBatch:
             position_ids=change(self.position_ids),
             layout=replace(self.layout, cu_seqlens=change(self.layout.cu_seqlens)),
             targets=None if self.targets is None else change(self.targets),
+            target_places=None if self.target_places is None else change(self.target_places),
         )
 
 
@@ -90,10 +93,13 @@ def pack(
     out_ids[:total] = ids[where]
     positions = np.full(total + filler, pad_token_id + 1, np.int64)
     positions[:total] = within + (pad_token_id + 1)
-    out_targets = None
+    out_targets = target_places = None
     if targets is not None:
         wanted = np.full(total + filler, IGNORED, np.int64)
         wanted[:total] = targets[where]
         out_targets = torch.from_numpy(wanted)
+        target_places = torch.from_numpy(np.flatnonzero(wanted != IGNORED))
     layout = Packed.of([*lengths.tolist(), *([filler] if filler else [])], causal=causal)
-    return PackedBatch(torch.from_numpy(out_ids), torch.from_numpy(positions), layout, len(chosen), out_targets)
+    return PackedBatch(
+        torch.from_numpy(out_ids), torch.from_numpy(positions), layout, len(chosen), out_targets, target_places
+    )

@@ -36,7 +36,7 @@ def log_probabilities(head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Te
     """
     assert batch.targets is not None
     model = head.get_submodule("lm_head")
-    targets = torch.split(batch.targets[batch.targets != IGNORED], CHUNK)
+    targets = torch.split(batch.at_targets(batch.targets), CHUNK)
     parts = []
     for states, wanted in zip(torch.split(batch.at_targets(hidden), CHUNK), targets, strict=True):
         logits = model(steadied(states))[: len(states)].float()

@@ -15,7 +15,7 @@ def pool(pooling: str, hidden: Tensor, batch: PackedBatch) -> Tensor:
     """
     if pooling == "cls":
         return batch.first(hidden).float()
-    lengths = torch.tensor(batch.lengths, device=hidden.device)
+    lengths = batch.layout.cu_seqlens[: batch.sequences + 1].diff().long()
     own = hidden[: batch.tokens].float()
     if pooling == "max":
         return torch.segment_reduce(own, "max", lengths=lengths, unsafe=True)
