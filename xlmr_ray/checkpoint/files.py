@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from xlmr_ray.checkpoint.digest import weights_digest
-from xlmr_ray.checkpoint.fetch import fetch_hub, fetch_url
 from xlmr_ray.checkpoint.folder import HEADS, encoder_folder, model_folder, read_config
 from xlmr_ray.checkpoint.tensors import find_weights
 from xlmr_ray.errors import UserError
@@ -43,14 +42,13 @@ def resolve(
         revision = at or revision
     if not name:
         raise UserError("model: an empty name; give a folder, s3://…, a hub id or embedded:mini")
-    local = Path(name).expanduser()
     hub = False
-    if isinstance(source, Path) or local.exists():
-        folder = local
-    elif name.startswith(EMBEDDED):
-        folder = _embedded(name)
-    elif name.startswith("file://"):
-        folder = Path(name.removeprefix("file://"))
+    here = _here(source, name)
+    if here is None:
+        # Every process of a run imports this file; few download.
+        from xlmr_ray.checkpoint.fetch import fetch_hub, fetch_url
+    if here is not None:
+        folder = here
     elif "://" in name and (split := HEAD.fullmatch(name)):
         # The encoder once, whatever the number of its heads; they in its folder, as they are in the store.
         base = fetch_url(split[1], cache_dir=cache_dir, local_files_only=local_files_only, weights=weights)
@@ -96,6 +94,16 @@ def _split(source: str) -> tuple[str, str | None]:
         whole, _, revision = source.partition("@")
         return whole, revision or None
     return (head + slash + name, revision or None) if at else (source, None)
+
+
+def _here(source: str | Path, name: str) -> Path | None:
+    """The folder on this machine that a checkpoint's name stands for, None where it is elsewhere."""
+    local = Path(name).expanduser()
+    if isinstance(source, Path) or local.exists():
+        return local
+    if name.startswith(EMBEDDED):
+        return _embedded(name)
+    return Path(name.removeprefix("file://")) if name.startswith("file://") else None
 
 
 def _embedded(name: str) -> Path:

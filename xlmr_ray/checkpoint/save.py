@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -36,6 +35,8 @@ def write_folder(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file, where a folder is to be written")
+    from huggingface_hub import split_torch_state_dict_into_shards  # only who saves waits for this import
+
     try:
         plan = split_torch_state_dict_into_shards(
             dict(state), filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
