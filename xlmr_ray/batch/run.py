@@ -175,6 +175,7 @@ def run_prepared(
     models = {task.model: task.weights for task in prepared.recipe.tasks}
     with watched(job, store, plan.run_id, console, rows=plan.rows, files=prepared.files, models=models) as watch:
         manifest = read_manifest(store, plan.run_id)
+        anew = manifest is None
         if manifest is None:
             with leased(store, plan.run_id, wait=wait, tell=lambda text: say(console, text)) as lease:
                 manifest = read_manifest(store, plan.run_id) or drive(
@@ -185,7 +186,7 @@ def run_prepared(
             published, settled = publish_found(store, found, started=started)
         else:
             _, published = publish(store, plan.run_id, started=started, job=prepared.job)
-        watch.finished(manifest, anew=figures.shards > 0)
+        watch.finished(manifest, anew=anew)
     return Outcome(manifest, figures, published, store, found.changes if found else None), settled
 
 
