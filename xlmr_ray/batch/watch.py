@@ -49,7 +49,7 @@ class Watch:
             self.metrics.shard(row)
 
     def finished(self, manifest: Manifest, *, anew: bool) -> None:
-        """The run is finished. Its report is made if something was committed, or it has none."""
+        """The run is finished, by this launch or by one that it waited for (`anew`), or was before."""
         self.manifest = manifest
         if anew or self.store.head(report_key(self.run_id)) is None:
             self.report()
