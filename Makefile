@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench faults kills mini clean
+.PHONY: help install demo test lint bench bench-peers faults kills mini clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,16 @@ faults: $(VENV)/everything  ## every fault that a run must survive, injected and
 
 kills: $(VENV)/everything  ## 200 runs in which drivers, actors and nodes are killed at random moments
 	$(BIN)/python -m tests.faults.kills --rounds 200
+
+# ONNX Runtime beside the package's own environment, and not in it.
+.venv-peers/there: $(VENV)/everything tests/benchmarks/peers.txt
+	@$(BIN)/python -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install $(PIP_FLAGS) --no-deps --requirement tests/benchmarks/peers.txt
+	@realpath $(VENV)/lib/python3*/site-packages > $$(echo .venv-peers/lib/python3*/site-packages)/package.pth
+	@touch $@
+
+bench-peers: .venv-peers/there  ## the engine against transformers, sentence-transformers and ONNX Runtime, same run
+	.venv-peers/bin/python -W ignore -m tests.benchmarks.peers
 
 mini: $(VENV)/everything  ## train the embedded checkpoint again (needs Debian's apt-get, npm and 15 minutes)
 	$(BIN)/python -m pipelines.mini
