@@ -303,10 +303,12 @@ class Service:
 
     def admit(self, served: Served, tokens: int) -> None:
         """Raises Overloaded where so many tokens more would wait too long; an empty queue takes any request."""
-        lane, limit = served.lane, self.limits.queue_tokens
-        if limit == "auto":
+        lane = served.lane
+        if self.limits.queue_tokens == "auto":
             batch = (lane.generator if isinstance(lane, Writer) else lane.engine).max_tokens
             limit = max(QUEUED_BATCHES * batch, int(lane.rate * self.limits.request_s / 3))
+        else:
+            limit = self.limits.queue_tokens
         backlog = lane.backlog
         if backlog and backlog + tokens > limit:
             seconds = backlog / lane.rate if lane.rate else 1.0
