@@ -93,6 +93,7 @@ def run_service(settings: ServeSettings, again: Callable[[], ServeSettings], say
         serve.delete(settings.name)
     finally:
         if own:
+            serve.shutdown()  # without it, this process waits a minute for the cluster that is gone
             ray.shutdown()
 
 
