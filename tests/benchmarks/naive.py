@@ -3,7 +3,7 @@ turn.
 
 Same checkpoint, same documents, and the same vectors, which is checked. Prints the ratio pair by pair: the machine's
 own speed is not the point. usage: python -m tests.benchmarks.naive [--model FOLDER] [--input FILE.parquet] [--rounds
-N]
+N] [--int8]
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xlmr_ray.batch.commit import committed
 from xlmr_ray.batch.finish import current
 from xlmr_ray.batch.store import open_store
 from xlmr_ray.demo import CORPUS
@@ -37,11 +38,28 @@ def vectors(folder: Path) -> dict[str, np.ndarray]:
     return dict(zip(table["id"].to_pylist(), flat.reshape(table.num_rows, -1), strict=True))
 
 
+def run(work: Path, name: str, model: str, source: Path, *more: str) -> tuple[float, float, dict[str, np.ndarray]]:
+    """Seconds of our run, seconds to its first shard's commit, and the vectors."""
+    options = ["input.id=id", "tasks.0.pooling=mean", "tasks.0.normalize=true", *more]
+    settings = [part for option in options for part in ("--set", option)]
+    out = work / name
+    began = time.time()
+    took = timed(
+        "xlmr_ray", "run", "embedding", "--model", model, "--input", str(source), "--output", str(out), *settings
+    )
+    store = open_store(str(out))
+    published = current(store)
+    assert published is not None
+    first = min(record.committed_at for record in committed(store, published.run_id)) - began
+    return took, first, vectors(out / "data" / published.run_id)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", help="a folder; default: the embedded checkpoint")
     parser.add_argument("--input", help="Parquet with id and text; default: the embedded corpus")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--int8", action="store_true", help="a run in int8, too")
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="bench-"))
     source = work / "input.parquet"
@@ -49,26 +67,26 @@ def main() -> None:
     pq.write_table(pa.concat_tables(pq.read_table(part, columns=["id", "text"]) for part in parts), source)
     model = arguments.model or str(CORPUS.parent / "mini")
     documents = pq.read_metadata(source).num_rows
-    ratios = []
+    kinds = {"float32": (), **({"int8": ("engine.quantization=int8",)} if arguments.int8 else {})}
+    ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(arguments.rounds):
-        ours, theirs = work / f"ours{turn}", work / f"theirs{turn}"
-        options = ["--set", "input.id=id", "--set", "tasks.0.pooling=mean", "--set", "tasks.0.normalize=true"]
-        fast = timed(
-            "xlmr_ray", "run", "embedding", "--model", model, "--input", str(source), "--output", str(ours), *options
-        )
-        slow = timed("tests.benchmarks.naive_script", model, str(source), str(theirs))
-        got, wanted = vectors(ours / "data" / current(open_store(str(ours))).run_id), vectors(theirs)
-        difference = max(float(np.abs(got[key] - wanted[key]).max()) for key in wanted)
-        assert got.keys() == wanted.keys()
-        assert difference < 1e-5, difference
-        ratios.append(slow / fast)
-        print(
-            f"round {turn}: xlmr-ray {fast:.1f} s ({documents / fast:.2f} docs/s), naive script {slow:.1f} s "
-            f"({documents / slow:.2f} docs/s), ratio {slow / fast:.2f}, largest difference {difference:.1e}",
-            flush=True,
-        )
-    spread = f"min {min(ratios):.2f}, max {max(ratios):.2f}"
-    print(f"{documents} documents, ratio median {statistics.median(ratios):.2f} ({spread})")
+        ours = {kind: run(work, f"{kind}{turn}", model, source, *more) for kind, more in kinds.items()}
+        slow = timed("tests.benchmarks.naive_script", model, str(source), str(work / f"theirs{turn}"))
+        wanted = vectors(work / f"theirs{turn}")
+        for kind, (fast, first, got) in ours.items():
+            assert got.keys() == wanted.keys()
+            difference = max(float(np.abs(got[key] - wanted[key]).max()) for key in wanted)
+            assert difference < (1e-5 if kind == "float32" else 0.1), difference
+            ratios[kind].append(slow / fast)
+            print(
+                f"round {turn}, {kind}: xlmr-ray {fast:.1f} s ({documents / fast:.2f} docs/s, first shard after "
+                f"{first:.1f} s), naive script {slow:.1f} s ({documents / slow:.2f} docs/s), ratio {slow / fast:.2f}, "
+                f"largest difference {difference:.1e}",
+                flush=True,
+            )
+    for kind, found in ratios.items():
+        spread = f"min {min(found):.2f}, max {max(found):.2f}"
+        print(f"{documents} documents, {kind}: ratio median {statistics.median(found):.2f} ({spread})")
     shutil.rmtree(work)
 
 
