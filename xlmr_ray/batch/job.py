@@ -2,26 +2,14 @@
 known one.
 """
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from xlmr_ray.errors import UserError
-
-Auto = Literal["auto"]
-Count = Annotated[int, Field(ge=1)]
-
-
-def listed(value: Any) -> Any:
-    """One name counts as a list of one."""
-    return [value] if isinstance(value, str) else value
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from xlmr_ray.validation import Auto, Count, Section, checked, listed, read_yaml
 
 
 class InputSection(Section):
@@ -40,7 +28,7 @@ class InputSection(Section):
     context: str | None = None
     choices: str | None = None
     id: str | None = None
-    keep: Annotated[list[str], BeforeValidator(listed)] = []
+    keep: Annotated[list[str], BeforeValidator(listed), Field(default_factory=list)]
     max_row_bytes: Annotated[int, Field(ge=1, le=64 << 20)] = 64 << 20
     deleted: Literal["keep", "drop"] = "keep"
 
@@ -147,17 +135,7 @@ class Job(Section):
 
 def read_job(path: Path) -> dict[str, Any]:
     """The content of a job file, not yet checked. Raises UserError where it is no YAML mapping."""
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: is not YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a mapping with input, tasks and output is wanted, got {type(content).__name__}")
-    return content
+    return read_yaml(path, "input, tasks and output")
 
 
 def with_setting(content: dict[str, Any], setting: str) -> dict[str, Any]:
@@ -190,25 +168,4 @@ def _put(at: Any, path: list[str], value: Any, setting: str) -> Any:
 
 def check_job(content: dict[str, Any], where: str) -> Job:
     """The job. Raises UserError, one line, that names the key and, for an unknown one, the nearest that there is."""
-    try:
-        return Job.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_explained(error)}") from None
-
-
-def _explained(error: ValidationError) -> str:
-    # A union reports each of its members; the last says what a value that is not `auto` must be.
-    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[-1])
-    place = [part for part in first["loc"] if isinstance(part, int) or part.replace("_", "").isalpha()]
-    key = ".".join(map(str, place))
-    if first["type"] == "extra_forbidden":
-        section: Any = Job
-        for part in place[:-1]:
-            section = section.model_fields[part].annotation if isinstance(part, str) else section
-        known = list(section.model_fields)
-        near = difflib.get_close_matches(str(place[-1]), known, 1)
-        return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}")
-    if first["type"] == "missing":
-        return f"{key!r} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    return message if not key else f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+    return checked(Job, content, where)
