@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from xlmr_ray.batch.job import check_job, read_job
+from xlmr_ray.batch.job import Job, check_job, read_job
 from xlmr_ray.batch.plan import columns_of, task_recipes
+from xlmr_ray.serve.models import check_models
+from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.validation import checked
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -28,17 +31,27 @@ def test_python(code, capsys):
         assert printed.strip() == "['fr', 'de']"
 
 
-@pytest.mark.parametrize("text", blocks("yaml"), ids=["short", "whole"])
+def job_files() -> list[str]:
+    return [text for text in blocks("yaml") if "tasks:\n" in text]
+
+
+@pytest.mark.parametrize("text", job_files(), ids=["short", "whole"])
 def test_job_files(text):
     check_job(yaml.safe_load(text), "README.md")
 
 
 def test_the_whole_job_file_names_every_key():
-    whole = yaml.safe_load(blocks("yaml")[1])
+    whole = yaml.safe_load(job_files()[1])
     job = check_job(whole, "README.md")
-    for name in ("input", "engine", "cluster", "errors"):
+    assert set(Job.model_fields) == set(whole)
+    for name in ("input", "engine", "cluster", "errors", "report"):
         known = set(type(getattr(job, name)).model_fields) - {"text_pair", "question", "context", "choices"}
         assert known == set(whole[name]), name
+
+
+def test_the_service_s_settings():
+    (text,) = [text for text in blocks("yaml") if text not in job_files()]
+    check_models(checked(ServeSettings, yaml.safe_load(text), "README.md"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda path: path.stem)
