@@ -1,0 +1,156 @@
+"""The service under load from another process, against the engine alone in the same run.
+
+    python -m tests.benchmarks.service --model e5 --input help.parquet
+
+Prints one request at a time (p50 beside the engine's own for the same texts), rates at several numbers of clients with
+p50 and p99, and what twice the load that it can bear does: how many were told to come again, and what became of memory
+and of those that were accepted. Runs `xlmr-ray serve` as a user would, on a Ray of its own.
+"""
+
+import argparse
+import asyncio
+import itertools
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pyarrow.parquet as pq
+import torch
+
+from xlmr_ray import pipeline
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Load:
+    """Seconds of each answer by status, over so many seconds."""
+
+    seconds: float
+    took: dict[int, list[float]]
+
+    @property
+    def rate(self) -> float:
+        return len(self.took.get(200, [])) / self.seconds
+
+    def centile(self, share: float, status: int = 200) -> float:
+        ordered = sorted(self.took.get(status, [float("nan")]))
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+    def line(self) -> str:
+        statuses = ", ".join(f"{len(took)} x {status}" for status, took in sorted(self.took.items()))
+        return (
+            f"{self.rate:6.1f} requests/s   p50 {1e3 * self.centile(0.5):7.1f} ms   "
+            f"p99 {1e3 * self.centile(0.99):7.1f} ms   {statuses}"
+        )
+
+
+async def load(url: str, texts: Sequence[str], *, clients: int, seconds: float, pause: float = 0.0) -> Load:
+    """Each client asks one text after the other; after a 429 it waits for `pause`, and then asks the next."""
+    took: dict[int, list[float]] = {}
+    turn = itertools.cycle(texts)
+    end = time.monotonic() + seconds
+    connector = aiohttp.TCPConnector(limit=0)
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        while time.monotonic() < end:
+            began = time.monotonic()
+            async with session.post(url, json={"inputs": next(turn), "truncate": True}) as answer:
+                await answer.read()
+                took.setdefault(answer.status, []).append(time.monotonic() - began)
+            if answer.status == 429:
+                await asyncio.sleep(pause)
+
+    began = time.monotonic()
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(120)) as session:
+        await asyncio.gather(*(client(session) for _ in range(clients)))
+    return Load(time.monotonic() - began, took)
+
+
+def engine_alone(model: str, texts: Sequence[str], threads: int) -> tuple[float, float]:
+    """Texts a second in one call, and the median seconds of one alone, tokenizing included in both."""
+    torch.set_num_threads(threads)
+    embed = pipeline("embedding", model)
+    embed(list(texts[:8]))
+    began = time.perf_counter()
+    embed(list(texts))
+    rate = len(texts) / (time.perf_counter() - began)
+    alone = []
+    for text in texts:
+        began = time.perf_counter()
+        embed(text)
+        alone.append(time.perf_counter() - began)
+    return rate, statistics.median(alone)
+
+
+def replica_memory(parent: int) -> int:
+    """Resident bytes of the service's replica."""
+    family = psutil.Process(parent).children(recursive=True)
+    return max((p.memory_info().rss for p in family if "Replica" in " ".join(p.cmdline())), default=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded:mini")
+    parser.add_argument("--input", type=Path, required=True, help="a Parquet file with a column `text`")
+    parser.add_argument("--documents", type=int, default=96)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--overload", type=float, default=60.0, help="seconds of twice the load it can bear")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    every = pq.read_table(options.input, columns=["text"])["text"].to_pylist()
+    texts = every[:: max(1, len(every) // options.documents)][: options.documents]
+
+    rate, alone = engine_alone(options.model, texts, options.threads)
+    print(f"engine alone          {rate:6.1f} texts/s      p50 {1e3 * alone:7.1f} ms   one at a time", flush=True)
+    command = [BIN / "xlmr-ray", "serve", "--model", options.model, "--task", "embedding", "--port", "0"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        assert service.stdout is not None
+        before = ""
+        while not (found := re.search(r"(http://\S+) answers", before)):
+            line = service.stdout.readline()
+            if not line:
+                raise SystemExit(before)
+            before += line
+        url = f"{found[1]}/embed"
+        asyncio.run(load(url, texts, clients=2, seconds=3))
+        one = asyncio.run(load(url, texts, clients=1, seconds=options.seconds))
+        print(f"service,  1 client   {one.line()}")
+        print(f"   p50 over the engine's own: {1e3 * (one.centile(0.5) - alone):.1f} ms", flush=True)
+        best = 0.0
+        for clients in (8, 64):
+            many = asyncio.run(load(url, texts, clients=clients, seconds=options.seconds))
+            best = max(best, many.rate)
+            print(
+                f"service, {clients:2d} clients  {many.line()}   {many.rate / rate:.1%} of the engine's rate",
+                flush=True,
+            )
+        if options.overload:
+            memory = replica_memory(service.pid)
+            # Clients that come again as soon as they were refused: more than it can bear, all the time.
+            over = asyncio.run(load(url, texts, clients=640, seconds=options.overload, pause=0.5))
+            grown = replica_memory(service.pid) - memory
+            print(f"overload, 640 clients {over.line()}   memory {grown / 2**20:+.0f} MiB")
+            print(f"   429 after p50 {1e3 * over.centile(0.5, 429):.1f} ms, p99 {1e3 * over.centile(0.99, 429):.1f} ms")
+            after = asyncio.run(load(url, texts, clients=1, seconds=5))
+            print(f"   one client right after: {after.line()}", flush=True)
+            print(dict(Counter({status: len(took) for status, took in over.took.items()})))
+    finally:
+        service.send_signal(signal.SIGTERM)
+        service.wait(90)
+
+
+if __name__ == "__main__":
+    main()
