@@ -173,14 +173,17 @@ def test_workers_carry_the_actors(overlay, weights, monkeypatch):
     spec = the_rayjob(objects)["spec"]["rayClusterSpec"]
     groups = [(spec["headGroupSpec"], 1), *((group, group["replicas"]) for group in spec.get("workerGroupSpecs", []))]
     total = {"CPU": 0.0, "GPU": 0.0, "memory": 0.0}
+    machines = []
     for group, count in groups:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         # What KubeRay tells `ray start`.
         cpus = float(group["rayStartParams"].get("num-cpus", quantity(limits["cpu"])))
+        machines += [cpus] * count
         total["CPU"] += count * cpus
         total["GPU"] += count * quantity(limits.get("nvidia.com/gpu", 0))
         total["memory"] += count * quantity(limits["memory"])
     monkeypatch.setattr(sizing.ray, "cluster_resources", lambda: total)
+    monkeypatch.setattr(sizing, "machines", lambda: machines)
     job = the_job(objects)
     size = sizing.sizes(job.cluster, job.engine.device, weights)
 

@@ -32,7 +32,7 @@ def commit(block: pa.Table, recipe: Recipe) -> pa.Table:
     meta = tables["meta"].to_pylist()[0]
     waited = max(0.0, time.time() - meta["encoded"])  # by two machines' clocks, perhaps
     prefixes = [task.prefix for task in recipe.tasks]
-    summary = summarize(tables["output"], prefixes, kinds(recipe.columns))
+    summary = summarize(tables["output"], prefixes, kinds(recipe.columns), kept=recipe.columns.keep)
     before = retries.total()
     record, won = commit_shard(
         recipe.store,

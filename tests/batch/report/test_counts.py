@@ -145,3 +145,11 @@ def test_very_many_classes_are_bounded_and_none_is_lost():
     assert counts.by["often"] == 50
     assert counts.total == 1050
     assert counts.by[OTHERS] == 1050 - 50 - (CLASSES - 1)
+
+
+def test_kept_columns_are_no_answers():
+    """A column of the input may have the name and not the type of a task's."""
+    table = pa.table({"answer": [3, 4], "score": ["high", "low"], "truncated": [None, None], "label": ["a", "b"]})
+    summary = summarize(table, [""], ["score"], kept=["answer", "score", "truncated"])
+    assert set(summary.measures) == {"label"}
+    assert set(summary.groups["score"]) == {"high", "low"}

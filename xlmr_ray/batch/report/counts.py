@@ -147,10 +147,15 @@ def kinds(columns: Columns) -> list[str]:
     return [name for name in columns.keep if name not in columns.text.values()]
 
 
-def summarize(output: pa.Table, prefixes: Sequence[str], columns: Sequence[str]) -> Summary:
-    """The summary of a shard's output rows: `prefixes` of the job's tasks, the `columns` to group them by."""
+def summarize(
+    output: pa.Table, prefixes: Sequence[str], columns: Sequence[str], *, kept: Sequence[str] = ()
+) -> Summary:
+    """The summary of a shard's output rows: `prefixes` of the job's tasks, the `columns` to group them by, and those
+    `kept` from the input, which are no task's whatever their names.
+    """
     output = output.combine_chunks()
-    measured = [one for prefix in dict.fromkeys(prefixes) for one in measures(output, prefix)]
+    tasks = output.drop_columns([name for name in output.column_names if name in kept])
+    measured = [one for prefix in dict.fromkeys(prefixes) for one in measures(tasks, prefix)]
     whole = Summary(output.num_rows, {one.name: Counts(one.scale, counted(one.keys)) for one in measured})
     for column in columns:
         if column in output.column_names:
