@@ -2,6 +2,7 @@
 for it.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def loggers_are_heard() -> None:
+    """Ray Data disables the loggers that are there when it sets up its own."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("xlmr_ray") and isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.fixture(scope="session")
