@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="network namespaces want root and iproute2"),
 ]
+PATIENT = {"RAY_raylet_start_wait_time_s": "120"}
 
 
 class Network:
@@ -47,6 +48,8 @@ class Network:
         ip("-n", name, "addr", "add", f"10.77.0.{self.hosts}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
             ip("-n", name, "link", "set", device, "up")
+        # It leads nowhere: a raylet learns its own address by the route to the outside.
+        ip("-n", name, "route", "add", "default", "via", "10.77.0.254", "dev", "eth0")
         return name
 
     def close(self):
@@ -62,7 +65,7 @@ def ip(*arguments):
 def inside(host, *command, **environment):
     return subprocess.Popen(
         ["ip", "netns", "exec", host, *map(str, command)],
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", **TOKEN, **environment},
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", **PATIENT, **TOKEN, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
