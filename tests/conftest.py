@@ -37,10 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def loggers_are_heard() -> None:
-    """Ray Data disables the loggers that are there when it sets up its own."""
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith("xlmr_ray") and isinstance(logger, logging.Logger):
-            logger.disabled = False
+    """Ray raises the level of the root logger where it is started in this process."""
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
