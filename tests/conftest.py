@@ -36,9 +36,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def loggers_are_heard() -> None:
-    """Ray raises the level of the root logger where it is started in this process."""
-    logging.getLogger().setLevel(logging.WARNING)
+def loggers_are_heard(caplog: pytest.LogCaptureFixture) -> None:
+    """Ray Data's loggers, which a run quiets, share their handlers with pytest."""
+    caplog.set_level(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
