@@ -45,7 +45,7 @@ def made(monkeypatch):
     batcher = Batcher(engine, "test", lambda stats: None)
     yield batcher
     engine.gate.set()
-    batcher.close()
+    batcher.door.close()
 
 
 def ticket(name, lengths, deadline=None):
@@ -204,14 +204,14 @@ def test_results_that_are_no_numbers_fail_their_own_request(made, monkeypatch):
 
 def test_closing_waits_for_those_within(made):
     made.engine.gate.set()
-    assert made.enter()
-    made.close()
+    assert made.door.enter()
+    made.door.close()
 
     async def go():
         return await made.submit(ticket(1, [10]))
 
     assert asyncio.run(go()).tolist() == [1]
-    made.leave()
+    made.door.leave()
     made.thread.join(5)
     assert not made.thread.is_alive()
-    assert not made.enter()
+    assert not made.door.enter()

@@ -230,6 +230,28 @@ def test_models_are_replaced_without_a_refusal():
         ask(made, "fill-mask", {"text": ["a"]})
 
 
+def test_a_request_that_has_begun_keeps_its_model(monkeypatch):
+    """Other models take the place of its own while its texts are tokenized, before it waits for the engine."""
+    settings = ServeSettings.model_validate({"models": ["embedded:mini"], "engine": {"threads": 1, "tokenizers": 1}})
+    made = Service.load(settings)
+    old = made.resident.lanes[0]
+    plain = Service.prepare
+
+    def prepare(*arguments):
+        monkeypatch.setattr(Service, "prepare", plain)
+        made.replace_models(settings)
+        old.thread.join(0.5)
+        return plain(*arguments)
+
+    monkeypatch.setattr(Service, "prepare", prepare)
+    answer = asyncio.run(made.answer("text-classification", {"text": ["a"]}, deadline=time.monotonic() + 60))
+    assert answer.tokens
+    assert made.resident.lanes[0] is not old
+    old.thread.join(10)
+    assert not old.thread.is_alive()
+    made.close()
+
+
 def test_the_table_is_the_batch_jobs(service):
     answer = ask(service, "text-classification", {"text": TEXTS}, model="script")
     assert answer.table.schema.names == ["label", "score", "tokens", "truncated"]

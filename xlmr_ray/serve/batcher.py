@@ -24,6 +24,7 @@ from xlmr_ray.engine.engine import Engine, out_of_memory
 from xlmr_ray.engine.mixed import Part, run_mixed
 from xlmr_ray.engine.order import longest_first
 from xlmr_ray.engine.units import Units
+from xlmr_ray.serve.door import Door
 from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut, Unavailable
 from xlmr_ray.tasks.task import Task
@@ -113,6 +114,7 @@ class Batcher:
     def __init__(self, engine: Engine, name: str, observe: Callable[[BatchStats], None]) -> None:
         self.engine, self.name, self.observe = engine, name, observe
         self.changed = threading.Condition()
+        self.door = Door(self.changed)
         self.heap: list[tuple[float, int, Ticket]] = []
         self.numbers = count()
         self.clock = 0.0  # the tag of the sequence that was taken last
@@ -120,8 +122,6 @@ class Batcher:
         self.computing: tuple[float, int] | None = None  # since when, how many tokens
         self.rate = 0.0  # tokens a second, of the last batches
         self.broken: str | None = None
-        self.users = 0
-        self.closing = self.ended = False
         self.thread = threading.Thread(target=self.run, name=f"engine-{name}", daemon=True)
         self.thread.start()
 
@@ -167,25 +167,7 @@ class Batcher:
             return f"engine {self.name}: {self.broken}"
         if now is not None and (seconds := time.monotonic() - now[0]) > limit:
             return f"engine {self.name}: a forward pass has taken {seconds:.0f} s"
-        return None if self.thread.is_alive() or self.ended else f"engine {self.name}: its thread has ended"
-
-    def enter(self) -> bool:
-        """To be called before a request begins with it; False where it has ended. While any is in it, it goes on."""
-        with self.changed:
-            self.users += not self.ended
-            return not self.ended
-
-    def leave(self) -> None:
-        """The request has ended."""
-        with self.changed:
-            self.users -= 1
-            self.changed.notify()
-
-    def close(self) -> None:
-        """Ends the thread once no request is in it."""
-        with self.changed:
-            self.closing = True
-            self.changed.notify()
+        return None if self.thread.is_alive() or self.door.shut else f"engine {self.name}: its thread has ended"
 
     def run(self) -> None:
         while batch := self.next_batch():
@@ -196,8 +178,7 @@ class Batcher:
         """Waits for one; none when it is closed and nothing waits."""
         with self.changed:
             while not (batch := self.take()):
-                if self.closing and not self.users:
-                    self.ended = True
+                if self.door.done():
                     return []
                 self.changed.wait()
             self.computing = (time.monotonic(), sum(share.tokens for share in batch))

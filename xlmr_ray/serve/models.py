@@ -88,7 +88,7 @@ class Models:
     def close(self) -> None:
         """Ends the threads once nothing waits any more; the weights go with the last request."""
         for lane in self.lanes:
-            lane.close()
+            lane.door.close()
 
 
 @dataclass(frozen=True)

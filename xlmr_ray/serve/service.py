@@ -136,6 +136,15 @@ class Service:
         of = "this service" if model is None else f"model {model!r}"
         raise NotFound(f"task {name} is not one of {of}, which has: {', '.join(there)}", field="task")
 
+    def entered(self, task: str, model: str | None) -> Served:
+        """As `find`, and in its queue, which goes on for as long though other models take its place meanwhile."""
+        while True:
+            resident, served = self.resident, self.find(task, model)
+            if served.lane.door.enter():
+                return served
+            if resident is self.resident:
+                raise Unavailable("the service is shutting down")
+
     async def answer(
         self,
         task: str,
@@ -164,13 +173,16 @@ class Service:
             raise Unavailable("the models are being loaded")
         if self.closing:
             raise Unavailable("the service is shutting down")
-        served = self.find(task, model)
         context = CURRENT.get()
         if deadline is None:
             deadline = context.deadline if context else time.monotonic() + self.limits.request_s
-        result = await self._answer(
-            served, columns, dict(options or {}), deadline, dict(fields or {}), whole, truncation_side
-        )
+        served = self.entered(task, model)
+        try:
+            result = await self._answer(
+                served, columns, dict(options or {}), deadline, dict(fields or {}), whole, truncation_side
+            )
+        finally:
+            served.lane.door.leave()
         self.metrics.answered(served.task, served.model.name, result)
         if context:
             inputs = result.table.num_rows

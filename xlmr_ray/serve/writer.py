@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from xlmr_ray.engine.generator import Generator
+from xlmr_ray.serve.door import Door
 from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut
 from xlmr_ray.tasks.text_generation import TextGeneration
@@ -42,11 +43,10 @@ class Writer:
     def __init__(self, generator: Generator, name: str) -> None:
         self.generator, self.name = generator, name
         self.changed = threading.Condition()
+        self.door = Door(self.changed)
         self.queue: deque[Prompt] = deque()
         self.computing: tuple[float, int] | None = None
         self.rate = 0.0
-        self.users = 0
-        self.closing = self.ended = False
         self.thread = threading.Thread(target=self.run, name=f"generator-{name}", daemon=True)
         self.thread.start()
 
@@ -80,32 +80,13 @@ class Writer:
         now = self.computing
         if now is not None and (seconds := time.monotonic() - now[0]) > limit:
             return f"generator {self.name}: a text has taken {seconds:.0f} s"
-        return None if self.thread.is_alive() or self.ended else f"generator {self.name}: its thread has ended"
-
-    def enter(self) -> bool:
-        """To be called before a request begins with it; False where it has ended. While any is in it, it goes on."""
-        with self.changed:
-            self.users += not self.ended
-            return not self.ended
-
-    def leave(self) -> None:
-        """The request has ended."""
-        with self.changed:
-            self.users -= 1
-            self.changed.notify()
-
-    def close(self) -> None:
-        """Ends the thread once no request is in it."""
-        with self.changed:
-            self.closing = True
-            self.changed.notify()
+        return None if self.thread.is_alive() or self.door.shut else f"generator {self.name}: its thread has ended"
 
     def run(self) -> None:
         while True:
             with self.changed:
                 while not self.queue:
-                    if self.closing and not self.users:
-                        self.ended = True
+                    if self.door.done():
                         return
                     self.changed.wait()
                 prompt = self.queue.popleft()
