@@ -107,8 +107,8 @@ def test_a_request_that_takes_too_long(app, service, monkeypatch):
             nonlocal response
             monkeypatch.setattr(service, "admit", lambda *_: None)
             monkeypatch.setattr(lane, "submit", lambda ticket: asyncio.sleep(10))
-            monkeypatch.setattr(lane, "enter", lambda: True)
-            monkeypatch.setattr(lane, "leave", lambda: None)
+            monkeypatch.setattr(lane.door, "enter", lambda: True)
+            monkeypatch.setattr(lane.door, "leave", lambda: None)
             async with httpx.AsyncClient(transport=httpx.ASGITransport(made)) as client:
                 response = await client.post("http://test/embed", json={"inputs": "a"})
 
