@@ -21,6 +21,11 @@ def listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def named_task(value: Any) -> Any:
+    """A task's name alone counts as the task without options."""
+    return {"task": value} if isinstance(value, str) else value
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,6 +66,8 @@ def explained(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{key!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "model_type":  # pydantic names the class
+        message = "A mapping is wanted"
     return message if not key else f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
 
 

@@ -27,7 +27,8 @@ def test_defaults():
         ("errors.max_fraction=2", "job.yaml: errors.max_fraction: input should be less than or equal to 1, got 2"),
         ("engine.dtype=int3", "job.yaml: engine.dtype: input should be 'auto', 'float32', 'float16' or 'bfloat16'"),
         ("tasks=[]", "job.yaml: tasks: list should have at least 1 item"),
-        ("engine=3", "job.yaml: engine: input should be a valid dictionary"),
+        ("engine=3", "job.yaml: engine: a mapping is wanted, got 3"),
+        ("tasks=[[embedding]]", "job.yaml: tasks.0: a mapping is wanted, got ['embedding']"),
         ("tasks.0.task=null", "job.yaml: tasks.0.task: input should be a valid string"),
     ],
 )
@@ -56,6 +57,12 @@ def test_the_text_columns_of_a_job():
 def test_what_is_missing_is_named(name):
     with pytest.raises(UserError, match=f"job.yaml: '{name}' is missing"):
         check_job({key: value for key, value in BASE.items() if key != name}, "job.yaml")
+
+
+@pytest.mark.parametrize("tasks", ["embedding", ["embedding"], [{"task": "embedding"}]])
+def test_a_task_is_a_name_or_a_mapping_with_options(tasks):
+    (task,) = check_job({**BASE, "tasks": tasks}, "job.yaml").tasks
+    assert (task.task, task.options) == ("embedding", {})
 
 
 def test_two_tasks_of_one_name():

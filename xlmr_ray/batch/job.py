@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from xlmr_ray.errors import UserError
-from xlmr_ray.validation import Auto, Count, Section, checked, listed, read_yaml
+from xlmr_ray.validation import Auto, Count, Section, checked, listed, named_task, read_yaml
 
 
 class InputSection(Section):
@@ -115,7 +115,9 @@ class Job(Section):
     name: str = "job"
     model: str = "embedded:mini"
     input: InputSection
-    tasks: Annotated[list[TaskSection], Field(min_length=1)]
+    tasks: Annotated[
+        list[Annotated[TaskSection, BeforeValidator(named_task)]], Field(min_length=1), BeforeValidator(listed)
+    ]
     output: OutputSection
     engine: EngineSection = EngineSection()
     cluster: ClusterSection = ClusterSection()

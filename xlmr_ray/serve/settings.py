@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from xlmr_ray.errors import UserError
-from xlmr_ray.validation import Auto, Count, Section, checked, read_yaml
+from xlmr_ray.validation import Auto, Count, Section, checked, listed, named_task, read_yaml
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -26,10 +26,6 @@ class TaskSection(BaseModel):
         return dict(self.model_extra or {})
 
 
-def named_task(value: Any) -> Any:
-    return {"task": value} if isinstance(value, str) else value
-
-
 def named_model(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
@@ -41,7 +37,7 @@ class ModelSection(Section):
 
     model: str
     name: str | None = None
-    tasks: tuple[Annotated[TaskSection, BeforeValidator(named_task)], ...] = ()
+    tasks: Annotated[tuple[Annotated[TaskSection, BeforeValidator(named_task)], ...], BeforeValidator(listed)] = ()
 
     @property
     def called(self) -> str:
@@ -105,8 +101,9 @@ class HttpSection(Section):
 
 class ReplicasSection(Section):
     """Of Ray Serve's deployment: between `min` and `max` replicas, more when `target_ongoing_requests` a replica are
-    exceeded for `upscale_delay_s`. `cpus: auto` is one, or what `engine.threads` says; `gpus: auto` is one where the
-    cluster has any.
+    exceeded for `upscale_delay_s`. `cpus: auto` is what `engine.threads` says, or else the cores of the cluster's
+    largest machine over `max`, one at least: name fewer where other work of Ray runs there. `gpus: auto` is one where
+    the cluster has any.
     """
 
     min: Annotated[int, Field(ge=0)] = 1
