@@ -148,3 +148,5 @@ def show_quality(costs: list[Cost], console: Console) -> None:
         )
     console.print(table)
     console.print(f"changes of the first task's results, which are at most {costs[0].largest_result:.3g}")
+    if halves := [cost.name for cost in costs if cost.name in HALF]:
+        console.print(f"{' and '.join(halves)}: on the CPU, every operand and result rounded as a GPU would round it")

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.metrics import Counter, Gauge, Histogram
 from ray.serve.schema import LoggingConfig
@@ -23,7 +24,7 @@ from xlmr_ray.serve.app import build_app
 from xlmr_ray.serve.keys import Keys
 from xlmr_ray.serve.logs import log_as_json
 from xlmr_ray.serve.metrics import TABLE, Metric, Metrics
-from xlmr_ray.serve.service import Service
+from xlmr_ray.serve.service import MOST_TOKENIZERS, Service
 from xlmr_ray.serve.settings import LimitsSection, ServeSettings
 from xlmr_ray.validation import checked
 
@@ -75,21 +76,39 @@ def ongoing(limits: LimitsSection) -> int:
 
 
 def cpus_of(settings: ServeSettings) -> float:
-    """Cores that Ray keeps for a replica."""
+    """Cores that Ray keeps for a replica: its part of a machine on which all of them find room. Ray Serve's own actors
+    take none.
+    """
     if settings.replicas.cpus != "auto":
         return settings.replicas.cpus
-    return 1.0 if settings.engine.threads == "auto" else float(settings.engine.threads)
+    if settings.engine.threads != "auto":
+        return float(settings.engine.threads)
+    machines = ray.nodes() if ray.is_initialized() else []
+    largest = max((machine["Resources"].get("CPU", 0.0) for machine in machines if machine["Alive"]), default=0.0)
+    return float(max(1, int(largest) // settings.replicas.max))
 
 
 def gpus_of(settings: ServeSettings) -> float:
     """GPUs that Ray keeps for a replica: one where the models are to be on one, and the cluster has any."""
     if settings.replicas.gpus != "auto":
         return settings.replicas.gpus
-    import ray
-
     if settings.engine.device == "auto":
         return float(ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1)
     return float(settings.engine.device.startswith("cuda"))
+
+
+def own_cores() -> int:
+    """Cores that Ray keeps for this actor, one at least."""
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)))
+
+
+def with_threads(settings: ServeSettings, cores: int) -> ServeSettings:
+    """The settings, with as many threads as the replica has cores where they leave that open."""
+    engine = settings.engine
+    threads = cores if engine.threads == "auto" else engine.threads
+    tokenizers = min(MOST_TOKENIZERS, cores) if engine.tokenizers == "auto" else engine.tokenizers
+    engine = engine.model_copy(update={"threads": threads, "tokenizers": tokenizers})
+    return settings.model_copy(update={"engine": engine})
 
 
 @serve.ingress()
@@ -113,7 +132,7 @@ class Replica:
         """At the start, loads the models; later, puts limits and keys in force at once, and other models in place of
         the old ones as soon as they are warm.
         """
-        new = checked(ServeSettings, user_config, "user_config")
+        new = with_threads(checked(ServeSettings, user_config, "user_config"), own_cores())
         Keys(new.keys)  # raises for keys that are none
         log_as_json(new.log.level, sys.__stderr__)
         if self.service is None:

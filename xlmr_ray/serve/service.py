@@ -41,6 +41,8 @@ T = TypeVar("T")
 # Tasks with options of a request, kept for the next one that has the same.
 KEPT_TASKS = 256
 QUEUED_BATCHES = 32
+# Threads that tokenize; more of them wait for the interpreter's lock.
+MOST_TOKENIZERS = 4
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class Service:
         self._bound: OrderedDict[tuple[int, str], Bound] = OrderedDict()
         self._lock = threading.Lock()
         wanted = settings.engine.tokenizers
-        workers = min(4, os.cpu_count() or 1) if wanted == "auto" else wanted
-        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="tokenize")
+        self.tokenizers = min(MOST_TOKENIZERS, os.cpu_count() or 1) if wanted == "auto" else wanted
+        self.pool = ThreadPoolExecutor(self.tokenizers, thread_name_prefix="tokenize")
 
     @classmethod
     def load(cls, settings: ServeSettings, metrics: Metrics | None = None) -> "Service":

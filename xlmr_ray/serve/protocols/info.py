@@ -62,7 +62,7 @@ def info(service: Service, served: Served) -> Info:
         max_batch_requests=None,
         max_client_batch_size=limits.inputs,
         auto_truncate=False,
-        tokenization_workers=service.pool._max_workers,
+        tokenization_workers=service.tokenizers,
         version=version("xlmr-ray"),
         sha=None,
         docker_label=None,
