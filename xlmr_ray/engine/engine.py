@@ -17,6 +17,7 @@ from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.checkpoint.quantization import SCHEMES, scheme, steady_int8
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.failures import NO_TOKENS, NON_FINITE, OUT_OF_MEMORY
+from xlmr_ray.engine.last_layer import rows_read
 from xlmr_ray.engine.order import longest_first, next_batch
 from xlmr_ray.engine.units import Units
 from xlmr_ray.errors import UserError
@@ -249,8 +250,7 @@ class Engine:
         """
         on_gpu = self.device.type == "cuda"
         there = batch.pin_memory().to(self.device) if on_gpu else batch
-        trace = Trace(hidden_states=[] if any(self.tasks[place].layers for place in places) else None)
-        last = self.model.encoder(self.model.embeddings(there.input_ids, there.position_ids), there.layout, trace)
+        last, trace = self.encode(batch, there, [self.tasks[place] for place in places])
         outputs = []
         for place in places:
             task = self.tasks[place]
@@ -263,6 +263,18 @@ class Engine:
         self.stats.tokens += batch.tokens
         self.stats.padded += len(batch.input_ids) - batch.tokens
         return outputs
+
+    def encode(self, batch: PackedBatch, there: PackedBatch, tasks: Sequence[Task]) -> tuple[Tensor, Trace]:
+        """The last hidden states `(T, hidden)`, as far as the tasks read them, and all of them if one wants more. The
+        batch is in the CPU's memory, and `there` on the model's device.
+        """
+        layers = any(task.layers for task in tasks)
+        trace = Trace(hidden_states=[] if layers else None)
+        rows = None if layers else rows_read(batch, {task.reads for task in tasks})
+        if rows is not None and self.device.type == "cuda":
+            rows = rows.pin_memory().to(self.device, non_blocking=True)
+        embedded = self.model.embeddings(there.input_ids, there.position_ids)
+        return self.model.encoder(embedded, there.layout, trace, rows=rows), trace
 
     def shrink(self, tokens: int) -> None:
         """Halves the budget after a batch of so many tokens did not fit."""

@@ -1,15 +1,15 @@
 """One pass of the encoder over the sequences of several callers, each with a task object of its own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from xlmr_ray.engine.engine import Engine
-from xlmr_ray.model.encoder import Trace
 from xlmr_ray.model.layout import Packed
 from xlmr_ray.model.packed import IGNORED, PackedBatch, pack
 from xlmr_ray.model.steady import steady_rows
@@ -48,8 +48,7 @@ def run_mixed(engine: Engine, parts: Sequence[Part]) -> list[NDArray[np.float32]
     batch = pack(ids, splits, np.arange(len(lengths)), config.pad_token_id, targets=targets, causal=config.is_decoder)
     on_gpu = engine.device.type == "cuda"
     there = batch.pin_memory().to(engine.device) if on_gpu else batch
-    trace = Trace(hidden_states=[] if any(part.task.layers for part in parts) else None)
-    last = engine.model.encoder(engine.model.embeddings(there.input_ids, there.position_ids), there.layout, trace)
+    last, trace = engine.encode(batch, there, [part.task for part in parts])
     outputs = []
     begin = sequence = 0
     for part in parts:
@@ -58,7 +57,9 @@ def run_mixed(engine: Engine, parts: Sequence[Part]) -> list[NDArray[np.float32]
             hidden = torch.stack([trace.hidden_states[layer] for layer in part.task.layers])
         own = there
         if len(parts) > 1:
-            hidden, own = slice_of(there, hidden, begin, sequence, len(part.lengths))
+            own = slice_of(batch, begin, sequence, len(part.lengths))
+            hidden = resized(hidden.narrow(-2, begin, len(part.ids)), sum(own.layout.lengths))
+            own = own.pin_memory().to(engine.device) if on_gpu else own
         outputs.append(part.task.forward(engine.heads[part.place], hidden, own).float().to("cpu", non_blocking=True))
         begin, sequence = begin + len(part.ids), sequence + len(part.lengths)
     if on_gpu:
@@ -70,26 +71,22 @@ def run_mixed(engine: Engine, parts: Sequence[Part]) -> list[NDArray[np.float32]
     return [output.numpy() for output in outputs]
 
 
-def slice_of(batch: PackedBatch, hidden: Tensor, begin: int, sequence: int, count: int) -> tuple[Tensor, PackedBatch]:
-    """The `count` sequences from number `sequence` and token `begin` on as a batch of their own, with their hidden
-    states out of `hidden (T, hidden)` or `(layers, T, hidden)`.
+def slice_of(batch: PackedBatch, begin: int, sequence: int, count: int) -> PackedBatch:
+    """The `count` sequences from number `sequence` and token `begin` on as a batch of their own, for a head: ids and
+    positions, which the encoder alone reads, are without filler.
     """
-    lengths = batch.layout.lengths[sequence : sequence + count]
-    total = sum(lengths)
+    window = slice(begin, begin + sum(batch.layout.lengths[sequence : sequence + count]))
+    lengths, total = batch.layout.lengths[sequence : sequence + count], window.stop - begin
     filler = steady_rows(total) - total
+    targets = target_places = None
+    if batch.targets is not None:
+        targets = F.pad(batch.targets[window], (0, filler), value=IGNORED)
+        target_places = torch.from_numpy(np.flatnonzero(targets.numpy() != IGNORED))
+    layout = Packed.of([*lengths, *([filler] if filler else [])], causal=batch.layout.causal)
+    ids, positions = batch.input_ids[window], batch.position_ids[window]
+    return PackedBatch(ids, positions, layout, count, targets, target_places)
 
-    def own(values: Tensor, fill: int, dim: int) -> Tensor:
-        part = values.narrow(dim, begin, total)
-        shape = list(part.shape)
-        shape[dim] = filler
-        return torch.cat([part, part.new_full(shape, fill)], dim)
 
-    layout = Packed.of([*lengths, *([filler] if filler else [])], batch.input_ids.device, causal=batch.layout.causal)
-    # What the encoder alone reads, ids and positions, is the whole batch's.
-    part = replace(
-        batch,
-        layout=layout,
-        sequences=count,
-        targets=None if batch.targets is None else own(batch.targets, IGNORED, 0),
-    )
-    return own(hidden, 0, hidden.dim() - 2), part
+def resized(hidden: Tensor, rows: int) -> Tensor:
+    """`hidden (…, T, hidden)` with zeros appended, up to so many rows."""
+    return F.pad(hidden, (0, 0, 0, rows - hidden.shape[-2]))

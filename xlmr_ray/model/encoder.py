@@ -132,9 +132,11 @@ class AttentionBlock(nn.Module):
         self.output = Projected(config, config.hidden_size)
 
     def forward(
-        self, x: Tensor, layout: Layout, want_probs: bool, cache: CachedLayer | None
+        self, x: Tensor, layout: Layout, want_probs: bool, cache: CachedLayer | None, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         mixed, probs = self.self(x, layout, want_probs, cache)
+        if rows is not None:
+            mixed, x = mixed[rows], x[rows]
         return self.output(mixed, x), probs
 
 
@@ -178,11 +180,12 @@ class Layer(nn.Module):
         want_probs: bool = False,
         source: Source | None = None,
         cache: CachedLayer | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`x: (*tokens, hidden)` to the same shape, and, if wanted, the probabilities of attention `(B, heads, S,
-        keys)` and of cross-attention `(B, heads, S, S_enc)`.
+        """`x: (*tokens, hidden)` to the same shape, or to `(M, hidden)` of the `rows (M)` alone; and, if wanted, the
+        probabilities of attention `(B, heads, S, keys)` and of cross-attention `(B, heads, S, S_enc)`.
         """
-        x, probs = self.attention(x, layout, want_probs, cache)
+        x, probs = self.attention(x, layout, want_probs, cache, rows)
         cross_probs = None
         if source is not None:
             x, cross_probs = self.crossattention(x, source, want_probs, cache)
@@ -214,9 +217,11 @@ class Encoder(nn.Module):
         trace: Trace | None = None,
         source: Source | None = None,
         cache: DynamicCache | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """`x: (*tokens, hidden)` to the last layer's output, same shape; a `trace` with lists in it is filled, a
-        `cache` goes on. `source` is for a model with cross-attention.
+        `cache` goes on. `source` is for a model with cross-attention. `rows (M)` are the packed tokens whose output is
+        wanted: for the others the last layer ends with its attention, and they come as zeros.
         """
         trace = trace or Trace()
         want_probs = trace.attentions is not None
@@ -226,15 +231,19 @@ class Encoder(nn.Module):
             )
         if trace.hidden_states is not None:
             trace.hidden_states.append(x)
+        tokens, last = x.shape, len(self.layer) - 1
         for i, layer in enumerate(self.layer):
-            x, probs, cross_probs = layer(x, layout, want_probs, source, None if cache is None else cache.layer(i))
+            wanted = rows if i == last else None
+            x, probs, cross_probs = layer(
+                x, layout, want_probs, source, None if cache is None else cache.layer(i), wanted
+            )
             if trace.hidden_states is not None:
                 trace.hidden_states.append(x)
             if trace.attentions is not None and probs is not None:
                 trace.attentions.append(probs)
             if trace.cross_attentions is not None and cross_probs is not None:
                 trace.cross_attentions.append(cross_probs)
-        return x
+        return x if rows is None else x.new_zeros(tokens).index_copy_(0, rows, x)
 
     def fuse(self) -> None:
         """Fuses q, k and v of every layer's self-attention (see `SelfAttention.fuse`), and lays the weights of all

@@ -99,6 +99,11 @@ class Embedding:
         return self.dimensions or of_folder or self.full_width
 
     @property
+    def pooled_by(self) -> str:
+        """The pooling in force."""
+        return self.pooling or (self.folder.pooling if self.folder else "mean")
+
+    @property
     def normalized(self) -> bool:
         """Whether vectors are brought to length 1."""
         return (self.folder is not None and self.folder.normalize) if self.normalize is None else self.normalize
@@ -110,6 +115,10 @@ class Embedding:
     @property
     def unit(self) -> str:
         return "sequence"
+
+    @property
+    def reads(self) -> str:
+        return "first" if self.pooled_by == "cls" else "all"
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -137,7 +146,7 @@ class Embedding:
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Vectors `(N, width)`, in fp32; those of windows are not normalized yet."""
-        pooled = pool(self.pooling or (self.folder.pooling if self.folder else "mean"), hidden, batch)
+        pooled = pool(self.pooled_by, hidden, batch)
         if self.dense:
             parameter = next(head.parameters())
             pooled = head(steadied(pooled).to(parameter.dtype))[: batch.sequences].float()

@@ -76,6 +76,10 @@ class FeatureExtraction:
         return "token" if self.pooling is None else "sequence"
 
     @property
+    def reads(self) -> str:
+        return "all"
+
+    @property
     def schema(self) -> pa.Schema:
         vector = pa.list_(pa.float32() if self.precision == "float32" else pa.float16(), self.width)
         features = [("features", vector)]

@@ -113,6 +113,10 @@ class FillMask:
         return "target"
 
     @property
+    def reads(self) -> str:
+        return "target"
+
+    @property
     def layers(self) -> tuple[int, ...]:
         return ()
 

@@ -51,6 +51,10 @@ class MultipleChoice:
         return "sequence"
 
     @property
+    def reads(self) -> str:
+        return "first"
+
+    @property
     def layers(self) -> tuple[int, ...]:
         return ()
 

@@ -68,6 +68,10 @@ class Perplexity:
         return "target"
 
     @property
+    def reads(self) -> str:
+        return "target"
+
+    @property
     def layers(self) -> tuple[int, ...]:
         return ()
 

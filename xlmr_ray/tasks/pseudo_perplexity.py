@@ -82,6 +82,10 @@ class PseudoPerplexity:
         return "target"
 
     @property
+    def reads(self) -> str:
+        return "target"
+
+    @property
     def layers(self) -> tuple[int, ...]:
         return ()
 

@@ -94,6 +94,10 @@ class QuestionAnswering:
         return "token"
 
     @property
+    def reads(self) -> str:
+        return "all"
+
+    @property
     def layers(self) -> tuple[int, ...]:
         return ()
 

@@ -76,6 +76,10 @@ class Rerank:
         return "sequence"
 
     @property
+    def reads(self) -> str:
+        return "first"
+
+    @property
     def layers(self) -> tuple[int, ...]:
         return ()
 

@@ -70,6 +70,10 @@ class SentenceSimilarity:
         return self.embedding.unit
 
     @property
+    def reads(self) -> str:
+        return self.embedding.reads
+
+    @property
     def layers(self) -> tuple[int, ...]:
         return self.embedding.layers
 

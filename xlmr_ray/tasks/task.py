@@ -38,6 +38,12 @@ class Task(Protocol):
         """What `forward` gives a result for: each `sequence`, each `token`, or each token with a `target`."""
 
     @property
+    def reads(self) -> str:
+        """Of which tokens `forward` reads the hidden states: the `first` of each sequence, those with a `target`, or
+        `all`. Of the others the last layer need not give any: they may be zeros.
+        """
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The hidden states that `forward` reads, 0 for the embeddings', negative ones from the end; () for the last
         one, without an axis of layers.

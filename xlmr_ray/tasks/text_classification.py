@@ -63,6 +63,10 @@ class TextClassification:
         return "sequence"
 
     @property
+    def reads(self) -> str:
+        return "first"
+
+    @property
     def layers(self) -> tuple[int, ...]:
         return ()
 

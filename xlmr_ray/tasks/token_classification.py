@@ -86,6 +86,10 @@ class TokenClassification:
         return "token"
 
     @property
+    def reads(self) -> str:
+        return "all"
+
+    @property
     def layers(self) -> tuple[int, ...]:
         return ()
 

@@ -107,6 +107,10 @@ class ZeroShotClassification:
         return "sequence"
 
     @property
+    def reads(self) -> str:
+        return "first"
+
+    @property
     def layers(self) -> tuple[int, ...]:
         return ()
 

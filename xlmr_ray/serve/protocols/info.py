@@ -75,7 +75,7 @@ def model_type(served: Served) -> dict[str, dict[str, Any]]:
     """The kind that text-embeddings-inference knows a model as; of other tasks their own name."""
     bound = served.bound
     if isinstance(bound, Embedding):
-        return {"embedding": {"pooling": bound.pooling or (bound.folder.pooling if bound.folder else "mean")}}
+        return {"embedding": {"pooling": bound.pooled_by}}
     kind = {"rerank": "reranker", "text-classification": "classifier"}.get(served.task, served.task)
     return {kind: names(served.model)}
 
