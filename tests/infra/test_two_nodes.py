@@ -29,6 +29,8 @@ BIN = Path(sys.executable).parent
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # as the manifests have it
 # How long `ray start` waits for its raylet: a machine that also does other things takes longer than Ray's 10 s.
 PATIENT = {"RAY_raylet_start_wait_time_s": "120"}
+# A node's door to the service takes replicas of all nodes, rather than its own as long as these have room.
+EVERYWHERE = {"RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0"}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
@@ -70,9 +72,10 @@ def ip(*arguments):
 
 def inside(host, *command, **environment):
     named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host]
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", **PATIENT, **EVERYWHERE, **TOKEN}
     return subprocess.Popen(
         ["ip", "netns", "exec", host, *named, *map(str, command)],
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", **PATIENT, **TOKEN, **environment},
+        env={**os.environ, **settings, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -234,7 +237,7 @@ for node in ray.nodes():
     if node["Alive"]:
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         text = urllib.request.urlopen(url, timeout=30).read().decode()
-        found = re.findall(r"^xlmr_ray_serve_requests_total\\{.*\\} ([0-9.e+]+)$", text, re.MULTILINE)
+        found = re.findall(r"^ray_xlmr_ray_serve_requests_total\\{.*\\} ([0-9.e+]+)$", text, re.MULTILINE)
         counts[node["NodeManagerAddress"]] = sum(map(float, found))
 print(json.dumps(counts))
 """
@@ -282,5 +285,5 @@ def test_the_service_answers_when_a_node_is_gone(tmp_path):
     )
     # What was on its way to the node that went, and what was sent there until the other node knew.
     assert len(late) > 50
-    assert len(failed) <= 10
+    assert len(failed) <= 8
     assert {status for _, status in after} == {200}
