@@ -70,8 +70,20 @@ def ip(*arguments):
     subprocess.run(["ip", *arguments], check=True, timeout=30)
 
 
+def folder_of(network):
+    """Of Ray. In /tmp itself, because Unix sockets want short paths."""
+    return Path("/tmp") / network
+
+
 def inside(host, *command, **environment):
-    named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host]
+    """A process on the host: its network, its name, and Ray's folder as its own, for nodes that share one can take each
+    other's sockets.
+    """
+    folder = folder_of(host.partition("-")[0])
+    own = folder / host
+    own.mkdir(parents=True, exist_ok=True)
+    script = f'hostname "$0" && mount --bind {own} {folder} && exec "$@"'
+    named = ["unshare", "--uts", "--mount", "sh", "-c", script, host]
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", **PATIENT, **EVERYWHERE, **TOKEN}
     return subprocess.Popen(
         ["ip", "netns", "exec", host, *named, *map(str, command)],
@@ -100,7 +112,7 @@ def kill(process):
 def cluster(workers):
     """A head with the GCS, and workers, of two cores each. Yields its address, its host, and the processes by host."""
     network = Network()
-    folder = Path("/tmp") / network.name  # Unix sockets want short paths
+    folder = folder_of(network.name)
     nodes = {}
     common = ["--block", "--disable-usage-stats", "--object-store-memory=100000000"]
     try:
