@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xlmr_ray.batch.columns import Columns
-from xlmr_ray.batch.commit import ERROR_SCHEMA, commit_shard, committed_shards, new_attempt
+from xlmr_ray.batch.commit import commit_shard, committed_shards, new_attempt
 from xlmr_ray.batch.finish import current, finish, read_manifest
 from xlmr_ray.batch.incremental import plan_next, publish_found
 from xlmr_ray.batch.readers import read_shard
 from xlmr_ray.batch.rows import error_table, good_rows
+from xlmr_ray.batch.run import commit_dead
 from xlmr_ray.batch.source import InputChanged, find_inputs
 from xlmr_ray.batch.table import DATA, table_files
 from xlmr_ray.errors import UserError
@@ -53,21 +54,6 @@ def commit_one(store, run, shard):
         rows_in=shard.rows,
         source_key=shard.input.key,
         source_etag=shard.input.etag,
-    )
-
-
-def commit_dead(store, run, file):
-    row = {"source": file.input.key, "row": -1, "id": "", "code": file.code, "message": file.message}
-    return commit_shard(
-        store,
-        run,
-        file.id,
-        attempt=new_attempt(),
-        rows=pa.table({}),
-        errors=pa.Table.from_pylist([row], schema=ERROR_SCHEMA),
-        rows_in=1,
-        source_key=file.input.key,
-        source_etag=file.input.etag,
     )
 
 

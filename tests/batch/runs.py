@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xlmr_ray.batch.commit import ERROR_SCHEMA, commit_shard, create_plan, new_attempt
+from xlmr_ray.batch.commit import ERROR_SCHEMA, by_line, commit_shard, new_attempt, plan_key
 from xlmr_ray.batch.store import open_store
 
 RUN = "0123456789abcdef"
@@ -49,10 +49,16 @@ def commit(store, shard, *, ok=2, bad=0, attempt=None, rows_in=None, stats=None,
     )
 
 
-def plan(store, count, *, run=RUN):
+def create_plan(store, run, content):
+    """A plan of what a mapping says, whose `shards` are a list of objects with an `id` each."""
+    store.create(plan_key(run), by_line(content, "shards", content["shards"]))
+
+
+def plan(store, count, *, run=RUN, **head):
     """A plan of `count` shards; returns their ids."""
     shards = [f"{i:05}" for i in range(count)]
-    create_plan(store, run, {"job": "test", "shards": [{"id": shard, "source": f"in/{shard}"} for shard in shards]})
+    lines = [{"id": shard, "source": f"in/{shard}"} for shard in shards]
+    create_plan(store, run, {"job": "test", **head, "shards": lines})
     return shards
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.batch.runs import RUN, commit, commit_all, errors_of, keys, plan, rows_of, table_of
+from tests.batch.runs import RUN, commit, commit_all, create_plan, errors_of, keys, plan, rows_of, table_of
 from xlmr_ray.batch import commit as commits
 from xlmr_ray.batch.commit import (
     Damaged,
@@ -22,9 +22,9 @@ from xlmr_ray.batch.commit import (
     commit_shard,
     committed,
     committed_shards,
-    create_plan,
     lines_of,
     new_attempt,
+    plan_key,
     planned_shards,
     read_record,
     record_key,
@@ -34,7 +34,7 @@ from xlmr_ray.batch.commit import (
 from xlmr_ray.batch.finish import finish
 from xlmr_ray.batch.store import Exists, open_store
 from xlmr_ray.batch.verify import verify
-from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.errors import JobFailed
 
 
 class Crash(BaseException):
@@ -271,18 +271,15 @@ def test_attempt_that_slept_too_long_does_not_commit(local, monkeypatch):
 # Plans
 
 
-def test_plan_is_written_once(store):
+def test_shards_of_a_plan(store):
     content = {"job": "x", "shards": [{"id": "00000", "source": "ä"}, {"id": "00001"}]}
-    assert create_plan(store, RUN, content) is True
-    assert create_plan(store, RUN, content) is False
+    create_plan(store, RUN, content)
     assert list(planned_shards(store, RUN)) == ["00000", "00001"]
-    assert json.loads(store.get(f"_runs/{RUN}/plan.json")[0]) == content
-    with pytest.raises(UserError, match=r"plan\.json: the run has another plan"):
-        create_plan(store, RUN, {**content, "job": "y"})
+    assert json.loads(store.get(plan_key(RUN))[0]) == content
 
 
-def test_plan_as_bytes(local):
-    create_plan(local, RUN, b'{"shards": [{"id": "a"}], "more": 1}')
+def test_a_plan_not_written_by_line(local):
+    local.put(plan_key(RUN), b'{"shards": [{"id": "a"}], "more": 1}')
     assert list(planned_shards(local, RUN)) == ["a"]
     with pytest.raises(FileNotFoundError):
         list(planned_shards(local, "other"))

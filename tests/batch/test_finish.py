@@ -1,12 +1,14 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from tests.batch.runs import RUN, commit, keys, plan
-from xlmr_ray.batch.commit import Damaged
+from xlmr_ray.batch.commit import Damaged, by_line
 from xlmr_ray.batch.finish import CURRENT, current, finish, manifest_files, manifest_key, publish, read_manifest, sweep
+from xlmr_ray.batch.verify import verify
 from xlmr_ray.errors import JobFailed
 
 OTHER = "fedcba9876543210"
@@ -38,6 +40,66 @@ def test_finishing_again_changes_nothing(store):
     assert store.get(manifest_key(RUN)) == before
 
 
+HEAD = {
+    "identity": {
+        "tasks": [
+            {"task": "embedding", "prefix": "e_", "weights": "aa", "tokenizer": "bb", "options": {}, "settings": "cc"},
+            {"task": "fill-mask", "prefix": "m_", "weights": "dd", "tokenizer": "bb", "options": {}, "settings": "ee"},
+        ]
+    }
+}
+
+
+def test_the_manifest_names_models_code_and_job_file(store):
+    shards = plan(store, 1, **HEAD)
+    commit(store, shards[0])
+    manifest = finish(store, RUN, shards, code="0.1.0 (abc)", job_file=f"_runs/{RUN}/launches/1.000.json")
+    assert read_manifest(store, RUN) == manifest
+    head = json.loads(store.get(manifest_key(RUN))[0])
+    assert head["models"] == [
+        {"task": "embedding", "prefix": "e_", "weights": "aa", "tokenizer": "bb"},
+        {"task": "fill-mask", "prefix": "m_", "weights": "dd", "tokenizer": "bb"},
+    ]
+    assert (head["code"], head["job_file"]) == ("0.1.0 (abc)", f"_runs/{RUN}/launches/1.000.json")
+    assert verify(store, RUN).problems == ()
+    # Whoever finishes it again with other code changes nothing, and is told what is there.
+    before = store.get(manifest_key(RUN))
+    assert finish(store, RUN, shards, code="0.2.0", job_file="elsewhere") == manifest
+    assert store.get(manifest_key(RUN)) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"0.1.0", b"0.1.1"), (b'"weights":"aa"', b'"weights":"ab"'), (b"1.000", b"2.000")]
+)
+def test_a_manifest_that_names_others_is_told(local, old, new):
+    shards = plan(local, 1, **HEAD)
+    commit(local, shards[0])
+    finish(local, RUN, shards, code="0.1.0", job_file=f"_runs/{RUN}/launches/1.000.json")
+    data, _ = local.get(manifest_key(RUN))
+    assert old in data
+    local.put(manifest_key(RUN), data.replace(old, new))
+    (problem,) = verify(local, RUN).problems
+    assert problem.endswith("manifest.json: does not agree with the records")
+
+
+def test_manifests_that_say_less_or_more_are_read(local):
+    """Of versions before and after this one."""
+    shards = plan(local, 1, **HEAD)
+    commit(local, shards[0])
+    manifest = finish(local, RUN, shards, code="0.1.0", job_file="x")
+    content = json.loads(local.get(manifest_key(RUN))[0])
+    for key in ("models", "code", "job_file", "check"):
+        del content[key]
+    committed = content.pop("committed")
+    local.put(manifest_key(RUN), by_line(content, "committed", committed))
+    older = replace(manifest, models=(), code="", job_file="")
+    assert read_manifest(local, RUN) == older
+    assert verify(local, RUN).problems == ()
+    assert finish(local, RUN, shards, code="0.1.0", job_file="x") == older
+    local.put(manifest_key(RUN), by_line({**content, "later": {"x": [1]}}, "committed", committed))
+    assert read_manifest(local, RUN) == older
+
+
 def test_a_run_without_rows(local):
     assert finished(local, RUN, 0).shards == 0
     assert read_manifest(local, RUN).rows_in == 0
@@ -66,8 +128,15 @@ def test_another_manifest_is_in_the_way(local):
     shards = plan(local, 1)
     commit(local, shards[0])
     local.put(manifest_key(RUN), b"{}")
+    with pytest.raises(Damaged, match=r"manifest\.json: is damaged: its head is not"):
+        finish(local, RUN, shards)
+    local.delete(manifest_key(RUN))
+    finish(local, RUN, shards)
+    data, _ = local.get(manifest_key(RUN))
+    local.put(manifest_key(RUN), data.replace(b'"rows_ok":2', b'"rows_ok":3'))
     with pytest.raises(Damaged, match=r"manifest\.json: is damaged: it does not agree"):
         finish(local, RUN, shards)
+    local.put(manifest_key(RUN), b"{}")
     with pytest.raises(Damaged, match=r"manifest\.json: is damaged"):
         read_manifest(local, RUN)
 

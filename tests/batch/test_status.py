@@ -10,9 +10,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.batch.days import launch, whole, write
-from tests.batch.runs import RUN, commit, plan
+from tests.batch.runs import RUN, commit, create_plan, plan
 from xlmr_ray.batch import status as module
-from xlmr_ray.batch.commit import create_plan, record_key
+from xlmr_ray.batch.commit import record_key
 from xlmr_ray.batch.finish import finish, publish
 from xlmr_ray.batch.lease import leased
 from xlmr_ray.batch.status import published, status

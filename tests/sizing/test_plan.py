@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from tests.batch.runs import create_plan
 from xlmr_ray import UserError
-from xlmr_ray.batch.commit import ERROR_SCHEMA, commit_shard, create_plan, new_attempt, record_key
+from xlmr_ray.batch.commit import ERROR_SCHEMA, commit_shard, new_attempt, record_key
 from xlmr_ray.batch.local_store import LocalStore
 from xlmr_ray.bench.result import Bench, Machine, Pipeline, Rate, Work
 from xlmr_ray.sizing.command import SHAPES, SHARD_ROWS_CPU, SHARD_ROWS_GPU, duration, plan_command, size

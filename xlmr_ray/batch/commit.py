@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xlmr_ray.batch.store import Exists, Store
-from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.errors import JobFailed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -162,26 +162,6 @@ def record_key(run_id: str, shard: str) -> str:
 # The plan
 
 
-def create_plan(store: Store, run_id: str, plan: Mapping[str, Any] | bytes) -> bool:
-    """Write the plan, whose `shards` is a list of objects with an `id` each. False if the run has this plan already.
-
-    A mapping is written with one shard a line, so that it can be read without holding a million objects. Raises
-    UserError where another plan has the same run id.
-    """
-    data = plan if isinstance(plan, bytes) else by_line(plan, "shards", plan["shards"])
-    key = plan_key(run_id)
-    try:
-        store.create(key, data)
-    except Exists:
-        if store.get(key)[0] != data:
-            raise UserError(
-                f"{store.url(key)}: the run has another plan already; the same run id must mean the same input, model "
-                "and options; choose another output folder, or remove this run's"
-            ) from None
-        return False
-    return True
-
-
 def planned_shards(store: Store, run_id: str) -> Iterator[str]:
     """The ids of the plan's shards, in its order. Raises FileNotFoundError, `Damaged`."""
     key = plan_key(run_id)
@@ -217,6 +197,13 @@ def pieces_of(head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str,
             separator = b",\n"
         before = b"\n],"
     yield b"\n]}\n"
+
+
+def first_of(line: bytes, url: str) -> dict[str, Any]:
+    """The head of what `by_lines` wrote, from its first line. Raises `Damaged`."""
+    if line.endswith(b'":[\n'):  # a list, an item a line, comes next
+        line = line[: max(line.rfind(b',"'), 1)] + b"}"
+    return parsed(line, url)
 
 
 def lines_of(data: bytes, name: str, url: str) -> Iterator[Any]:

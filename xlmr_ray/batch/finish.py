@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ from xlmr_ray.batch.commit import (
     by_line,
     canonical,
     committed,
+    first_of,
     lines_of,
     parsed,
     plan_key,
@@ -25,11 +27,27 @@ from xlmr_ray.batch.store import Changed, Entry, Exists, Store
 from xlmr_ray.errors import JobFailed
 
 CURRENT = "_current.json"
+# What manifests did not always have.
+OPTIONAL = {"models", "code", "job_file"}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a task's rows were scored by: digests of weights and tokenizer. `prefix` is that of the task's columns."""
+
+    task: str
+    prefix: str
+    weights: str
+    tokenizer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A finished run in sum. `bytes` are those of its files; `last_commit` is the time of its last shard's record."""
+    """A finished run in sum. `bytes` are those of its files; `last_commit` is the time of its last shard's record.
+
+    `models` are the plan's. `code` is the version of the package that finished the run, `job_file` the key of the
+    object with the job file as it was launched last; what each launch was made of is beside it (launch.py).
+    """
 
     run_id: str
     plan_sha256: str
@@ -40,6 +58,9 @@ class Manifest:
     tokens: int
     bytes: int
     last_commit: float
+    models: tuple[Model, ...] = ()
+    code: str = ""
+    job_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +82,13 @@ def manifest_key(run_id: str) -> str:
     return f"_runs/{run_id}/manifest.json"
 
 
-def finish(store: Store, run_id: str, shards: Iterable[str]) -> Manifest:
-    """Write the manifest of a run whose every shard has a record; `shards` are the plan's.
+def finish(store: Store, run_id: str, shards: Iterable[str], *, code: str = "", job_file: str = "") -> Manifest:
+    """Write the manifest of a run whose every shard has a record; `shards` are the plan's, `code` and `job_file` what
+    the manifest says of this launch.
 
     Files of attempts that lost or crashed are removed first, so that from the manifest on a plain reader of
-    `data/<run_id>` sees the committed rows only. Finishing twice changes nothing. Raises JobFailed where a shard has no
-    record, or one is there that the plan has not.
+    `data/<run_id>` sees the committed rows only. Finishing twice changes nothing, with other code neither: what the
+    first one said stays. Raises JobFailed where a shard has no record, or one is there that the plan has not.
     """
     missing = set(shards)
     planned = len(missing)
@@ -83,32 +105,50 @@ def finish(store: Store, run_id: str, shards: Iterable[str]) -> Manifest:
             attempts.add(record.attempt)
             yield record
 
-    plan = hashlib.sha256(store.get(plan_key(run_id))[0]).hexdigest()
-    manifest, data = build_manifest(run_id, plan, checked())
+    plan = store.get(plan_key(run_id))[0]
+    digest, models = hashlib.sha256(plan).hexdigest(), models_of(plan, store.url(plan_key(run_id)))
+    del plan  # it may be large
+    tally = Tally()
+    body = memoryview(by_line({}, "committed", tally.lines(checked())))[1:]
+    manifest = replace(tally.manifest(run_id, digest), models=models, code=code, job_file=job_file)
     if missing:
         raise JobFailed(f"{where}: {len(missing)} of {planned} shards have no record, the first {min(missing)}")
     for entry in orphans(store, run_id, attempts):
         store.delete(entry.key)
     key = manifest_key(run_id)
     try:
-        store.create(key, data)
+        store.create(key, b"".join((head_of(manifest), body)))
     except Exists:
-        if store.get(key)[0] != data:
+        manifest = as_finished(manifest, read_manifest(store, run_id))
+        if store.get(key)[0] != b"".join((head_of(manifest), body)):
             raise Damaged(f"{store.url(key)}: is damaged: it does not agree with the run's records") from None
     return manifest
 
 
-def build_manifest(run_id: str, plan_sha256: str, records: Iterable[Record]) -> tuple[Manifest, bytes]:
-    """The manifest that belongs to a plan and its records, and its bytes. Nothing else goes in: it can be checked."""
-    tally = Tally()
-    body = by_line({}, "committed", tally.lines(records))
-    manifest = tally.manifest(run_id, plan_sha256)
-    return manifest, b"".join((head_of(manifest), memoryview(body)[1:]))
+def as_finished(manifest: Manifest, there: Manifest | None) -> Manifest:
+    """The manifest of plan and records as the launch that finished the run first, with its manifest `there`, wrote it.
+
+    Nothing but what names that launch is taken from it, so the rest can be checked. Manifests were without models once.
+    """
+    if there is None:
+        return manifest
+    return replace(manifest, models=there.models and manifest.models, code=there.code, job_file=there.job_file)
 
 
 def head_of(manifest: Manifest) -> bytes:
-    """What stands before the list in the manifest's object."""
-    return canonical({"version": VERSION, **asdict(manifest)})[:-1] + b","
+    """What stands before the list in the manifest's object. What is not known is left out; what no record and no plan
+    says has a checksum.
+    """
+    content = {name: value for name, value in asdict(manifest).items() if name not in OPTIONAL or value}
+    if not OPTIONAL.isdisjoint(content):
+        content["check"] = hashlib.sha256(canonical(content)).hexdigest()
+    return canonical({"version": VERSION, **content})[:-1] + b","
+
+
+def models_of(plan: bytes, url: str) -> tuple[Model, ...]:
+    """The models that a plan names, task by task; none where it names none. Raises `Damaged`."""
+    tasks = first_of(io.BytesIO(plan).readline(), url).get("identity", {}).get("tasks", [])
+    return tuple(Model(**{name: task[name] for name in Model.__dataclass_fields__}) for task in tasks)
 
 
 class Tally:
@@ -148,11 +188,17 @@ def read_manifest(store: Store, run_id: str) -> Manifest | None:
             line = file.readline()
     except FileNotFoundError:
         return None
-    content = parsed(line.rstrip(b"\n") + b"]}" if line.endswith(b'"committed":[\n') else line, store.url(key))
-    content.pop("committed", None)
-    if content.pop("version", None) != VERSION or set(content) != set(Manifest.__dataclass_fields__):
-        raise Damaged(f"{store.url(key)}: is damaged: its head is not that of a manifest of format {VERSION}")
-    return Manifest(**content)
+    content = first_of(line, store.url(key))
+    try:
+        if content["version"] != VERSION:
+            raise ValueError(content["version"])
+        models = tuple(Model(**model) for model in content.get("models", ()))
+        # A later version may have added to it.
+        known = {name: content[name] for name in Manifest.__dataclass_fields__ if name in content}
+        return Manifest(**{**known, "models": models})
+    except (KeyError, TypeError, ValueError):
+        wrong = f"its head is not that of a manifest of format {VERSION}"
+        raise Damaged(f"{store.url(key)}: is damaged: {wrong}") from None
 
 
 def manifest_files(store: Store, run_id: str) -> Iterator[File]:

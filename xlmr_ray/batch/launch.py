@@ -83,6 +83,11 @@ def leave_launch(store: Store, run_id: str, job: Job, size: Sizes) -> None:
     store.put(f"{launches_key(run_id)}{launch.started:.3f}.json", canonical(asdict(launch)))
 
 
+def last_launch(store: Store, run_id: str) -> str:
+    """The key of the run's last launch; empty where there is none."""
+    return max((entry.key for entry in store.list(launches_key(run_id))), default="")
+
+
 def launches(store: Store, run_id: str) -> Iterator[Launch]:
     """The run's launches, the first one first. Raises `Damaged`."""
     for entry in store.list(launches_key(run_id)):

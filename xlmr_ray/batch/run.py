@@ -27,6 +27,7 @@ from xlmr_ray.batch.commit import (
 from xlmr_ray.batch.finish import Manifest, finish, publish, read_manifest
 from xlmr_ray.batch.incremental import Changes, Next, plan_next, planned, publish_found
 from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.launch import code_version, last_launch
 from xlmr_ray.batch.lease import WAIT, leased
 from xlmr_ray.batch.plan import AS_STORED, Dead, Plan, columns_of, job_identity, make_plan, precision, task_recipes
 from xlmr_ray.batch.progress import Display, Figures, say
@@ -217,7 +218,8 @@ def drive(
             f"{plan.run_id} are committed; the same command goes on from there"
         ) from None
     check()
-    return finish(store, plan.run_id, plan.ids())
+    job_file = last_launch(store, plan.run_id)
+    return finish(store, plan.run_id, plan.ids(), code=code_version(), job_file=job_file)
 
 
 def score(

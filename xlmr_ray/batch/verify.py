@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,18 @@ from xlmr_ray.batch.commit import (
     read_record,
     record_key,
 )
-from xlmr_ray.batch.finish import Manifest, Tally, current, head_of, manifest_key, orphans, read_manifest
+from xlmr_ray.batch.finish import (
+    Manifest,
+    Model,
+    Tally,
+    as_finished,
+    current,
+    head_of,
+    manifest_key,
+    models_of,
+    orphans,
+    read_manifest,
+)
 from xlmr_ray.batch.store import Store
 from xlmr_ray.batch.table import table_problems
 from xlmr_ray.errors import JobFailed, UserError
@@ -64,7 +75,7 @@ def verify(store: Store, run_id: str | None = None) -> Report:
         raise UserError(f"{store.url('')}: has no run {run_id}; its runs: {_names(store)}")
 
     problems: list[str] = []
-    planned, plan_sha256 = _read_plan(store, run_id, problems)
+    planned, plan_sha256, models = _read_plan(store, run_id, problems)
     manifest = _read_manifest(store, run_id, problems)
     if manifest is not None and planned is not None and plan_sha256 != manifest.plan_sha256:
         where = store.url(manifest_key(run_id))
@@ -99,8 +110,8 @@ def verify(store: Store, run_id: str | None = None) -> Report:
         problems.append(f"{store.url(record_key(run_id, ''))}: and {len(missing) - MOST} more records are missing")
     # without all records there is nothing to hold the manifest against
     if manifest is not None and not unread and not missing:
-        head = head_of(sums.manifest(run_id, manifest.plan_sha256))
-        if not _is(store, manifest_key(run_id), head, listed.digest()):
+        derived = replace(sums.manifest(run_id, manifest.plan_sha256), models=models)
+        if not _is(store, manifest_key(run_id), head_of(as_finished(derived, manifest)), listed.digest()):
             problems.append(f"{store.url(manifest_key(run_id))}: does not agree with the records")
     if manifest is not None and planned is not None:
         problems += table_problems(store, run_id)
@@ -128,19 +139,20 @@ def _is(store: Store, key: str, head: bytes, rest: bytes) -> bool:
     return digest.digest() == rest
 
 
-def _read_plan(store: Store, run_id: str, problems: list[str]) -> tuple[set[str] | None, str | None]:
-    """The planned shards and the plan's sha256, None for what cannot be had."""
+def _read_plan(store: Store, run_id: str, problems: list[str]) -> tuple[set[str] | None, str | None, tuple[Model, ...]]:
+    """The planned shards, the plan's sha256 and its models; None for what cannot be had."""
     key = plan_key(run_id)
     try:
-        digest = hashlib.sha256(store.get(key)[0]).hexdigest()
+        data = store.get(key)[0]
     except FileNotFoundError:
         problems.append(f"{store.url(key)}: is missing")
-        return None, None
+        return None, None, ()
+    digest = hashlib.sha256(data).hexdigest()
     try:
-        return set(planned_shards(store, run_id)), digest
+        return set(planned_shards(store, run_id)), digest, models_of(data, store.url(key))
     except Damaged as error:
         problems.append(str(error))
-        return None, digest
+        return None, digest, ()
 
 
 def _read_manifest(store: Store, run_id: str, problems: list[str]) -> Manifest | None:

@@ -2,7 +2,8 @@
 
 import pyarrow as pa
 
-from xlmr_ray.batch.commit import ERROR_SCHEMA, Stats, canonical, commit_shard, create_plan, new_attempt
+from tests.batch.runs import create_plan
+from xlmr_ray.batch.commit import ERROR_SCHEMA, Stats, canonical, commit_shard, new_attempt
 from xlmr_ray.batch.finish import finish, publish
 from xlmr_ray.batch.launch import launches_key
 from xlmr_ray.batch.report.counts import summarize

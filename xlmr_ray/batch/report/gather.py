@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xlmr_ray.batch.codes import CATALOGUE
-from xlmr_ray.batch.commit import committed, parsed, plan_key, planned_shards
+from xlmr_ray.batch.commit import committed, first_of, plan_key, planned_shards
 from xlmr_ray.batch.finish import current, read_manifest
 from xlmr_ray.batch.launch import Launch, launches
 from xlmr_ray.batch.report.counts import Summary
@@ -182,13 +182,10 @@ def plan_head(store: Store, run_id: str) -> dict[str, Any]:
     key = plan_key(run_id)
     try:
         with store.open(key) as file:
-            line = file.readline()
+            return first_of(file.readline(), store.url(key))
     except FileNotFoundError:
         runs = ", ".join(store.folders("_runs/")) or "none"
         raise UserError(f"{store.url('')}: has no run {run_id}; its runs: {runs}") from None
-    if line.endswith(b'":[\n'):  # a list, an item a line, comes next
-        line = line[: line.rindex(b',"')] + b"}"
-    return parsed(line, store.url(key))
 
 
 def models_of(job: dict[str, Any]) -> dict[str, str]:
