@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import groupby, pairwise
@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 # By memory: the keys and values of a token are 73,728 bytes in the base model (12 layers of 768 numbers, twice, in
 # fp32), so that a batch on the CPU has 0.6 GB of them, and one on a GPU 2.4 GB in half precision.
 MAX_TOKENS = {"cpu": 8192, "cuda": 65536}
+
+
+class Unwanted(Exception):
+    """Nobody waits for the text any more."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,11 @@ class Generator:
             raise UserError(f"max_tokens must be auto or a whole number from 1 on, got {max_tokens!r}")
         return cls(model.eval(), task, tokenizer, max_tokens)
 
-    def run(self, encoded: pa.Table) -> Texts:
+    def run(self, encoded: pa.Table, wanted: Callable[[], bool] = lambda: True) -> Texts:
         """The task's output for its encoded table. When memory runs out the budget is halved, for good; a document
         that does not fit alone has failed, as has one whose scores are no numbers.
+
+        Raises Unwanted as soon as the texts are not `wanted` any more, which is asked before every token.
         """
         began = time.perf_counter()
         ids, row_splits = ragged(encoded["input_ids"])
@@ -119,7 +125,7 @@ class Generator:
             while rest:
                 chosen = rest[: self.rows(length)]
                 try:
-                    found = self.write([prompts[i] for i in chosen])
+                    found = self.write([prompts[i] for i in chosen], wanted)
                 except RuntimeError as error:
                     if not out_of_memory(error):
                         raise
@@ -156,7 +162,7 @@ class Generator:
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def write(self, prompts: Sequence[NDArray[np.int32]]) -> list[list[list[int]] | None]:
+    def write(self, prompts: Sequence[NDArray[np.int32]], wanted: Callable[[], bool]) -> list[list[list[int]] | None]:
         """The new ids of each text of each prompt, all of one length; None where scores are no numbers."""
         settings, device = self.task.settings, self.model.device
         ids = torch.from_numpy(np.stack(prompts).astype(np.int64)).to(device)
@@ -167,6 +173,8 @@ class Generator:
         bad = torch.zeros(len(prompts) * max(settings.num_beams, each), dtype=torch.bool, device=device)
 
         def numbers(so_far: Tensor, scores: Tensor) -> Tensor:
+            if not wanted():
+                raise Unwanted
             # A row without numbers would stop the drawing for all.
             wrong = ~(scores < torch.inf).all(1)
             bad.logical_or_(wrong)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from xlmr_ray.engine.generator import Generator
+from xlmr_ray.engine.generator import Generator, Unwanted
 from xlmr_ray.serve.door import Door
 from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut
@@ -34,6 +34,10 @@ class Prompt:
     ended: float = 0.0
     over: bool = False
 
+    def wanted(self) -> bool:
+        """Whether somebody waits for it still."""
+        return not self.over and (self.deadline is None or time.monotonic() <= self.deadline)
+
 
 class Writer:
     """The queue of one generator: a document at a time, and of each request in turn, since its documents are put in
@@ -52,7 +56,7 @@ class Writer:
 
     async def submit(self, prompt: Prompt) -> pa.Table:
         """The document's row of the output table. Raises TimedOut past the deadline, BackendFailed where there is no
-        text. A cancelled one is not begun.
+        text. One that is cancelled is not begun, or stops at the next token.
         """
         with self.changed:
             self.queue.append(prompt)
@@ -90,11 +94,10 @@ class Writer:
                         return
                     self.changed.wait()
                 prompt = self.queue.popleft()
-                now = time.monotonic()
-                if prompt.over or (prompt.deadline is not None and now > prompt.deadline):
+                if not prompt.wanted():
                     continue
-                prompt.started = now
-                self.computing = (now, prompt.tokens)
+                prompt.started = time.monotonic()
+                self.computing = (prompt.started, prompt.tokens)
             self.write(prompt)
             self.computing = None
 
@@ -103,10 +106,12 @@ class Writer:
         failure: ServiceError | None = None
         try:
             self.generator.task = prompt.task
-            written = self.generator.run(prompt.encoded)
+            written = self.generator.run(prompt.encoded, prompt.wanted)
             table = written.table
             for _, message in written.failed.values():
                 failure = BackendFailed(message)
+        except Unwanted:
+            return  # who waited for it knows
         except Exception as error:
             log_failure(log, f"generator {self.name}", error)
             failure = BackendFailed("the model failed on this request")
