@@ -117,7 +117,7 @@ def test_a_job_from_run_to_sweep(ray_session, call, model, corpus, tmp_path):
     code, told, err = call(*run, "--set", "cluster.shard_rows=2")
     assert code == 0, err
     assert "rows in 5 = out 5 + errors 0" in told
-    assert "5 documents of 1 files in 3 shards" in err
+    assert "5 documents of 1 file in 3 shards" in err
     code, told, _ = call(*run)
     assert code == 0
     assert "nothing left to do" in told
@@ -131,7 +131,7 @@ def test_a_job_from_run_to_sweep(ray_session, call, model, corpus, tmp_path):
     code, told, _ = call("sweep", out, "--dry-run")
     assert "would remove" in told
     code, told, _ = call("sweep", out)
-    assert "1 files, 9 bytes" in told
+    assert "1 file, 9 bytes" in told
     orphan.write_bytes(b"damaged")
     code, told, err = call("verify", out)
     assert code == 1

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.plural import plural
 from xlmr_ray.redact import redacted
 
 INTERRUPTED = 130  # as shells have it for ^C
@@ -256,7 +257,7 @@ def sweep(
             f"{'would remove' if dry_run else 'removed'} {store.url(entry.key)}", highlight=False, soft_wrap=True
         )
     total = sum(entry.size for entry in found)
-    console.print(f"{len(found)} files, {total:,} bytes", highlight=False)
+    console.print(f"{plural(len(found), 'file')}, {total:,} bytes", highlight=False)
 
 
 @app.command()

@@ -283,7 +283,7 @@ def test_nothing_to_read(local, model, tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_bytes(b"")
     job = job_of(model, tmp_path / "*.jsonl", tmp_path)
-    with pytest.raises(UserError, match=r"nothing to read: .*a\.jsonl.* \(and 1 files more\)"):
+    with pytest.raises(UserError, match=r"nothing to read: .*a\.jsonl.* \(and 1 more file\)"):
         planned(local, job)
 
 

@@ -24,6 +24,7 @@ from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import HEADS, encoder_folder, model_folder
 from xlmr_ray.checkpoint.tensors import open_tensors
 from xlmr_ray.errors import UserError
+from xlmr_ray.plural import plural
 from xlmr_ray.tasks.registry import Bound, canonical_task
 from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tokenizer import XLMRobertaTokenizer
@@ -221,7 +222,7 @@ def write_plan(
         else:
             shards.add(piece)
     if letters and not shards:
-        more = f" (and {len(letters) - 1} files more)" if len(letters) > 1 else ""
+        more = f" (and {plural(len(letters) - 1, 'more file')})" if len(letters) > 1 else ""
         raise UserError(f"nothing to read: {letters[0].message}{more}")
     places = {one.key: place for place, one in enumerate(inputs)} if letters else {}
     dead = [

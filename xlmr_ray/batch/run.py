@@ -41,6 +41,7 @@ from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.errors import JobFailed
+from xlmr_ray.plural import plural
 from xlmr_ray.redact import clean_url
 
 # Rows of a shard where the job does not say: seconds of work each, so that a crash costs little and progress shows.
@@ -323,7 +324,8 @@ def earlier(store: Store, plan: Plan, figures: Figures, withdrawn: frozenset[str
 
 def describe(prepared: Prepared, done: Done) -> str:
     plan = prepared.plan
-    text = f"run {plan.run_id}: {plan.rows:,} documents of {prepared.files:,} files in {len(plan.shards):,} shards"
+    files, shards = plural(prepared.files, "file"), plural(len(plan.shards), "shard")
+    text = f"run {plan.run_id}: {plural(plan.rows, 'document')} of {files} in {shards}"
     if prepared.found and prepared.found.changes:
         text += f"; {prepared.found.changes}"
     if prepared.found and prepared.found.withdrawn:
@@ -334,7 +336,7 @@ def describe(prepared: Prepared, done: Done) -> str:
     if prepared.ignored:
         text += f"; not read, no known ending: {some(prepared.ignored)}"
     if plan.dead:
-        text += f"; {len(plan.dead):,} files cannot be read: {some([letter.message for letter in plan.dead])}"
+        text += f"; {plural(len(plan.dead), 'file')} cannot be read: {some([letter.message for letter in plan.dead])}"
     return text
 
 

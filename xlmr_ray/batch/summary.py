@@ -17,6 +17,7 @@ from xlmr_ray.batch.status import RECENT, Published, RunStatus, published, statu
 from xlmr_ray.batch.store import FsspecStore, Store
 from xlmr_ray.batch.table import Head, read_head
 from xlmr_ray.batch.verify import Report
+from xlmr_ray.plural import plural
 
 if TYPE_CHECKING:  # it imports ray, for which nobody should wait who asks for a status
     from xlmr_ray.batch.run import Outcome
@@ -134,7 +135,7 @@ def print_report(report: Report, console: Console) -> None:
         say(console, problem)
     say(
         console,
-        f"run {report.run_id}: {report.shards:,} shards, {report.files:,} files, {report.bytes:,} bytes, "
-        f"rows in {report.rows_in:,} = out {report.rows_ok:,} + errors {report.rows_error:,}, "
-        f"{report.orphans:,} files of other attempts: {'verified' if report.ok else 'NOT in order'}",
+        f"run {report.run_id}: {plural(report.shards, 'shard')}, {plural(report.files, 'file')}, "
+        f"{report.bytes:,} bytes, rows in {report.rows_in:,} = out {report.rows_ok:,} + errors {report.rows_error:,}, "
+        f"{plural(report.orphans, 'file')} of other attempts: {'verified' if report.ok else 'NOT in order'}",
     )

@@ -85,6 +85,13 @@ def test_bins_hold_what_is_in_them():
     assert "20" not in counts.by
 
 
+def test_lengths_cut_to_a_limit_and_norms_near_one_are_not_beyond_it():
+    table = pa.table({"tokens": [512, 512, 300], "perplexity": [0.9999999, 1.0, 1.0000001]})
+    measures = summarize(table, [""], []).measures
+    assert measures["tokens"].quantile(1.0) == 512
+    assert list(measures["perplexity"].bins()) == [(pytest.approx(2 ** (-1 / 8)), 1.0, 3)]
+
+
 def test_what_is_not_a_number_or_is_null_is_left_out():
     table = pa.table({"perplexity": [1.0, None, math.inf, math.nan, 0.0], "label": ["a", None, "a", "b", None]})
     measures = summarize(table, [""], []).measures
@@ -116,7 +123,7 @@ def test_each_tasks_fields_by_their_prefix_and_type():
     assert by["qa_answer none"] == {"1": 2}
     assert by["mc_choice"] == {"0": 1, "1": 2}
     assert summary.measures["vec_embedding norm"].quantile(1.0) == pytest.approx(5, rel=0.1)
-    assert summary.measures["gen_generated_text characters"].by["16"] == 2
+    assert summary.measures["gen_generated_text characters"].by["15"] == 2
     assert summary.groups["lang"]["de"].measures["ner_entities"].by == {"PER": 1, "ORG": 1}
 
 

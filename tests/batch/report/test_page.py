@@ -10,7 +10,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.batch.report.reports import HOSTILE, RUN, hostile_run, plain_run
+from tests.batch.runs import commit, plan
 from tests.chromium import looks, needs_chromium, running_chromium
+from xlmr_ray.batch.finish import finish, publish
 from xlmr_ray.batch.report import plots
 from xlmr_ray.batch.report.gather import gather
 from xlmr_ray.batch.report.leave import save_report
@@ -60,6 +62,19 @@ def test_what_is_asked_for_is_on_the_page(pages):
         "price_per_hour: 3.6",
     ):  # fmt: skip
         assert part in text, part
+
+
+def test_one_of_a_thing_is_one(tmp_path):
+    store = open_store(str(tmp_path / "out"))
+    shards = plan(store, 1, identity={"tasks": []})
+    commit(store, shards[0], ok=1, bad=1)
+    finish(store, RUN, shards)
+    publish(store, RUN)
+    text = " ".join("".join(Elements(page(gather(store))).text).split())
+    assert f"Run {RUN}: published, 1 shard of 1 file" in text
+    assert "1 row and 1 error" in text
+    assert "1 code" in text
+    assert not re.search(r"\b1 (shards|files|rows|errors|codes)\b", text)
 
 
 @pytest.mark.parametrize("name", ["plain", "hostile"])

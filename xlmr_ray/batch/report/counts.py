@@ -22,6 +22,7 @@ Scale = Literal["classes", "share", "linear", "log"]
 
 STEP = 0.05  # width of a bin of the linear scale: scores, and similarities
 OCTAVE = 8  # bins from a number to its double on the log scale: a bin is 9 % wide
+NEAR = 3  # decimals of a bin's width: a number so near an edge is on it, as a norm of 0.9999999 is 1
 ZERO = -(1 << 20)  # the log scale's bin of numbers that are not over zero
 LONGEST = 40  # characters of a value that a column is grouped by; longer ones are text, not a kind of document
 SHARD_VALUES = 64  # values of such a column in a shard
@@ -263,11 +264,13 @@ def linear(values: pa.Array) -> pa.Array:
 
 
 def logarithmic(values: pa.Array) -> pa.Array:
-    """Numbers to bins of an eighth of an octave."""
+    """Numbers to bins of an eighth of an octave; the upper end of a bin counts in it, so that where the longest texts
+    are cut to 512 tokens no bin goes beyond that.
+    """
     numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     known = np.isfinite(numbers)
     with np.errstate(invalid="ignore", divide="ignore"):
-        bins = np.where(numbers > 0, np.floor(np.round(np.log2(numbers) * OCTAVE, 6)), ZERO)
+        bins = np.where(numbers > 0, np.ceil(np.round(np.log2(numbers) * OCTAVE, NEAR)) - 1, ZERO)
     return keyed(bins, known)
 
 

@@ -19,6 +19,7 @@ from xlmr_ray.batch.report import plots
 from xlmr_ray.batch.report.counts import OTHERS, Counts, Summary
 from xlmr_ray.batch.report.gather import RunReport
 from xlmr_ray.batch.report.plots import Bar, short
+from xlmr_ray.plural import plural
 
 MOST_BARS = 20
 MOST_GROUPS = 30
@@ -75,6 +76,7 @@ def page(report: RunReport) -> str:
         sections=list(sections(report)),
         job=yaml.safe_dump(report.job, sort_keys=False, allow_unicode=True) if report.job else "",
         when=when,
+        plural=plural,
     )
 
 
@@ -84,8 +86,10 @@ def when(seconds: float) -> str:
 
 def cards(report: RunReport) -> Iterator[Card]:
     done = report.rows / max(report.active, 1e-9)
-    yield Card("documents", f"{report.rows:,}", f"{report.rows_ok:,} rows and {report.rows_error:,} errors")
-    yield Card("errors", f"{report.rows_error / max(1, report.rows):.2%}", f"{len(report.errors)} codes")
+    yield Card(
+        "documents", f"{report.rows:,}", f"{plural(report.rows_ok, 'row')} and {plural(report.rows_error, 'error')}"
+    )
+    yield Card("errors", f"{report.rows_error / max(1, report.rows):.2%}", plural(len(report.errors), "code"))
     yield Card("tokens", short(report.tokens), f"{report.tokens / max(1, report.rows_ok):,.0f} a document")
     yield Card("time at work", duration(report.active), f"{when(report.started)} to {when(report.ended)}")
     yield Card("documents a second", short(done), "over the time at work")
@@ -97,7 +101,7 @@ def cards(report: RunReport) -> Iterator[Card]:
             shown.append(counts.total)
             task = name.removesuffix("truncated").rstrip("_")
             share = counts.total / max(1, report.summary.rows)
-            yield Card(f"cut {task}".strip(), f"{share:.1%}", f"{counts.total:,} texts longer than allowed")
+            yield Card(f"cut {task}".strip(), f"{share:.1%}", f"{plural(counts.total, 'text')} longer than allowed")
     for device in report.devices:
         if device.utilization is not None:
             yield Card("MFU", f"{device.utilization:.1%}", f"of {short(device.peak or 0)}FLOP/s, {device.name}")
@@ -136,7 +140,9 @@ def speed(report: RunReport) -> Iterator[Exhibit]:
         title = f"{unit.capitalize()} a second"
         starts = [one.start for one in moments]
         plot = plots.timeline(starts, moments[0].seconds, rates, unit=unit, title=title)
-        yield Exhibit(title, plot, table, "By the time of their commit; pauses between launches are left out.")
+        yield Exhibit(
+            title, plot, table, "By the time of their commit, from the launch on; pauses between launches are left out."
+        )
 
 
 def lengths_of(report: RunReport) -> Iterator[Exhibit]:
@@ -151,7 +157,10 @@ def lengths_of(report: RunReport) -> Iterator[Exhibit]:
 def numbers(counts: Counts, label: str, title: str) -> Exhibit:
     """The histogram of a field of numbers."""
     bins = list(counts.bins())
-    note = "; ".join(f"{q:.0%} under {short(counts.quantile(q))}" for q in QUANTILES)
+    if len(bins) > 1:
+        note = "; ".join(f"{q:.0%} up to {short(counts.quantile(q))}" for q in QUANTILES)
+    else:
+        note = f"All from {short(bins[0][0])} to {short(bins[0][1])}"
     rows = tuple((short(low), short(high), f"{count:,}", f"{count / counts.total:.2%}") for low, high, count in bins)
     plot = plots.histogram(bins, log=counts.scale == "log", label=label, title=title) if len(bins) > 1 else None
     return Exhibit(title, plot, Table(("from", "to", "documents", "share"), rows, frozenset({0, 1, 2, 3})), f"{note}.")
