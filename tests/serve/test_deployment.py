@@ -1,5 +1,6 @@
 """The service under Ray Serve, over HTTP: what it takes, what changes without a pause, a replica that is killed."""
 
+import re
 import socket
 import threading
 import time
@@ -33,6 +34,48 @@ def test_ray_serve_takes_the_configuration_as_it_is():
     assert application.deployments[0].user_config["models"] == [
         {"model": "embedded:mini", "tasks": [{"task": "text-classification"}, {"task": "embedding"}]}
     ]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "content", "cores"),
+    [
+        ([], {}, 1),  # printed, where no cluster is
+        ([2], {}, 2),
+        ([1, 16, 4], {}, 16),
+        ([16], {"replicas": {"max": 3}}, 5),
+        ([2], {"replicas": {"max": 8}}, 1),
+        ([16], {"engine": {"threads": 4}}, 4),
+        ([16], {"engine": {"threads": 4}, "replicas": {"cpus": 0.5}}, 0.5),
+    ],
+)
+def test_cores_of_a_replica(monkeypatch, nodes, content, cores):
+    import ray
+
+    from xlmr_ray.serve.deployment import cpus_of
+
+    machines = [{"Alive": True, "Resources": {"CPU": float(n)}} for n in nodes]
+    gone = [{"Alive": False, "Resources": {"CPU": 64.0}}, {"Alive": True, "Resources": {}}]
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(nodes))
+    monkeypatch.setattr(ray, "nodes", lambda: machines + gone)
+    assert cpus_of(ServeSettings.model_validate({"models": ["embedded:mini"], **content})) == cores
+
+
+def test_threads_are_the_replicas_cores():
+    from xlmr_ray.serve.deployment import with_threads
+
+    settings = ServeSettings.model_validate({"models": ["embedded:mini"]})
+    assert (with_threads(settings, 8).engine.threads, with_threads(settings, 8).engine.tokenizers) == (8, 4)
+    assert (with_threads(settings, 1).engine.threads, with_threads(settings, 1).engine.tokenizers) == (1, 1)
+    named = ServeSettings.model_validate({"models": ["embedded:mini"], "engine": {"threads": 3, "tokenizers": 6}})
+    assert with_threads(named, 8) == named
+
+
+def test_what_is_printed_names_no_machine():
+    from xlmr_ray.serve.launch import serve_config
+
+    (application,) = serve_config(ServeSettings.model_validate({"models": ["embedded:mini"]}))["applications"]
+    assert application["args"] == {}
+    assert "ray_actor_options" not in application["deployments"][0]
 
 
 def test_a_port_that_is_taken():
@@ -115,6 +158,61 @@ def test_changed_in_place_and_killed_under_load(ray_session):
     finally:
         serve.shutdown()
         assert ray.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_as_many_replicas_as_the_load_wants(ray_session):
+    """Two share the machine, each with a half of its cores; their numbers come through Ray's own exporter."""
+    import ray
+    from ray import serve
+
+    from xlmr_ray.serve.launch import deploy, free_port
+
+    port = free_port("127.0.0.1", 0)
+    url, stopped = f"http://127.0.0.1:{port}", threading.Event()
+    replicas = {"max": 2, "target_ongoing_requests": 2, "upscale_delay_s": 1, "downscale_delay_s": 3}
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    clients = [Load(url) for _ in range(16)]
+    try:
+        before = answered().keys()
+        deploy(ServeSettings.model_validate({"models": CONTENT["models"], "replicas": replicas}), stopped)
+        assert running() == 1
+        half = max(1, int(ray.cluster_resources()["CPU"]) // 2)
+        assert httpx.get(f"{url}/info").json()["tokenization_workers"] == min(4, half)
+
+        for client in clients:
+            client.start()
+        until(lambda: len(answered().keys() - before) == 2)
+        for client in clients[1:]:
+            client.ended.set()
+        until(lambda: running() == 1, 180)
+        assert clients[0].is_alive()
+        clients[0].ended.set()
+        for client in clients:
+            client.join(60)
+        assert all(client.codes.keys() == {200} for client in clients), [client.codes for client in clients]
+    finally:
+        for client in clients:
+            client.ended.set()
+        serve.shutdown()
+
+
+def running():
+    from ray import serve
+
+    return serve.status().applications["xlmr-ray"].deployments["Service"].replica_states.get("RUNNING", 0)
+
+
+def answered():
+    """The requests that each replica has answered, as Ray's exporter tells."""
+    import ray
+
+    (node,) = ray.nodes()
+    text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
+    labelled = 'ray_xlmr_ray_serve_requests_total{([^}]*route="/embed"[^}]*status="200"[^}]*)} ([0-9.e+]+)'
+    found = re.findall(labelled, text)
+    return {re.search('replica="([^"]+)"', labels)[1]: float(value) for labels, value in found}
 
 
 def until(true, seconds=120):

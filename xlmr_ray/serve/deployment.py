@@ -26,11 +26,14 @@ from xlmr_ray.serve.logs import log_as_json
 from xlmr_ray.serve.metrics import TABLE, Metric, Metrics
 from xlmr_ray.serve.service import MOST_TOKENIZERS, Service
 from xlmr_ray.serve.settings import LimitsSection, ServeSettings
+from xlmr_ray.serve.tracing import export_spans
 from xlmr_ray.validation import checked
 
 log = logging.getLogger(__name__)
 
 DEPLOYMENT = "Service"
+# What Ray Serve itself answers when more wait than it is to keep.
+BACKPRESSURE = {"status_code": 429, "retry_after_s": 1}
 # How often the state is told to Ray's metrics.
 STATE_S = 5.0
 
@@ -53,6 +56,7 @@ def deployment_of(settings: ServeSettings, *, complete: bool) -> serve.Deploymen
         user_config=settings.model_dump(mode="json", exclude={"http", "replicas"}) if complete else None,
         max_ongoing_requests=ongoing(settings.limits),
         max_queued_requests=ongoing(settings.limits),
+        backpressure_config=BACKPRESSURE,
         autoscaling_config={
             "min_replicas": replicas.min,
             "initial_replicas": max(replicas.min, 1),
@@ -136,6 +140,7 @@ class Replica:
         Keys(new.keys)  # raises for keys that are none
         log_as_json(new.log.level, sys.__stderr__)
         if self.service is None:
+            export_spans()
             service = Service(new, Metrics(RayMetrics()))
             await asyncio.to_thread(service.replace_models, new)
             self.service, self.routes = service, build_app(service, new)

