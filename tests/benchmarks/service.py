@@ -18,9 +18,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 import aiohttp
 import psutil
@@ -55,17 +58,17 @@ class Load:
         )
 
 
-async def load(url: str, texts: Sequence[str], *, clients: int, seconds: float, pause: float = 0.0) -> Load:
-    """Each client asks one text after the other; after a 429 it waits for `pause`, and then asks the next."""
+async def load(url: str, bodies: Sequence[Any], *, clients: int, seconds: float, pause: float = 0.0) -> Load:
+    """Each client sends one body after the other; after a 429 it waits for `pause`, and then sends the next."""
     took: dict[int, list[float]] = {}
-    turn = itertools.cycle(texts)
+    turn = itertools.cycle(bodies)
     end = time.monotonic() + seconds
     connector = aiohttp.TCPConnector(limit=0)
 
     async def client(session: aiohttp.ClientSession) -> None:
         while time.monotonic() < end:
             began = time.monotonic()
-            async with session.post(url, json={"inputs": next(turn), "truncate": True}) as answer:
+            async with session.post(url, json=next(turn)) as answer:
                 await answer.read()
                 took.setdefault(answer.status, []).append(time.monotonic() - began)
             if answer.status == 429:
@@ -93,6 +96,33 @@ def engine_alone(model: str, texts: Sequence[str], threads: int) -> tuple[float,
     return rate, statistics.median(alone)
 
 
+@contextmanager
+def serving(command: Sequence[str | Path], ready: str) -> Iterator[tuple[str, int]]:
+    """A server that has said what matches `ready`: the match's first group, and its process. What it says goes to a
+    file: one that nobody reads from would fill a pipe, and wait.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    with NamedTemporaryFile("w+", suffix=".log") as said:
+        server = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment)
+        try:
+            while not (found := re.search(ready, Path(said.name).read_text(errors="replace"))):
+                if server.poll() is not None:
+                    raise SystemExit(Path(said.name).read_text(errors="replace"))
+                time.sleep(0.2)
+            yield found[1], server.pid
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(120)
+
+
+@contextmanager
+def xlmr_ray(model: str) -> Iterator[tuple[str, int]]:
+    """`xlmr-ray serve` for embeddings, as a user starts it: its address and process."""
+    command = [BIN / "xlmr-ray", "serve", "--model", model, "--task", "embedding", "--port", "0"]
+    with serving(command, r"(http://\S+) answers") as there:
+        yield there
+
+
 def replica_memory(parent: int) -> int:
     """Resident bytes of the service's replica."""
     family = psutil.Process(parent).children(recursive=True)
@@ -113,39 +143,27 @@ def main() -> None:
 
     rate, alone = engine_alone(options.model, texts, options.threads)
     print(f"engine alone          {rate:6.1f} texts/s      p50 {1e3 * alone:7.1f} ms   one at a time", flush=True)
-    command = [BIN / "xlmr-ray", "serve", "--model", options.model, "--task", "embedding", "--port", "0"]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    try:
-        assert service.stdout is not None
-        before = ""
-        while not (found := re.search(r"(http://\S+) answers", before)):
-            line = service.stdout.readline()
-            if not line:
-                raise SystemExit(before)
-            before += line
-        url = f"{found[1]}/embed"
-        asyncio.run(load(url, texts, clients=2, seconds=3))
-        one = asyncio.run(load(url, texts, clients=1, seconds=options.seconds))
+    bodies = [{"inputs": text, "truncate": True} for text in texts]
+    with xlmr_ray(options.model) as (address, process):
+        url = f"{address}/embed"
+        asyncio.run(load(url, bodies, clients=2, seconds=3))
+        one = asyncio.run(load(url, bodies, clients=1, seconds=options.seconds))
         print(f"service,  1 client   {one.line()}")
         print(f"   p50 over the engine's own: {1e3 * (one.centile(0.5) - alone):.1f} ms", flush=True)
         for clients in (8, 64):
-            many = asyncio.run(load(url, texts, clients=clients, seconds=options.seconds))
+            many = asyncio.run(load(url, bodies, clients=clients, seconds=options.seconds))
             share = f"{many.rate / rate:.1%} of the engine's rate"
             print(f"service, {clients:2d} clients  {many.line()}   {share}", flush=True)
         if options.overload:
-            memory = replica_memory(service.pid)
+            memory = replica_memory(process)
             # Clients that come again as soon as they were refused: more than it can bear, all the time.
-            over = asyncio.run(load(url, texts, clients=640, seconds=options.overload, pause=0.5))
-            grown = replica_memory(service.pid) - memory
+            over = asyncio.run(load(url, bodies, clients=640, seconds=options.overload, pause=0.5))
+            grown = replica_memory(process) - memory
             print(f"overload, 640 clients {over.line()}   memory {grown / 2**20:+.0f} MiB")
             print(f"   429 after p50 {1e3 * over.centile(0.5, 429):.1f} ms, p99 {1e3 * over.centile(0.99, 429):.1f} ms")
-            after = asyncio.run(load(url, texts, clients=1, seconds=5))
+            after = asyncio.run(load(url, bodies, clients=1, seconds=5))
             print(f"   one client right after: {after.line()}", flush=True)
             print(dict(Counter({status: len(took) for status, took in over.took.items()})))
-    finally:
-        service.send_signal(signal.SIGTERM)
-        service.wait(90)
 
 
 if __name__ == "__main__":
