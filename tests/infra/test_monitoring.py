@@ -1,7 +1,7 @@
 """Dashboards and rules against the real tools: promtool, and a Prometheus that scrapes a real run and a real service.
 
-Grafana itself is not at hand: every panel's query is run in Prometheus instead, and the files are held against what
-Grafana wants of a dashboard.
+Grafana itself is not at hand: every panel's query is run in Prometheus instead, and the files are read by Grafana's own
+model of a dashboard.
 """
 
 import json
@@ -17,6 +17,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from tests.infra.manifests import build
 from xlmr_ray.batch import metrics as batch
@@ -121,6 +124,31 @@ def test_a_dashboard_is_one_that_grafana_loads(path):
         for target in panel["targets"]:
             used = set(re.findall(r"\$\{?(\w+)", target["expr"])) - {"__rate_interval"}
             assert used <= set(names), used
+
+
+def left_out(given, back, where=""):
+    """What of the one JSON value is not in the other."""
+    if isinstance(given, dict) and isinstance(back, dict):
+        for key, value in given.items():
+            yield from left_out(value, back[key], f"{where}.{key}") if key in back else [f"{where}.{key}"]
+    elif isinstance(given, list) and isinstance(back, list) and len(given) == len(back):
+        for number, (value, other) in enumerate(zip(given, back, strict=True)):
+            yield from left_out(value, other, f"{where}[{number}]")
+    elif given != back:
+        yield f"{where}: {given!r} became {back!r}"
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_grafanas_own_model_knows_all_that_a_dashboard_says(path):
+    """Panels, options and queries by their types; what the model does not know is lost when it writes it again."""
+    register_default_plugins()
+    given = json.loads(path.read_text())
+    back = json.loads(JSONEncoder().encode(Dashboard.from_json(given)))
+    assert list(left_out(given, back)) == []
+    # And it would tell.
+    given["panels"][1]["options"]["nonsense"] = 1
+    back = json.loads(JSONEncoder().encode(Dashboard.from_json(given)))
+    assert list(left_out(given, back)) == [".panels[1].options.nonsense"]
 
 
 @needs_prometheus
