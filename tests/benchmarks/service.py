@@ -116,7 +116,7 @@ def serving(command: Sequence[str | Path], ready: str) -> Iterator[tuple[str, in
 
 
 @contextmanager
-def xlmr_ray(model: str) -> Iterator[tuple[str, int]]:
+def our_service(model: str) -> Iterator[tuple[str, int]]:
     """`xlmr-ray serve` for embeddings, as a user starts it: its address and process."""
     command = [BIN / "xlmr-ray", "serve", "--model", model, "--task", "embedding", "--port", "0"]
     with serving(command, r"(http://\S+) answers") as there:
@@ -144,7 +144,7 @@ def main() -> None:
     rate, alone = engine_alone(options.model, texts, options.threads)
     print(f"engine alone          {rate:6.1f} texts/s      p50 {1e3 * alone:7.1f} ms   one at a time", flush=True)
     bodies = [{"inputs": text, "truncate": True} for text in texts]
-    with xlmr_ray(options.model) as (address, process):
+    with our_service(options.model) as (address, process):
         url = f"{address}/embed"
         asyncio.run(load(url, bodies, clients=2, seconds=3))
         one = asyncio.run(load(url, bodies, clients=1, seconds=options.seconds))

@@ -22,7 +22,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pyarrow.parquet as pq
 
-from tests.benchmarks.service import load, serving, xlmr_ray
+from tests.benchmarks.service import load, our_service, serving
 from xlmr_ray import XLMRobertaTokenizer
 
 CLIENTS = (1, 8, 64)
@@ -42,7 +42,7 @@ def infinity(program: Path, model: Path) -> Iterator[str]:
 
 @contextmanager
 def ours(model: Path) -> Iterator[str]:
-    with xlmr_ray(str(model)) as (address, _):
+    with our_service(str(model)) as (address, _):
         yield f"{address}/v1/embeddings"
 
 
