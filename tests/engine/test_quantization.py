@@ -10,6 +10,7 @@ from xlmr_ray import UserError
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.plan import task_recipes
 from xlmr_ray.engine.engine import Engine, check_int8
+from xlmr_ray.model.fp8 import Fp8Linear, eight_bit_floats
 from xlmr_ray.tasks.registry import bind_task
 
 
@@ -39,7 +40,7 @@ def test_near_the_full_weights_and_alone_in_any_batch(checkpoint, scheme, near):
 
 
 def test_words_that_it_does_not_know(checkpoint):
-    with pytest.raises(UserError, match="quantization 'int3' is none of int8, nf4, fp4, int8-weights"):
+    with pytest.raises(UserError, match="quantization 'int3' is none of int8, fp8, nf4, fp4, int8-weights"):
         Engine.load(checkpoint, [bind_task("embedding", checkpoint, {})], device="cpu", quantization="int3")
 
 
@@ -69,3 +70,50 @@ def test_a_job_that_cannot_have_it(checkpoint, tmp_path):
     }
     with pytest.raises(UserError, match="task text-generation does not take it"):
         task_recipes(check_job(content, "test"))
+
+
+def test_fp8_is_for_a_gpu(checkpoint):
+    with pytest.raises(UserError, match="fp8 is for GPUs, got device cpu; on a CPU take int8"):
+        Engine.load(checkpoint, [bind_task("embedding", checkpoint, {})], device="cpu", quantization="fp8")
+
+
+def test_fp8_near_the_full_weights_and_alone_in_any_batch(checkpoint):
+    """By torch's own product on the CPU, which has the same operands as the GPU's."""
+    engine = Engine.load(checkpoint, [bind_task("embedding", checkpoint, {})], device="cpu")
+    full = engine.run(documents()).raw[0]
+    eight_bit_floats(engine.model.encoder)
+    got = engine.run(documents()).raw[0]
+    assert 0 < np.linalg.norm(got - full) / np.linalg.norm(full) < 0.2
+    engine.max_tokens = 1
+    assert np.array_equal(engine.run(documents()).raw[0], got)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_fp8_products(bias):
+    generator = torch.Generator().manual_seed(1)
+    layer = torch.nn.Linear(64, 48, bias=bias).requires_grad_(False)
+    x = torch.randn(32, 64, generator=generator)
+    x[3] = 0
+    scales = [rows.abs().amax(1, keepdim=True).clamp_min(1e-30) / 448 for rows in (x, layer.weight)]
+    a, b = (
+        (rows / scale).to(torch.float8_e4m3fn).float() * scale
+        for rows, scale in zip((x, layer.weight), scales, strict=True)
+    )
+    torch.testing.assert_close(Fp8Linear(layer)(x), torch.nn.functional.linear(a, b, layer.bias), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="multiples of 16, got 30 x 48"):
+        Fp8Linear(torch.nn.Linear(30, 48))
+
+
+def test_compiled_layers_are_compiled_once_for_all_batches(checkpoint):
+    tasks = [bind_task("text-classification", checkpoint, {}), bind_task("embedding", checkpoint, {"pooling": "cls"})]
+    wanted = Engine.load(checkpoint, tasks, device="cpu").run(documents()).raw
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    engine = Engine.load(checkpoint, tasks, device="cpu", compile=True)
+    counts = []
+    for budget in (1024, 128, 80):
+        engine.max_tokens = budget
+        for got, plain in zip(engine.run(documents()).raw, wanted, strict=True):
+            np.testing.assert_allclose(got, plain, atol=1e-5)
+        counts.append(counters["stats"]["unique_graphs"])
+    assert counts[0] == counts[-1] > 0

@@ -58,7 +58,8 @@ class EngineSection(Section):
     attn_implementation: str = "auto"
     max_tokens: Auto | Count = "auto"
     max_length: Auto | Count = "auto"
-    quantization: Literal["int8", "nf4", "fp4", "int8-weights"] | None = None
+    quantization: Literal["int8", "fp8", "nf4", "fp4", "int8-weights"] | None = None
+    compile: bool = False
     device: str = "auto"
 
 

@@ -144,6 +144,7 @@ def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> d
         "precision": precision(job, recipes),
         "attn_implementation": job.engine.attn_implementation,
         "quantization": job.engine.quantization,
+        **({"compile": True} if job.engine.compile else {}),  # runs from before there was such a thing keep their names
         "empty": job.errors.empty,
         "max_row_bytes": job.input.max_row_bytes,
     }

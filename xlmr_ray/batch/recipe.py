@@ -38,6 +38,7 @@ class EngineRecipe:
     max_tokens: int | str
     device: str
     quantization: str | None
+    compile: bool
     threads: int
 
 

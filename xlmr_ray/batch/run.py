@@ -123,6 +123,7 @@ def prepare(job: Job, store: Store) -> Prepared:
         max_tokens=job.engine.max_tokens,
         device="cuda" if computed_in == AS_STORED and job.engine.device == "auto" else job.engine.device,
         quantization=job.engine.quantization,
+        compile=job.engine.compile,
         threads=0,
     )
     recipe = Recipe(

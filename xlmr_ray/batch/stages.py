@@ -246,6 +246,7 @@ class Encode:
                 folders[0],
                 list(group.values()),
                 quantization=recipe.engine.quantization,
+                compile=recipe.engine.compile,
                 head_folders=folders,
                 **engine,
             )

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.model.int8 import Int8Linear
 
 # The side of the square product that tells a machine's rate, and how often it is done.
 SIDE = {"cpu": 1536, "cuda": 8192}
@@ -29,25 +29,27 @@ def attention_operations(config: XLMRobertaConfig, lengths: NDArray[np.int64]) -
     return float(4.0 * config.num_hidden_layers * config.hidden_size * (lengths.astype(float) ** 2).sum())
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, copies: int, *, eight_bits: bool = False) -> float:
-    """Operations a second of square products, measured: on a CPU by `copies` threads at once, as encoders work."""
+def matrix_rate(
+    device: torch.device, dtype: torch.dtype, copies: int, instead: Callable[[nn.Linear], nn.Module] | None = None
+) -> float:
+    """Operations a second of square products, measured: on a CPU by `copies` threads at once, as encoders work.
+    `instead` makes the layer that is measured of a linear one.
+    """
     side = SIDE.get(device.type, SIDE["cpu"])
     with ThreadPoolExecutor(copies) as pool:
-        work = [
-            partial(_squares, device, dtype, side, eight_bits=eight_bits)
-            for _ in range(1 if device.type == "cuda" else copies)
-        ]
+        work = [partial(_squares, device, dtype, side, instead) for _ in range(1 if device.type == "cuda" else copies)]
         return sum(rate.result() for rate in [pool.submit(one) for one in work])
 
 
 @torch.inference_mode()
-def _squares(device: torch.device, dtype: torch.dtype, side: int, *, eight_bits: bool) -> float:
+def _squares(
+    device: torch.device, dtype: torch.dtype, side: int, instead: Callable[[nn.Linear], nn.Module] | None
+) -> float:
     if device.type == "cpu":
         torch.set_num_threads(1)
     x = torch.randn(side, side, device=device).to(dtype)
-    layer: nn.Module = nn.Linear(side, side, bias=False, device=device, dtype=dtype)
-    if eight_bits:
-        layer = Int8Linear(layer)  # type: ignore[arg-type]
+    linear = nn.Linear(side, side, bias=False, device=device, dtype=dtype)
+    layer = linear if instead is None else instead(linear)
     seconds = []
     for _ in range(TIMES + 1):
         start = time.perf_counter()

@@ -21,9 +21,11 @@ from xlmr_ray.bench.arithmetic import attention_operations, matrix_rate, product
 from xlmr_ray.bench.result import Bench, Machine, Rate, Work
 from xlmr_ray.bench.sample import Sample, take_sample
 from xlmr_ray.bench.shares import shares
-from xlmr_ray.engine.engine import INT8, Engine
+from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.one_pass import one_pass
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.fp8 import Fp8Linear
+from xlmr_ray.model.int8 import Int8Linear
 from xlmr_ray.tasks.encoded import documents, keep_documents
 
 Say = Callable[[str], None]
@@ -59,7 +61,7 @@ def measure(job: Job, *, most: int, rounds: int, encoders: int | None, say: Say)
     say("the machine's matrix rate")
     dtype = first.model.dtype
     matrix = matrix_rate(first.device, dtype, copies)
-    eight_bits = job.engine.quantization == INT8
+    layer = {"int8": Int8Linear, "fp8": Fp8Linear}.get(job.engine.quantization or "")
     say("where the time goes")
     few = part_of(sample, np.arange(sample.documents) % max(1, sample.documents // PROFILED) == 0)
     if not on_gpu:
@@ -76,7 +78,7 @@ def measure(job: Job, *, most: int, rounds: int, encoders: int | None, say: Say)
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             torch=torch.__version__,
             matrix=matrix,
-            matrix_products=matrix_rate(first.device, dtype, copies, eight_bits=True) if eight_bits else matrix,
+            matrix_products=matrix_rate(first.device, dtype, copies, layer) if layer else matrix,
         ),
         work=Work(
             model=job.tasks[0].model or job.model or "",
@@ -115,6 +117,7 @@ def load(job: Job, sample: Sample) -> Engine:
         attn_implementation=job.engine.attn_implementation,
         max_tokens=job.engine.max_tokens,
         quantization=job.engine.quantization,
+        compile=job.engine.compile,
         head_folders=sample.folders,
     )
 

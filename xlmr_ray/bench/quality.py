@@ -22,6 +22,7 @@ from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.one_pass import one_pass
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.encoder import SelfAttention
+from xlmr_ray.model.fp8 import eight_bit_floats
 from xlmr_ray.tasks.embedding import Embedding
 
 # (dtype, quantization): the first is what the others are compared with.
@@ -30,6 +31,7 @@ VARIANTS: tuple[tuple[str, str | None], ...] = (
     ("bfloat16", None),
     ("float16", None),
     ("float32", "int8"),
+    ("bfloat16", "fp8"),
     ("auto", "int8-weights"),
     ("auto", "nf4"),
 )
@@ -64,11 +66,17 @@ def quality(job: Job, *, most: int, say: Callable[[str], None]) -> list[Cost]:
         name = quantization or dtype
         half = HALF.get(dtype)
         settings = job.engine.model_copy(
-            update={"dtype": "float32" if half else dtype, "quantization": quantization, "device": "cpu"}
+            update={
+                "dtype": "float32" if half else dtype,
+                "quantization": None if quantization == "fp8" else quantization,
+                "device": "cpu",
+            }
         )
         say(name)
         try:
             engine = load(job.model_copy(update={"engine": settings}), sample)
+            if quantization == "fp8":
+                eight_bit_floats(engine.model.encoder)
             if half:
                 round_off(engine, half)
         except UserError as error:
@@ -148,5 +156,5 @@ def show_quality(costs: list[Cost], console: Console) -> None:
         )
     console.print(table)
     console.print(f"changes of the first task's results, which are at most {costs[0].largest_result:.3g}")
-    if halves := [cost.name for cost in costs if cost.name in HALF]:
-        console.print(f"{' and '.join(halves)}: on the CPU, every operand and result rounded as a GPU would round it")
+    if rounded := [cost.name for cost in costs if cost.name in (*HALF, "fp8")]:
+        console.print(f"{', '.join(rounded)}: on the CPU, every operand and result rounded as a GPU would round it")

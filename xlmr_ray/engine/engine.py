@@ -22,6 +22,8 @@ from xlmr_ray.engine.order import longest_first, next_batch
 from xlmr_ray.engine.units import Units
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.encoder import Trace
+from xlmr_ray.model.fp8 import CAPABILITY as FP8
+from xlmr_ray.model.fp8 import eight_bit_floats
 from xlmr_ray.model.heads import LMHead
 from xlmr_ray.model.int8 import eight_bits
 from xlmr_ray.model.packed import PackedBatch, pack
@@ -34,7 +36,8 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # CPU: 1,024 tokens stay in the caches; 2,048 were up to 9 % slower where others use these too, 512 always were.
 MAX_TOKENS = {"cpu": 1024, "cuda": 16384}
-INT8 = "int8"
+# What does the encoder's products in eight bits, once its weights are there.
+PRODUCTS = {"int8": eight_bits, "fp8": eight_bit_floats}
 
 
 @dataclass
@@ -98,14 +101,16 @@ class Engine:
         attn_implementation: str = "auto",
         max_tokens: int | str = "auto",
         quantization: str | None = None,
+        compile: bool = False,
         head_folders: Sequence[Path] | None = None,
     ) -> "Engine":
         """Loads the encoder from a checkpoint's folder, and the heads of the tasks from it or from `head_folders`, one
         a task: checkpoints that share the encoder's weights, which is the caller's to know.
 
         `dtype="auto"` is the checkpoint's own on a GPU and float32 on a CPU; `device="auto"` is a GPU where there is
-        one. `quantization` is `int8`, the encoder's products in eight bits, for speed on a CPU; or `nf4`, `fp4` or
-        `int8-weights`, its weights in fewer bits and products in floating point, for memory and not for speed.
+        one. `quantization` is the encoder's products in eight bits, for speed, `int8` on a CPU and `fp8` on a GPU; or
+        `nf4`, `fp4` or `int8-weights`, its weights in fewer bits and products in floating point, for memory and not
+        for speed. `compile`: see `Encoder.compile_layers`; it takes a minute, and changes answers by rounding.
 
         Raises UserError for an argument or a checkpoint that does not fit.
         """
@@ -130,13 +135,17 @@ class Engine:
             for name, child in names.items():
                 whole.add_module(name, child)
                 tie(child, whole.roberta)
-        products = quantization == INT8
-        if products:
+        products = PRODUCTS.get(quantization or "")
+        if quantization == "int8":
             check_int8(where, wanted)
+        elif quantization == "fp8":
+            check_fp8(where, wanted)
         elif quantization is not None and quantization not in SCHEMES:
-            raise UserError(f"quantization {quantization!r} is none of {', '.join((INT8, *SCHEMES))}")
+            raise UserError(f"quantization {quantization!r} is none of {', '.join((*PRODUCTS, *SCHEMES))}")
         how = None if quantization is None or products else scheme(quantization, wanted or torch.bfloat16)
-        report = load_tensors(whole, folder, dtype=wanted, device=where, quantization=how)
+        # Of eight-bit floats the GPU's kernels give bfloat16 alone.
+        dtype_read = torch.bfloat16 if quantization == "fp8" else wanted
+        report = load_tensors(whole, folder, dtype=dtype_read, device=where, quantization=how)
         steady_int8(whole)
         for head in joined:
             for name, _ in list(head.named_children()):
@@ -152,7 +161,9 @@ class Engine:
                 tie(child, model)
         model.encoder.fuse()
         if products:
-            eight_bits(model.encoder)
+            products(model.encoder)
+        if compile:
+            model.encoder.compile_layers()
         model.eval()
         for head in heads:
             head.eval().requires_grad_(False).to(where)
@@ -306,6 +317,20 @@ def check_int8(device: torch.device, dtype: torch.dtype | None) -> None:
         raise UserError(
             f"quantization int8 computes in float32 between its products, got dtype {dtype}; use dtype: auto"
         )
+
+
+def check_fp8(device: torch.device, dtype: torch.dtype | None) -> None:
+    """Raises UserError where products of eight-bit floats are not to be had."""
+    if device.type != "cuda":
+        raise UserError(f"quantization fp8 is for GPUs, got device {device}; on a CPU take int8")
+    if torch.cuda.get_device_capability(device) < FP8:
+        got = "{}.{}".format(*torch.cuda.get_device_capability(device))
+        raise UserError(
+            f"quantization fp8 wants a GPU of compute capability {FP8[0]}.{FP8[1]} or newer, got {got} "
+            f"({torch.cuda.get_device_name(device)}); leave it out"
+        )
+    if dtype not in (None, torch.bfloat16):
+        raise UserError(f"quantization fp8 computes in bfloat16 between its products, got {dtype}; use dtype: auto")
 
 
 def token_budget(max_tokens: int | str, device: torch.device) -> int:

@@ -255,3 +255,14 @@ class Encoder(nn.Module):
         for module in self.modules():
             if type(module) is nn.Linear:
                 module.weight.data = module.weight.data.t().contiguous().t()
+
+    def compile_layers(self) -> None:
+        """Lets torch fuse what lies between the products of each layer, once for all numbers of tokens. Attention
+        stays outside: its kernel is fused already, and the lengths in its layout, other ones in every batch, would
+        have all of it compiled anew.
+        """
+        for layer in self.layer:
+            assert isinstance(layer, Layer)
+            mixing = layer.attention.self
+            mixing.attend = torch.compiler.disable(mixing.attend)  # type: ignore[no-untyped-call]
+            layer.compile(dynamic=True)

@@ -191,6 +191,7 @@ def load_engine(section: EngineSection, group: Sequence[Wanted]) -> Engine:
         attn_implementation=section.attn_implementation,
         max_tokens=section.max_tokens,
         quantization=section.quantization,
+        compile=section.compile,
     )
 
 
