@@ -54,7 +54,8 @@ class EngineSection(Section):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     attn_implementation: str = "auto"
     max_tokens: Auto | Count = "auto"
-    quantization: Literal["int8", "nf4", "fp4", "int8-weights"] | None = None
+    quantization: Literal["int8", "fp8", "nf4", "fp4", "int8-weights"] | None = None
+    compile: bool = False
     device: str = "auto"
     threads: Auto | Count = "auto"
     tokenizers: Auto | Count = "auto"
