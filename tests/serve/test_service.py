@@ -159,6 +159,13 @@ def test_a_late_request_is_answered_and_not_computed(service):
 def test_too_many_tokens_wait(service, monkeypatch):
     limits = service.limits.model_copy(update={"queue_tokens": 600})
     monkeypatch.setattr(service, "settings", service.settings.model_copy(update={"limits": limits}))
+    tokenized, plain = [], service.prepare
+
+    def prepare(*arguments):
+        tokenized.append(arguments)
+        return plain(*arguments)
+
+    monkeypatch.setattr(service, "prepare", prepare)
 
     async def flood() -> list[Any]:
         asked = [service.answer("embedding", {"text": ["many words " * 200]}) for _ in range(40)]
@@ -169,6 +176,7 @@ def test_too_many_tokens_wait(service, monkeypatch):
     assert refused
     assert all(error.retry_after >= 1 and error.headers["retry-after"] == str(error.retry_after) for error in refused)
     assert len(refused) < 40  # and those that were taken are answered
+    assert len(tokenized) < 10  # most were refused at once
     assert all(isinstance(result, Answer | Overloaded) for result in results)
     assert ask(service, "embedding", {"text": ["after"]}).tokens
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 from xlmr_ray.engine.engine import ragged
 from xlmr_ray.errors import UserError
 from xlmr_ray.serve.batcher import Ticket
+from xlmr_ray.serve.coming import Coming
 from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_whole
 from xlmr_ray.serve.metrics import Metrics
 from xlmr_ray.serve.models import Model, Models, Served, load_models
@@ -78,6 +79,7 @@ class Service:
         self._lock = threading.Lock()
         wanted = settings.engine.tokenizers
         self.tokenizers = min(MOST_TOKENIZERS, os.cpu_count() or 1) if wanted == "auto" else wanted
+        self.coming = Coming()
         self.pool = ThreadPoolExecutor(self.tokenizers, thread_name_prefix="tokenize")
 
     @classmethod
@@ -203,10 +205,10 @@ class Service:
         truncation_side: str | None = None,
     ) -> Answer:
         began = time.monotonic()
-        self.admit(served, 0)
+        self.admit(served, 0, self.coming.tokens(served.lane))
         if served.task == "text-classification" and "text_pair" in columns:
             options.setdefault("pairs", True)
-        with span("tokenize", task=served.task, model=served.model.name):
+        with span("tokenize", task=served.task, model=served.model.name), self.coming.of(served, columns):
             task, table, encoded = await self.in_pool(
                 lambda: self.prepare(served, columns, options, fields, whole, truncation_side)
             )
@@ -315,15 +317,17 @@ class Service:
             tokens = (tokens + encoded.num_rows * (settings.max_new_tokens or 0)) * beside
         return tokens
 
-    def admit(self, served: Served, tokens: int) -> None:
-        """Raises Overloaded where so many tokens more would wait too long; an empty queue takes any request."""
+    def admit(self, served: Served, tokens: int, coming: int = 0) -> None:
+        """Raises Overloaded where so many tokens more would wait too long, behind those that wait and those that are
+        `coming`; an empty queue takes any request.
+        """
         lane = served.lane
         if self.limits.queue_tokens == "auto":
             batch = (lane.generator if isinstance(lane, Writer) else lane.engine).max_tokens
             limit = max(QUEUED_BATCHES * batch, int(lane.rate * self.limits.request_s / 3))
         else:
             limit = self.limits.queue_tokens
-        backlog = lane.backlog
+        backlog = lane.backlog + coming
         if backlog and backlog + tokens > limit:
             seconds = backlog / lane.rate if lane.rate else 1.0
             raise Overloaded(
