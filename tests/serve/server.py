@@ -61,7 +61,7 @@ def running(causal: Path) -> Iterator[Running]:
     )
     service = Service.load(settings)
     app = build_app(service, settings)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_keep_alive=90))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
