@@ -2,7 +2,6 @@
 for it.
 """
 
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,12 +33,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
-
-
-@pytest.fixture(autouse=True)
-def loggers_are_heard(caplog: pytest.LogCaptureFixture) -> None:
-    """Ray Data's loggers, which a run quiets, share their handlers with pytest."""
-    caplog.set_level(logging.WARNING)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """How many actors of which size: never more than the cluster counts, never none."""
 
+import io
+import logging
 import socket
 
 import pytest
@@ -101,3 +103,21 @@ def test_a_cluster_that_is_not_there(monkeypatch):
         monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
         with pytest.raises(UserError, match=f"cluster.address {address}: no Ray cluster there: Connection refused"):
             cluster.connected(address).__enter__()
+
+
+def test_rays_own_handlers_alone_are_quieted(monkeypatch):
+    import ray.data  # noqa: F401 (its logger has its handlers from here on)
+
+    logger = logging.getLogger("ray.data")
+    [rays] = [one for one in logger.handlers if one.name == "console"]
+    somebodys, file = logging.StreamHandler(io.StringIO()), [one for one in logger.handlers if one.name == "file"]
+    monkeypatch.setattr(logger, "handlers", [*logger.handlers, somebodys])
+    before = rays.level
+    try:
+        cluster.quiet_ray_data()
+        logger.error("it went wrong")
+        assert rays.level > logging.CRITICAL
+        assert [one.level for one in (*file, somebodys)] == [logging.NOTSET, logging.NOTSET]
+        assert "it went wrong" in somebodys.stream.getvalue()
+    finally:
+        rays.setLevel(before)

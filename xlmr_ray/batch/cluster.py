@@ -90,9 +90,13 @@ def quiet_core() -> Iterator[None]:
 
 
 def quiet_ray_data() -> None:
-    """Keeps Ray Data's log off the terminal: failures reach the user as one line. The log files keep all of it."""
+    """Keeps Ray Data's log off the terminal: failures reach the user as one line. The log files keep all of it.
+
+    Handlers that others put there, such as a program's that calls this package, are left as they are.
+    """
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+        rays = type(handler).__module__.partition(".")[0] == "ray"
+        if rays and isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL + 1)
 
 
