@@ -277,9 +277,13 @@ def test_the_service_answers_when_a_node_is_gone(tmp_path):
         until(lambda: service.poll() is not None or (answering("10.77.0.1") and answering("10.77.0.2")))
         assert service.poll() is None, service.stdout.read()
         before = told(asked(5))
-        # Ray exports what its actors have counted every ten seconds.
-        until(lambda: min(told(inside(head, sys.executable, "-c", COUNT, address)).values()) > 0, 60)
-        counted = told(inside(head, sys.executable, "-c", COUNT, address))
+
+        def counts():
+            """Ray exports what its actors have counted every ten seconds."""
+            counted = told(inside(head, sys.executable, "-c", COUNT, address))
+            return counted if min(counted.values()) > 0 else None
+
+        counted = until(counts)
         through = asked(40)
         time.sleep(10)
         kill(nodes[list(nodes)[1]])
