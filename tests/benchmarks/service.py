@@ -58,26 +58,44 @@ class Load:
         )
 
 
-async def load(url: str, bodies: Sequence[Any], *, clients: int, seconds: float, pause: float = 0.0) -> Load:
-    """Each client sends one body after the other; after a 429 it waits for `pause`, and then sends the next."""
+async def load(url: str, bodies: Sequence[Any], *, clients: int, seconds: float) -> Load:
+    """Each client sends one body after the other."""
     took: dict[int, list[float]] = {}
     turn = itertools.cycle(bodies)
     end = time.monotonic() + seconds
-    connector = aiohttp.TCPConnector(limit=0)
 
     async def client(session: aiohttp.ClientSession) -> None:
         while time.monotonic() < end:
-            began = time.monotonic()
-            async with session.post(url, json=next(turn)) as answer:
-                await answer.read()
-                took.setdefault(answer.status, []).append(time.monotonic() - began)
-            if answer.status == 429:
-                await asyncio.sleep(pause)
+            await timed(session, url, next(turn), took)
 
     began = time.monotonic()
-    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(120)) as session:
+    async with connections() as session:
         await asyncio.gather(*(client(session) for _ in range(clients)))
     return Load(time.monotonic() - began, took)
+
+
+async def flood(url: str, bodies: Sequence[Any], *, rate: float, seconds: float) -> Load:
+    """So many requests a second, whatever became of those before."""
+    took: dict[int, list[float]] = {}
+    turn = itertools.cycle(bodies)
+    began = time.monotonic()
+    async with connections() as session, asyncio.TaskGroup() as group:
+        for number in range(int(rate * seconds)):
+            await asyncio.sleep(began + number / rate - time.monotonic())
+            group.create_task(timed(session, url, next(turn), took))
+    return Load(time.monotonic() - began, took)
+
+
+def connections() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(120))
+
+
+async def timed(session: aiohttp.ClientSession, url: str, body: Any, took: dict[int, list[float]]) -> None:
+    """One request; the seconds of its answer go to those of its status."""
+    began = time.monotonic()
+    async with session.post(url, json=body) as answer:
+        await answer.read()
+        took.setdefault(answer.status, []).append(time.monotonic() - began)
 
 
 def engine_alone(model: str, texts: Sequence[str], threads: int) -> tuple[float, float]:
@@ -156,10 +174,9 @@ def main() -> None:
             print(f"service, {clients:2d} clients  {many.line()}   {share}", flush=True)
         if options.overload:
             memory = replica_memory(process)
-            # Clients that come again as soon as they were refused: more than it can bear, all the time.
-            over = asyncio.run(load(url, bodies, clients=640, seconds=options.overload, pause=0.5))
+            over = asyncio.run(flood(url, bodies, rate=2 * many.rate, seconds=options.overload))
             grown = replica_memory(process) - memory
-            print(f"overload, 640 clients {over.line()}   memory {grown / 2**20:+.0f} MiB")
+            print(f"twice that load      {over.line()}   memory {grown / 2**20:+.0f} MiB")
             print(f"   429 after p50 {1e3 * over.centile(0.5, 429):.1f} ms, p99 {1e3 * over.centile(0.99, 429):.1f} ms")
             after = asyncio.run(load(url, bodies, clients=1, seconds=5))
             print(f"   one client right after: {after.line()}", flush=True)
