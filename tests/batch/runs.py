@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xlmr_ray.batch.commit import ERROR_SCHEMA, by_line, commit_shard, new_attempt, plan_key
-from xlmr_ray.batch.store import open_store
+from xlmr_ray.batch.store import Exists, open_store
 
 RUN = "0123456789abcdef"
 
@@ -50,8 +50,14 @@ def commit(store, shard, *, ok=2, bad=0, attempt=None, rows_in=None, stats=None,
 
 
 def create_plan(store, run, content):
-    """A plan of what a mapping says, whose `shards` are a list of objects with an `id` each."""
-    store.create(plan_key(run), by_line(content, "shards", content["shards"]))
+    """A plan of what a mapping says, whose `shards` are a list of objects with an `id` each; the run may have it
+    already.
+    """
+    data = by_line(content, "shards", content["shards"])
+    try:
+        store.create(plan_key(run), data)
+    except Exists:
+        assert store.get(plan_key(run))[0] == data
 
 
 def plan(store, count, *, run=RUN, **head):
