@@ -84,7 +84,14 @@ def inside(host, *command, **environment):
     own.mkdir(parents=True, exist_ok=True)
     script = f'hostname "$0" && mount --bind {own} {folder} && exec "$@"'
     named = ["unshare", "--uts", "--mount", "sh", "-c", script, host]
-    settings = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", **PATIENT, **EVERYWHERE, **TOKEN}
+    settings = {
+        "PYTHONUNBUFFERED": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        **PATIENT,
+        **EVERYWHERE,
+        **TOKEN,
+    }
     return subprocess.Popen(
         ["ip", "netns", "exec", host, *named, *map(str, command)],
         env={**os.environ, **settings, **environment},
@@ -119,10 +126,11 @@ def cluster(workers):
         head = network.host()
         start = ["start", "--head", "--node-ip-address=10.77.0.1", "--port=6379", "--num-cpus=2"]
         nodes[head] = inside(head, BIN / "ray", *start, "--include-dashboard=false", f"--temp-dir={folder}", *common)
+        # Workers are turned away until the head itself is registered.
+        any("Ray runtime started" in line for line in nodes[head].stdout)
         for _ in range(workers):
             host = network.host()
             address = f"--node-ip-address=10.77.0.{network.hosts}"
-            time.sleep(8)
             start = ["start", "--address=10.77.0.1:6379", address, "--num-cpus=2"]
             nodes[host] = inside(host, BIN / "ray", *start, *common)
         joined(head, workers + 1, nodes)
