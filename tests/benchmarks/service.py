@@ -10,12 +10,14 @@ and of those that were accepted. Runs `xlmr-ray serve` as a user would, on a Ray
 import argparse
 import asyncio
 import itertools
+import json
 import os
 import re
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -134,11 +136,18 @@ def serving(command: Sequence[str | Path], ready: str) -> Iterator[tuple[str, in
 
 
 @contextmanager
-def our_service(model: str) -> Iterator[tuple[str, int]]:
+def our_service(model: str, replicas: int = 1) -> Iterator[tuple[str, int]]:
     """`xlmr-ray serve` for embeddings, as a user starts it: its address and process."""
-    command = [BIN / "xlmr-ray", "serve", "--model", model, "--task", "embedding", "--port", "0"]
-    with serving(command, r"(http://\S+) answers") as there:
-        yield there
+    settings = {
+        "models": [{"model": model, "tasks": ["embedding"]}],
+        "http": {"port": 0},
+        "replicas": {"min": replicas, "max": replicas},
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(settings, file)
+        file.flush()
+        with serving([BIN / "xlmr-ray", "serve", file.name], r"(http://\S+) answers") as there:
+            yield there
 
 
 def replica_memory(parent: int) -> int:
@@ -155,6 +164,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--overload", type=float, default=60.0, help="seconds of twice the load it can bear")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--replicas", type=int, default=1, help="that share the cores")
     options = parser.parse_args()
     every = pq.read_table(options.input, columns=["text"])["text"].to_pylist()
     texts = every[:: max(1, len(every) // options.documents)][: options.documents]
@@ -162,7 +172,7 @@ def main() -> None:
     rate, alone = engine_alone(options.model, texts, options.threads)
     print(f"engine alone          {rate:6.1f} texts/s      p50 {1e3 * alone:7.1f} ms   one at a time", flush=True)
     bodies = [{"inputs": text, "truncate": True} for text in texts]
-    with our_service(options.model) as (address, process):
+    with our_service(options.model, options.replicas) as (address, process):
         url = f"{address}/embed"
         asyncio.run(load(url, bodies, clients=2, seconds=3))
         one = asyncio.run(load(url, bodies, clients=1, seconds=options.seconds))
