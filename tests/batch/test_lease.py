@@ -278,6 +278,7 @@ def test_a_killed_driver_of_this_machine_is_not_waited_for(local, clock):
         with pytest.raises(JobFailed, match=f"process {process.pid} on "), take(local, clock, wait=0):
             pass
         process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its end takes a moment; the clock here none
         said = []
         with take(local, clock, wait=10, tell=said.append):  # not even reaped yet
             assert clock.now < 1011
