@@ -22,6 +22,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.attention import attention
 from xlmr_ray.model.generation_config import GenerationConfig
+from xlmr_ray.model.shapes import shapes_only
 
 # Arguments of the reference that ask for what is always done: tensor by tensor, safetensors first, no code of a model.
 ALREADY_SO = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors", "weights_only")
@@ -115,7 +116,7 @@ class Pretrained(nn.Module):
         own = {} if add_pooling_layer is None else {"add_pooling_layer": add_pooling_layer}
         if not own.keys() <= inspect.signature(cls).parameters.keys():
             raise UserError(f"from_pretrained: {cls.__name__} has no add_pooling_layer; XLMRobertaModel has")
-        with torch.device("meta"):
+        with shapes_only():
             model = cls(config, **own)
         quantized_on_disk = bool(config.extra.get("quantization_config"))
         devices = placement(model, device, device_map, wanted, quantization, quantized_on_disk)

@@ -50,7 +50,7 @@ def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes) -> ra
     # In bytes, so that a block is one row, which cannot be split, and a row is a shard.
     context.target_max_block_size = 1
     return (
-        ray.data.from_arrow(list(packed(todo, max(1, min(PACK, count // (PACKS * size.tokenizers))))))
+        ray.data.from_blocks(list(packed(todo, max(1, min(PACK, count // (PACKS * size.tokenizers))))))
         .map_batches(
             TokenizeEach,
             fn_constructor_args=(recipe,),

@@ -27,6 +27,7 @@ from xlmr_ray.model.fp8 import eight_bit_floats
 from xlmr_ray.model.heads import LMHead
 from xlmr_ray.model.int8 import eight_bits
 from xlmr_ray.model.packed import PackedBatch, pack
+from xlmr_ray.model.shapes import shapes_only
 from xlmr_ray.modeling import XLMRobertaModel
 from xlmr_ray.pretrained import Pretrained
 from xlmr_ray.tasks.task import Task
@@ -118,7 +119,7 @@ class Engine:
         config = XLMRobertaConfig.from_dict(read_config(folder))
         config.attn_implementation = attn_implementation
         budget = token_budget(max_tokens, where)
-        with torch.device("meta"):
+        with shapes_only():
             whole = nn.Module()
             whole.roberta = XLMRobertaModel(config, add_pooling_layer=False)
         heads = [task.head() for task in tasks]

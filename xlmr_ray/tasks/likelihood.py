@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.model.heads import LMHead
 from xlmr_ray.model.packed import IGNORED, PackedBatch
+from xlmr_ray.model.shapes import shapes_only
 from xlmr_ray.model.steady import steadied
 from xlmr_ray.tasks.windows import document_splits
 
@@ -24,7 +25,7 @@ FIELDS = (("perplexity", pa.float64()), ("log_likelihood", pa.float64()), ("toke
 
 def language_model(config: XLMRobertaConfig) -> nn.ModuleDict:
     """The head of causal and masked checkpoints, on the meta device."""
-    with torch.device("meta"):
+    with shapes_only():
         return nn.ModuleDict({"lm_head": LMHead(config)})
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.model.heads import Pooler
 from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.model.shapes import shapes_only
 from xlmr_ray.model.steady import steadied
 from xlmr_ray.tasks.encoded import documents, length_limit, lengths, whole_documents
 from xlmr_ray.tasks.task import at_least_one, checked
@@ -86,7 +86,7 @@ class MultipleChoice:
         return encoded.append_column("document", pa.array(of_document, pa.int32()))
 
     def head(self) -> nn.Module:
-        with torch.device("meta"):
+        with shapes_only():
             return nn.ModuleDict({"pooler": Pooler(self.config), "classifier": nn.Linear(self.config.hidden_size, 1)})
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:

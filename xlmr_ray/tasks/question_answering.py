@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.model.shapes import shapes_only
 from xlmr_ray.ragged import Template, TokenizerError, as_strings, encode_batch
 from xlmr_ray.tasks.answer_spans import best_spans, merged, probabilities
 from xlmr_ray.tasks.encoded import length_limit, lengths
@@ -179,7 +179,7 @@ class QuestionAnswering:
         return np.where(too_long, np.minimum(asked, most), asked)
 
     def head(self) -> nn.Module:
-        with torch.device("meta"):
+        with shapes_only():
             return nn.ModuleDict({"qa_outputs": nn.Linear(self.config.hidden_size, 2)})
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:

@@ -15,6 +15,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.heads import ClassificationHead
 from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.model.shapes import shapes_only
 from xlmr_ray.model.steady import steadied
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import check_long, encode_documents, length_columns, length_fields
@@ -93,7 +94,7 @@ class Rerank:
         return encode_documents(NAME, texts, pairs, tokenizer, max_length=limit, long=self.long, stride=self.stride)
 
     def head(self) -> nn.Module:
-        with torch.device("meta"):
+        with shapes_only():
             return nn.ModuleDict({"classifier": ClassificationHead(self.config)})
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:

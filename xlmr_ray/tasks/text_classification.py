@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.model.heads import ClassificationHead
 from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.model.shapes import shapes_only
 from xlmr_ray.model.steady import steadied
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
@@ -84,7 +84,7 @@ class TextClassification:
         )
 
     def head(self) -> nn.Module:
-        with torch.device("meta"):
+        with shapes_only():
             return nn.ModuleDict({"classifier": ClassificationHead(self.config)})
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:

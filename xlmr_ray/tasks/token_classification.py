@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.model.shapes import shapes_only
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.task import at_least_one, checked, one_of
 from xlmr_ray.tasks.windows import (
@@ -128,7 +128,7 @@ class TokenClassification:
 
     def head(self) -> nn.Module:
         assert self.config.num_labels is not None
-        with torch.device("meta"):
+        with shapes_only():
             return nn.ModuleDict({"classifier": nn.Linear(self.config.hidden_size, self.config.num_labels)})
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:

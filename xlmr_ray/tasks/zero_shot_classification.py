@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.heads import ClassificationHead
 from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.model.shapes import shapes_only
 from xlmr_ray.model.steady import steadied
 from xlmr_ray.ragged import Template, Truncation
 from xlmr_ray.tasks.encoded import length_limit, lengths
@@ -182,7 +182,7 @@ class ZeroShotClassification:
         )
 
     def head(self) -> nn.Module:
-        with torch.device("meta"):
+        with shapes_only():
             return nn.ModuleDict({"classifier": ClassificationHead(self.config)})
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
