@@ -33,6 +33,7 @@ def on_slice(path: Path, tmp_path: Path, twice: int = 0) -> dict:
     content = read_job(path)
     content["input"]["path"] = str(slice_of(Path(content["input"]["path"]), tmp_path / "in", twice))
     content["output"]["path"] = str(tmp_path / "out")
+    content["cluster"] = {**content.get("cluster", {}), "encoders": 1}
     return content
 
 

@@ -23,15 +23,15 @@ def having(monkeypatch):
     return have
 
 
-@given(st.integers(1, 300), st.integers(0, 64), st.floats(0, 1e12), st.integers(0, 10**10))
-def test_what_is_counted_is_there(cpus, gpus, memory, weights):
+@given(st.integers(1, 300), st.integers(0, 64), st.floats(0, 1e12), st.integers(0, 10**10), st.integers(1, 400))
+def test_what_is_counted_is_there(cpus, gpus, memory, weights, shards):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             cluster.ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus), "memory": memory}
         )
         patch.setattr(cluster, "machines", lambda: [float(cpus)])
-        size = sizes(ClusterSection(), "auto", weights)
-    assert size.encoders >= 1
+        size = sizes(ClusterSection(), "auto", weights, shards)
+    assert 1 <= size.encoders <= shards
     assert size.tokenizers >= 1
     assert size.encoders * size.encoder_gpus <= gpus
     if not gpus:
@@ -49,6 +49,15 @@ def test_an_encoder_a_core_as_far_as_memory_goes(having):
     having(CPU=64, memory=64e9)
     size = sizes(ClusterSection(), "auto", 2_240_000_000)
     assert (size.encoders, size.threads) == (9, 7)
+
+
+def test_no_more_encoders_than_shards(having):
+    having(CPU=64, memory=64e9)
+    size = sizes(ClusterSection(), "auto", 0, 1)
+    assert (size.encoders, size.threads) == (1, 64)
+    having(CPU=64, GPU=8, memory=64e9)
+    assert sizes(ClusterSection(), "auto", 0, 3).encoders == 3
+    assert sizes(ClusterSection(encoders=4), "auto", 0, 3).encoders == 4
 
 
 def test_an_encoder_asks_for_no_more_than_a_machine_has(having):

@@ -66,13 +66,13 @@ def corpus(tmp_path):
     return folder
 
 
-def job(checkpoint, source, out, *, rows=7, **more):
+def job(checkpoint, source, out, *, rows=7, encoders=1, **more):
     content = {
         "model": str(checkpoint),
         "input": {"path": str(source), "id": "id", "keep": ["lang", "text"]},
         "tasks": [{"task": "text-classification"}],
         "output": {"path": str(out)},
-        "cluster": {"shard_rows": rows},
+        "cluster": {"shard_rows": rows, "encoders": encoders},
         **more,
     }
     return check_job(content, "test")
@@ -86,7 +86,7 @@ def result(out, kind="data"):
 
 def test_every_row_of_every_format_with_pythons_answers(ray_session, model, corpus, tmp_path):
     out = tmp_path / "out"
-    outcome = run_job(job(model, corpus, out), quiet=True)
+    outcome = run_job(job(model, corpus, out, encoders=2), quiet=True)
     rows = result(out)
     assert outcome.published
     assert (outcome.manifest.rows_in, outcome.manifest.rows_ok, outcome.manifest.rows_error) == (80, 80, 0)

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -117,8 +118,9 @@ def on_gpu(device: str) -> bool:
     return torch.cuda.is_available()
 
 
-def sizes(cluster: ClusterSection, device: str, weights: int) -> Sizes:
-    """What the connected cluster carries, for `weights` of so many bytes in a process's memory.
+def sizes(cluster: ClusterSection, device: str, weights: int, shards: int = sys.maxsize) -> Sizes:
+    """What the connected cluster carries, for `weights` of so many bytes in a process's memory, and no more encoders
+    than there are `shards` to do, unless the job says how many.
 
     Raises UserError where it lacks what the job asks for.
     """
@@ -128,14 +130,14 @@ def sizes(cluster: ClusterSection, device: str, weights: int) -> Sizes:
     if share and device != "cpu":
         if gpus < share:
             raise UserError(f"cluster: {gpus:g} GPUs, the job wants {share:g} an encoder; use engine.device: cpu")
-        encoders = cluster.encoders if cluster.encoders != "auto" else max(1, int(gpus / share))
+        encoders = cluster.encoders if cluster.encoders != "auto" else max(1, min(int(gpus / share), shards))
         room = max(1, cpus - encoders - 1)
         tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else min(room, TOKENIZERS_PER_GPU * encoders)
         return Sizes(encoders, 0.5, share, tokenizers, min(1.0, room / tokenizers), encoders, 0)
     # An encoder a core, as far as half the memory goes: on two cores, two encoders of one thread each did 1.25 times
     # what one of two threads does, and other work on a core then delays one of them alone.
     copies = int(there.get("memory", 0) / 2 / (weights + PROCESS_BYTES))
-    encoders = cluster.encoders if cluster.encoders != "auto" else max(1, min(cpus, copies))
+    encoders = cluster.encoders if cluster.encoders != "auto" else max(1, min(cpus, copies, shards))
     tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else max(1, cpus // 8)
     tokenizer_cpus = min(TOKENIZER_CPUS, cpus / (4 * tokenizers))
     writers = max(1, cpus // 8)

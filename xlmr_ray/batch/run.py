@@ -250,7 +250,7 @@ def score(
     with connected(job.cluster.address), Display(figures, console, quiet=quiet) as display:
         encoders = {(task.encoder, task.tokenizer): task.model for task in prepared.recipe.tasks}
         weights = sum(4 * stored_values(model_folder(resolve(model))) for model in encoders.values())
-        size = sizes(job.cluster, job.engine.device, weights)
+        size = sizes(job.cluster, job.engine.device, weights, len(todo))
         recipe = replace(prepared.recipe, engine=replace(prepared.recipe.engine, threads=size.threads))
         if watch is not None:
             watch.launched(size, figures)
