@@ -24,6 +24,7 @@ SECRET_KEY = "test-secret-key-3f9a"
 BUCKET = "tests"
 OPEN_BUCKET = "open"  # needs no signature, so that a proxy can change a request on its way
 START_TIMEOUT = 60.0
+TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,29 @@ def _free_ports(count: int) -> list[int]:
 def running_seaweed() -> Iterator[SeaweedFS]:
     """Start a server, wait until it stores an object (about 8 s), and kill it at the end."""
     folder = Path(tempfile.mkdtemp(prefix="seaweed-"))
+    try:
+        for left in reversed(range(TRIES)):
+            server, process = _launch(folder)
+            try:
+                _wait(server, process, folder / "log")
+            except RuntimeError as error:
+                process.kill()
+                process.wait()
+                # Another process took one of the ports since they were found to be free.
+                if not left or "address already in use" not in str(error):
+                    raise
+                continue
+            break
+        try:
+            yield server
+        finally:
+            process.kill()  # its graceful stop takes longer than most test runs
+            process.wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _launch(folder: Path) -> tuple[SeaweedFS, subprocess.Popen[bytes]]:
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     known = {"name": "test", "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}], "actions": actions}
     anonymous = {"name": "anonymous", "actions": [f"{action}:{OPEN_BUCKET}" for action in ("Read", "Write", "List")]}
@@ -83,16 +107,9 @@ def running_seaweed() -> Iterator[SeaweedFS]:
         "-volume.max=32", "-master.volumeSizeLimitMB=64", "-master.telemetry=false",
         *(f"-{name}={port}" for name, port in ports.items()),
     ]  # fmt: skip
-    server = SeaweedFS(f"http://127.0.0.1:{ports['s3.port']}")
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        _wait(server, process, folder / "log")
-        yield server
-    finally:
-        process.kill()  # its graceful stop takes longer than most test runs
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+    return SeaweedFS(f"http://127.0.0.1:{ports['s3.port']}"), process
 
 
 def _wait(server: SeaweedFS, process: subprocess.Popen[bytes], log: Path) -> None:
