@@ -339,6 +339,8 @@ def test_an_input_that_changes_in_a_run_fails_its_own_shards(ray_session, model,
             {"tasks": [{"task": "text-classification", "pairs": True}]},
             "input.text_pair: task text-classification reads it",
         ),
+        ({"engine": {"quantization": "fp8", "device": "cpu"}}, "fp8 is for GPUs, the encoders will be on CPUs"),
+        ({"engine": {"quantization": "int8", "device": "cuda"}}, "int8 is for CPUs, the encoders will be on GPUs"),
     ],
 )
 def test_a_wrong_job_is_refused_before_anything_starts(model, corpus, tmp_path, change, message):

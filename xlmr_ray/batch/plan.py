@@ -172,6 +172,18 @@ def precision(job: Job, recipes: Sequence[TaskRecipe]) -> str:
     return AS_STORED if on_gpu(engine.device) else "float32"
 
 
+def check_quantization(job: Job) -> None:
+    """Raises UserError for products in eight bits where the encoders will be on processors that have none of the kind.
+
+    An encoder would say it, too, a cluster's start later.
+    """
+    asked, there = job.engine.quantization, "cuda" if on_gpu(job.engine.device) else "cpu"
+    if (asked, there) == ("int8", "cuda"):
+        raise UserError("engine.quantization int8 is for CPUs, the encoders will be on GPUs: add engine.device: cpu")
+    if (asked, there) == ("fp8", "cpu"):
+        raise UserError("engine.quantization fp8 is for GPUs, the encoders will be on CPUs: take int8")
+
+
 def settings_digest(folder: Path) -> str:
     """Of a checkpoint's small JSON files: labels, pooling, prompts, lengths; a head's encoder's, too.
 

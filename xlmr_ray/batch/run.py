@@ -29,7 +29,17 @@ from xlmr_ray.batch.incremental import Changes, Next, plan_next, planned, publis
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.launch import code_version, last_launch
 from xlmr_ray.batch.lease import WAIT, leased
-from xlmr_ray.batch.plan import AS_STORED, Dead, Plan, columns_of, job_identity, make_plan, precision, task_recipes
+from xlmr_ray.batch.plan import (
+    AS_STORED,
+    Dead,
+    Plan,
+    check_quantization,
+    columns_of,
+    job_identity,
+    make_plan,
+    precision,
+    task_recipes,
+)
 from xlmr_ray.batch.progress import Display, Figures, say
 from xlmr_ray.batch.recipe import EngineRecipe, Recipe
 from xlmr_ray.batch.shard_table import ROWS
@@ -101,6 +111,7 @@ def prepare(job: Job, store: Store) -> Prepared:
     """Finds inputs and checkpoints, and makes the plan or reads the one that the run has. Raises UserError for what
     is wrong.
     """
+    check_quantization(job)
     recipes = task_recipes(job)
     columns = columns_of(job, recipes)
     with reading(", ".join(map(clean_url, job.input.path))):
