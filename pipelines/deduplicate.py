@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from xlmr_ray.batch.cluster import connected
 from xlmr_ray.batch.job import check_job, read_job
-from xlmr_ray.batch.results import read_results
+from xlmr_ray.batch.ledger.results import read_results
 from xlmr_ray.batch.run import run_job
 
 JOB = Path(__file__).parent / "embed.yaml"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import xlmr_ray.serve.environment  # noqa: F401 - as `xlmr-ray serve` has it, for the one Ray session of all tests
+import xlmr_ray.serve.ray_environment  # noqa: F401 - as `xlmr-ray serve` has it, for the one Ray session of all tests
 from tests.seaweed import seaweed
 
 __all__ = ["seaweed"]

@@ -12,7 +12,7 @@ import pytest
 
 from xlmr_ray import pipeline
 from xlmr_ray.batch.job import check_job, read_job
-from xlmr_ray.batch.results import read_results, result_files
+from xlmr_ray.batch.ledger.results import read_results, result_files
 from xlmr_ray.batch.run import run_job
 
 ROOT = Path(__file__).parents[1]

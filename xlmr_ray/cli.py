@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from xlmr_ray.errors import JobFailed, UserError
-from xlmr_ray.plural import plural
-from xlmr_ray.redact import redacted
+from xlmr_ray.text.plural import plural
+from xlmr_ray.text.redact import redacted
 
 INTERRUPTED = 130  # as shells have it for ^C
 
@@ -70,8 +70,8 @@ def run(
         if option not in content:
             raise UserError(f"{job}: nothing says the {option}; give --{option}")
     checked = check_job(content, job)
+    from xlmr_ray.batch.observe.summary import print_summary
     from xlmr_ray.batch.run import run_job
-    from xlmr_ray.batch.summary import print_summary
 
     outcome = run_job(checked, console=Console(stderr=True), quiet=quiet, at_least_once=at_least_once, wait=wait)
     print_summary(outcome, Console())
@@ -129,7 +129,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """What a job will take: time, cost, machines, tokenizer cores, shards, requests and storage."""
-    from xlmr_ray.sizing.command import plan_command
+    from xlmr_ray.bench.sizing.command import plan_command
 
     plan_command(
         bench=bench,
@@ -166,8 +166,8 @@ def status(
     at_least_once: AtLeastOnce = False,
 ) -> None:
     """How far the runs in OUT are, and who drives them; from any machine."""
-    from xlmr_ray.batch.store import open_store
-    from xlmr_ray.batch.summary import print_status, status_lines
+    from xlmr_ray.batch.observe.summary import print_status, status_lines
+    from xlmr_ray.batch.store.base import open_store
 
     store = open_store(out, at_least_once=at_least_once)
     if json:
@@ -185,7 +185,7 @@ def files(
     at_least_once: AtLeastOnce = False,
 ) -> None:
     """The Parquet files that hold the published rows in OUT, for DuckDB, Spark, Polars and others."""
-    from xlmr_ray.batch.results import as_json, as_sql, iter_files
+    from xlmr_ray.batch.ledger.results import as_json, as_sql, iter_files
 
     found = iter_files(out, errors=errors, at_least_once=at_least_once)
     if format == "lines":
@@ -204,10 +204,10 @@ def verify(
     at_least_once: AtLeastOnce = False,
 ) -> None:
     """Read records and files again: every checksum and every count."""
-    from xlmr_ray.batch.finish import current
-    from xlmr_ray.batch.store import open_store
-    from xlmr_ray.batch.summary import print_report
-    from xlmr_ray.batch.verify import verify as verified
+    from xlmr_ray.batch.ledger.manifest import current
+    from xlmr_ray.batch.ledger.verify import verify as verified
+    from xlmr_ray.batch.observe.summary import print_report
+    from xlmr_ray.batch.store.base import open_store
 
     store = open_store(out, at_least_once=at_least_once)
     published = None if run else current(store)
@@ -230,8 +230,8 @@ def report(
     at_least_once: AtLeastOnce = False,
 ) -> None:
     """Make a run's report anew, a page and JSON, and say where it is; of an unfinished run, as far as it is."""
-    from xlmr_ray.batch.report.leave import leave_report, save_report
-    from xlmr_ray.batch.store import open_store
+    from xlmr_ray.batch.observe.report.leave import leave_report, save_report
+    from xlmr_ray.batch.store.base import open_store
 
     store = open_store(out, at_least_once=at_least_once)
     where = leave_report(store, run, price=price) if to is None else save_report(store, run, to, price=price)
@@ -246,8 +246,8 @@ def sweep(
     at_least_once: AtLeastOnce = False,
 ) -> None:
     """Remove the files of attempts that crashed or lost."""
-    from xlmr_ray.batch.finish import sweep as swept
-    from xlmr_ray.batch.store import open_store
+    from xlmr_ray.batch.ledger.manifest import sweep as swept
+    from xlmr_ray.batch.store.base import open_store
 
     store = open_store(out, at_least_once=at_least_once)
     console = Console()

@@ -8,15 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xlmr_ray.batch.columns import Columns
-from xlmr_ray.batch.commit import commit_shard, committed_shards, new_attempt
-from xlmr_ray.batch.finish import current, finish, read_manifest
 from xlmr_ray.batch.incremental import plan_next, publish_found
-from xlmr_ray.batch.readers import read_shard
-from xlmr_ray.batch.rows import error_table, good_rows
+from xlmr_ray.batch.input.columns import Columns
+from xlmr_ray.batch.input.readers import read_shard
+from xlmr_ray.batch.input.source import InputChanged, find_inputs
+from xlmr_ray.batch.ledger.manifest import current, finish, read_manifest
+from xlmr_ray.batch.ledger.record import commit_shard, committed_shards, new_attempt
+from xlmr_ray.batch.ledger.snapshot import DATA, table_files
 from xlmr_ray.batch.run import commit_dead
-from xlmr_ray.batch.source import InputChanged, find_inputs
-from xlmr_ray.batch.table import DATA, table_files
+from xlmr_ray.batch.stages.rows import error_table, good_rows
 from xlmr_ray.errors import UserError
 
 COLUMNS = Columns(text={"text": "text"}, id="id", keep=("lang",))

@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xlmr_ray.batch.commit import ERROR_SCHEMA, by_line, commit_shard, new_attempt, plan_key
-from xlmr_ray.batch.store import Exists, open_store
+from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, by_line, commit_shard, new_attempt, plan_key
+from xlmr_ray.batch.store.base import Exists, open_store
 
 RUN = "0123456789abcdef"
 

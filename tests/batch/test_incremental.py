@@ -18,18 +18,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.batch.days import COLUMNS, IDENTITY, commit_one, launch, seen, truth, whole, write
-from xlmr_ray.batch.commit import Damaged, committed, planned_shards, run_id
-from xlmr_ray.batch.finish import CURRENT, current, finish, publish
 from xlmr_ray.batch.incremental import compare
+from xlmr_ray.batch.input.source import Input, find_inputs
 from xlmr_ray.batch.job import check_job
+from xlmr_ray.batch.ledger.manifest import CURRENT, current, finish, publish
+from xlmr_ray.batch.ledger.record import Damaged, committed, planned_shards, run_id
+from xlmr_ray.batch.ledger.results import result_files
+from xlmr_ray.batch.ledger.snapshot import ERRORS, Head, read_head, table_key, table_problems
+from xlmr_ray.batch.ledger.verify import verify
+from xlmr_ray.batch.observe.summary import print_summary
 from xlmr_ray.batch.plan import write_plan
-from xlmr_ray.batch.results import result_files
 from xlmr_ray.batch.run import run_job
-from xlmr_ray.batch.source import Input, find_inputs
-from xlmr_ray.batch.store import open_store
-from xlmr_ray.batch.summary import print_summary
-from xlmr_ray.batch.table import ERRORS, Head, read_head, table_key, table_problems
-from xlmr_ray.batch.verify import verify
+from xlmr_ray.batch.store.base import open_store
 from xlmr_ray.errors import JobFailed, UserError
 
 

@@ -12,12 +12,12 @@ from tests.models import add_tokenizer, make_config, save_classifier
 from tests.tasks.texts import languages
 from xlmr_ray import UserError, pipeline
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.block import from_block, raise_failure, to_block
 from xlmr_ray.batch.job import check_job
-from xlmr_ray.batch.recipe import shard_to_json
 from xlmr_ray.batch.run import prepare
-from xlmr_ray.batch.stages import Encode, Tokenize
-from xlmr_ray.batch.store import open_store
+from xlmr_ray.batch.stages.block import from_block, raise_failure, to_block
+from xlmr_ray.batch.stages.encode import Encode, Tokenize
+from xlmr_ray.batch.stages.recipe import shard_to_json
+from xlmr_ray.batch.store.base import open_store
 
 TEXTS = [articles[0] for articles in languages().values()][:8]
 PAIRED = [{"text": one, "text_pair": other} for one, other in zip(TEXTS, reversed(TEXTS), strict=True)]

@@ -61,12 +61,12 @@ def step(name: str, shards: int, folder: str) -> tuple[float, float]:
     from rich.console import Console
 
     from xlmr_ray.batch import plan, run, stream
-    from xlmr_ray.batch.columns import Columns
-    from xlmr_ray.batch.finish import finish
+    from xlmr_ray.batch.input.columns import Columns
+    from xlmr_ray.batch.input.shards import Shard
+    from xlmr_ray.batch.input.source import Input
+    from xlmr_ray.batch.ledger.manifest import finish
+    from xlmr_ray.batch.ledger.verify import verify
     from xlmr_ray.batch.progress import Figures
-    from xlmr_ray.batch.shards import Shard
-    from xlmr_ray.batch.source import Input
-    from xlmr_ray.batch.verify import verify
 
     Console(file=io.StringIO()).print()
     done = {"plan": 0, "resume none": 0, "resume half": shards // 2}.get(name, shards)
@@ -136,9 +136,9 @@ def synthetic(folder: str, done: int) -> object:
     import pyarrow as pa
 
     from tests.batch.runs import errors_of, rows_of
-    from xlmr_ray.batch.commit import File, Record, Stats, record_key, to_parquet
-    from xlmr_ray.batch.local_store import LocalStore
-    from xlmr_ray.batch.store import Entry
+    from xlmr_ray.batch.ledger.record import File, Record, Stats, record_key, to_parquet
+    from xlmr_ray.batch.store.base import Entry
+    from xlmr_ray.batch.store.local import LocalStore
 
     tables: dict[str, pa.Table] = {"data": rows_of("shard", ROWS), "errors": errors_of("shard", 1)}
     tables["fewer"] = tables["data"].slice(1)
@@ -215,8 +215,8 @@ def commits(count: int) -> None:
     """Commits shards on a real S3 server, and writes two objects of the same sizes, in turns of a hundred."""
     from tests.batch.runs import errors_of, rows_of
     from tests.seaweed import running_seaweed
-    from xlmr_ray.batch.commit import commit_shard, new_attempt
-    from xlmr_ray.batch.store import open_store
+    from xlmr_ray.batch.ledger.record import commit_shard, new_attempt
+    from xlmr_ray.batch.store.base import open_store
 
     rows, errors = rows_of("shard", ROWS), errors_of("shard", 0)
     seconds = [0.0, 0.0]

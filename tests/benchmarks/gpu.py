@@ -21,8 +21,8 @@ from xlmr_ray import XLMRobertaConfig
 from xlmr_ray.bench.arithmetic import attention_operations, matrix_rate, product_operations
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.fp8 import eight_bit_floats
-from xlmr_ray.modeling import XLMRobertaModel
+from xlmr_ray.model.quantized.fp8 import eight_bit_floats
+from xlmr_ray.modeling.xlm_roberta import XLMRobertaModel
 from xlmr_ray.tasks.embedding import Embedding
 
 

@@ -18,7 +18,7 @@ import torch
 
 from tests.benchmarks.naive import timed
 from xlmr_ray import XLMRobertaConfig, XLMRobertaForSequenceClassification
-from xlmr_ray.batch.results import result_files
+from xlmr_ray.batch.ledger.results import result_files
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.heads import save_head
 from xlmr_ray.demo import CORPUS

@@ -31,7 +31,7 @@ from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.demo import CORPUS
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.tasks.registry import bind_task
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 CORES = own_cores()
 LENGTH = 512

@@ -114,7 +114,7 @@ def test_tensors_cross_at_the_seams(make: Make, monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(device_map, "moved", watched)
     folder = make(kind)
-    model = getattr(xlmr_ray.modeling, kind).from_pretrained(folder)
+    model = getattr(xlmr_ray.modeling.xlm_roberta, kind).from_pretrained(folder)
     prefix = "" if kind == "XLMRobertaModel" else "roberta."
     model.get_submodule(f"{prefix}encoder.layer.1").to("meta")
     connect(model, {"": "cpu", f"{prefix}encoder.layer.1": "meta"})
@@ -156,9 +156,9 @@ def test_maps_that_fit_nothing(make: Make, options: dict[str, Any], message: str
 @pytest.mark.parametrize("kind", ["XLMRobertaForSequenceClassification", "XLMRobertaForMaskedLM"])
 def test_a_gpu_and_the_cpu(make: Make, kind: str) -> None:
     folder = make(kind)
-    plain = getattr(xlmr_ray.modeling, kind).from_pretrained(folder)
+    plain = getattr(xlmr_ray.modeling.xlm_roberta, kind).from_pretrained(folder)
     devices = {"": "cuda:0", "roberta.encoder.layer.1": "cpu"}
-    model = getattr(xlmr_ray.modeling, kind).from_pretrained(folder, device_map=devices)
+    model = getattr(xlmr_ray.modeling.xlm_roberta, kind).from_pretrained(folder, device_map=devices)
     assert {p.device.type for p in model.parameters()} == {"cuda", "cpu"}
     got = model(IDS.cuda()).logits
     assert got.is_cuda

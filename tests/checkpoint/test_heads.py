@@ -20,7 +20,7 @@ from xlmr_ray.checkpoint.heads import save_head
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.pipeline import pipeline
 from xlmr_ray.errors import UserError
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 BARE = "XLMRobertaModel"
 CLASSES = {
@@ -37,7 +37,7 @@ def new_head(encoder: Path, kind: str, seed: int = 3, **overrides: Any) -> Any:
     """A model of the encoder with a random head on it."""
     torch.manual_seed(seed)
     with pytest.warns(UserWarning, match="made anew"):
-        model = getattr(xlmr_ray.modeling, kind).from_pretrained(encoder, **overrides)
+        model = getattr(xlmr_ray.modeling.xlm_roberta, kind).from_pretrained(encoder, **overrides)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.startswith("roberta.") or "pooler" in name:
@@ -58,7 +58,7 @@ def test_a_head_is_a_checkpoint(make: Make, kind: str, rename: bool) -> None:
     assert config["architectures"] == [kind]
     assert config["encoder_digest"] == encoder_digest(encoder)
 
-    again = getattr(xlmr_ray.modeling, kind).from_pretrained(folder)
+    again = getattr(xlmr_ray.modeling.xlm_roberta, kind).from_pretrained(folder)
     assert again.load_report.missing == again.load_report.unexpected == ()
     for (name, one), other in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
@@ -89,7 +89,7 @@ def test_a_head_alone(make: Make) -> None:
     encoder = make(BARE)
     config = XLMRobertaConfig(**SIZES)
     head = nn.ModuleDict({"classifier": nn.Linear(32, 3)})
-    loaded = xlmr_ray.modeling.XLMRobertaForTokenClassification.from_pretrained(
+    loaded = xlmr_ray.modeling.xlm_roberta.XLMRobertaForTokenClassification.from_pretrained(
         save_head(head, encoder, "ner", config=config)
     )
     assert torch.equal(loaded.classifier.weight, head["classifier"].weight)

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.checkpoint.conftest import SIZES, Make, reference, same
-from xlmr_ray import modeling
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.checkpoint.tensors import open_tensors
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.modeling import xlm_roberta as modeling
 
 SEQ = "XLMRobertaForSequenceClassification"
 MLM = "XLMRobertaForMaskedLM"

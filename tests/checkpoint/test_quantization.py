@@ -37,7 +37,7 @@ IDS = torch.arange(5, 41).reshape(3, 12)
 
 
 def quantized(folder: Path, config: BitsAndBytesConfig, kind: str = SEQ) -> Any:
-    return getattr(xlmr_ray.modeling, kind).from_pretrained(folder, quantization_config=config)
+    return getattr(xlmr_ray.modeling.xlm_roberta, kind).from_pretrained(folder, quantization_config=config)
 
 
 def same_bytes(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -149,7 +149,7 @@ def test_the_files_say_what_is_quantized(make: Make, tmp_path: Path) -> None:
     bare = xlmr_ray.XLMRobertaModel.from_pretrained(tmp_path / "saved", add_pooling_layer=False)
     same_bytes(bare.state_dict(), model.roberta.state_dict())
     with torch.device("meta"):
-        head = nn.ModuleDict({"classifier": xlmr_ray.modeling.ClassificationHead(model.config)})
+        head = nn.ModuleDict({"classifier": xlmr_ray.modeling.xlm_roberta.ClassificationHead(model.config)})
     assert load_tensors(head, tmp_path / "saved").quantized == ("classifier.dense",)
     same_bytes(head["classifier"].state_dict(), model.classifier.state_dict())
 

@@ -9,11 +9,11 @@ from safetensors import safe_open
 
 from tests.checkpoint.conftest import SIZES, Make, reference, same
 from tests.checkpoint.test_load import BARE, MLM, SEQ, load, state
-from xlmr_ray import modeling
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.save import save_pretrained
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.modeling import xlm_roberta as modeling
 
 
 def save(folder: Path, to: Path, kind: str, **options: Any) -> None:

@@ -10,7 +10,7 @@ from xlmr_ray import XLMRobertaTokenizer
 from xlmr_ray.engine import engine as module
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.last_layer import rows_read
-from xlmr_ray.model.packed import pack
+from xlmr_ray.model.packed_batch import pack
 from xlmr_ray.tasks.encoded import targets_of
 from xlmr_ray.tasks.registry import bind_task
 

@@ -10,7 +10,7 @@ from xlmr_ray import UserError
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.plan import task_recipes
 from xlmr_ray.engine.engine import Engine, check_int8
-from xlmr_ray.model.fp8 import Fp8Linear, eight_bit_floats
+from xlmr_ray.model.quantized.fp8 import Fp8Linear, eight_bit_floats
 from xlmr_ray.tasks.registry import bind_task
 
 

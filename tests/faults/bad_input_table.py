@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.faults.bad_input import LIMIT, Corpus, bad_input, bad_text
-from xlmr_ray.batch import shards
 from xlmr_ray.batch.cluster import connected
+from xlmr_ray.batch.input import shards
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.run import run_job
 

@@ -14,15 +14,16 @@ import pytest
 
 from tests.faults.bad_input import BETWEEN, LIMIT, Corpus, Expected, Unpickled, bad_input, bad_text
 from xlmr_ray import JobFailed
-from xlmr_ray.batch import codes, run, shards
-from xlmr_ray.batch.block import from_block, raise_failure, to_block
-from xlmr_ray.batch.finish import current
+from xlmr_ray.batch import codes, run
+from xlmr_ray.batch.input import shards
+from xlmr_ray.batch.input.readers import raw
 from xlmr_ray.batch.job import check_job
-from xlmr_ray.batch.readers import raw
-from xlmr_ray.batch.recipe import shard_to_json
-from xlmr_ray.batch.stages import Encode, Tokenize
-from xlmr_ray.batch.store import open_store
-from xlmr_ray.batch.verify import verify
+from xlmr_ray.batch.ledger.manifest import current
+from xlmr_ray.batch.ledger.verify import verify
+from xlmr_ray.batch.stages.block import from_block, raise_failure, to_block
+from xlmr_ray.batch.stages.encode import Encode, Tokenize
+from xlmr_ray.batch.stages.recipe import shard_to_json
+from xlmr_ray.batch.store.base import open_store
 
 FULL_SIZE = shards.BOMB_BYTES
 ANSWER = ("label", "score", "tokens", "truncated")

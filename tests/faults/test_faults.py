@@ -21,11 +21,11 @@ from tests.faults.rows import difference, published
 from tests.faults.stores import nth, sometimes
 from tests.faulty_proxy import running_proxy
 from tests.seaweed import ACCESS_KEY, SECRET_KEY
-from xlmr_ray.batch.commit import committed
 from xlmr_ray.batch.job import check_job, read_job
+from xlmr_ray.batch.ledger.record import committed
+from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.run import run_job
-from xlmr_ray.batch.store import open_store
-from xlmr_ray.batch.verify import verify
+from xlmr_ray.batch.store.base import open_store
 from xlmr_ray.errors import JobFailed
 
 PATIENCE = 120
@@ -35,7 +35,7 @@ PATIENCE = 120
 def processes():
     """Processes that start at once, from one that has imported what they need and has no threads."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.life", "xlmr_ray.batch.s3_store"])
+    context.set_forkserver_preload(["tests.faults.life", "xlmr_ray.batch.store.s3"])
     return context
 
 

@@ -22,7 +22,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from tests.infra.manifests import build
-from xlmr_ray.batch import metrics as batch
+from xlmr_ray.batch.observe import metrics as batch
 from xlmr_ray.serve import metrics as serve
 
 FOLDER = Path(__file__).parents[2] / "infra" / "monitoring"
@@ -179,11 +179,11 @@ def run_and_its_port(ray_session, tmp_path_factory):
     """A real run with an error row, and a request to the store tried again; the port at which Ray exports it."""
     import ray
 
-    from xlmr_ray.batch import retries
     from xlmr_ray.batch.job import check_job
-    from xlmr_ray.batch.metrics import RunMetrics
+    from xlmr_ray.batch.observe.metrics import RunMetrics
     from xlmr_ray.batch.progress import Figures
     from xlmr_ray.batch.run import run_job
+    from xlmr_ray.batch.store import retry_counter as retries
 
     folder = tmp_path_factory.mktemp("watched")
     (folder / "in.jsonl").write_text('{"text": "All human beings are born free"}\n{"text": ""}\n')

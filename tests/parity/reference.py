@@ -3,7 +3,7 @@
 import torch
 import transformers
 
-import xlmr_ray.modeling
+import xlmr_ray.modeling.xlm_roberta
 
 TOLERANCE = 1e-5
 # Sizes that no kernel likes, one and many token types, a padding id that is not 1.
@@ -39,7 +39,7 @@ def reference(name: str, seed: int = 0, **values: object) -> torch.nn.Module:
 def ours_of(theirs: torch.nn.Module, implementation: str = "sdpa") -> torch.nn.Module:
     """Our class of that name with those weights, in evaluation mode."""
     config = xlmr_ray.XLMRobertaConfig.from_dict(theirs.config.to_dict(), attn_implementation=implementation)
-    ours = getattr(xlmr_ray.modeling, type(theirs).__name__)(config).eval()
+    ours = getattr(xlmr_ray.modeling.xlm_roberta, type(theirs).__name__)(config).eval()
     ours.load_state_dict(theirs.state_dict())
     return ours
 

@@ -7,11 +7,11 @@ import torch
 import transformers
 
 import xlmr_ray
-import xlmr_ray.modeling
+import xlmr_ray.modeling.xlm_roberta
 from tests.parity.reference import DECODER, SHAPES, close, inputs, ours_of, reference, same
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.cache import DynamicCache
 from xlmr_ray.model.encoder import Encoder, Trace
+from xlmr_ray.model.generation.cache import DynamicCache
 from xlmr_ray.model.layout import Packed
 
 pytestmark = pytest.mark.filterwarnings("ignore:output_attentions", "ignore:XLMRobertaForMaskedLM does")
@@ -257,7 +257,7 @@ def test_dropout_in_training_draws_as_the_references():
 def test_saved_by_transformers_loaded_here_and_back(tmp_path):
     theirs = reference("XLMRobertaForCausalLM", **SHAPES[1], **DECODER)
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = xlmr_ray.modeling.XLMRobertaForCausalLM.from_pretrained(tmp_path / "theirs")
+    ours = xlmr_ray.modeling.xlm_roberta.XLMRobertaForCausalLM.from_pretrained(tmp_path / "theirs")
     assert ours.config.is_decoder
     assert not ours.load_report.missing
     batch = {**inputs(theirs.config, [5, 5, 5]), **source_of(theirs.config)}
@@ -310,8 +310,8 @@ def test_what_a_decoder_refuses():
     ids = torch.tensor([[5, 6]])
     for alone in (config(), config(is_decoder=True)):
         with pytest.raises(UserError, match="encoder_hidden_states: this model has no cross-attention"):
-            xlmr_ray.modeling.XLMRobertaModel(alone)(ids, encoder_hidden_states=states)
-    model = xlmr_ray.modeling.XLMRobertaModel(config(is_decoder=True, add_cross_attention=True))
+            xlmr_ray.modeling.xlm_roberta.XLMRobertaModel(alone)(ids, encoder_hidden_states=states)
+    model = xlmr_ray.modeling.xlm_roberta.XLMRobertaModel(config(is_decoder=True, add_cross_attention=True))
     with pytest.raises(UserError, match=r"encoder_hidden_states: \(1, length, 16\) is wanted, got \(1, 3, 8\)"):
         model(ids, encoder_hidden_states=states[..., :8])
     with pytest.raises(UserError, match="encoder_attention_mask: there are no encoder_hidden_states"):
@@ -326,8 +326,8 @@ def test_what_a_decoder_refuses():
     with pytest.raises(UserError, match="use the padded layout"):
         model.encoder(torch.zeros(4, 16), Packed.of([4]), Trace(attentions=[]))
     with pytest.warns(UserWarning, match="use_cache: only a decoder"):
-        assert xlmr_ray.modeling.XLMRobertaModel(config())(ids, use_cache=True).past_key_values is None
+        assert xlmr_ray.modeling.xlm_roberta.XLMRobertaModel(config())(ids, use_cache=True).past_key_values is None
     with pytest.warns(UserWarning, match="does not see later tokens"):
-        xlmr_ray.modeling.XLMRobertaForMaskedLM(config(is_decoder=True))
+        xlmr_ray.modeling.xlm_roberta.XLMRobertaForMaskedLM(config(is_decoder=True))
     with pytest.warns(UserWarning, match="sees later tokens"):
-        xlmr_ray.modeling.XLMRobertaForCausalLM(config())
+        xlmr_ray.modeling.xlm_roberta.XLMRobertaForCausalLM(config())

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import xlmr_ray
-import xlmr_ray.modeling
+import xlmr_ray.modeling.xlm_roberta
 from tests.parity.reference import SHAPES, close, inputs, inputs_for, ours_of, reference, same
 
 # Attention with probabilities is computed eagerly, and a causal head on an encoder sees everything: both say so.
@@ -47,7 +47,7 @@ def test_every_field_of_every_class(name, shape, implementation):
 def test_saved_by_transformers_loaded_here_and_back(name, values, tmp_path):
     theirs = reference(name, **values, tie_word_embeddings="pad_token_id" not in values)
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = getattr(xlmr_ray.modeling, name).from_pretrained(tmp_path / "theirs")
+    ours = getattr(xlmr_ray.modeling.xlm_roberta, name).from_pretrained(tmp_path / "theirs")
     batch = inputs_for(name, theirs.config, [5, 5])
     with torch.no_grad():
         same(ours(**batch), theirs(**batch), torch.ones(2, 5, dtype=torch.bool))

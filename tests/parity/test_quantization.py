@@ -19,7 +19,7 @@ import xlmr_ray
 from tests.checkpoint.conftest import SIZES
 from tests.checkpoint.test_quantization import same_bytes
 from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 pytest.importorskip("bitsandbytes", reason="the extra `quantization` is not installed")
 pytest.importorskip("accelerate", reason="transformers quantizes with accelerate alone")
@@ -57,7 +57,7 @@ def theirs(kind: str, folder: Path, values: dict[str, Any] | None = None, **opti
 
 def ours(kind: str, folder: Path, values: dict[str, Any] | None = None, **options: Any) -> Any:
     config = None if values is None else BitsAndBytesConfig(**values)
-    return getattr(xlmr_ray.modeling, kind).from_pretrained(folder, quantization_config=config, **options)
+    return getattr(xlmr_ray.modeling.xlm_roberta, kind).from_pretrained(folder, quantization_config=config, **options)
 
 
 def inputs(kind: str) -> torch.Tensor:

@@ -14,7 +14,7 @@ import transformers
 
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.tasks.registry import bind_task
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 pytestmark = [
     pytest.mark.skipif("XLMR_RAY_E5" not in os.environ, reason="XLMR_RAY_E5 names no checkpoint"),

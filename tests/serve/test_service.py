@@ -183,7 +183,7 @@ def test_too_many_tokens_wait(service, monkeypatch):
 
 def test_failures_of_the_model_are_one_requests_own(service, monkeypatch):
     """A sequence that the model fails on does not take its batch with it."""
-    from xlmr_ray.serve import batcher
+    from xlmr_ray.serve.queue import batcher
 
     real = batcher.run_mixed
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.tasks.reference_answers import CASES, CRAFTED, LENGTH, articles, pairs_of, save_checkpoint
 from xlmr_ray import UserError, pipeline
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "reference_answers.json").read_text("utf-8"))
 LONG = ("Where?", "\n".join(context for _, context in articles()[:4]))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from xlmr_ray import UserError
 from xlmr_ray.tasks.encoded import documents
 from xlmr_ray.tasks.windows import averaged, check_stride, document_splits, document_tokens, window_spans, windows
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 TEXTS = [
     "Hello World!",

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import BatchEncoding as Theirs
 
-from xlmr_ray.batch_encoding import BatchEncoding
 from xlmr_ray.errors import UserError
+from xlmr_ray.tokenizer.batch_encoding import BatchEncoding
 
 
 def test_batch_encoding(ours, theirs) -> None:

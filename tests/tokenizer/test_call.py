@@ -11,7 +11,7 @@ from transformers.utils import PaddingStrategy, TensorType
 
 from tests.tokenizer.cases import ALL, MANY, MIXED, TEXTS, same
 from xlmr_ray.errors import UserError
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 
 @pytest.mark.parametrize(

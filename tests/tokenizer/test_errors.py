@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from xlmr_ray.errors import UserError
-from xlmr_ray.tokenizer import TokenizerError
+from xlmr_ray.tokenizer.tokenizer import TokenizerError
 
 
 def test_the_text_at_fault_is_named(ours) -> None:

@@ -12,7 +12,7 @@ from transformers import XLMRobertaTokenizer as Reference
 
 from tests.tokenizer.cases import SPECIAL, TEXTS, same
 from xlmr_ray.errors import UserError
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 
 def test_saved_and_loaded_again(ours, small, tmp_path) -> None:
@@ -158,7 +158,7 @@ def test_arguments_go_before_the_files(small) -> None:
 
 
 def test_other_names_and_places(small, tmp_path) -> None:
-    from xlmr_ray.tokenizer import XLMRobertaTokenizerFast
+    from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizerFast
 
     (tmp_path / "inner").mkdir()
     for file in small.glob("*token*.json"):

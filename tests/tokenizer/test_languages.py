@@ -6,7 +6,7 @@ import pytest
 from transformers import XLMRobertaTokenizer as Reference
 
 from tests.tokenizer.cases import ALL, corpus, same
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 PLAIN = ["Hello World!", "Все люди рождаются свободными", "人人生而自由", "two  spaces \t and a tab", "a\nb"]
 

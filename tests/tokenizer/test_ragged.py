@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
 from tests.tokenizer.cases import LONG, MANY, TEXTS
-from xlmr_ray.long_text import LongText
-from xlmr_ray.tokenizer import TokenizerError, XLMRobertaTokenizer
+from xlmr_ray.tokenizer.safe_prefix import LongText
+from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
 
 
 def rows_of(ragged) -> list[list[int]]:
@@ -139,7 +139,7 @@ def test_long_texts_are_cut(ours, monkeypatch) -> None:
         seen.extend(map(len, items))
         return original(backend, items, **options)
 
-    monkeypatch.setattr("xlmr_ray.ragged.encode_batch", spy)
+    monkeypatch.setattr("xlmr_ray.tokenizer.ragged.encode_batch", spy)
     words = "human rights are for all " * 40_000
     blob = "humanrightsareforall" * 5_000
     chinese = "人人生而自由在尊严和权利上一律平等" * 5_000

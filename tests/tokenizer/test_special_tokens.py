@@ -10,7 +10,7 @@ from transformers import XLMRobertaTokenizer as Reference
 
 from tests.tokenizer.cases import SPECIAL, TEXTS, same
 from xlmr_ray.errors import UserError
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 
 @pytest.fixture

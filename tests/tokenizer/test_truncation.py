@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenizer.cases import ALL, MANY, MIXED, same
-from xlmr_ray import tokenizer_pairs
 from xlmr_ray.errors import UserError
-from xlmr_ray.tokenizer import TokenizerError, XLMRobertaTokenizer
+from xlmr_ray.tokenizer.call import pairs as tokenizer_pairs
+from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
 
 SOME = settings(MANY, max_examples=50)
 STRATEGIES = [True, False, None, "longest_first", "only_first", "only_second", "do_not_truncate"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.tokenizer.cases import ALL, MANY, same
 from xlmr_ray.errors import UserError
-from xlmr_ray.tokenizer import TokenizerError
+from xlmr_ray.tokenizer.tokenizer import TokenizerError
 
 ODD = {
     "empty": "",

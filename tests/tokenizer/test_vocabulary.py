@@ -8,8 +8,8 @@ from transformers import XLMRobertaTokenizer as Reference
 
 from tests.tokenizer.cases import TEXTS, articles, same
 from xlmr_ray.errors import UserError
-from xlmr_ray.sentencepiece import fairseq_vocabulary, read_sentencepiece, write_sentencepiece
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.sentencepiece import fairseq_vocabulary, read_sentencepiece, write_sentencepiece
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 
 def test_from_sentencepiece(folder, tmp_path) -> None:

@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from xlmr_ray.batch.columns import Columns
-from xlmr_ray.batch.commit import Record, committed_shards, in_order, new_attempt, record_key, run_id
-from xlmr_ray.batch.finish import current, publish, publish_next, read_manifest
+from xlmr_ray.batch.input.columns import Columns
+from xlmr_ray.batch.input.readers.raw import Source
+from xlmr_ray.batch.input.shard_table import INPUT
+from xlmr_ray.batch.input.shards import Shard
+from xlmr_ray.batch.input.source import Input, InputChanged
+from xlmr_ray.batch.ledger.manifest import current, publish, publish_next, read_manifest
+from xlmr_ray.batch.ledger.record import Record, committed_shards, in_order, new_attempt, record_key, run_id
+from xlmr_ray.batch.ledger.snapshot import DATA, Step, read_head, read_step, table_files, table_inputs, write_table
 from xlmr_ray.batch.plan import Plan, read_plan, write_plan
-from xlmr_ray.batch.readers.raw import Source
-from xlmr_ray.batch.shard_table import INPUT
-from xlmr_ray.batch.shards import Shard
-from xlmr_ray.batch.source import Input, InputChanged
-from xlmr_ray.batch.store import Exists, Store
-from xlmr_ray.batch.table import DATA, Step, read_head, read_step, table_files, table_inputs, write_table
+from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.errors import JobFailed
 
 

@@ -10,24 +10,24 @@ import pyarrow as pa
 import torch
 
 from xlmr_ray.batch.cluster import on_gpu
-from xlmr_ray.batch.columns import Columns
-from xlmr_ray.batch.commit import Damaged, by_lines, canonical, lines_of, plan_key, run_id
+from xlmr_ray.batch.input.columns import Columns
+from xlmr_ray.batch.input.shard_table import ShardTable
+from xlmr_ray.batch.input.shards import DeadLetter, plan_shards
+from xlmr_ray.batch.input.source import Input
 from xlmr_ray.batch.job import Job
-from xlmr_ray.batch.recipe import TaskRecipe
-from xlmr_ray.batch.shard_table import ShardTable
-from xlmr_ray.batch.shards import DeadLetter, plan_shards
-from xlmr_ray.batch.source import Input
-from xlmr_ray.batch.stages import bound
-from xlmr_ray.batch.store import Exists, Store
+from xlmr_ray.batch.ledger.record import Damaged, by_lines, canonical, lines_of, plan_key, run_id
+from xlmr_ray.batch.stages.encode import bound
+from xlmr_ray.batch.stages.recipe import TaskRecipe
+from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.checkpoint.digest import encoder_identity, files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import HEADS, encoder_folder, model_folder
 from xlmr_ray.checkpoint.tensors import open_tensors
 from xlmr_ray.errors import UserError
-from xlmr_ray.plural import plural
 from xlmr_ray.tasks.registry import Bound, canonical_task
 from xlmr_ray.tasks.text_generation import TextGeneration
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.text.plural import plural
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 # Raised by one whenever this package gives other answers to the same input.
 ANSWERS = 1

@@ -12,9 +12,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from rich.console import Console
 
-from xlmr_ray.batch.block import raise_failure
 from xlmr_ray.batch.cluster import connected, on_gpu, remote, sizes
-from xlmr_ray.batch.commit import (
+from xlmr_ray.batch.incremental import Changes, Next, plan_next, planned, publish_found
+from xlmr_ray.batch.input.shard_table import ROWS
+from xlmr_ray.batch.input.source import InputChanged, find_inputs
+from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.ledger.lease import WAIT, leased
+from xlmr_ray.batch.ledger.manifest import Manifest, finish, publish, read_manifest
+from xlmr_ray.batch.ledger.record import (
     ATTEMPT_FILE,
     ERROR_SCHEMA,
     commit_shard,
@@ -24,11 +29,8 @@ from xlmr_ray.batch.commit import (
     read_record,
     run_id,
 )
-from xlmr_ray.batch.finish import Manifest, finish, publish, read_manifest
-from xlmr_ray.batch.incremental import Changes, Next, plan_next, planned, publish_found
-from xlmr_ray.batch.job import Job
-from xlmr_ray.batch.launch import code_version, last_launch
-from xlmr_ray.batch.lease import WAIT, leased
+from xlmr_ray.batch.observe.provenance import code_version, last_launch
+from xlmr_ray.batch.observe.watch import Watch, watched
 from xlmr_ray.batch.plan import (
     AS_STORED,
     Dead,
@@ -41,18 +43,16 @@ from xlmr_ray.batch.plan import (
     task_recipes,
 )
 from xlmr_ray.batch.progress import Display, Figures, say
-from xlmr_ray.batch.recipe import EngineRecipe, Recipe
-from xlmr_ray.batch.shard_table import ROWS
-from xlmr_ray.batch.source import InputChanged, find_inputs
-from xlmr_ray.batch.store import NoConditionalWrites, Store, open_store, reading
+from xlmr_ray.batch.stages.block import raise_failure
+from xlmr_ray.batch.stages.recipe import EngineRecipe, Recipe
+from xlmr_ray.batch.store.base import NoConditionalWrites, Store, open_store, reading
 from xlmr_ray.batch.stream import rows_of, stream
-from xlmr_ray.batch.watch import Watch, watched
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.errors import JobFailed
-from xlmr_ray.plural import plural
-from xlmr_ray.redact import clean_url
+from xlmr_ray.text.plural import plural
+from xlmr_ray.text.redact import clean_url
 
 # Rows of a shard where the job does not say: seconds of work each, so that a crash costs little and progress shows.
 SHARD_ROWS_CPU = 16

@@ -15,12 +15,12 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from xlmr_ray.batch.block import to_block
 from xlmr_ray.batch.cluster import WRITER_CPUS, Sizes
-from xlmr_ray.batch.recipe import Recipe, shard_to_json
-from xlmr_ray.batch.shards import Shard
-from xlmr_ray.batch.stages import Encode, Tokenize
-from xlmr_ray.batch.write import Write
+from xlmr_ray.batch.input.shards import Shard
+from xlmr_ray.batch.stages.block import to_block
+from xlmr_ray.batch.stages.encode import Encode, Tokenize
+from xlmr_ray.batch.stages.recipe import Recipe, shard_to_json
+from xlmr_ray.batch.stages.write import Write
 from xlmr_ray.errors import JobFailed
 
 PACK = 64  # shards at most; what a tokenizer that dies begins anew

@@ -16,16 +16,16 @@ import torch
 from numpy.typing import NDArray
 
 from xlmr_ray.batch.job import Job
-from xlmr_ray.batch.machine import device_name, host
+from xlmr_ray.batch.observe.machine import device_name, host
 from xlmr_ray.bench.arithmetic import attention_operations, matrix_rate, product_operations
 from xlmr_ray.bench.result import Bench, Machine, Rate, Work
 from xlmr_ray.bench.sample import Sample, take_sample
 from xlmr_ray.bench.shares import shares
 from xlmr_ray.engine.engine import Engine
-from xlmr_ray.engine.one_pass import one_pass
+from xlmr_ray.engine.shared_pass import one_pass
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.fp8 import Fp8Linear
-from xlmr_ray.model.int8 import Int8Linear
+from xlmr_ray.model.quantized.fp8 import Fp8Linear
+from xlmr_ray.model.quantized.int8 import Int8Linear
 from xlmr_ray.tasks.encoded import documents, keep_documents
 
 Say = Callable[[str], None]

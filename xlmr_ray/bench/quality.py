@@ -19,10 +19,10 @@ from xlmr_ray.bench.measure import load
 from xlmr_ray.bench.sample import Sample, take_sample
 from xlmr_ray.demo import CORPUS
 from xlmr_ray.engine.engine import Engine
-from xlmr_ray.engine.one_pass import one_pass
+from xlmr_ray.engine.shared_pass import one_pass
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.encoder import SelfAttention
-from xlmr_ray.model.fp8 import eight_bit_floats
+from xlmr_ray.model.quantized.fp8 import eight_bit_floats
 from xlmr_ray.tasks.embedding import Embedding
 
 # (dtype, quantization): the first is what the others are compared with.

@@ -8,19 +8,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from xlmr_ray.batch.input.readers import read_shard
+from xlmr_ray.batch.input.shards import Shard, plan_shards
+from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.plan import columns_of, task_recipes
-from xlmr_ray.batch.readers import read_shard
-from xlmr_ray.batch.rows import fail_empty, good_rows
-from xlmr_ray.batch.shards import Shard, plan_shards
-from xlmr_ray.batch.source import find_inputs
+from xlmr_ray.batch.stages.rows import fail_empty, good_rows
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.engine.engine import ragged
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.registry import bind_task
 from xlmr_ray.tasks.task import Task
 from xlmr_ray.tasks.text_generation import TextGeneration
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 # Documents are taken in groups of so many, from places spread evenly over the first files that hold GROUPS of them.
 GROUP = 16

@@ -16,20 +16,20 @@ from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.checkpoint.quantization import SCHEMES, scheme, steady_int8
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.engine.batches import longest_first, next_batch
 from xlmr_ray.engine.failures import NO_TOKENS, NON_FINITE, OUT_OF_MEMORY
 from xlmr_ray.engine.last_layer import rows_read
-from xlmr_ray.engine.order import longest_first, next_batch
 from xlmr_ray.engine.units import Units
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.encoder import Trace
-from xlmr_ray.model.fp8 import CAPABILITY as FP8
-from xlmr_ray.model.fp8 import eight_bit_floats
 from xlmr_ray.model.heads import LMHead
-from xlmr_ray.model.int8 import eight_bits
-from xlmr_ray.model.packed import PackedBatch, pack
-from xlmr_ray.model.shapes import shapes_only
-from xlmr_ray.modeling import XLMRobertaModel
-from xlmr_ray.pretrained import Pretrained
+from xlmr_ray.model.meta_device import shapes_only
+from xlmr_ray.model.packed_batch import PackedBatch, pack
+from xlmr_ray.model.quantized.fp8 import CAPABILITY as FP8
+from xlmr_ray.model.quantized.fp8 import eight_bit_floats
+from xlmr_ray.model.quantized.int8 import eight_bits
+from xlmr_ray.modeling.pretrained import Pretrained
+from xlmr_ray.modeling.xlm_roberta import XLMRobertaModel
 from xlmr_ray.tasks.task import Task
 
 log = logging.getLogger(__name__)

@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xlmr_ray.engine.batches import longest_first
 from xlmr_ray.engine.engine import Stats, out_of_memory, place_and_dtype, ragged
 from xlmr_ray.engine.failures import NON_FINITE, OUT_OF_MEMORY
-from xlmr_ray.engine.order import longest_first
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.generation import generate
-from xlmr_ray.model.generation_scores import completes
-from xlmr_ray.modeling import XLMRobertaForCausalLM
+from xlmr_ray.model.generation.generate import generate
+from xlmr_ray.model.generation.scores import completes
+from xlmr_ray.modeling.xlm_roberta import XLMRobertaForCausalLM
 from xlmr_ray.tasks.text_generation import TextGeneration
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xlmr_ray.model.packed import PackedBatch
-from xlmr_ray.model.steady import steady_rows
+from xlmr_ray.model.batch_invariance import steady_rows
+from xlmr_ray.model.packed_batch import PackedBatch
 
 
 def rows_read(batch: PackedBatch, reads: Collection[str]) -> Tensor | None:

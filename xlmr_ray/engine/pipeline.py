@@ -16,13 +16,13 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.generator import Generator
 from xlmr_ray.errors import UserError
-from xlmr_ray.modeling import XLMRobertaForCausalLM
-from xlmr_ray.pretrained import Pretrained
+from xlmr_ray.modeling.pretrained import Pretrained
+from xlmr_ray.modeling.xlm_roberta import XLMRobertaForCausalLM
 from xlmr_ray.tasks.encoded import documents, targets_of
 from xlmr_ray.tasks.registry import Bound, canonical_task, task_class
 from xlmr_ray.tasks.rerank import rerank
 from xlmr_ray.tasks.text_generation import TextGeneration
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 Text = str | Mapping[str, Any]
 # Where one text comes in, one answer goes out; of this one the reference makes a list all the same.

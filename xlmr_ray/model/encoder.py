@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.activations import activation
-from xlmr_ray.model.attention import ATTENTION, attention
-from xlmr_ray.model.cache import CachedLayer, DynamicCache
+from xlmr_ray.model.attention.backends import ATTENTION, attention
+from xlmr_ray.model.generation.cache import CachedLayer, DynamicCache
 from xlmr_ray.model.layout import Layout, Packed, Padded
 
 

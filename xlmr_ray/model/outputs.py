@@ -6,7 +6,7 @@ from typing import Any, overload
 
 from torch import Tensor
 
-from xlmr_ray.model.cache import DynamicCache
+from xlmr_ray.model.generation.cache import DynamicCache
 
 States = tuple[Tensor, ...] | None
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import xlmr_ray.serve.environment  # noqa: F401 - before Ray
+import xlmr_ray.serve.ray_environment  # noqa: F401 - before Ray
 
 # isort: split
 import ray

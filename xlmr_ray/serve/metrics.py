@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from xlmr_ray.serve.batcher import BatchStats
+from xlmr_ray.serve.queue.batcher import BatchStats
 
 if TYPE_CHECKING:
     from xlmr_ray.serve.service import Answer, Service

@@ -17,14 +17,14 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.generator import Generator
 from xlmr_ray.errors import UserError
-from xlmr_ray.serve.batcher import Batcher, BatchStats
+from xlmr_ray.serve.queue.batcher import Batcher, BatchStats
+from xlmr_ray.serve.queue.generation import Writer
 from xlmr_ray.serve.settings import EngineSection, ModelSection, ServeSettings
-from xlmr_ray.serve.writer import Writer
 from xlmr_ray.tasks.registry import Bound, canonical_task, task_class
 from xlmr_ray.tasks.task import Task
 from xlmr_ray.tasks.text_generation import TextGeneration
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
-from xlmr_ray.tokenizer_settings import Side
+from xlmr_ray.tokenizer.call.settings import Side
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 log = logging.getLogger(__name__)
 

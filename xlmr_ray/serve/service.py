@@ -21,20 +21,20 @@ import pyarrow as pa
 
 from xlmr_ray.engine.engine import ragged
 from xlmr_ray.errors import UserError
-from xlmr_ray.serve.batcher import Ticket
-from xlmr_ray.serve.coming import Coming
 from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_whole
 from xlmr_ray.serve.metrics import Metrics
 from xlmr_ray.serve.models import Model, Models, Served, load_models
+from xlmr_ray.serve.queue.admission import Coming
+from xlmr_ray.serve.queue.batcher import Ticket
+from xlmr_ray.serve.queue.generation import Prompt, Writer
 from xlmr_ray.serve.requests import CURRENT, Invalid, NotFound, Overloaded, TooLarge, Unavailable
 from xlmr_ray.serve.settings import LimitsSection, ServeSettings
 from xlmr_ray.serve.tracing import span
-from xlmr_ray.serve.writer import Prompt, Writer
 from xlmr_ray.tasks.encoded import targets_of
 from xlmr_ray.tasks.registry import TASKS, Bound, canonical_task
 from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tasks.unfit import UnfitRows
-from xlmr_ray.tokenizer import TokenizerError
+from xlmr_ray.tokenizer.tokenizer import TokenizerError
 
 log = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from xlmr_ray.checkpoint.sentence import Dense, SentenceConfig, read_sentence_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed import PackedBatch
-from xlmr_ray.model.steady import steadied
+from xlmr_ray.model.batch_invariance import steadied
+from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.pooling import POOLINGS, pool
 from xlmr_ray.tasks.task import at_least_one, checked, one_of
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "embedding"
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xlmr_ray.errors import UserError
-from xlmr_ray.tokenizer import Ragged, XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import Ragged, XLMRobertaTokenizer
 
 
 def length_limit(task: str, asked: int | None, config_limit: int, tokenizer: XLMRobertaTokenizer) -> int:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths, whole_documents
 from xlmr_ray.tasks.pooling import POOLINGS, pool
 from xlmr_ray.tasks.task import at_least_one, checked, one_of
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "feature-extraction"
 

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed import IGNORED, PackedBatch
-from xlmr_ray.model.steady import steadied
-from xlmr_ray.ragged import Ragged, Template, Truncation
+from xlmr_ray.model.batch_invariance import steadied
+from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.likelihood import language_model
 from xlmr_ray.tasks.long_documents import check_long, length_fields
 from xlmr_ray.tasks.task import at_least_one, checked
 from xlmr_ray.tasks.unfit import NO_MASK, UnfitRows
 from xlmr_ray.tasks.windows import check_stride, default_stride, document_splits, joined, lists, summed, window_spans
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.ragged import Ragged, Template, Truncation
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 log = logging.getLogger(__name__)
 

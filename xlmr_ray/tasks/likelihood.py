@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.model.batch_invariance import steadied
 from xlmr_ray.model.heads import LMHead
-from xlmr_ray.model.packed import IGNORED, PackedBatch
-from xlmr_ray.model.shapes import shapes_only
-from xlmr_ray.model.steady import steadied
+from xlmr_ray.model.meta_device import shapes_only
+from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
 from xlmr_ray.tasks.windows import document_splits
 
 # Tokens whose logits are there at a time: 0.26 GB a copy in fp32 for 250,002 entries.

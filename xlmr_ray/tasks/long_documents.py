@@ -7,7 +7,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xlmr_ray.errors import UserError
-from xlmr_ray.ragged import Template
 from xlmr_ray.tasks.encoded import lengths, whole_documents
 from xlmr_ray.tasks.task import one_of
 from xlmr_ray.tasks.windows import (
@@ -22,7 +21,8 @@ from xlmr_ray.tasks.windows import (
     window_spans,
     windows,
 )
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.ragged import Template
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 
 def check_long(task: str, long: object, stride: object) -> None:

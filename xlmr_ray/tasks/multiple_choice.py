@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.model.batch_invariance import steadied
 from xlmr_ray.model.heads import Pooler
-from xlmr_ray.model.packed import PackedBatch
-from xlmr_ray.model.shapes import shapes_only
-from xlmr_ray.model.steady import steadied
+from xlmr_ray.model.meta_device import shapes_only
+from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import documents, length_limit, lengths, whole_documents
 from xlmr_ray.tasks.task import at_least_one, checked
 from xlmr_ray.tasks.unfit import WRONG_CHOICES, UnfitRows
-from xlmr_ray.tokenizer import TokenizerError, XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
 
 NAME = "multiple-choice"
 

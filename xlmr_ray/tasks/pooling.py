@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.model.packed_batch import PackedBatch
 
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len")
 

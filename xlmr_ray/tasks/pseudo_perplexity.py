@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed import IGNORED, PackedBatch
-from xlmr_ray.ragged import Template
+from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.likelihood import FIELDS, Likelihood, answers, language_model, log_probabilities
 from xlmr_ray.tasks.long_documents import check_long, text_room
 from xlmr_ray.tasks.task import at_least_one, checked
 from xlmr_ray.tasks.windows import check_stride, default_stride, document_splits, gather, lists, row_splits, windows
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.ragged import Template
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "pseudo-perplexity"
 # Tokens of an encoded table: what a list column can count.

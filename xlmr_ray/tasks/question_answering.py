@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed import PackedBatch
-from xlmr_ray.model.shapes import shapes_only
-from xlmr_ray.ragged import Template, TokenizerError, as_strings, encode_batch
+from xlmr_ray.model.meta_device import shapes_only
+from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.answer_spans import best_spans, merged, probabilities
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.task import at_least_one, checked, one_of
@@ -32,7 +31,8 @@ from xlmr_ray.tasks.windows import (
     row_splits,
     window_spans,
 )
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.ragged import Template, TokenizerError, as_strings, encode_batch
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "question-answering"
 MAX_SEQ_LEN, MAX_STRIDE, LONG_QUESTION = 384, 128, 64  # the reference's

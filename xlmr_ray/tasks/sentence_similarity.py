@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed import PackedBatch
+from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks import embedding
 from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.encoded import documents
 from xlmr_ray.tasks.long_documents import length_fields
 from xlmr_ray.tasks.task import checked, one_of
-from xlmr_ray.tokenizer import TokenizerError, XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
 
 NAME = "sentence-similarity"
 FUNCTIONS = ("cosine", "dot", "euclidean", "manhattan")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed import PackedBatch
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.model.packed_batch import PackedBatch
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 
 class Task(Protocol):

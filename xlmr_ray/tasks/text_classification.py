@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.model.batch_invariance import steadied
 from xlmr_ray.model.heads import ClassificationHead
-from xlmr_ray.model.packed import PackedBatch
-from xlmr_ray.model.shapes import shapes_only
-from xlmr_ray.model.steady import steadied
+from xlmr_ray.model.meta_device import shapes_only
+from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.task import at_least_one, checked, one_of
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "text-classification"
 

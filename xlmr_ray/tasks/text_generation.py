@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.generation_config import GenerationConfig
+from xlmr_ray.model.generation.config import GenerationConfig
 from xlmr_ray.tasks.task import at_least_one, checked, one_of
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "text-generation"
 # What the reference's pipeline sets where neither the caller nor the checkpoint does.

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed import PackedBatch
-from xlmr_ray.model.shapes import shapes_only
+from xlmr_ray.model.meta_device import shapes_only
+from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.task import at_least_one, checked, one_of
 from xlmr_ray.tasks.windows import (
@@ -28,7 +28,7 @@ from xlmr_ray.tasks.windows import (
     row_splits,
     windows,
 )
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "token-classification"
 WORDS = ("first", "average", "max")  # the strategies that give a word one label

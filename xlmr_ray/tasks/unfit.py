@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from xlmr_ray.tokenizer import TokenizerError
+from xlmr_ray.tokenizer.tokenizer import TokenizerError
 
 NO_MASK = "no_mask"
 WRONG_CHOICES = "wrong_choices"

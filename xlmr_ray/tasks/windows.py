@@ -12,9 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xlmr_ray.errors import UserError
-from xlmr_ray.ragged import Template
 from xlmr_ray.tasks.encoded import documents
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.ragged import Template
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 
 def default_stride(max_length: int) -> int:

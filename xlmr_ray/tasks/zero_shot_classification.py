@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.batch_invariance import steadied
 from xlmr_ray.model.heads import ClassificationHead
-from xlmr_ray.model.packed import PackedBatch
-from xlmr_ray.model.shapes import shapes_only
-from xlmr_ray.model.steady import steadied
-from xlmr_ray.ragged import Template, Truncation
+from xlmr_ray.model.meta_device import shapes_only
+from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.long_documents import check_long, length_fields
 from xlmr_ray.tasks.task import at_least_one, checked, one_of
@@ -32,7 +31,8 @@ from xlmr_ray.tasks.windows import (
     summed,
     window_spans,
 )
-from xlmr_ray.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.ragged import Template, Truncation
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Makes a folder `VERSION/` beside this file by the version in the checkout: `python -m tests.batch.tables.make VERSION`.
+"""Makes a folder `VERSION/` beside this file by the version in the checkout: python -m tests.batch.tables.make VERSION
 
 A table of one day, and a second day whose driver is killed after its second record; `day-3` is for the version to come.
 """

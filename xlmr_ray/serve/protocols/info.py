@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from xlmr_ray.serve.models import Model, Served
+from xlmr_ray.serve.queue.generation import Writer
 from xlmr_ray.serve.service import Service
-from xlmr_ray.serve.writer import Writer
 from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.rerank import Rerank
 

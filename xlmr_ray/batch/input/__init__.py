@@ -1,0 +1,1 @@
+"""What a job reads: files, columns, shards, and a reader for each format."""

@@ -1,0 +1,118 @@
+"""JSON Lines: one object a line. A blank line is no row, but it counts: `row` is the line's number less one.
+
+Lines are parsed one by one, so that what becomes of a line never depends on the lines beside it.
+Kept fields are strings in every shard: a string as it is, null or missing as null, anything else as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from xlmr_ray.batch import codes
+from xlmr_ray.batch.input.columns import LISTS, Columns, Problem, Rows, json_type, kept_text, text_of
+from xlmr_ray.batch.input.readers.raw import BOM, MAX_ROW_BYTES
+
+MAX_DEPTH = 100
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_decode = json.JSONDecoder(strict=False).raw_decode  # control characters may stand in a string as they are
+
+
+def read(lines: Iterator[tuple[bytes, int]], first_row: int, columns: Columns, max_row_bytes: int) -> pa.Table:
+    """Read lines (content, size with newline) of which the first is line `first_row` (from 0) of the file."""
+    rows = Rows(columns, lambda row: f"line {row + 1}")
+    keep = columns.extra
+    (role, name), *others = columns.text.items()
+    only = name if not others and role not in LISTS and not keep and columns.id is None else None
+    for number, (line, size) in enumerate(lines, first_row):
+        if is_blank(line):
+            continue
+        value = parse(line, size, max_row_bytes)
+        if isinstance(value, Problem):
+            rows.bad(number, value)
+            continue
+        if only is not None and type(text := value.get(only)) is str:  # most jobs, and a third faster
+            rows.good(number, "", (text,))
+            continue
+        kept = [kept_text(value.get(name)) for name in keep]
+        id, problem = _id(value, columns.id)
+        texts = []
+        for role, name in columns.text.items():
+            text = text_of(role, value.get(name), name, present=name in value)
+            if isinstance(text, Problem):
+                problem = problem or text
+            else:
+                texts.append(text)
+        if problem is None:
+            rows.good(number, id, [*kept, *texts])
+        else:
+            rows.bad(number, problem, id, kept)
+    return rows.table()
+
+
+def is_blank(line: bytes) -> bool:
+    return not line or line.isspace()
+
+
+def parse(line: bytes, size: int, max_row_bytes: int = MAX_ROW_BYTES) -> dict[str, Any] | Problem:
+    """One line as an object, or what is wrong with it. Where a key is twice in the object the last one counts."""
+    if size > max_row_bytes:
+        return Problem(codes.ROW_TOO_LARGE, f"{size} bytes, the limit is {max_row_bytes}")
+    try:
+        text = line.removeprefix(BOM).strip(b" \t\r").decode()
+    except UnicodeDecodeError as error:
+        if size == len(line) and error.reason == "unexpected end of data":
+            return Problem(codes.TRUNCATED_LINE, "the file ends in the middle of a character")
+        return Problem(codes.INVALID_UTF8, f"invalid UTF-8 at byte {error.start}")
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
+        return Problem(codes.NESTING_TOO_DEEP, f"nested deeper than {MAX_DEPTH} levels")
+    try:
+        value, end = _decode(text)
+        if end < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+    except json.JSONDecodeError as error:
+        if size == len(line) and _is_cut(error, text):
+            return Problem(codes.TRUNCATED_LINE, "the file ends in the middle of a value")
+        return Problem(codes.MALFORMED_JSON, f"not JSON: {error.msg} at character {error.pos}")
+    except RecursionError:
+        return Problem(codes.NESTING_TOO_DEEP, "nested too deep to be parsed")
+    except ValueError:  # Python refuses to make an integer of more than 4300 digits
+        return Problem(codes.MALFORMED_JSON, "a number has too many digits")
+    if not isinstance(value, dict):
+        return Problem(codes.NOT_AN_OBJECT, f"{json_type(value)}, not an object")
+    return value
+
+
+def _id(value: dict[str, Any], name: str | None) -> tuple[str, Problem | None]:
+    id = value.get(name) if name is not None else None
+    if id is None:
+        return "", None  # a row without an id is still found by its position
+    if isinstance(id, str):
+        return id, None
+    if isinstance(id, int) and not isinstance(id, bool):
+        return str(id), None
+    return "", Problem(codes.WRONG_ID_TYPE, f"field {name!r} is {json_type(id)}, not a string or an integer")
+
+
+def _is_cut(error: json.JSONDecodeError, text: str) -> bool:
+    """Whether the text is the start of an object that is not finished."""
+    unfinished = error.pos >= len(text) or error.msg.startswith("Unterminated") or not text.endswith("}")
+    return text.startswith("{") and unfinished
+
+
+def _depth(line: bytes) -> int:
+    """Levels of nesting, brackets in strings not counted."""
+    depth = deepest = 0
+    for char in _STRING.sub(b"", line):
+        if char in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+            if deepest > MAX_DEPTH:
+                break
+        elif char in b"]}":
+            depth -= 1
+    return deepest

@@ -1,0 +1,325 @@
+"""Parquet: columns stay Arrow columns; no Python object is made of a good row.
+
+Whether a page is damaged shows only when it is read: then the shard's rows of its row group are error rows, the others
+are good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from xlmr_ray.batch import codes
+from xlmr_ray.batch.input.columns import LISTS, SYSTEM, Columns, Problem, repair, text_of
+from xlmr_ray.batch.input.readers.footer import check_footer, hide_arrow_schema
+from xlmr_ray.batch.input.readers.raw import Damaged, Source, check_names
+
+BATCH_ROWS = 1024
+MAX_SHARD_BYTES = 512 << 20  # a column of one value again and again takes no room in the file; this bounds its shard
+HALVE_OVER = 1 << 30  # a string column's offsets are 32 bits: batches over this are halved
+_ERRORS = (pa.ArrowException, OSError, ValueError)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file whose footer is sound and whose named columns can be read: the file, and the types of the kept columns."""
+
+    file: pq.ParquetFile
+    kept: tuple[pa.DataType, ...]
+    row_groups: tuple[int, ...]  # rows of each
+    row_group_bytes: tuple[int, ...]  # uncompressed, of the columns that are read
+
+
+def open_file(source: Source, columns: Columns) -> Opened:
+    """Read the footer. Raises Damaged with the reason why the whole file cannot be read."""
+    check_footer(source)
+    file = _opened(source)
+    if any(_holds_dictionary(field.type) for field in file.schema_arrow if field.name in columns.wanted):
+        # Arrow gives up a whole row group where a value of a dictionary column is not UTF-8; of a string column not
+        hide_arrow_schema(source)
+        file = _opened(source)
+    schema = file.schema_arrow
+    check_names(schema.names, columns.wanted)
+    for role, name in columns.text.items():
+        type = schema.field(name).type
+        if not _is_text(type) and not (role in LISTS and _is_list_of_text(type)):
+            wanted_type = "a list of strings" if role in LISTS else "a string"
+            raise Damaged(codes.WRONG_COLUMN_TYPE, f"column {name!r} is {type}, not {wanted_type}")
+    if columns.id is not None and not (_is_text(id := schema.field(columns.id).type) or pa.types.is_integer(id)):
+        raise Damaged(codes.WRONG_COLUMN_TYPE, f"id column {columns.id!r} is {id}, not a string or an integer")
+    groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+    wanted = set(columns.wanted)
+    sizes = [
+        sum(
+            column.total_uncompressed_size
+            for column in (group.column(index) for index in range(group.num_columns))
+            if column.path_in_schema.split(".")[0] in wanted
+        )
+        for group in groups
+    ]
+    kept = tuple(_kept_type(schema.field(name).type) for name in columns.extra)
+    return Opened(file, kept, tuple(group.num_rows for group in groups), tuple(sizes))
+
+
+def _opened(source: Source) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(pa.PythonFile(source, mode="r"), pre_buffer=True, page_checksum_verification=True)
+    except _ERRORS as error:
+        if source.failure is not None:
+            raise source.failure from None
+        raise Damaged(codes.CORRUPT_FOOTER, f"the footer cannot be read: {_first_line(error)}") from None
+
+
+def read(source: Source, first_row: int, rows: int, columns: Columns, max_row_bytes: int) -> pa.Table:
+    """Read the rows [first_row, first_row + rows) of the file."""
+    opened = open_file(source, columns)
+    tables: list[pa.Table] = []
+    start = 0
+    for index, count in enumerate(opened.row_groups):
+        low, high = max(first_row, start), min(first_row + rows, start + count)
+        if low < high:
+            room = MAX_SHARD_BYTES - sum(table.nbytes for table in tables)
+            tables += _row_group(source, opened, index, start, low, high, columns, max_row_bytes, room)
+        start += count
+    return pa.concat_tables(tables) if tables else _schema(columns, opened.kept).empty_table()
+
+
+def unread(source: Source, first_row: int, rows: int, columns: Columns, code: str, reason: str) -> pa.Table:
+    """Error rows in place of the rows [first_row, first_row + rows) of the file."""
+    return _failed(first_row, first_row + rows, code, reason, _schema(columns, open_file(source, columns).kept))
+
+
+def _row_group(
+    source: Source, opened: Opened, index: int, start: int, low: int, high: int, columns: Columns, limit: int, room: int
+) -> list[pa.Table]:
+    """Rows [low, high) of the file, which lie in the row group that starts at row `start`."""
+    schema = _schema(columns, opened.kept)
+    tables: list[pa.Table] = []
+    position = start
+    batches = _batches(source, opened, index, columns)
+    while position < high:
+        if room < 0:
+            reason = f"the shard's rows before it hold over {MAX_SHARD_BYTES} bytes; set a lower cluster.shard_rows"
+            return [*tables, _failed(max(low, position), high, codes.SHARD_TOO_LARGE, reason, schema)]
+        batch = next(batches)
+        if isinstance(batch, str):  # the reason why there is none
+            return [_failed(low, high, codes.UNREADABLE_ROW, f"row group {index} {batch}", schema)]
+        first, end = max(low, position), min(high, position + batch.num_rows)
+        if first < end:
+            part = batch.slice(first - position, end - first)
+            named = {name: _storage(part.column(part.schema.names.index(name))) for name in columns.wanted}
+            tables += _tables(named, first, columns, schema, limit)
+            room -= part.nbytes
+        position += batch.num_rows
+    return tables
+
+
+def _batches(source: Source, opened: Opened, index: int, columns: Columns) -> Iterator[pa.RecordBatch | str]:
+    """The batches of a row group; where one cannot be read, the reason instead, and no more."""
+    try:
+        yield from opened.file.iter_batches(BATCH_ROWS, row_groups=[index], columns=list(columns.wanted))
+    except _ERRORS as error:
+        if source.failure is not None:
+            raise source.failure from None
+        yield f"cannot be read: {_first_line(error)}"
+    yield "has fewer rows than the footer says"
+
+
+def _tables(named: dict[str, pa.Array], first: int, columns: Columns, schema: pa.Schema, limit: int) -> list[pa.Table]:
+    """A batch as tables, halved while its strings would overflow the 32-bit offsets of a string column."""
+    sizes = _row_bytes(named)
+    if len(sizes) > 1 and (pc.sum(sizes).as_py() or 0) > HALVE_OVER:
+        middle = len(sizes) // 2
+        left = {name: column.slice(0, middle) for name, column in named.items()}
+        right = {name: column.slice(middle) for name, column in named.items()}
+        return [*_tables(left, first, columns, schema, limit), *_tables(right, first + middle, columns, schema, limit)]
+    problems: dict[int, Problem] = {}  # by row of the batch; the first problem of a row counts
+    if (pc.max(sizes).as_py() or 0) > limit:
+        for row in pc.indices_nonzero(pc.greater(sizes, limit)).to_pylist():
+            problems[row] = Problem(codes.ROW_TOO_LARGE, f"{sizes[row]} bytes, the limit is {limit}")
+        named = {name: _without(column, list(problems)) for name, column in named.items()}
+    return [_table(named, len(sizes), first, problems, columns, schema)]
+
+
+def _table(
+    named: dict[str, pa.Array],
+    count: int,
+    first: int,
+    problems: dict[int, Problem],
+    columns: Columns,
+    schema: pa.Schema,
+) -> pa.Table:
+    out: dict[str, pa.Array] = {}
+    empty = pa.repeat(pa.scalar(""), count)
+    out["id"] = empty
+    if columns.id is not None:
+        out["id"] = _sound(_plain(named[columns.id]), columns.id, problems).cast(pa.string()).fill_null("")
+    for name in columns.extra:
+        column = named[name]
+        out[name] = _sound(_plain(column) if schema.field(name).type == pa.string() else column, name, problems)
+    changed: set[int] = set()
+    for role, name in columns.text.items():
+        out[role] = _sound(_plain(named[name]), name, problems)
+        if role in LISTS:
+            out[role] = _as_json(out[role], role, name, problems, changed)
+        if out[role].null_count:
+            for row in pc.indices_nonzero(out[role].is_null()).to_pylist():
+                problems.setdefault(row, Problem(codes.NULL_FIELD, f"field {name!r} is null"))
+    out["_row"] = pa.array(np.arange(first, first + count, dtype=np.int64))
+    out["_code"] = out["_message"] = empty
+    out["_changed"] = pa.array(np.isin(np.arange(count), list(changed)))
+    if problems:
+        for role in columns.text:
+            out[role] = _without(out[role], list(problems))
+        told = [problems.get(row) for row in range(count)]
+        out["_code"] = pa.array([problem.code if problem else "" for problem in told], pa.string())
+        words = [f"row {first + row}: {problem.message}" if problem else "" for row, problem in enumerate(told)]
+        out["_message"] = pa.array(words, pa.string())
+    return pa.table([out[name] for name in schema.names], schema=schema)
+
+
+def _failed(low: int, high: int, code: str, reason: str, schema: pa.Schema) -> pa.Table:
+    """Error rows for the rows [low, high) of the file."""
+    count = high - low
+    known = {
+        "_row": pa.array(np.arange(low, high, dtype=np.int64)),
+        "_code": pa.repeat(pa.scalar(code), count),
+        "_message": pa.array([f"row {row}: {reason}" for row in range(low, high)], pa.string()),
+        "_changed": pa.repeat(pa.scalar(False), count),
+        "id": pa.repeat(pa.scalar(""), count),
+    }
+    return pa.table(
+        [known[field.name] if field.name in known else pa.nulls(count, field.type) for field in schema], schema=schema
+    )
+
+
+def _schema(columns: Columns, kept: tuple[pa.DataType, ...]) -> pa.Schema:
+    own = [pa.int64(), pa.string(), pa.string(), pa.bool_(), pa.string()]
+    return pa.schema(
+        [
+            *zip((*SYSTEM, "id"), own, strict=True),
+            *zip(columns.extra, kept, strict=True),
+            *((role, pa.string()) for role in columns.text),
+        ]
+    )
+
+
+def _sound(column: pa.Array, name: str, problems: dict[int, Problem]) -> pa.Array:
+    """The column with null for values that are not valid UTF-8 (Parquet readers do not look), each one a problem."""
+    try:
+        column.validate(full=True)
+        return column
+    except pa.ArrowInvalid:
+        bad = [row for row in range(len(column)) if not _is_sound(column.take(pa.array([row])))]
+    for row in bad:
+        problems.setdefault(row, Problem(codes.INVALID_UTF8, f"field {name!r} is not valid UTF-8"))
+    return _without(column, bad)
+
+
+def _as_json(column: pa.Array, role: str, name: str, problems: dict[int, Problem], changed: set[int]) -> pa.Array:
+    """Lists of strings as JSON, null for rows with a problem; `changed` gets the rows in which lone surrogates, which
+    JSON can spell, are now U+FFFD.
+    """
+    texts: list[str | None] = []
+    for row, value in enumerate(column.to_pylist()):
+        text = None if row in problems else text_of(role, value, name)
+        if isinstance(text, Problem):
+            problems[row], text = text, None
+        if text is not None and (repaired := repair(text)) != text:
+            changed.add(row)
+            text = repaired
+        texts.append(text)
+    return pa.array(texts, pa.string())
+
+
+def _is_sound(value: pa.Array) -> bool:
+    try:
+        value.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _without(column: pa.Array, rows: list[int]) -> pa.Array:
+    """The column with null in these rows."""
+    if not rows:
+        return column
+    mask = np.zeros(len(column), dtype=bool)
+    mask[rows] = True
+    return column.take(pa.array(np.arange(len(column)), mask=mask))
+
+
+def _row_bytes(named: dict[str, pa.Array]) -> pa.Array:
+    """Bytes of each row's strings."""
+    total: pa.Array = None
+    for column in named.values():
+        if _is_list_of_text(column.type):
+            inner = pc.binary_length(pc.list_flatten(column)).fill_null(0).to_numpy(zero_copy_only=False)
+            parents = pc.list_parent_indices(column).to_numpy()
+            lengths = pa.array(np.bincount(parents, inner, minlength=len(column)).astype(np.int64))
+        elif not _is_text(column.type) or pa.types.is_null(column.type):
+            continue
+        else:
+            lengths = pc.binary_length(column).cast(pa.int64()).fill_null(0)
+        total = lengths if total is None else pc.add(total, lengths)
+    return pa.nulls(len(next(iter(named.values()))), pa.int64()) if total is None else total
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Any kind of string, or bytes that should be UTF-8, as a string column; other types as they are. Unchecked."""
+    if column.type in (pa.large_string(), pa.large_binary()):
+        column = column.cast(pa.binary())
+    return column.view(pa.string()) if pa.types.is_binary(column.type) else column
+
+
+def _storage(column: pa.Array) -> pa.Array:
+    """The column without its extension type, and in a type that Arrow's functions take (views are not)."""
+    column = column.storage if isinstance(column, pa.ExtensionArray) else column
+    if column.type in (pa.string_view(), pa.binary_view()):
+        is_string = column.type == pa.string_view()
+        column = column.cast(pa.large_binary())
+        column = column.view(pa.large_string()) if is_string else column
+    return column
+
+
+def _is_text(type: pa.DataType) -> bool:
+    if isinstance(type, pa.BaseExtensionType):
+        type = type.storage_type
+    kinds = (
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.null(),
+    )
+    return type in kinds
+
+
+def _is_list_of_text(type: pa.DataType) -> bool:
+    return _is_list(type) and type.value_type in (pa.string(), pa.large_string())
+
+
+def _is_list(type: pa.DataType) -> bool:
+    return isinstance(type, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
+
+
+def _holds_dictionary(type: pa.DataType) -> bool:
+    return isinstance(type.value_type if _is_list(type) else type, pa.DictionaryType)
+
+
+def _kept_type(type: pa.DataType) -> pa.DataType:
+    """The type in which a kept column is written: its own, but every kind of string is `string` (all nulls too)."""
+    if isinstance(type, pa.BaseExtensionType):
+        type = type.storage_type
+    return pa.string() if type in (pa.string(), pa.large_string(), pa.string_view(), pa.null()) else type
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,205 @@
+"""Bytes of an input, in bounded memory: ranges, decompression, lines. Tells damaged data from a store that fails."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import pyarrow as pa
+
+from xlmr_ray.batch import codes
+from xlmr_ray.batch.input.source import Input, InputChanged, check_unchanged
+from xlmr_ray.batch.store.base import filesystem
+
+CHUNK = 8 << 20  # bytes asked of the store at a time
+BLOCK = 64 << 10  # bytes inflated at a time
+MAX_ROW_BYTES = 64 << 20  # no line is held beyond this; over it, a row is an error row
+BOM = b"\xef\xbb\xbf"
+_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+
+
+class Damaged(Exception):
+    """The file, or the rest of it, cannot be read as what it is named. Never raised for an error of the store."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
+def check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise Damaged unless each wanted column is in the file once."""
+    for name in wanted:
+        if (count := names.count(name)) != 1:
+            code, words = (
+                (codes.AMBIGUOUS_COLUMN, "there more than once") if count else (codes.MISSING_COLUMN, "missing")
+            )
+            raise Damaged(code, f"column {name!r} is {words}; the file has: {', '.join(names[:20])}")
+
+
+class Source:
+    """One input opened for reading by ranges, as a file object for Arrow.
+
+    Arrow raises OSError both for damaged data and for what its file raised; `failure` keeps the latter apart.
+    `tail` holds the last bytes once they were asked for; reads of them are answered from it.
+    """
+
+    def __init__(self, found: Input, options: Mapping[str, object] | None = None) -> None:
+        self.input = found
+        self.failure: BaseException | None = None
+        self.closed = False
+        self._fs, self._path = filesystem(found.key, options=options)
+        self._position = 0
+        self.tail = b""
+
+    def info(self) -> Mapping[str, Any] | None:
+        """What the store says of the object now; None where it is gone."""
+        try:
+            return cast(Mapping[str, Any], self._fs.info(self._path))
+        except FileNotFoundError:
+            return None
+
+    def check(self) -> None:
+        """Raise InputChanged if the object is not the planned one."""
+        check_unchanged(self.input, self.info())
+
+    def range(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop), cut at the planned size. Raises InputChanged where the object has become shorter."""
+        stop = min(stop, self.input.size)
+        if start >= stop:
+            return b""
+        first = self.input.size - len(self.tail)
+        if start >= first:
+            return self.tail[start - first : stop - first]
+        try:
+            data = cast(bytes, self._fs.cat_file(self._path, start=start, end=stop))
+            if len(data) != stop - start:
+                raise InputChanged(f"{self.input.key}: shorter than when it was planned; start the job again")
+        except BaseException as error:
+            self.failure = error
+            raise
+        return data
+
+    def keep_tail(self, size: int) -> bytes:
+        """Read the last bytes once and answer later reads from them."""
+        self.tail = self.range(max(0, self.input.size - size), self.input.size)
+        return self.tail
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.range(self._position, self.input.size if size is None or size < 0 else self._position + size)
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.input.size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> Literal[True]:
+        return True
+
+    def seekable(self) -> Literal[True]:
+        return True
+
+    def writable(self) -> Literal[False]:
+        return False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def chunks(source: Source, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The content's bytes [start, stop), offsets counted after decompression. `stop=None`: to the end.
+
+    A stream that is cut or damaged gives what could be inflated, then raises Damaged.
+    """
+    if not source.input.compression:
+        end = source.input.size if stop is None else stop
+        for position in range(start, end, CHUNK):
+            yield source.range(position, min(position + CHUNK, end))
+        return
+    position = 0
+    for block in _inflated(source):
+        end = position + len(block)
+        if end > start:
+            yield block[max(0, start - position) : None if stop is None else stop - position]
+        position = end
+        if stop is not None and position >= stop:
+            return
+
+
+def _inflated(source: Source) -> Iterator[bytes]:
+    name = source.input.compression
+    if not source.range(0, 4).startswith(_MAGIC[name]):
+        raise Damaged(codes.WRONG_FORMAT, f"the ending says {name}, the content is not {name}")
+    stream = _decompressor(source)
+    position = 0
+    while True:
+        try:
+            block = stream.read(BLOCK)
+        except (pa.ArrowException, OSError) as error:
+            if source.failure is not None:
+                raise source.failure from None
+            if rest := _before_damage(source, position):
+                yield rest
+            raise Damaged(
+                codes.CORRUPT_STREAM,
+                f"{name} stream cut or damaged after {position + len(rest)} bytes of content: {error}",
+            ) from None
+        if not block:
+            return
+        position += len(block)
+        yield block
+
+
+def _decompressor(source: Source) -> Any:
+    source.seek(0)
+    return pa.CompressedInputStream(
+        pa.BufferedInputStream(pa.PythonFile(source, mode="r"), CHUNK), source.input.compression
+    )
+
+
+def _before_damage(source: Source, position: int) -> bytes:
+    """What can still be inflated after `position`: a failed read of a block loses its good part, so go byte by byte."""
+    stream = _decompressor(source)
+    while position > 0:
+        position -= len(stream.read(min(BLOCK, position)))
+    rest = bytearray()
+    try:
+        while byte := stream.read(1):
+            rest += byte
+    except (pa.ArrowException, OSError):
+        if source.failure is not None:
+            raise source.failure from None
+    return bytes(rest)
+
+
+def lines(pieces: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Lines without their newline, and their size with it. Only a newline ends a line (no CR, no U+2028).
+
+    A line whose size is over MAX_ROW_BYTES comes cut. The size of a last line without a newline is its length.
+    """
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        first, *rest = piece.split(b"\n")
+        if size + len(first) <= MAX_ROW_BYTES:
+            held.append(first)
+        size += len(first)
+        if not rest:
+            continue
+        yield b"".join(held), size + 1
+        last = rest.pop()
+        for line in rest:
+            yield line, len(line) + 1
+        held, size = [last], len(last)
+    if size:
+        yield b"".join(held), size
+
+
+def without_return(line: bytes, size: int) -> bytes:
+    """Drop the CR of a CRLF line end; a CR elsewhere is content."""
+    return line[:-1] if line.endswith(b"\r") and size > len(line) else line

@@ -1,0 +1,312 @@
+"""The table that a reader sees: which committed files are in it, of which run, for which input.
+
+A full run is its own table, by its manifest. Incremental runs make one table together; each adds its inputs to the
+table of the run that it was planned upon, and takes out those that were replaced or dropped:
+
+    _runs/<run_id>/table.parquet          a row for each input and committed file of it; `Head` in its metadata
+
+So a reader needs two small requests and one large one however many runs there were, and what a night adds to the store
+is one object as long as the table has files (some 100 bytes each). It follows from the plan, the manifest and the table
+before alone, so that two drivers write the same one, and it can be checked (`table_problems`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from xlmr_ray.batch.input.source import Input
+from xlmr_ray.batch.ledger.manifest import manifest_key
+from xlmr_ray.batch.ledger.record import ROW_GROUP, Damaged, File, lines_of, parsed, plan_key
+from xlmr_ray.batch.store.base import Exists, Store
+from xlmr_ray.errors import JobFailed
+
+DATA, ERRORS = "data", "errors"
+# An input without rows has one row here without a file: it is known, and need not be read again.
+NONE = "none"
+SCHEMA = pa.schema(
+    {
+        "source": pa.string(),
+        "size": pa.int64(),
+        "etag": pa.string(),
+        "run_id": pa.string(),
+        "kind": pa.string(),
+        "file": pa.string(),
+        "bytes": pa.int64(),
+        "rows": pa.int64(),
+    }
+)
+HEAD = "xlmr_ray"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the plan of an incremental run says of the table before, which is that of the run `after` (None: the job has
+    none yet): `job` is the identity of all runs of the chain; keys of inputs whose rows are `replaced` by new ones, and
+    of those that are `dropped`, since they are `gone`; how many are gone and keep their rows.
+    """
+
+    job: str
+    after: str | None
+    replaced: tuple[str, ...]
+    dropped: tuple[str, ...]
+    gone: int
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A table in sum. `runs` is the whole chain, the first one first, `after` the one before; what the run did to the
+    table before: inputs that it `added`, `replaced` and `dropped`, and those `withdrawn`, which it had planned and did
+    not score because they changed. `gone` inputs were not there any more when it was planned; their rows are.
+    """
+
+    run_id: str
+    job: str
+    after: str | None
+    runs: tuple[str, ...]
+    inputs: int
+    files: int
+    rows_ok: int
+    rows_error: int
+    added: int
+    replaced: int
+    dropped: int
+    gone: int
+    withdrawn: int
+
+
+def table_key(run_id: str) -> str:
+    return f"_runs/{run_id}/table.parquet"
+
+
+def read_step(store: Store, run_id: str) -> Step | None:
+    """What the run's plan says of the table before; None for a full run. Raises FileNotFoundError, `Damaged`."""
+    key = plan_key(run_id)
+    with store.open(key) as file:
+        line = file.readline()
+    whole = line.removesuffix(b"\n") + b"]}" if line.endswith(b":[\n") else store.get(key)[0]
+    content = parsed(whole, store.url(key)).get("step")
+    try:
+        return None if content is None else step_from_dict(content)
+    except TypeError:
+        raise Damaged(f"{store.url(key)}: is damaged: a step of another form") from None
+
+
+def planned_inputs(store: Store, run_id: str) -> Iterator[Input]:
+    """What a run reads, in the order of its plan. Raises FileNotFoundError, `Damaged`."""
+    key = plan_key(run_id)
+    for line in lines_of(store.get(key)[0], "inputs", store.url(key)):
+        try:
+            yield Input(**line)
+        except TypeError:
+            raise Damaged(f"{store.url(key)}: is damaged: an input of another form") from None
+
+
+def step_from_dict(content: Mapping[str, Any]) -> Step:
+    """A step out of a plan."""
+    return Step(**{**content, "replaced": tuple(content["replaced"]), "dropped": tuple(content["dropped"])})
+
+
+def write_table(store: Store, run_id: str) -> Head | None:
+    """Writes the table of a finished run; None, and nothing written, where the run is none of a chain. Writing it twice
+    changes nothing.
+    """
+    if read_step(store, run_id) is None:
+        return None
+    head, data = build_table(store, run_id)
+    try:
+        store.create(table_key(run_id), data)
+    except Exists:
+        # Not compared by bytes: another version of the Parquet library spells the same table differently.
+        if problems := table_problems(store, run_id):
+            raise Damaged(problems[0]) from None
+    return head
+
+
+def read_head(store: Store, run_id: str) -> Head | None:
+    """The sums of a run's table, None where it has none of its own. Raises `Damaged`."""
+    try:
+        with store.open(table_key(run_id)) as file:
+            return _head(pq.read_metadata(file).metadata)
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError):
+        raise Damaged(f"{store.url(table_key(run_id))}: is damaged: cannot be read as a table") from None
+
+
+def read_table(store: Store, run_id: str) -> Iterator[pa.Table]:
+    """The table of a finished run, in parts. Raises `Damaged`, JobFailed where the run is not finished."""
+    key = table_key(run_id)
+    try:
+        data = store.get(key)[0]
+    except FileNotFoundError:
+        # The inputs of a run with a table of its own are not the whole table: better none than a wrong one.
+        if read_step(store, run_id) is not None:
+            raise JobFailed(f"{store.url(key)}: is missing, so what run {run_id} adds to is not known") from None
+        inputs = {one.key: one for one in planned_inputs(store, run_id)}
+        yield from _own(_committed(store, run_id), inputs, run_id)
+        return
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        for batch in file.iter_batches(ROW_GROUP):
+            yield pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA)
+    except (pa.ArrowException, KeyError, ValueError, OSError):
+        raise Damaged(f"{store.url(key)}: is damaged: cannot be read as a table") from None
+
+
+def table_files(store: Store, run_id: str, kind: str) -> Iterator[File]:
+    """The committed files of a kind, `DATA` or `ERRORS`, that a reader of the table sees; `sha256` is not in it."""
+    for part in read_table(store, run_id):
+        for row in part.filter(pc.equal(part["kind"], kind)).select(["file", "bytes", "rows"]).to_pylist():
+            yield File(row["file"], row["bytes"], "", row["rows"])
+
+
+def table_inputs(store: Store, run_id: str) -> dict[str, tuple[int, str]]:
+    """Size and etag of each input in the table, by its key."""
+    known: dict[str, tuple[int, str]] = {}
+    for part in read_table(store, run_id):
+        for row in part.group_by(["source", "size", "etag"]).aggregate([]).to_pylist():
+            known[row["source"]] = (row["size"], row["etag"])
+    return known
+
+
+def table_problems(store: Store, run_id: str) -> list[str]:
+    """What is wrong with a finished run's table, a line each: it must be what its parts make it."""
+    where = store.url(table_key(run_id))
+    try:
+        if read_step(store, run_id) is None:
+            return []
+        found = read_head(store, run_id)
+        if found is None:
+            return [f"{where}: is missing"]
+        expected, data = build_table(store, run_id)
+        if found != expected:
+            return [f"{where}: its sums are not those of the plan, the manifest and the table before"]
+        got = pa.concat_tables([SCHEMA.empty_table(), *read_table(store, run_id)])
+        if not got.equals(pq.read_table(pa.BufferReader(data)).cast(SCHEMA)):
+            return [f"{where}: does not agree with the plan, the manifest and the table before"]
+    except (Damaged, JobFailed) as error:
+        return [str(error)]
+    except FileNotFoundError as error:
+        return [f"{error}: is missing"]
+    return []
+
+
+def build_table(store: Store, run_id: str) -> tuple[Head, bytes]:
+    """The table that belongs to a finished run of a chain, by its plan, its manifest and the table before."""
+    step = read_step(store, run_id)
+    if step is None:
+        raise ValueError(f"run {run_id}: is a full run, its table is its manifest")
+    withdrawn = _withdrawn(store, run_id)
+    inputs = {one.key: one for one in planned_inputs(store, run_id)}
+    own = {key: one for key, one in inputs.items() if key not in withdrawn}
+    # What the run has, or has dropped, goes from the table before; what it has withdrawn stays there as it was.
+    out = pa.array(sorted({*own, *step.dropped}), pa.string())
+    replaced = [key for key in step.replaced if key not in withdrawn]
+    runs: tuple[str, ...] = ()
+    known, left, files = 0, set[str](), 0
+    rows = {DATA: 0, ERRORS: 0}
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
+
+        def write(part: pa.Table) -> None:
+            nonlocal files
+            for kind in rows:
+                of_kind = part.filter(pc.equal(part["kind"], kind))
+                files += of_kind.num_rows
+                rows[kind] += pc.sum(of_kind["rows"]).as_py() or 0
+            writer.write_table(part)
+
+        if step.after is not None:
+            before = read_head(store, step.after)
+            runs = before.runs if before else (step.after,)
+            known = before.inputs if before else sum(1 for _ in planned_inputs(store, step.after))
+            for part in read_table(store, step.after):
+                goes = pc.is_in(part["source"], out)
+                left.update(pc.unique(part["source"].filter(goes)).to_pylist())
+                write(part.filter(pc.invert(goes)))
+        for part in _own(_committed(store, run_id), own, run_id):
+            write(part)
+        head = Head(
+            run_id=run_id,
+            job=step.job,
+            after=step.after,
+            runs=(*runs, run_id),
+            inputs=known - len(left) + len(own),
+            files=files,
+            rows_ok=rows[DATA],
+            rows_error=rows[ERRORS],
+            added=len(own) - len(replaced),
+            replaced=len(replaced),
+            dropped=len(step.dropped),
+            gone=step.gone,
+            withdrawn=len(withdrawn),
+        )
+        writer.add_key_value_metadata({HEAD: json.dumps(asdict(head))})
+    return head, sink.getvalue()
+
+
+def _head(metadata: Mapping[bytes, bytes]) -> Head:
+    content = json.loads(metadata[HEAD.encode()])
+    return Head(**{**content, "runs": tuple(content["runs"])})
+
+
+def _committed(store: Store, run_id: str) -> Iterator[dict[str, Any]]:
+    key = manifest_key(run_id)
+    try:
+        data = store.get(key)[0]
+    except FileNotFoundError:
+        raise JobFailed(f"{store.url(key)}: is missing: the run is not finished") from None
+    yield from lines_of(data, "committed", store.url(key))
+
+
+def _withdrawn(store: Store, run_id: str) -> set[str]:
+    """The inputs of which a shard was given up (`incremental.withdraw`): its record names no version of the input."""
+    return {line["source_key"] for line in _committed(store, run_id) if not line["source_etag"]}
+
+
+def _own(lines: Iterable[dict[str, Any]], inputs: Mapping[str, Input], run_id: str) -> Iterator[pa.Table]:
+    """What a finished run itself has of its inputs, in the order of its shards; then the inputs that have no rows."""
+    rows = _rows(lines, inputs, run_id)
+    while part := list(islice(rows, ROW_GROUP)):
+        yield pa.Table.from_pylist(part, schema=SCHEMA)
+
+
+def _rows(lines: Iterable[dict[str, Any]], inputs: Mapping[str, Input], run_id: str) -> Iterator[dict[str, Any]]:
+    seen: set[str] = set()
+    for line in lines:
+        one = inputs.get(line["source_key"])
+        if one is None:
+            continue
+        seen.add(one.key)
+        for file in line["files"]:
+            yield {
+                "source": one.key,
+                "size": one.size,
+                "etag": one.etag,
+                "run_id": run_id,
+                "kind": file["key"].partition("/")[0],
+                "file": file["key"],
+                "bytes": file["bytes"],
+                "rows": file["rows"],
+            }
+    for one in inputs.values():
+        if one.key not in seen:
+            yield {
+                "source": one.key,
+                "size": one.size,
+                "etag": one.etag,
+                "run_id": run_id,
+                "kind": NONE,
+                "file": None,
+                "bytes": 0,
+                "rows": 0,
+            }

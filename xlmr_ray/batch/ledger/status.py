@@ -1,0 +1,175 @@
+"""How far each run of a store is and who drives it, by what is in the store alone, so from any machine.
+
+Of an unfinished run the commit records are only listed; read are those of shards that have an error file. So a look at
+a run of a million shards costs a thousand requests and not a million.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby, islice
+
+from xlmr_ray.batch.ledger.lease import Holder, holder
+from xlmr_ray.batch.ledger.manifest import Current, Manifest, current, read_manifest
+from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, Record, in_order, lines_of, plan_key, read_record
+from xlmr_ray.batch.ledger.snapshot import Head, read_head
+from xlmr_ray.batch.store.base import Store
+from xlmr_ray.errors import UserError
+
+RECENT = 600.0  # seconds before a run's last commit over which its rate is taken
+MOST_RECORDS = 10_000  # records read for their errors
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """How far a run is. `planned` shards and `rows` are None where it has no plan. Times are in seconds since the epoch
+    by the store's clock; `rate` in rows a second over the `RECENT` time before the last commit, 0 where that is one.
+
+    `errors` are counted by code (None: not looked at), `dead` are the files not read, with why; `all_errors` is False
+    where there were too many to look at. `driver` holds the lease; one that was killed, until it expires.
+    """
+
+    run_id: str
+    planned: int | None
+    done: int
+    rows: int | None
+    rows_done: int
+    rows_error: int
+    tokens: int | None
+    finished: bool
+    published: bool
+    in_table: bool
+    last_commit: float | None
+    rate: float = 0.0
+    errors: Mapping[str, int] | None = None
+    dead: tuple[tuple[str, str], ...] = ()
+    all_errors: bool = True
+    driver: Holder | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the present rate. None where the run is finished, or there is no rate."""
+        if self.finished or self.rows is None or not self.rate:
+            return None
+        return max(0, self.rows - self.rows_done) / self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What readers see: the pointer, and the sums of its table where several runs make it."""
+
+    current: Current
+    table: Head | None
+
+
+def published(store: Store) -> Published | None:
+    """What readers see, None where nothing is published. Raises `Damaged`."""
+    now = current(store)
+    return None if now is None else Published(now, read_head(store, now.run_id))
+
+
+def status(store: Store, run_id: str | None = None) -> Iterator[RunStatus]:
+    """Each run, or the one named: those with a manifest first, in the order of their last commits. Raises `Damaged`,
+    UserError where there is no such run.
+    """
+    names = list(store.folders("_runs/"))
+    if run_id is not None and run_id not in names:
+        raise UserError(f"{store.url('')}: has no run {run_id}; its runs: {', '.join(names) or 'none'}")
+    now = current(store)
+    wanted = names if run_id is None else [run_id]
+    found = list(in_order(lambda name: (name, read_manifest(store, name)), wanted))
+    finished = [(name, manifest) for name, manifest in found if manifest is not None]
+    for name, manifest in sorted(finished, key=lambda one: one[1].last_commit):
+        in_table = now is not None and name in now.runs
+        is_head = now is not None and name == now.run_id
+        yield _finished(store, name, manifest, is_head, in_table, look=is_head or run_id is not None)
+    for name, missing in found:
+        if missing is None:
+            yield _unfinished(store, name)
+
+
+def _finished(
+    store: Store, run_id: str, manifest: Manifest, published: bool, in_table: bool, *, look: bool
+) -> RunStatus:
+    errors, dead, everything = _errors(store, run_id) if look and manifest.rows_error else ({}, (), True)
+    return RunStatus(
+        run_id=run_id,
+        planned=manifest.shards,
+        done=manifest.shards,
+        rows=manifest.rows_in,
+        rows_done=manifest.rows_in,
+        rows_error=manifest.rows_error,
+        tokens=manifest.tokens,
+        finished=True,
+        published=published,
+        in_table=in_table,
+        last_commit=manifest.last_commit if manifest.shards else None,
+        errors=errors if look else None,
+        dead=dead,
+        all_errors=everything,
+    )
+
+
+def _unfinished(store: Store, run_id: str) -> RunStatus:
+    commits: dict[str, float] = {}
+    start = len(f"_runs/{run_id}/shards/")
+    for entry in store.list(f"_runs/{run_id}/shards/"):
+        if entry.key.endswith(".json"):
+            commits[entry.key[start : -len(".json")]] = entry.modified
+    last = max(commits.values(), default=None)
+    planned: int | None = 0
+    rows = rows_done = rows_recent = 0
+    first = last if last is None else min(at for at in commits.values() if at >= last - RECENT)
+    try:
+        for line in lines_of(store.get(plan_key(run_id))[0], "shards", store.url(plan_key(run_id))):
+            planned = (planned or 0) + 1
+            held = int(line.get("rows", 1))  # a file that cannot be read is one row
+            rows += held
+            at = commits.get(line["id"])
+            if at is not None:
+                rows_done += held
+                rows_recent += held if first is not None and at > first else 0
+    except FileNotFoundError:
+        planned = None
+    errors, dead, everything = _errors(store, run_id)
+    seconds = 0.0 if last is None or first is None else last - first
+    return RunStatus(
+        run_id=run_id,
+        planned=planned,
+        done=len(commits),
+        rows=None if planned is None else rows,
+        rows_done=rows_done,
+        rows_error=sum(errors.values()),
+        tokens=None,
+        finished=False,
+        published=False,
+        in_table=False,
+        last_commit=last,
+        # What was committed at the first moment of the window was done before it.
+        rate=rows_recent / seconds if seconds > 0 else 0.0,
+        errors=errors,
+        dead=dead,
+        all_errors=everything,
+        driver=holder(store, run_id),
+    )
+
+
+def _errors(store: Store, run_id: str) -> tuple[dict[str, int], tuple[tuple[str, str], ...], bool]:
+    """Error rows by code, most frequent first, the files that were not read, and whether these are all: no more than
+    `MOST_RECORDS` records are read.
+    """
+    matches = (ATTEMPT_FILE.fullmatch(entry.key.rpartition("/")[2]) for entry in store.list(f"errors/{run_id}/"))
+    # Attempts of a shard lie beside each other; one that crashed may have no record.
+    shards = (name for name, _ in groupby(match["shard"] for match in matches if match))
+    counts: Counter[str] = Counter()
+    dead = []
+    record: Record | None
+    for record in in_order(lambda name: read_record(store, run_id, name), islice(shards, MOST_RECORDS)):
+        if record is None:
+            continue
+        counts.update(dict(record.errors))
+        if not record.rows_ok and not any(file.key.startswith("data/") for file in record.files):
+            dead.append((record.source_key, record.errors[0][0]))
+    return dict(counts.most_common()), tuple(dead), next(shards, None) is None

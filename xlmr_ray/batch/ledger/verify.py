@@ -1,0 +1,210 @@
+"""What a store says about a run: every committed byte is read again."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from xlmr_ray.batch.ledger.manifest import (
+    Manifest,
+    Model,
+    Tally,
+    as_finished,
+    current,
+    head_of,
+    manifest_key,
+    models_of,
+    orphans,
+    read_manifest,
+)
+from xlmr_ray.batch.ledger.record import (
+    Damaged,
+    File,
+    Record,
+    committed_shards,
+    in_order,
+    pieces_of,
+    plan_key,
+    planned_shards,
+    read_record,
+    record_key,
+)
+from xlmr_ray.batch.ledger.snapshot import table_problems
+from xlmr_ray.batch.store.base import Store
+from xlmr_ray.errors import JobFailed, UserError
+
+BLOCK = 4 << 20
+MOST = 20  # missing records told one by one; a run hardly begun may lack a million
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `verify` read. `problems` are a line each, naming the object; `orphans` counts files no record names."""
+
+    run_id: str
+    shards: int
+    files: int
+    bytes: int
+    rows_in: int
+    rows_ok: int
+    rows_error: int
+    orphans: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(store: Store, run_id: str | None = None) -> Report:
+    """Check a run against its plan, records and manifest, and every file against its checksum and counts.
+
+    Without `run_id` the published run. Raises UserError where there is no such run.
+    """
+    if run_id is None:
+        published = current(store)
+        if published is None:
+            raise UserError(f"{store.url('')}: nothing is published there yet; name one of its runs: {_names(store)}")
+        run_id = published.run_id
+    elif run_id not in set(store.folders("_runs/")):
+        raise UserError(f"{store.url('')}: has no run {run_id}; its runs: {_names(store)}")
+
+    problems: list[str] = []
+    planned, plan_sha256, models = _read_plan(store, run_id, problems)
+    manifest = _read_manifest(store, run_id, problems)
+    if manifest is not None and planned is not None and plan_sha256 != manifest.plan_sha256:
+        where = store.url(manifest_key(run_id))
+        problems.append(f"{store.url(plan_key(run_id))}: its sha256 is not the one in {where}; one of them is damaged")
+
+    attempts: set[str] = set()
+    unread: list[str] = []  # shards whose record is missing or damaged
+    missing = planned or set()
+    sizes = [0, 0]  # files and their bytes
+
+    def records() -> Iterator[Record]:
+        shards = committed_shards(store, run_id)
+        for shard, record, wrong in in_order(lambda shard: _check_shard(store, run_id, shard), shards):
+            problems.extend(wrong)
+            if planned is not None and shard not in missing:
+                problems.append(f"{store.url(record_key(run_id, shard))}: its shard is not in the plan")
+            missing.discard(shard)  # a listing names each once
+            if record is None:
+                unread.append(shard)
+                continue
+            attempts.add(record.attempt)
+            sizes[0] += len(record.files)
+            sizes[1] += sum(file.bytes for file in record.files)
+            yield record
+
+    sums = Tally()
+    listed = hashlib.sha256()
+    for piece in itertools.islice(pieces_of({}, {"committed": sums.lines(records())}), 1, None):
+        listed.update(piece)
+    problems += [f"{store.url(record_key(run_id, shard))}: is missing" for shard in sorted(missing)[:MOST]]
+    if len(missing) > MOST:
+        problems.append(f"{store.url(record_key(run_id, ''))}: and {len(missing) - MOST} more records are missing")
+    # without all records there is nothing to hold the manifest against
+    if manifest is not None and not unread and not missing:
+        derived = replace(sums.manifest(run_id, manifest.plan_sha256), models=models)
+        if not _is(store, manifest_key(run_id), head_of(as_finished(derived, manifest)), listed.digest()):
+            problems.append(f"{store.url(manifest_key(run_id))}: does not agree with the records")
+    if manifest is not None and planned is not None:
+        problems += table_problems(store, run_id)
+    return Report(
+        run_id,
+        sums.shards,
+        sizes[0],
+        sizes[1],
+        sums.rows_in,
+        sums.rows_ok,
+        sums.rows_error,
+        sum(1 for _ in orphans(store, run_id, attempts)) if not unread else 0,
+        tuple(problems),
+    )
+
+
+def _is(store: Store, key: str, head: bytes, rest: bytes) -> bool:
+    """Whether the object is `head` and something of which the SHA-256 is `rest`."""
+    digest = hashlib.sha256()
+    with store.open(key) as file:
+        if file.read(len(head)) != head:
+            return False
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.digest() == rest
+
+
+def _read_plan(store: Store, run_id: str, problems: list[str]) -> tuple[set[str] | None, str | None, tuple[Model, ...]]:
+    """The planned shards, the plan's sha256 and its models; None for what cannot be had."""
+    key = plan_key(run_id)
+    try:
+        data = store.get(key)[0]
+    except FileNotFoundError:
+        problems.append(f"{store.url(key)}: is missing")
+        return None, None, ()
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        return set(planned_shards(store, run_id)), digest, models_of(data, store.url(key))
+    except Damaged as error:
+        problems.append(str(error))
+        return None, digest, ()
+
+
+def _read_manifest(store: Store, run_id: str, problems: list[str]) -> Manifest | None:
+    try:
+        manifest = read_manifest(store, run_id)
+    except Damaged as error:
+        problems.append(str(error))
+        return None
+    if manifest is None:
+        problems.append(f"{store.url(manifest_key(run_id))}: is missing: the run is not finished")
+    return manifest
+
+
+def _check_shard(store: Store, run_id: str, shard: str) -> tuple[str, Record | None, list[str]]:
+    url = store.url(record_key(run_id, shard))
+    try:
+        record = read_record(store, run_id, shard)
+    except JobFailed as error:
+        return shard, None, [str(error)]
+    if record is None:
+        return shard, None, [f"{url}: is missing"]
+    problems = [problem for file in record.files for problem in _check_file(store, file)]
+    if record.rows_in != record.rows_ok + record.rows_error:
+        problems.append(f"{url}: {record.rows_in} rows in, but {record.rows_ok} out and {record.rows_error} errors")
+    for folder, rows in (("data", record.rows_ok), ("errors", record.rows_error)):
+        held = sum(file.rows for file in record.files if file.key.startswith(folder + "/"))
+        if held != rows:
+            problems.append(f"{url}: counts {rows} rows in {folder}, its files {held}")
+    return shard, record, problems
+
+
+def _check_file(store: Store, file: File) -> list[str]:
+    url = store.url(file.key)
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with store.open(file.key) as source:
+            while block := source.read(BLOCK):
+                digest.update(block)
+                size += len(block)
+            if size != file.bytes:
+                return [f"{url}: has {size} bytes, its record says {file.bytes}"]
+            if digest.hexdigest() != file.sha256:
+                return [f"{url}: is damaged: its sha256 is not the one in its record"]
+            source.seek(0)
+            rows = pq.read_metadata(source).num_rows
+    except FileNotFoundError:
+        return [f"{url}: is missing"]
+    except (OSError, pa.ArrowException) as error:
+        return [f"{url}: cannot be read ({type(error).__name__})"]
+    return [] if rows == file.rows else [f"{url}: has {rows} rows, its record says {file.rows}"]
+
+
+def _names(store: Store) -> str:
+    return ", ".join(store.folders("_runs/")) or "none"

@@ -1,0 +1,116 @@
+"""What a run counts, by name, for Prometheus. No label ever holds a text.
+
+The driver counts, a shard at a time, what the actors tell with it: so each row once, whatever was tried twice. Ray
+exports the numbers on the driver's node, with `ray_` before the name, which the scrape takes off (infra/monitoring).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ray.util import metrics
+
+from xlmr_ray.batch.observe.report.peaks import peak
+from xlmr_ray.batch.progress import Figures
+from xlmr_ray.batch.store import retry_counter as retries
+
+WAITS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`labels` beside `job_name` and `run`, which all have; `job` is Prometheus' own, for what it scrapes."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+P = "xlmr_ray_batch_"
+DOCUMENTS = Metric(P + "documents_total", "counter", "rows committed; outcome is ok or error", ("outcome",))
+ERRORS = Metric(P + "errors_total", "counter", "error rows committed, by code", ("code",))
+TOKENS = Metric(P + "tokens_total", "counter", "tokens through the encoder")
+PADDING = Metric(P + "padding_tokens_total", "counter", "tokens computed beyond those")
+OPERATIONS = Metric(P + "operations_total", "counter", "floating point operations of the encoder's products")
+ENGINE_SECONDS = Metric(P + "engine_seconds_total", "counter", "seconds of the encoders, added up")
+TOKENIZER_SECONDS = Metric(P + "tokenizer_seconds_total", "counter", "seconds of reading and tokenizing, added up")
+PEAK = Metric(
+    P + "peak_operations",
+    "gauge",
+    "operations a second of an encoder's device; 0 where not known",
+    ("device",),
+)
+SHARDS = Metric(P + "shards", "gauge", "shards of the run; state is committed or left", ("state",))
+WAIT = Metric(P + "wait_seconds", "histogram", "waiting of a shard for a step: encoder or writer", ("step",))
+RETRIES = Metric(P + "store_retries_total", "counter", "requests to the output's store that were tried again")
+LAUNCHED = Metric(P + "launch_timestamp_seconds", "gauge", "when the driver was launched")
+LAST_COMMIT = Metric(
+    P + "last_commit_timestamp_seconds", "gauge", "when it last heard of a commit; at first, its launch"
+)
+
+TABLE = (
+    DOCUMENTS, ERRORS, TOKENS, PADDING, OPERATIONS, ENGINE_SECONDS, TOKENIZER_SECONDS, PEAK, SHARDS, WAIT, RETRIES,
+    LAUNCHED, LAST_COMMIT,
+)  # fmt: skip
+
+
+class RunMetrics:
+    """The numbers of one launch of a run. Wants a connection to Ray."""
+
+    def __init__(self, *, job: str, run_id: str, figures: Figures) -> None:
+        self.labels = {"job_name": job, "run": run_id}
+        self.figures = figures
+        self.made = {metric.name: made(metric) for metric in TABLE}
+        self.retries = retries.total()
+        now = time.time()
+        self.set(LAUNCHED, now)
+        self.set(LAST_COMMIT, now)
+        self.progress()
+
+    def shard(self, row: Mapping[str, Any]) -> None:
+        """A shard was committed; `row` is the writer's, and `figures` know of it already."""
+        self.add(DOCUMENTS, row["rows_ok"], outcome="ok")
+        self.add(DOCUMENTS, row["rows_error"], outcome="error")
+        for code, count in json.loads(row["errors"]).items():
+            self.add(ERRORS, count, code=code)
+        self.add(TOKENS, row["tokens"])
+        self.add(PADDING, row["padded"])
+        self.add(OPERATIONS, row["operations"])
+        self.add(ENGINE_SECONDS, row["engine_seconds"])
+        self.add(TOKENIZER_SECONDS, row["tokenizer_seconds"])
+        # This process's own, too: it writes the lease, the plan and the manifest.
+        total = retries.total()
+        self.add(RETRIES, row["retries"] + total - self.retries)
+        self.retries = total
+        self.set(PEAK, peak(row["device"]) or 0.0, device=row["device"])
+        for step in ("encoder", "writer"):
+            self.made[WAIT.name].observe(row[f"{step}_wait"], {**self.labels, "step": step})
+        self.set(LAST_COMMIT, time.time())
+        self.progress()
+
+    def progress(self) -> None:
+        done = self.figures.shards_before + self.figures.shards
+        self.set(SHARDS, done, state="committed")
+        self.set(SHARDS, self.figures.total_shards - done, state="left")
+
+    def add(self, metric: Metric, value: float, **labels: str) -> None:
+        if value > 0:  # Ray refuses to add nothing
+            self.made[metric.name].inc(value, {**self.labels, **labels})
+
+    def set(self, metric: Metric, value: float, **labels: str) -> None:
+        self.made[metric.name].set(value, {**self.labels, **labels})
+
+
+def made(metric: Metric) -> Any:
+    """The metric, made with Ray, which itself puts `_total` after a counter's name."""
+    labels = ("job_name", "run", *metric.labels)
+    if metric.kind == "counter":
+        return metrics.Counter(metric.name.removesuffix("_total"), metric.help, labels)
+    if metric.kind == "gauge":
+        return metrics.Gauge(metric.name, metric.help, labels)
+    return metrics.Histogram(metric.name, metric.help, list(WAITS), labels)

@@ -1,0 +1,1 @@
+"""The steps of the pipeline, each a callable on one shard: tokenize, encode, write."""

@@ -1,0 +1,71 @@
+"""What every actor of a run needs to know: small, plain, carried to them by Ray, and read without torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from xlmr_ray.batch.input.columns import Columns
+from xlmr_ray.batch.input.shards import Shard
+from xlmr_ray.batch.input.source import Input
+from xlmr_ray.batch.store.base import Store
+
+
+@dataclass(frozen=True)
+class TaskRecipe:
+    """One task of the job: what its fields are prefixed with, the checkpoint as the job names it, the options.
+
+    `weights`, `encoder` and `tokenizer` are digests: every machine must have the same. `stamp` is that of the files
+    from which the driver took the first two. Tasks of one encoder share its pass.
+    """
+
+    task: str
+    prefix: str
+    model: str
+    weights: str
+    encoder: str
+    stamp: str
+    tokenizer: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EngineRecipe:
+    """See `Engine.load`; `threads` of the CPU for each encoder, 0 for torch's own choice."""
+
+    dtype: str
+    attn_implementation: str
+    max_tokens: int | str
+    device: str
+    quantization: str | None
+    compile: bool
+    threads: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`store` carries its endpoint along, so that actors write where the driver does. `timeout` in seconds: see
+    `ErrorsSection`.
+    """
+
+    run_id: str
+    store: Store
+    columns: Columns
+    tasks: tuple[TaskRecipe, ...]
+    engine: EngineRecipe
+    score_empty: bool
+    timeout: float | None
+    max_row_bytes: int
+
+
+def shard_to_json(shard: Shard) -> str:
+    return json.dumps(asdict(shard), ensure_ascii=False, sort_keys=True)
+
+
+def shard_from_json(text: str) -> Shard:
+    return shard_from_dict(json.loads(text))
+
+
+def shard_from_dict(values: Mapping[str, Any]) -> Shard:
+    """A shard out of the plan."""
+    return Shard(**{**values, "input": Input(**values["input"]), "header": tuple(values["header"])})

@@ -1,0 +1,1 @@
+"""Object stores: a local folder, S3, or another fsspec URL."""

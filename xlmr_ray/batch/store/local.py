@@ -1,0 +1,202 @@
+"""A local folder as a store: names are taken in one step, by link(2) or rename(2), and survive a power cut."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISDIR
+from typing import BinaryIO
+
+from xlmr_ray.batch.store.base import Changed, Entry, Exists, NoConditionalWrites, file_etag, probe_writes
+from xlmr_ray.errors import JobFailed, UserError
+
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EXDEV}
+
+
+@dataclass(frozen=True)
+class LocalStore:
+    """A folder of this machine, or a shared one (NFS) whose `link` and locks work across its machines.
+
+    Every write goes to `.tmp/`, is flushed to the disk, and takes its name in one step, so no reader sees half a file.
+    `at_least_once` is for mounts without links or locks (FUSE, SMB): `create` and `replace` look, then write.
+    """
+
+    root: str
+    at_least_once: bool = False
+
+    def create(self, key: str, data: bytes) -> str:
+        path = self._path(key)
+        with _disk(path, "written"), self._temporary(data) as temporary:
+            _make_folder(path.parent)
+            if self.at_least_once:
+                if path.exists():
+                    raise Exists(str(path))
+                temporary.replace(path)
+                return _etag_of_stat(path.stat())
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                # over NFS the answer to a link that was made can be lost; a second name on our file says it was
+                if temporary.stat().st_nlink < 2:
+                    raise Exists(str(path)) from None
+            _flush_folder(path.parent)
+            return _etag_of_stat(temporary.stat())
+
+    def replace(self, key: str, data: bytes, etag: str) -> str:
+        path = self._path(key)
+        with _disk(path, "written"), self._temporary(data) as temporary, self._lock():
+            found = self.head(key)
+            if found is None or found.etag != etag:
+                raise Changed(str(path))
+            # two replacements within one tick of the clock could get the same inode back and so the same etag
+            later = max(time.time_ns(), int(found.modified * 1e9) + 2000)
+            os.utime(temporary, ns=(later, later))
+            temporary.replace(path)
+            _flush_folder(path.parent)
+            return _etag_of_stat(path.stat())
+
+    def put(self, key: str, data: bytes) -> str:
+        path = self._path(key)
+        with _disk(path, "written"), self._temporary(data) as temporary:
+            _make_folder(path.parent)
+            etag = _etag_of_stat(temporary.stat())
+            temporary.replace(path)
+            _flush_folder(path.parent)
+            return etag
+
+    def get(self, key: str) -> tuple[bytes, str]:
+        with _disk(self._path(key), "read"), self._path(key).open("rb") as file:
+            return file.read(), _etag_of_stat(os.fstat(file.fileno()))
+
+    def head(self, key: str) -> Entry | None:
+        try:
+            stat = self._path(key).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return None if S_ISDIR(stat.st_mode) else Entry(key, stat.st_size, _etag_of_stat(stat), stat.st_mtime)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        folder, slash, start = prefix.rpartition("/")
+        yield from self._walk(folder + slash, start)
+
+    def _walk(self, folder: str, start: str) -> Iterator[Entry]:
+        for name in self._names(folder, start):
+            if name.endswith("/"):
+                yield from self._walk(folder + name, "")
+            elif (entry := self.head(folder + name)) is not None:  # deleted since it was listed
+                yield entry
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        return (name.rstrip("/") for name in self._names(prefix, "") if name.endswith("/"))
+
+    def _names(self, folder: str, start: str) -> tuple[str, ...]:
+        """Names in a folder, those of folders with a `/`, which is what makes the order that of the keys."""
+        try:
+            with os.scandir(self._path(folder)) as entries:
+                found = [
+                    entry.name + ("/" if entry.is_dir() else "")
+                    for entry in entries
+                    if entry.name.startswith(start) and (start or not entry.name.startswith("."))
+                ]
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        return tuple(sorted(found))
+
+    def open(self, key: str) -> BinaryIO:
+        return self._path(key).open("rb")
+
+    def delete(self, key: str) -> None:
+        with _disk(self._path(key), "deleted"):
+            self._path(key).unlink(missing_ok=True)
+
+    def url(self, key: str) -> str:
+        return str(self._path(key))
+
+    def probe(self) -> None:
+        try:
+            if self.at_least_once:
+                key = f"_probe-{secrets.token_hex(8)}"
+                self.put(key, b"1")
+                self.delete(key)
+            else:
+                probe_writes(self)
+        except UserError:
+            raise
+        except (OSError, JobFailed) as error:
+            code = error.errno if isinstance(error, OSError) else None
+            if code in NO_LINKS:
+                raise NoConditionalWrites(self.root) from None
+            in_the_way = code in (errno.EEXIST, errno.ENOTDIR)
+            reason = "a file is where a folder should be" if in_the_way else os.strerror(code or 0)
+            text = str(error) if code is None else f"{self.root}: cannot be written: {reason}"
+            raise UserError(text) from None
+
+    def _path(self, key: str) -> Path:
+        if key.startswith("/") or ".." in key.split("/"):
+            raise UserError(f"{key}: is outside the store {self.root}")
+        return Path(self.root, key)
+
+    @contextlib.contextmanager
+    def _temporary(self, data: bytes) -> Iterator[Path]:
+        path = Path(self.root, ".tmp", secrets.token_hex(8))
+        _make_folder(path.parent)
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        if self.at_least_once:
+            yield
+            return
+        with Path(self.root, ".tmp", "lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a crash
+            yield
+
+
+@contextlib.contextmanager
+def _disk(path: Path, what: str) -> Iterator[None]:
+    """Say in one line what the file system refused, where that is nobody's programming error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = "the disk is full; free some space and start the job again, it resumes"
+        elif error.errno in (errno.EACCES, errno.EROFS, errno.EIO):
+            reason = os.strerror(error.errno)
+        else:
+            raise
+        raise JobFailed(f"{path}: cannot be {what}: {reason}") from None
+
+
+def _make_folder(path: Path) -> None:
+    if path.is_dir():
+        return
+    if path.parent != path:
+        _make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _etag_of_stat(stat: os.stat_result) -> str:
+    return file_etag(stat.st_size, stat.st_mtime, stat.st_ino)

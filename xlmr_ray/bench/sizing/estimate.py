@@ -1,0 +1,85 @@
+"""From rates and an amount of work to time, machines, cores, shards, requests, bytes and money."""
+
+import math
+from dataclasses import dataclass
+
+from xlmr_ray.bench.sizing.rates import Rates
+from xlmr_ray.errors import UserError
+
+# Requests to the output's store for a shard without error rows: is it committed, the data file, is that whole, the
+# record. A test counts them.
+REQUESTS = 4
+# Bytes of a shard's record.
+RECORD_BYTES = 1500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """What is to be scored."""
+
+    documents: float
+    tokens: float
+    shard_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """`machines` of the kind that the rates are of, GPUs where these are a GPU's. `tokenizer_cores` for each of them to
+    be busy; `short`: by how many cores a machine has fewer than that.
+    """
+
+    machines: int
+    seconds: float
+    machine_hours: float
+    cost: float | None
+    tokens_per_second: float
+    tokenizer_cores: float
+    short: float
+    shards: int
+    requests: int
+    output_bytes: float
+
+
+def estimate(
+    rates: Rates, amount: Amount, *, machines: int | None, hours: float | None, price: float | None
+) -> Estimate:
+    """With so many `machines`, or as many as are done within `hours`; `price` is that of a machine's hour.
+
+    Raises UserError where it cannot be done, or what is asked for makes no sense.
+    """
+    if amount.documents <= 0 or amount.tokens <= 0:
+        raise UserError(f"there is nothing to score: {amount.documents:,.0f} documents, {amount.tokens:,.0f} tokens")
+    if machines is not None and hours is not None:
+        raise UserError("give the machines or the hours, not both")
+    if machines is not None and machines < 1:
+        raise UserError(f"machines: a whole number from 1 on is wanted, got {machines}")
+    if price is not None and price < 0:
+        raise UserError(f"price: got {price}, wanted what an hour of a machine costs")
+    # On a CPU the tokenizers run beside the encoders, and are in the measured rate of a run.
+    cores = rates.tokens_per_second / rates.tokenizing_per_core
+    short = max(0.0, cores - max(1, rates.cores - 2)) if rates.on_gpu else 0.0
+    rate = rates.tokens_per_second * (1 - short / cores)
+    shards = max(1, math.ceil(amount.documents / amount.shard_rows))
+    work = amount.tokens / rate
+    if hours is not None:
+        left = hours * 3600 - rates.start_seconds
+        if left <= 0:
+            raise UserError(f"hours: {hours:g} is less than a start takes ({rates.start_seconds:.0f} s)")
+        machines = max(1, math.ceil(work / left))
+    machines = machines or 1
+    # The last round of shards keeps only some encoders busy; half a shard each is what that costs on the average.
+    tail = 0.0 if machines == 1 else min(work / shards, work / machines) / 2
+    seconds = rates.start_seconds + work / machines + tail
+    machine_hours = seconds * machines / 3600
+    return Estimate(
+        machines=machines,
+        seconds=seconds,
+        machine_hours=machine_hours,
+        cost=None if price is None else machine_hours * price,
+        tokens_per_second=rate * machines,
+        tokenizer_cores=cores,
+        short=short,
+        shards=shards,
+        requests=shards * REQUESTS,
+        output_bytes=amount.documents * rates.output_bytes + shards * RECORD_BYTES,
+    )

@@ -1,0 +1,137 @@
+"""Attention back ends: one function each, chosen by name from one table.
+
+All take `q`, `k`, `v` of shape `(*tokens, heads, head_dim)` and a layout, and return the mixed values in the shape of
+`q`, with the probabilities `(B, heads, queries, keys)` where the back end has them (eager on the padded layout) and
+None elsewhere. On the padded layout keys and values may be more than the queries, or others (cross-attention).
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from xlmr_ray.errors import UserError
+from xlmr_ray.model.attention.flash import PACKAGES, flash_back_end
+from xlmr_ray.model.attention.varlen import HALF, check_tensors, varlen_back_end
+from xlmr_ray.model.layout import Layout, Packed
+
+Attention = Callable[[Tensor, Tensor, Tensor, Layout, float], tuple[Tensor, Tensor | None]]
+Dense = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float], tuple[Tensor, Tensor | None]]
+
+
+def past_and_self(queries: int, keys: int, device: torch.device) -> Tensor:
+    """The causal mask `(queries, keys)`, True where a query may look; the queries are the last of the keys."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def with_causality(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
+    """A mask (see `Padded`) that hides what comes after a query, too."""
+    causal = past_and_self(q.shape[-2], k.shape[-2], q.device)
+    if mask is None:
+        return causal
+    if mask.dtype is torch.bool:
+        return mask & causal
+    return mask.masked_fill(~causal, torch.finfo(mask.dtype).min)
+
+
+def dense_eager(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax of scaled products, written out. `q: (B, heads, queries, head_dim)`, `k, v: (B, heads, keys, head_dim)`;
+    `mask` and `causal` as in `Padded`.
+    """
+    scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+    if causal and q.shape[-2] > 1:
+        mask = with_causality(mask, q, k)
+    if mask is not None and mask.dtype is torch.bool:
+        # Added in fp32, and the smallest number rather than -inf: a row with nothing to look at is the mean of all
+        # and has the reference's gradients, too.
+        mask = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_fill(
+            ~mask, torch.finfo(torch.float32).min
+        )
+    if mask is not None:
+        scores = scores.float() + mask
+    probs = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    probs = F.dropout(probs, dropout)
+    return probs @ v, probs
+
+
+def dense_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float
+) -> tuple[Tensor, Tensor | None]:
+    """Torch's fused product; arguments as in `dense_eager`."""
+    if causal and q.shape[-2] == 1:
+        causal = False  # the last token sees all the others
+    elif causal and (mask is not None or q.shape[-2] != k.shape[-2]):
+        # The kernel takes no mask beside its own causal one, which counts from the first key, not the last.
+        mask, causal = with_causality(mask, q, k), False
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal), None
+
+
+def over_layouts(dense: Dense) -> Attention:
+    """Lifts a dense `(B, heads, S, head_dim)` kernel to both layouts.
+
+    Packed tokens go through in runs of equal length, so that a sequence's answer depends on itself alone.
+    """
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> tuple[Tensor, Tensor | None]:
+        if not isinstance(layout, Packed):
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            out, probs = dense(q, k, v, layout.mask, layout.causal, dropout)
+            return out.transpose(1, 2), probs
+        parts = []
+        for start, count, length in layout.runs():
+            window = slice(start, start + count * length)
+            q1, k1, v1 = (x[window].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+            parts.append(dense(q1, k1, v1, None, layout.causal, dropout)[0].transpose(1, 2).flatten(0, 1))
+        return torch.cat(parts), None
+
+    return attend
+
+
+@cache
+def best_packed(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[str, Attention]:
+    """The fastest back end that is there for packed sequences on that device, with its name."""
+    for name in ("flash_attention_2", "varlen"):
+        try:
+            check_tensors(name, device, dtype, head_dim, HALF)
+            return name, OPTIONAL[name]()
+        except UserError:
+            continue
+    return "sdpa", ATTENTION["sdpa"]
+
+
+def attend_best(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> tuple[Tensor, Tensor | None]:
+    """Flash attention over packed sequences where there is one, `sdpa` for all else.
+
+    On the padded layout `sdpa` is a flash kernel itself where nothing is padded, and takes every mask. Dropout is for
+    training, which is padded.
+    """
+    if isinstance(layout, Packed) and not dropout:
+        return best_packed(q.device, q.dtype, q.shape[-1])[1](q, k, v, layout, dropout)
+    return ATTENTION["sdpa"](q, k, v, layout, dropout)
+
+
+ATTENTION: dict[str, Attention] = {
+    "eager": over_layouts(dense_eager),
+    "sdpa": over_layouts(dense_sdpa),
+    "auto": attend_best,
+}
+# These come with a package, or a release of torch, that may not be there: made when they are asked for.
+OPTIONAL: dict[str, Callable[[], Attention]] = {
+    "varlen": varlen_back_end,
+    **{name: partial(flash_back_end, name) for name in PACKAGES},
+}
+
+
+def attention(name: str) -> Attention:
+    """The back end of that name; `auto` chooses for the tensors of each call. Raises UserError for a name that there
+    is not, or whose package is not there.
+    """
+    if name in OPTIONAL:
+        return OPTIONAL[name]()
+    if name not in ATTENTION:
+        raise UserError(f"attn_implementation {name!r} is not known; there are: {', '.join([*ATTENTION, *OPTIONAL])}")
+    return ATTENTION[name]

@@ -1,0 +1,95 @@
+"""One step of generating text: the model's side of it, and the drawing of random tokens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.model.generation.cache import DynamicCache
+
+Draw = Callable[[Tensor, int], Tensor]
+
+
+class LanguageModel(Protocol):
+    """An encoder or decoder with the language modelling head."""
+
+    config: XLMRobertaConfig
+    roberta: Any
+    lm_head: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+
+
+@dataclass
+class Steps:
+    """Scores of the next token, and what grows with the text: cache, mask and positions.
+
+    `attention_mask` (None: nothing is hidden), `position_ids` and `token_type_ids` are `(B, S)` of the prompt; the
+    cross-attention reads `encoder_hidden_states (B, E, hidden)`.
+    """
+
+    model: LanguageModel
+    attention_mask: Tensor | None
+    position_ids: Tensor
+    token_type_ids: Tensor | None
+    encoder_hidden_states: Tensor | None
+    encoder_attention_mask: Tensor | None
+    cache: DynamicCache | None
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Logits `(B, vocab)`, fp32, of the token after the ids `(B, S)`; only what the cache has not is computed."""
+        self.grow(ids.shape[1])
+        known = 0 if self.cache is None else self.cache.get_seq_length()
+        device = self.model.device
+        output = self.model.roberta(
+            ids[:, known:].to(device),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
+            position_ids=self.position_ids[:, known:].to(device),
+            token_type_ids=None if self.token_type_ids is None else self.token_type_ids[:, known:].to(device),
+            encoder_hidden_states=self.encoder_hidden_states,
+            encoder_attention_mask=self.encoder_attention_mask,
+            past_key_values=self.cache,
+            # The cache given is filled; a model that is no decoder makes none of its own.
+            use_cache=self.cache is not None and self.model.config.is_decoder,
+            return_dict=True,
+        )
+        # The vocabulary is large: the last token alone goes through the head.
+        logits: Tensor = self.model.lm_head(output.last_hidden_state[:, -1:])[:, -1]
+        return logits.to(device=ids.device, dtype=torch.float32)
+
+    def grow(self, length: int) -> None:
+        """What goes with the tokens, for a text of that length: new ones are seen, counted on, of the last's type."""
+        new = length - self.position_ids.shape[1]
+        if not new:
+            return
+        last = self.position_ids[:, -1:]
+        count = torch.arange(1, new + 1, device=last.device)
+        self.position_ids = torch.cat([self.position_ids, last + count], 1)
+        if self.attention_mask is not None:
+            self.attention_mask = torch.cat([self.attention_mask, self.attention_mask.new_ones(len(last), new)], 1)
+        if self.token_type_ids is not None:
+            self.token_type_ids = torch.cat([self.token_type_ids, self.token_type_ids[:, -1:].expand(-1, new)], 1)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Goes on with these rows `(B)` of the cache: text i is now what text `rows[i]` was."""
+        if self.cache is not None:
+            self.cache.reorder_cache(rows.to(self.model.device))
+
+
+def drawing(generator: torch.Generator | Sequence[torch.Generator] | None) -> Draw:
+    """Draws so many tokens a row, `(B, count)`, from probabilities `(B, vocab)`, with one generator (None: torch's
+    own) or with one a row, so that a row's do not depend on the others.
+    """
+
+    def draw(probs: Tensor, count: int) -> Tensor:
+        if generator is None or isinstance(generator, torch.Generator):
+            return torch.multinomial(probs, count, generator=generator)
+        rows = zip(probs, generator, strict=True)
+        return torch.stack([torch.multinomial(row, count, generator=own) for row, own in rows])
+
+    return draw

@@ -1,0 +1,105 @@
+"""A batch of whole sequences, one after another, as the model takes it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xlmr_ray.model.batch_invariance import steady_rows
+from xlmr_ray.model.layout import Packed
+
+# A token without a target, as in the reference's labels.
+IGNORED = -100
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """`input_ids` and `position_ids` are `int64 (T)`; `layout` says how they form sequences; `targets` are
+    `int64 (T)`, -100 where a token has none, or None where no task has any; `target_places` are the tokens that have
+    one, found on the CPU, since a GPU would have to be waited for.
+
+    The first `sequences` of them are the caller's; a last one of filler tokens may follow (see `model/steady.py`).
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    layout: Packed
+    sequences: int
+    targets: Tensor | None = None
+    target_places: Tensor | None = None
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each of the caller's sequences."""
+        return self.layout.lengths[: self.sequences]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    def first(self, hidden: Tensor) -> Tensor:
+        """The first token's hidden state `(N, hidden)` of each sequence, out of `hidden (T, hidden)`."""
+        return hidden[self.layout.cu_seqlens[: self.sequences].long()]
+
+    def at_targets(self, hidden: Tensor) -> Tensor:
+        """The hidden states `(M, hidden)` of the M tokens that have a target, out of `hidden (T, hidden)`."""
+        assert self.target_places is not None
+        return hidden[self.target_places]
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """On another device; the copy does not wait where the memory is pinned."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "PackedBatch":
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "PackedBatch":
+        return replace(
+            self,
+            input_ids=change(self.input_ids),
+            position_ids=change(self.position_ids),
+            layout=replace(self.layout, cu_seqlens=change(self.layout.cu_seqlens)),
+            targets=None if self.targets is None else change(self.targets),
+            target_places=None if self.target_places is None else change(self.target_places),
+        )
+
+
+def pack(
+    ids: NDArray[np.int32],
+    row_splits: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    pad_token_id: int,
+    *,
+    targets: NDArray[np.int32] | None = None,
+    causal: bool = False,
+) -> PackedBatch:
+    """The `chosen` sequences of ragged ids (sequence i is `ids[row_splits[i]:row_splits[i + 1]]`) as one batch, with
+    their `targets`, which are split as the ids are.
+
+    Positions count from `pad_token_id + 1` in every sequence. They are made here, on the CPU: on a GPU nothing has to
+    be scanned.
+    """
+    starts = row_splits[chosen]
+    lengths = row_splits[chosen + 1] - starts
+    total = int(lengths.sum())
+    filler = steady_rows(total) - total
+    first = np.cumsum(lengths) - lengths
+    within = np.arange(total) - np.repeat(first, lengths)
+    where = np.repeat(starts, lengths) + within
+    out_ids = np.full(total + filler, pad_token_id, np.int64)
+    out_ids[:total] = ids[where]
+    positions = np.full(total + filler, pad_token_id + 1, np.int64)
+    positions[:total] = within + (pad_token_id + 1)
+    out_targets = target_places = None
+    if targets is not None:
+        wanted = np.full(total + filler, IGNORED, np.int64)
+        wanted[:total] = targets[where]
+        out_targets = torch.from_numpy(wanted)
+        target_places = torch.from_numpy(np.flatnonzero(wanted != IGNORED))
+    layout = Packed.of([*lengths.tolist(), *([filler] if filler else [])], causal=causal)
+    return PackedBatch(
+        torch.from_numpy(out_ids), torch.from_numpy(positions), layout, len(chosen), out_targets, target_places
+    )

@@ -1,0 +1,1 @@
+"""The classes with transformers' names: a thin face over `model/` and `checkpoint/`."""

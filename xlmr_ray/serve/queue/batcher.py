@@ -1,0 +1,299 @@
+"""Requests that wait for one engine, and the thread that computes them: whenever the engine is free it takes what fits
+in its token budget. No timer, and no batch that is closed before it starts.
+
+Fair by tokens (start-time fair queueing, Goyal, Vin and Cheng 1996): the next sequence is of the request that has had
+the fewest tokens since it came, and a new one starts level with the one that is served. So a short request waits for a
+batch or two and not for all of a long one, and the long one is never passed over for good.
+"""
+
+import asyncio
+import heapq
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from xlmr_ray.engine.batches import longest_first
+from xlmr_ray.engine.engine import Engine, out_of_memory
+from xlmr_ray.engine.shared_batch import Part, run_mixed
+from xlmr_ray.engine.units import Units
+from xlmr_ray.serve.logs import log_failure
+from xlmr_ray.serve.queue.base import Door
+from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut, Unavailable
+from xlmr_ray.tasks.task import Task
+
+log = logging.getLogger(__name__)
+
+# Behind the first sequence that does not fit, so many are looked at for some that do.
+LOOK_AHEAD = 64
+
+
+@dataclass(frozen=True)
+class BatchStats:
+    """One batch: its sequences, their tokens, tokens computed beyond them, requests in it, the wall clock's seconds."""
+
+    sequences: int
+    tokens: int
+    padded: int
+    requests: int
+    seconds: float
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request's N sequences for one task object on the engine's head number `place`: flat `ids (T)`, `splits
+    (N + 1)`, `targets (T)` where the task has any. `deadline` is of `time.monotonic()`.
+
+    `raw (R, ...)` fills up as its sequences are computed; `done` is then set in its own event loop.
+    """
+
+    task: Task
+    place: int
+    ids: NDArray[np.int32]
+    splits: NDArray[np.int64]
+    targets: NDArray[np.int32] | None
+    deadline: float | None
+    done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    arrived: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    ended: float = 0.0
+    over: bool = False
+    raw: NDArray[np.float32] | None = None
+    units: Units = field(init=False)
+    lengths: list[int] = field(init=False)
+    left: deque[int] = field(init=False)
+    missing: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.units = Units.of(self.task.unit, self.splits, self.targets)
+        sizes = np.diff(self.splits)
+        self.lengths = sizes.tolist()
+        self.left = deque(longest_first(sizes).tolist())
+        self.missing = len(self.left)
+
+    @property
+    def waiting(self) -> int:
+        """Tokens that are not taken yet."""
+        return sum(self.lengths[sequence] for sequence in self.left)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Sequences of one ticket that are in a batch together."""
+
+    ticket: Ticket
+    sequences: list[int]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.ticket.lengths[sequence] for sequence in self.sequences)
+
+    @property
+    def part(self) -> Part:
+        ticket = self.ticket
+        spans = [slice(ticket.splits[i], ticket.splits[i + 1]) for i in self.sequences]
+        return Part(
+            task=ticket.task,
+            place=ticket.place,
+            ids=np.concatenate([ticket.ids[span] for span in spans]),
+            lengths=np.array([ticket.lengths[i] for i in self.sequences], np.int64),
+            targets=None if ticket.targets is None else np.concatenate([ticket.targets[span] for span in spans]),
+        )
+
+
+class Batcher:
+    """The queue of one engine. `submit` may be called from any event loop; `run` is the engine's own thread."""
+
+    def __init__(self, engine: Engine, name: str, observe: Callable[[BatchStats], None]) -> None:
+        self.engine, self.name, self.observe = engine, name, observe
+        self.changed = threading.Condition()
+        self.door = Door(self.changed)
+        self.heap: list[tuple[float, int, Ticket]] = []
+        self.numbers = count()
+        self.clock = 0.0  # the tag of the sequence that was taken last
+        self.tokens = 0  # of sequences that wait
+        self.computing: tuple[float, int] | None = None  # since when, how many tokens
+        self.rate = 0.0  # tokens a second, of the last batches
+        self.broken: str | None = None
+        self.thread = threading.Thread(target=self.run, name=f"engine-{name}", daemon=True)
+        self.thread.start()
+
+    async def submit(self, ticket: Ticket) -> NDArray[np.float32]:
+        """The ticket's results `(R, ...)`. Raises TimedOut past its deadline, BackendFailed where the model has no
+        result. When the caller is cancelled, what is not taken yet is never computed.
+        """
+        with self.changed:
+            if self.broken:
+                raise Unavailable("the engine has stopped")
+            heapq.heappush(self.heap, (self.clock, next(self.numbers), ticket))
+            self.tokens += ticket.waiting
+            self.changed.notify()
+        try:
+            timeout = None if ticket.deadline is None else ticket.deadline - time.monotonic()
+            await asyncio.wait_for(ticket.done, timeout)
+        except TimeoutError:
+            raise TimedOut("the request's time was over before it was computed") from None
+        finally:
+            with self.changed:
+                ticket.over = True
+                self.tokens -= ticket.waiting
+                ticket.left.clear()
+        assert ticket.raw is not None
+        return ticket.raw
+
+    @property
+    def requests(self) -> int:
+        """How many wait for some of their sequences to be taken."""
+        with self.changed:
+            return sum(1 for _, _, ticket in self.heap if not ticket.over)
+
+    @property
+    def backlog(self) -> int:
+        """Tokens that wait or are computed now."""
+        now = self.computing
+        return self.tokens + (now[1] if now else 0)
+
+    def trouble(self, limit: float) -> str | None:
+        """Why it computes nothing any more: a forward pass that takes more than `limit` seconds, or what broke."""
+        now = self.computing
+        if self.broken:
+            return f"engine {self.name}: {self.broken}"
+        if now is not None and (seconds := time.monotonic() - now[0]) > limit:
+            return f"engine {self.name}: a forward pass has taken {seconds:.0f} s"
+        return None if self.thread.is_alive() or self.door.shut else f"engine {self.name}: its thread has ended"
+
+    def run(self) -> None:
+        while batch := self.next_batch():
+            self.compute(batch)
+            self.computing = None
+
+    def next_batch(self) -> list[Share]:
+        """Waits for one; none when it is closed and nothing waits."""
+        with self.changed:
+            while not (batch := self.take()):
+                if self.door.done():
+                    return []
+                self.changed.wait()
+            self.computing = (time.monotonic(), sum(share.tokens for share in batch))
+            return batch
+
+    def take(self) -> list[Share]:
+        """Sequences that fit in the token budget, one at least where any waits; those of requests that are over are
+        dropped. The lock is held.
+        """
+        now, room = time.monotonic(), self.engine.max_tokens
+        taken: dict[Ticket, list[int]] = {}
+        passed: list[tuple[float, int, Ticket]] = []
+        while self.heap and room > 0 and len(passed) < LOOK_AHEAD:
+            entry = tag, number, ticket = heapq.heappop(self.heap)
+            if ticket.over or (ticket.deadline is not None and now > ticket.deadline):
+                continue
+            length = ticket.lengths[ticket.left[0]]
+            if taken and length > room:
+                passed.append(entry)
+                continue
+            taken.setdefault(ticket, []).append(ticket.left.popleft())
+            ticket.started = ticket.started or now
+            room -= length
+            self.tokens -= length
+            self.clock = max(self.clock, tag)
+            if ticket.left:
+                heapq.heappush(self.heap, (tag + length, number, ticket))
+        for entry in passed:
+            heapq.heappush(self.heap, entry)
+        return [Share(ticket, sequences) for ticket, sequences in taken.items()]
+
+    def compute(self, shares: Sequence[Share]) -> None:
+        """Results, or what went wrong, to the tickets. Never raises."""
+        stats, began = self.engine.stats, time.monotonic()
+        padded, tokens = stats.padded, sum(share.tokens for share in shares)
+        try:
+            results = run_mixed(self.engine, [share.part for share in shares])
+        except Exception as error:
+            self.recover(shares, error)
+            return
+        seconds = time.monotonic() - began
+        self.rate = tokens / seconds if not self.rate else 0.8 * self.rate + 0.2 * tokens / seconds
+        sequences = sum(len(share.sequences) for share in shares)
+        self.observe(BatchStats(sequences, tokens, stats.padded - padded, len(shares), seconds))
+        ended: list[tuple[Ticket, ServiceError | None]] = []
+        for share, values in zip(shares, results, strict=True):
+            ticket = share.ticket
+            rows, _ = ticket.units.rows(np.array(share.sequences, np.int64))
+            if ticket.raw is None:
+                ticket.raw = np.empty((ticket.units.total, *values.shape[1:]), np.float32)
+            ticket.raw[rows] = values
+            ticket.missing -= len(share.sequences)
+            if not np.isfinite(values).all():
+                ended.append((ticket, BackendFailed("the model's result holds NaN or infinity")))
+            elif not ticket.missing:
+                ended.append((ticket, None))
+        self.tell(ended)
+
+    def recover(self, shares: Sequence[Share], error: Exception) -> None:
+        """Smaller batches where memory ran out, and else each request by itself, so that one does not fail others."""
+        tokens = sum(share.tokens for share in shares)
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            pieces = halves(shares)
+            if pieces:
+                self.engine.shrink(tokens)
+                for piece in pieces:
+                    self.compute(piece)
+                return
+            self.tell([(shares[0].ticket, BackendFailed(f"{tokens} tokens do not fit in the engine's memory"))])
+            return
+        if isinstance(error, torch.AcceleratorError):
+            # The device's context is lost for good; a new process is needed.
+            self.broken = f"the device failed: {type(error).__name__}"
+        elif len(shares) > 1:
+            for share in shares:
+                self.compute([share])
+            return
+        log_failure(log, f"engine {self.name}", error)
+        ended: list[tuple[Ticket, ServiceError | None]] = [
+            (share.ticket, BackendFailed("the model failed on this request")) for share in shares
+        ]
+        if self.broken:
+            with self.changed:
+                ended += [(ticket, Unavailable("the engine has stopped")) for _, _, ticket in self.heap]
+        self.tell(ended)
+
+    def tell(self, ended: Sequence[tuple[Ticket, ServiceError | None]]) -> None:
+        """Wakes those who wait for the tickets, one call for each event loop."""
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, ServiceError | None]]] = {}
+        now = time.monotonic()
+        for ticket, error in ended:
+            ticket.ended = now
+            loops.setdefault(ticket.done.get_loop(), []).append((ticket, error))
+        for loop, own in loops.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, own)
+
+
+def settle(ended: Sequence[tuple[Ticket, ServiceError | None]]) -> None:
+    for ticket, error in ended:
+        if ticket.done.done():
+            continue  # cancelled, or past its deadline
+        if error is None:
+            ticket.done.set_result(None)
+        else:
+            ticket.done.set_exception(error)
+
+
+def halves(shares: Sequence[Share]) -> list[list[Share]]:
+    """The sequences in two batches; () where there is only one."""
+    each = [(share.ticket, sequence) for share in shares for sequence in share.sequences]
+    out: list[list[Share]] = []
+    for part in (each[: len(each) // 2], each[len(each) // 2 :]) if len(each) > 1 else ():
+        own: dict[Ticket, list[int]] = {}
+        for ticket, sequence in part:
+            own.setdefault(ticket, []).append(sequence)
+        out.append([Share(ticket, sequences) for ticket, sequences in own.items()])
+    return out

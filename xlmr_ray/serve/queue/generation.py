@@ -1,0 +1,132 @@
+"""Text generation's own queue and thread: a text takes many passes of its model, and nobody else's request waits for
+them.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from xlmr_ray.engine.generator import Generator, Unwanted
+from xlmr_ray.serve.logs import log_failure
+from xlmr_ray.serve.queue.base import Door
+from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut
+from xlmr_ray.tasks.text_generation import TextGeneration
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Prompt:
+    """One document of a request, and the `tokens` that it may take with its text."""
+
+    task: TextGeneration
+    encoded: pa.Table
+    tokens: int
+    deadline: float | None
+    done: asyncio.Future[pa.Table] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    arrived: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    ended: float = 0.0
+    over: bool = False
+
+    def wanted(self) -> bool:
+        """Whether somebody waits for it still."""
+        return not self.over and (self.deadline is None or time.monotonic() <= self.deadline)
+
+
+class Writer:
+    """The queue of one generator: a document at a time, and of each request in turn, since its documents are put in
+    one by one.
+    """
+
+    def __init__(self, generator: Generator, name: str) -> None:
+        self.generator, self.name = generator, name
+        self.changed = threading.Condition()
+        self.door = Door(self.changed)
+        self.queue: deque[Prompt] = deque()
+        self.computing: tuple[float, int] | None = None
+        self.rate = 0.0
+        self.thread = threading.Thread(target=self.run, name=f"generator-{name}", daemon=True)
+        self.thread.start()
+
+    async def submit(self, prompt: Prompt) -> pa.Table:
+        """The document's row of the output table. Raises TimedOut past the deadline, BackendFailed where there is no
+        text. One that is cancelled is not begun, or stops at the next token.
+        """
+        with self.changed:
+            self.queue.append(prompt)
+            self.changed.notify()
+        try:
+            timeout = None if prompt.deadline is None else prompt.deadline - time.monotonic()
+            return await asyncio.wait_for(prompt.done, timeout)
+        except TimeoutError:
+            raise TimedOut("the request's time was over before its text was written") from None
+        finally:
+            prompt.over = True
+
+    @property
+    def requests(self) -> int:
+        return sum(not prompt.over for prompt in list(self.queue))
+
+    @property
+    def backlog(self) -> int:
+        """Tokens that wait or are written now."""
+        now = self.computing
+        return sum(prompt.tokens for prompt in list(self.queue) if not prompt.over) + (now[1] if now else 0)
+
+    def trouble(self, limit: float) -> str | None:
+        """Why it writes nothing any more."""
+        now = self.computing
+        if now is not None and (seconds := time.monotonic() - now[0]) > limit:
+            return f"generator {self.name}: a text has taken {seconds:.0f} s"
+        return None if self.thread.is_alive() or self.door.shut else f"generator {self.name}: its thread has ended"
+
+    def run(self) -> None:
+        while True:
+            with self.changed:
+                while not self.queue:
+                    if self.door.done():
+                        return
+                    self.changed.wait()
+                prompt = self.queue.popleft()
+                if not prompt.wanted():
+                    continue
+                prompt.started = time.monotonic()
+                self.computing = (prompt.started, prompt.tokens)
+            self.write(prompt)
+            self.computing = None
+
+    def write(self, prompt: Prompt) -> None:
+        table: pa.Table | None = None
+        failure: ServiceError | None = None
+        try:
+            self.generator.task = prompt.task
+            written = self.generator.run(prompt.encoded, prompt.wanted)
+            table = written.table
+            for _, message in written.failed.values():
+                failure = BackendFailed(message)
+        except Unwanted:
+            return  # who waited for it knows
+        except Exception as error:
+            log_failure(log, f"generator {self.name}", error)
+            failure = BackendFailed("the model failed on this request")
+        prompt.ended = time.monotonic()
+        rate = prompt.tokens / (prompt.ended - prompt.started)
+        self.rate = rate if not self.rate else 0.8 * self.rate + 0.2 * rate
+        loop = prompt.done.get_loop()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, prompt, table, failure)
+
+
+def settle(prompt: Prompt, table: pa.Table | None, failure: ServiceError | None) -> None:
+    if prompt.done.done():
+        return
+    if failure is not None:
+        prompt.done.set_exception(failure)
+    else:
+        prompt.done.set_result(table)

@@ -1,0 +1,1 @@
+"""Small texts for people: counted nouns, and texts without secrets."""

@@ -1,0 +1,1 @@
+"""XLMRobertaTokenizer over the library `tokenizers`: calls, files, vocabularies, ragged batches."""

@@ -1,0 +1,1 @@
+"""What a call of the tokenizer takes and returns."""

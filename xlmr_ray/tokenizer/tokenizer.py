@@ -1,0 +1,415 @@
+"""XLMRobertaTokenizer over the `tokenizers` library.
+
+Special tokens typed by a user: a literal `</s>` or `<mask>` in a text becomes that special token, as in the reference.
+A job that must not let its texts do so removes them before: with `split_special_tokens` they are only looked for later,
+among the pieces of the vocabulary, where XLM-R's special tokens are too.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Self, Unpack
+
+import pyarrow as pa
+from tokenizers import AddedToken, Tokenizer
+
+from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.errors import UserError
+from xlmr_ray.tokenizer.backends import Cut
+from xlmr_ray.tokenizer.batch_encoding import BatchEncoding
+from xlmr_ray.tokenizer.call.inputs import as_items, has_pairs
+from xlmr_ray.tokenizer.call.outputs import as_columns, without_batch
+from xlmr_ray.tokenizer.call.pairs import check_windows, encode_items
+from xlmr_ray.tokenizer.call.settings import (
+    NO_LIMIT,
+    SIDES,
+    TRUNCATIONS,
+    Side,
+    check_multiple,
+    check_room,
+    cut_to,
+    one_of,
+    whole,
+)
+from xlmr_ray.tokenizer.files import (
+    SENTENCEPIECE_FILE,
+    Settings,
+    save_sentencepiece,
+    save_tokenizer,
+    stored_settings,
+    vocabulary_file,
+)
+from xlmr_ray.tokenizer.ragged import Ragged, TokenizerError, Truncation, as_strings, encode_ragged
+from xlmr_ray.tokenizer.sentencepiece import Vocabulary
+from xlmr_ray.tokenizer.special_tokens import NAMED, Token, as_added, text_of
+from xlmr_ray.tokenizer.tokens import Tokens
+from xlmr_ray.tokenizer.vocabulary import as_vocabulary, backend_from_file, complete, prepends_space, unigram_backend
+
+__all__ = ["BatchEncoding", "Ragged", "TokenizerError", "XLMRobertaTokenizer", "XLMRobertaTokenizerFast"]
+
+log = logging.getLogger(__name__)
+
+Texts = str | Sequence[str] | Sequence[tuple[str, str]] | Sequence[Sequence[str]]
+
+
+class XLMRobertaTokenizer(Tokens):
+    """Texts to XLM-R ids and back.
+
+    Safe to share between threads that encode and decode: the library's tokenizer that this one holds is never changed
+    (`add_tokens` puts another in its place), and each distinct truncation and padding has a clone of its own.
+    """
+
+    is_fast = True
+
+    def __init__(
+        self,
+        vocab: str | Path | Mapping[str, float] | Vocabulary | None = None,
+        *,
+        vocab_file: str | Path | None = None,
+        tokenizer_file: str | Path | None = None,
+        merges_file: str | Path | None = None,
+        bos_token: Token | None = "<s>",
+        eos_token: Token | None = "</s>",
+        sep_token: Token | None = "</s>",
+        cls_token: Token | None = "<s>",
+        unk_token: Token | None = "<unk>",
+        pad_token: Token | None = "<pad>",
+        mask_token: Token | None = "<mask>",
+        extra_special_tokens: Sequence[Token] | Mapping[str, Token] = (),
+        additional_special_tokens: Sequence[Token] = (),
+        added_tokens_decoder: Mapping[int, AddedToken] | None = None,
+        add_prefix_space: bool | None = None,
+        precompiled_charsmap: bytes | None = None,
+        model_max_length: int | None = None,
+        padding_side: Side | None = None,
+        truncation_side: Side | None = None,
+        clean_up_tokenization_spaces: bool = False,
+        split_special_tokens: bool = False,
+        model_input_names: Sequence[str] = ("input_ids", "attention_mask"),
+    ) -> None:
+        """One source of the vocabulary at most; with none, the special tokens are all there is.
+
+        vocab: (piece, score) pairs in the order of their ids, a mapping of pieces to scores in that order, or a path as
+        `vocab_file`: a `sentencepiece.bpe.model`, its text of pieces and scores (`.vocab`), or a `tokenizer.json`.
+        tokenizer_file: a `tokenizer.json`, taken as it is: it decides how special tokens are matched and, unless
+        `add_prefix_space` is given, whether a space is put before a text (elsewhere it is).
+        merges_file: accepted as in the reference; a Unigram vocabulary has no merges.
+        precompiled_charsmap: the normalizer's character map that goes with `vocab`.
+        model_input_names: the columns that a call gives unless told otherwise; "token_type_ids" may be one.
+        """
+        if isinstance(vocab, (str, Path)):
+            vocab, vocab_file = None, vocab_file or vocab
+        file = vocab_file if tokenizer_file is None else tokenizer_file
+        if sum(source is not None for source in (vocab, vocab_file, tokenizer_file)) > 1:
+            raise UserError("give one of vocab, vocab_file and tokenizer_file")
+        named = (bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token)
+        given: dict[str, Token | None] = dict(zip(NAMED, named, strict=True))
+        self._special = {name: None if token is None else text_of(token, name) for name, token in given.items()}
+        extra = extra_special_tokens or additional_special_tokens
+        extra = list(extra.values() if isinstance(extra, Mapping) else extra)
+        self.extra_special_tokens = [text_of(token, "extra_special_tokens") for token in extra]
+        self.name_or_path = ""
+        self.model_max_length = model_max_length or NO_LIMIT
+        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
+        self.split_special_tokens = split_special_tokens
+        self.model_input_names = list(model_input_names)
+        self.vocab_file = Path(vocab_file) if vocab_file is not None else None
+        # Places 0 to 3 and the last of XLM-R's vocabulary are special tokens; where one is unset, its usual text.
+        first = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        places = {name: self._special[name] or usual for name, usual in (first | {"mask_token": "<mask>"}).items()}
+        if file is not None:
+            backend = backend_from_file(Path(file), places, add_prefix_space=add_prefix_space)
+        else:
+            vocabulary = [(token, 0.0) for token in places.values()] if vocab is None else as_vocabulary(vocab)
+            prepend = add_prefix_space is not False
+            backend = unigram_backend(vocabulary, precompiled_charsmap, add_prefix_space=prepend)
+        self.add_prefix_space = prepends_space(backend)
+        # A file may carry the settings of whoever saved it. Which side is kept; cut and pad are decided by each call.
+        stored = (truncation_side or (backend.truncation or {}).get("direction", "right")).lower()
+        self.truncation_side: Side = one_of("truncation_side", stored, SIDES)
+        stored = (padding_side or (backend.padding or {}).get("direction", "right")).lower()
+        self.padding_side: Side = one_of("padding_side", stored, SIDES)
+        backend.no_truncation()
+        backend.no_padding()
+        listed = [token for _, token in sorted((added_tokens_decoder or {}).items())]
+        special = [as_added(token) for token in (*given.values(), *extra) if token is not None]
+        complete(backend, [*listed, *special], bos=places["bos_token"], eos=places["eos_token"])
+        backend.encode_special_tokens = split_special_tokens
+        self._warned_long = False
+        self._set_backend(backend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in vars(self).items() if name not in ("_clones", "_long_text")}
+        return kept | {"_backend": self._backend.to_str()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        backend = Tokenizer.from_str(state["_backend"])
+        backend.encode_special_tokens = self.split_special_tokens
+        self._set_backend(backend)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        subfolder: str = "",
+        use_fast: bool = True,
+        trust_remote_code: bool = False,
+        **overrides: Unpack[Settings],
+    ) -> Self:
+        """From a folder, `embedded:NAME`, an object store prefix or a hub id.
+
+        `tokenizer.json` is loaded as it is; without one, a tokenizer is built from `sentencepiece.bpe.model`. Special
+        tokens, the greatest length and sides come from the files beside it; the constructor's arguments, given here, go
+        before them. `use_fast` and `trust_remote_code` are accepted and change nothing: there is one kind of tokenizer
+        and no code is loaded. Raises UserError when there is no such folder or neither file is in it.
+        """
+        folder = resolve(
+            source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, weights=False
+        )
+        file = vocabulary_file(folder / subfolder, str(source))
+        settings = stored_settings(file.parent)
+        if "additional_special_tokens" in overrides:
+            del settings["extra_special_tokens"]
+        settings.update(overrides)
+        by_json = file.suffix == ".json"
+        tokenizer = cls(tokenizer_file=file if by_json else None, vocab_file=None if by_json else file, **settings)
+        tokenizer.name_or_path = str(source)
+        if (file.parent / SENTENCEPIECE_FILE).is_file():
+            tokenizer.vocab_file = file.parent / SENTENCEPIECE_FILE
+        return tokenizer
+
+    # Encoding
+
+    def __call__(
+        self,
+        text: Texts | None = None,
+        text_pair: Texts | None = None,
+        text_target: Texts | None = None,
+        text_pair_target: Texts | None = None,
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        max_target_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: Side | None = None,
+        return_tensors: Literal["pt", "np"] | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        split_special_tokens: bool | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Encode a text, a pair of texts, or lists of either, as the reference does.
+
+        padding: False, True or "longest", "max_length". truncation: False, True or "longest_first", "only_first",
+        "only_second"; without `max_length` both go by `model_max_length`; `max_length` alone truncates.
+        With `is_split_into_words`, a text is a list of words. With `return_overflowing_tokens`, a text gives one
+        sequence a window, `stride` tokens shared, and `overflow_to_sample_mapping` tells whose it is.
+        The ids of `text_target` become `labels`; without `text` they are the inputs.
+        Raises TokenizerError with the index of the text that cannot be encoded.
+        """
+
+        def encoded(text: Any, text_pair: Any, max_length: int | None) -> BatchEncoding:
+            items, batched = as_items(text, text_pair, words=is_split_into_words)
+            pairs = has_pairs(items, words=is_split_into_words)
+            added = self.num_special_tokens_to_add(pairs) if add_special_tokens else 0
+            whole("max_length", max_length, 0)
+            limit = self.model_max_length if max_length is None else max_length
+            # A length alone asks for truncation, unless it is for padding.
+            how = True if max_length is not None and padding is False and truncation is None else truncation
+            cut = cut_to(how, limit, stride, one_of("truncation_side", self.truncation_side, SIDES), added)
+            if cut and not return_overflowing_tokens:
+                cut = replace(cut, stride=0)  # it only moves the windows that nobody asked for, yet may make one fail
+            to_pad = self._pad_to(padding, max_length, pad_to_multiple_of, padding_side)
+            if cut and to_pad:
+                check_multiple(limit, pad_to_multiple_of)
+            if verbose and padding in (True, "longest") and max_length is not None and cut is None:
+                log.warning("max_length=%d does nothing: pass truncation=True or padding='max_length'", max_length)
+            split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+            encodings = encode_items(
+                self._clones,
+                items,
+                cut,
+                to_pad,
+                added=added,
+                special=add_special_tokens,
+                split_special=split,
+                words=is_split_into_words,
+                overflow=return_overflowing_tokens,
+            )
+            each = [[one, *one.overflowing] if return_overflowing_tokens else [one] for one in encodings]
+            rows = [row for several in each for row in several]
+            if verbose and max_length is None and cut is None:
+                self._warn_long(max((len(row) for row in rows), default=0))
+            data = as_columns(
+                each,
+                token_type_ids=self._asked("token_type_ids", return_token_type_ids),
+                attention_mask=self._asked("attention_mask", return_attention_mask),
+                special_tokens_mask=return_special_tokens_mask,
+                offsets_mapping=return_offsets_mapping,
+                length=return_length,
+                overflow_mapping=return_overflowing_tokens,
+            )
+            if not batched and return_tensors is None and not return_overflowing_tokens:
+                data = without_batch(data)
+            return BatchEncoding(data, rows, tensor_type=return_tensors)
+
+        if text_target is None:
+            return encoded(text, text_pair, max_length)
+        targets = encoded(text_target, text_pair_target, max_length if max_target_length is None else max_target_length)
+        if text is None:
+            return targets
+        inputs = encoded(text, text_pair, max_length)
+        inputs["labels"] = targets["input_ids"]
+        return inputs
+
+    def encode_ragged(
+        self,
+        texts: Sequence[str] | pa.Array | pa.ChunkedArray,
+        pairs: Sequence[str] | pa.Array | pa.ChunkedArray | None = None,
+        *,
+        max_length: int,
+        truncation: Truncation = "longest_first",
+        stride: int = 0,
+        overflow: bool = False,
+        offsets: bool = False,
+    ) -> Ragged:
+        """Encode a batch to flat arrays, with special tokens, without padding: the ids that `__call__` gives.
+
+        Long texts are cut by characters first where that cannot change the ids (`LongText` says why), so a lone
+        surrogate behind the cut goes unseen. With `overflow`, texts longer than `max_length` tokens give windows that
+        share `stride` tokens, and nothing is lost. Raises TokenizerError with the index of the first text that cannot
+        be encoded, and UserError for arguments that no text could satisfy.
+        """
+        one_of("truncation", truncation, TRUNCATIONS)
+        strings = as_strings(texts)
+        seconds = as_strings(pairs) if pairs is not None else None
+        if seconds is not None and len(seconds) != len(strings):
+            raise UserError(f"got {len(strings)} texts and {len(seconds)} pairs: one pair a text")
+        windows = None
+        if truncation != "do_not_truncate":
+            added = self.num_special_tokens_to_add(seconds is not None)
+            check_room(max_length, stride, added)
+            if overflow:
+                cut = Cut(max_length, truncation, stride, self.truncation_side)
+                if seconds is not None:
+                    check_windows(self._backend, list(zip(strings, seconds, strict=True)), cut, added)
+                windows = self._clones.get(cut, None, split_special=self.split_special_tokens)
+        return encode_ragged(
+            self._clones.get(None, None, split_special=self.split_special_tokens),
+            windows,
+            self._pair if seconds is not None else self._single,
+            self._long_text,
+            strings,
+            seconds,
+            max_length=max_length,
+            truncation=truncation,
+            keep_left=self.truncation_side == "right",
+            offsets=offsets,
+        )
+
+    def encode(
+        self,
+        text: str | Sequence[str],
+        text_pair: str | Sequence[str] | None = None,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        *,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: Side | None = None,
+        return_tensors: Literal["pt", "np"] | None = None,
+        return_overflowing_tokens: bool = False,
+        split_special_tokens: bool | None = None,
+    ) -> Any:
+        """The ids of one text or pair: a list, or with `return_tensors` a tensor or array of shape (1, length)."""
+        return self(
+            text,
+            text_pair,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            stride=stride,
+            is_split_into_words=is_split_into_words,
+            pad_to_multiple_of=pad_to_multiple_of,
+            padding_side=padding_side,
+            return_tensors=return_tensors,
+            return_overflowing_tokens=return_overflowing_tokens,
+            split_special_tokens=split_special_tokens,
+        )["input_ids"]
+
+    def tokenize(
+        self,
+        text: str | Sequence[str],
+        pair: str | Sequence[str] | None = None,
+        add_special_tokens: bool = False,
+        *,
+        is_split_into_words: bool = False,
+        split_special_tokens: bool | None = None,
+    ) -> list[str]:
+        """The pieces of a text, as strings."""
+        return self(
+            text,
+            pair,
+            add_special_tokens=add_special_tokens,
+            is_split_into_words=is_split_into_words,
+            split_special_tokens=split_special_tokens,
+            verbose=False,
+        ).tokens()
+
+    def _warn_long(self, length: int) -> None:
+        if length > self.model_max_length and not self._warned_long:
+            self._warned_long = True
+            log.warning(
+                "a text has %d tokens and the model takes %d: pass truncation=True", length, self.model_max_length
+            )
+
+    # Saving
+
+    def save_pretrained(self, save_directory: str | Path, *, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`; the reference loads them."""
+        config = {
+            "tokenizer_class": "XLMRobertaTokenizer",
+            **self._special,
+            "extra_special_tokens": self.extra_special_tokens,
+            "add_prefix_space": self.add_prefix_space,
+            "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
+            "split_special_tokens": self.split_special_tokens,
+            "model_input_names": self.model_input_names,
+            "model_max_length": self.model_max_length,
+            "padding_side": self.padding_side,
+            "truncation_side": self.truncation_side,
+        }
+        return save_tokenizer(self._backend, Path(save_directory), config, filename_prefix)
+
+    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str]:
+        """Write `sentencepiece.bpe.model`: a copy of the file that this came with, or one made of the vocabulary.
+
+        Tokens that were added are not in it. Raises UserError for a vocabulary that is not in XLM-R's order.
+        """
+        names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
+        special = [str(self._special[name]) for name in names]
+        return (save_sentencepiece(self._backend, self.vocab_file, Path(save_directory), filename_prefix, special),)
+
+    def __repr__(self) -> str:
+        return f"XLMRobertaTokenizer({len(self)} tokens, model_max_length={self.model_max_length})"
+
+
+XLMRobertaTokenizerFast = XLMRobertaTokenizer
