@@ -83,8 +83,20 @@ class XLMRobertaConfig:
 
     @property
     def max_length(self) -> int:
-        """The most tokens a text may have: positions start at `pad_token_id + 1` (514 positions hold 512 tokens)."""
-        return self.max_position_embeddings - self.pad_token_id - 1
+        """The most tokens a text may have (514 positions hold 512 tokens, as the first two are not used)."""
+        return self.max_position_embeddings - self.first_position
+
+    @property
+    def first_position(self) -> int:
+        """The position of a text's first token."""
+        return self.pad_token_id + 1
+
+    @property
+    def skips_padding(self) -> bool:
+        """Whether a padding id inside a text has the position `pad_token_id`, and the tokens after it are numbered as
+        if it were not there.
+        """
+        return True
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> "XLMRobertaConfig":

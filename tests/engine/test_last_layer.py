@@ -6,7 +6,7 @@ import pytest
 
 from tests.models import save_classifier
 from tests.tasks.language_models import save_causal, save_masked
-from xlmr_ray import XLMRobertaTokenizer
+from xlmr_ray import XLMRobertaConfig, XLMRobertaTokenizer
 from xlmr_ray.engine import engine as module
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.last_layer import rows_read
@@ -57,7 +57,7 @@ def test_as_the_whole_layer_in_eight_bits(tmp_path, monkeypatch):
 def batch(*lengths, targets=None):
     ids = np.arange(sum(lengths), dtype=np.int32)
     splits = np.cumsum([0, *lengths])
-    return pack(ids, splits, np.arange(len(lengths)), 1, targets=targets)
+    return pack(ids, splits, np.arange(len(lengths)), XLMRobertaConfig(), targets=targets)
 
 
 def test_rows_are_those_that_are_read_and_a_steady_number(monkeypatch):

@@ -14,6 +14,7 @@ TEXTS = [
     "a",
     "👩‍👩‍👧 🇫🇷 é e\u0301",
     "All human beings are born free and equal in dignity and rights.",
+    "<pad> a <pad><pad> padding id",
 ]
 LONG = "All human beings are born free and equal in dignity and rights. " * 20
 

@@ -16,6 +16,7 @@ TEXTS = [
     "",
     "many words " * 60,
     "👩‍👩‍👧 🇫🇷 é e\u0301",
+    "<pad> a <pad><pad> padding id",
 ]
 TOLERANCE = 1e-5
 

@@ -23,6 +23,7 @@ ODD = [
     "人人生而<mask>,在尊严和权利上一律平等。",
     "الجملة <mask> هنا \u202eabc",
     "</s> <mask> <s>",
+    "<pad> a <mask> after <pad> and before <pad>",
     "a <mask> in a text that is too long, " + "many words " * 60,
     "two <mask> and <mask>, the second of them " * 2,
 ]
@@ -71,7 +72,7 @@ def test_fills_are_the_references(folder, reference):
     assert len(languages()) > 20
     got = answers(pipeline("fill-mask", folder, device="cpu"), text=TEXTS)
     same(got, reference(TEXTS))
-    assert [isinstance(answer[0], list) for answer in got[-len(ODD) :]] == [0, 1, 0, 0, 0, 0, 0, 1]
+    assert [isinstance(answer[0], list) for answer in got[-len(ODD) :]] == [0, 1, 0, 0, 0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_k": 40}], ids=str)

@@ -7,7 +7,7 @@ import transformers
 from tests.models import TOKENIZER
 from xlmr_ray import UserError, pipeline
 
-TEXTS = ["Hello World!", "人人生而自由", "", "many words " * 60, "Все люди рождаются свободными"]
+TEXTS = ["Hello World!", "人人生而自由", "", "many words " * 60, "Все люди рождаются свободными", "a <pad><pad> b"]
 # Without the empty text: alone in a call, the reference takes an empty second text for none; in a batch it does not.
 FULL = [text for text in TEXTS if text]
 PAIRS = [{"text": text, "text_pair": other} for text, other in zip(FULL, reversed(FULL), strict=True)]
@@ -68,7 +68,7 @@ def test_the_output_table(make_classifier):
     assert table.schema == pa.schema(
         [("label", pa.string()), ("score", pa.float32()), ("tokens", pa.int32()), ("truncated", pa.bool_())]
     )
-    assert table["truncated"].to_pylist() == [False, False, False, True, False]
+    assert table["truncated"].to_pylist() == [False, False, False, True, False, False]
     assert table["tokens"].to_pylist()[3] == 64
     assert pipe.task.schema == table.schema
     ranked = pipeline("text-classification", folder, device="cpu", top_k=5)

@@ -25,6 +25,8 @@ CRAFTED = [
     "</s>",
     "<mask>",
     "<unk>",
+    "<pad>",
+    "a <pad> b<pad>c  <pad>d",
     "a </s> b<mask>c  <s>d",
     "☃ ☃☃ x☃y ☃",
     "人人生而自由,在尊严和权利上一律平等。",

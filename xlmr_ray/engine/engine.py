@@ -87,7 +87,7 @@ class Engine:
         self.tasks, kept = tasks, replace(self.stats)
         # A first pass of one token warms up, and tells the shapes of results where there are no sequences at all.
         zero = np.zeros(1, np.int32)
-        one = pack(zero, np.array([0, 1]), np.array([0]), self.model.config.pad_token_id, targets=zero)
+        one = pack(zero, np.array([0, 1]), np.array([0]), self.model.config, targets=zero)
         self.shapes = [tuple(output.shape[1:]) for output in self.forward(one, range(len(self.tasks)))]
         self.stats = kept
 
@@ -231,7 +231,7 @@ class Engine:
         while len(order):
             chosen = next_batch(lengths, order, self.max_tokens)
             try:
-                batch = pack(ids, row_splits, chosen, config.pad_token_id, targets=wanted, causal=config.is_decoder)
+                batch = pack(ids, row_splits, chosen, config, targets=wanted)
                 done.append((chosen, self.forward(batch, places)))
             except RuntimeError as error:
                 if not out_of_memory(error):

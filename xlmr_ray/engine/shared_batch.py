@@ -35,7 +35,6 @@ def run_mixed(engine: Engine, parts: Sequence[Part]) -> list[NDArray[np.float32]
 
     Equal to the last bit to what each part gives alone, on a CPU. Raises torch's own error where memory runs out.
     """
-    config = engine.model.config
     ids = np.concatenate([part.ids for part in parts])
     lengths = np.concatenate([part.lengths for part in parts])
     splits = np.concatenate([[0], np.cumsum(lengths)])
@@ -45,7 +44,7 @@ def run_mixed(engine: Engine, parts: Sequence[Part]) -> list[NDArray[np.float32]
         targets = np.concatenate(
             [none if part.targets is None else part.targets for none, part in zip(nothing, parts, strict=True)]
         )
-    batch = pack(ids, splits, np.arange(len(lengths)), config.pad_token_id, targets=targets, causal=config.is_decoder)
+    batch = pack(ids, splits, np.arange(len(lengths)), engine.model.config, targets=targets)
     on_gpu = engine.device.type == "cuda"
     there = batch.pin_memory().to(engine.device) if on_gpu else batch
     last, trace = engine.encode(batch, there, [part.task for part in parts])

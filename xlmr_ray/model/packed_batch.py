@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.model.batch_invariance import steady_rows
 from xlmr_ray.model.layout import Packed
 
@@ -71,16 +72,14 @@ def pack(
     ids: NDArray[np.int32],
     row_splits: NDArray[np.int64],
     chosen: NDArray[np.int64],
-    pad_token_id: int,
+    config: XLMRobertaConfig,
     *,
     targets: NDArray[np.int32] | None = None,
-    causal: bool = False,
 ) -> PackedBatch:
     """The `chosen` sequences of ragged ids (sequence i is `ids[row_splits[i]:row_splits[i + 1]]`) as one batch, with
-    their `targets`, which are split as the ids are.
+    their `targets`, which are split as the ids are; causal where the model is a decoder.
 
-    Positions count from `pad_token_id + 1` in every sequence. They are made here, on the CPU: on a GPU nothing has to
-    be scanned.
+    Positions are made here, on the CPU: on a GPU nothing has to be scanned.
     """
     starts = row_splits[chosen]
     lengths = row_splits[chosen + 1] - starts
@@ -89,17 +88,38 @@ def pack(
     first = np.cumsum(lengths) - lengths
     within = np.arange(total) - np.repeat(first, lengths)
     where = np.repeat(starts, lengths) + within
-    out_ids = np.full(total + filler, pad_token_id, np.int64)
+    out_ids = np.full(total + filler, config.pad_token_id, np.int64)
     out_ids[:total] = ids[where]
-    positions = np.full(total + filler, pad_token_id + 1, np.int64)
-    positions[:total] = within + (pad_token_id + 1)
+    positions = np.full(total + filler, config.first_position, np.int64)
+    positions[:total] = within + config.first_position
+    if config.skips_padding:
+        _skip_padding(positions[:total], out_ids[:total], first, lengths, config.pad_token_id)
     out_targets = target_places = None
     if targets is not None:
         wanted = np.full(total + filler, IGNORED, np.int64)
         wanted[:total] = targets[where]
         out_targets = torch.from_numpy(wanted)
         target_places = torch.from_numpy(np.flatnonzero(wanted != IGNORED))
-    layout = Packed.of([*lengths.tolist(), *([filler] if filler else [])], causal=causal)
+    layout = Packed.of([*lengths.tolist(), *([filler] if filler else [])], causal=config.is_decoder)
     return PackedBatch(
         torch.from_numpy(out_ids), torch.from_numpy(positions), layout, len(chosen), out_targets, target_places
     )
+
+
+def _skip_padding(
+    positions: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    first: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    pad_token_id: int,
+) -> None:
+    """Corrects, in place, the positions `(T)` of sequences with padding ids in them, which a text that says "<pad>"
+    has: the padding id is at `pad_token_id` and is not counted (see `positions_from_ids`).
+    """
+    padding = ids == pad_token_id
+    if not padding.any():
+        return
+    skipped = np.cumsum(padding)
+    before = skipped[first[lengths > 0]] - padding[first[lengths > 0]]
+    positions -= skipped - np.repeat(before, lengths[lengths > 0])
+    positions[padding] = pad_token_id
