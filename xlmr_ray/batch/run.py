@@ -115,7 +115,7 @@ def prepare(job: Job, store: Store) -> Prepared:
     recipes = task_recipes(job)
     columns = columns_of(job, recipes)
     with reading(", ".join(map(clean_url, job.input.path))):
-        found = find_inputs(job.input.path, format=job.input.format)
+        found = find_inputs(job.input.path, format=job.input.format, output=job.output.path)
         what = job_identity(job, recipes, columns)
         upon: Next | None = None
         if job.incremental:

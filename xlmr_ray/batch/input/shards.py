@@ -143,10 +143,10 @@ def plan_input(
     dead: DeadLetter | None = None
     kept: tuple[str, ...] = ()
     try:
+        if source.info() is None:
+            raise Damaged(codes.FILE_GONE, "deleted after it was listed, or a link to nothing")
         if one.size == 0:
             raise Damaged(codes.EMPTY_FILE, "zero bytes")
-        if source.info() is None:
-            raise Damaged(codes.FILE_GONE, "deleted after it was listed")
         source.check()
         if one.format == "parquet":
             opened = parquet.open_file(source, columns)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from xlmr_ray.batch.store.base import etag_of, filesystem
+from xlmr_ray.batch.input.listing import check_name, expand, shown_name
+from xlmr_ray.batch.input.overlap import NAME, check_apart
+from xlmr_ray.batch.store.base import etag_of
 from xlmr_ray.errors import JobFailed, UserError
 
 Format = Literal["parquet", "jsonl", "csv", "tsv", "text"]
@@ -50,37 +52,51 @@ class Found:
 
 
 def find_inputs(
-    path: str | Sequence[str], *, format: str = "auto", options: Mapping[str, object] | None = None
+    path: str | Sequence[str],
+    *,
+    format: str = "auto",
+    options: Mapping[str, object] | None = None,
+    output: str | None = None,
 ) -> Found:
     """Files, folders (recursive), globs, or a list of them, on local disk, S3 or another fsspec store.
 
     In folders and globs, names that start with `.` or `_` (`_SUCCESS`, `_metadata`; not `_key=value`), and `.crc` files
-    are skipped. `format="auto"` goes by the ending. A given format is used for files whose ending says nothing; files
+    are skipped. Two paths to one file are one input. `format="auto"` goes by the ending. A given format is used for files whose ending says nothing; files
     whose ending says another format are ignored, unless they were named one by one. `options` go to the file system.
-    Raises UserError where a path is missing, holds nothing to read, or has an ending that says no format.
+    Raises UserError where a path is missing, holds nothing to read, or has an ending that says no format, and where
+    the files that a run writes to `output` would be among the inputs.
     """
     paths = [path] if isinstance(path, str) else list(path)
     if not paths:
         raise UserError("input.path: an empty list; name a file, a folder or a glob")
     if format not in ("auto", *_FORMATS.values()):
         raise UserError(f"input.format: {format!r} is no format; one of auto, parquet, jsonl, csv, tsv, text")
-    inputs: dict[str, Input] = {}
+    inputs: dict[str, Input] = {}  # by what is equal for two paths to one file
     ignored: set[str] = set()
+    entered: set[str] = set()
     for one in paths:
         taken = 0
-        for key, info, named in _expand(one, options):
-            kind = _kind(key, format, named=named)
+        for found in expand(one, options, entered=entered):
+            kind = _kind(found.key, format, named=found.named)
             if kind is None:
-                ignored.add(key)
+                ignored.add(shown_name(found.key))
                 continue
+            check_name(found.key)
             taken += 1
-            inputs[key] = Input(key, *kind, size=int(info.get("size") or 0), etag=etag_of(info))
+            there = inputs.get(found.same)
+            if there is None or (found.key != found.same, found.key) < (there.key != found.same, there.key):
+                inputs[found.same] = Input(
+                    found.key, *kind, size=int(found.info.get("size") or 0), etag=etag_of(found.info)
+                )
         if not taken and ignored:
             example = min(ignored)
             raise UserError(f"{one}: nothing to read in format {format}, for example {example}; looked for {ENDINGS}")
         if not taken:
             raise UserError(f"{one}: no file to read there; looked for {ENDINGS}")
-    return Found(sorted(inputs.values(), key=lambda found: found.key), sorted(ignored - inputs.keys()))
+    if output is not None and _kind(NAME, format, named=False) is not None:
+        check_apart(paths, output, entered=entered, keys=inputs)
+    read = {found.key for found in inputs.values()}
+    return Found(sorted(inputs.values(), key=lambda found: found.key), sorted(ignored - read))
 
 
 def check_unchanged(found: Input, info: Mapping[str, Any] | None) -> None:
@@ -92,54 +108,6 @@ def check_unchanged(found: Input, info: Mapping[str, Any] | None) -> None:
             f"{found.key}: changed since the job was planned (etag {found.etag}, now {etag_of(info)}); "
             "start the job again: a changed input is a new run"
         )
-
-
-def _expand(path: str, options: Mapping[str, object] | None) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
-    """Yields key, info, and whether the user named this very file."""
-    fs, where = filesystem(path, options=options)
-    try:
-        info = fs.info(where)
-    except FileNotFoundError:
-        info = None
-    if info is not None and info["type"] != "directory":
-        yield _key(fs, info["name"]), info, True
-        return
-    if info is not None:
-        yield from _walk(fs, where)
-        return
-    if not any(char in where for char in "*?["):
-        raise UserError(f"{path}: no such file or folder")
-    fixed = where[: min(where.find(char) for char in "*?[" if char in where)].rpartition("/")[0]
-    matches = fs.glob(where, detail=True)
-    if not matches:
-        raise UserError(f"{path}: nothing matches this pattern")
-    for name, found in matches.items():
-        if _hidden(name[len(fixed) :]):
-            continue
-        if found["type"] == "directory":
-            yield from _walk(fs, name)
-        else:
-            yield _key(fs, name), found, False
-
-
-def _walk(fs: Any, folder: str) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
-    root = folder.rstrip("/")
-    for name, found in fs.find(folder, detail=True).items():
-        is_marker = name.endswith("/") or name.rstrip("/") == root  # an empty object that stands for a folder
-        if found["type"] in ("file", "link") and not is_marker and not _hidden(name[len(root) :]):
-            yield _key(fs, name), found, False
-
-
-def _hidden(path: str) -> bool:
-    parts = [part for part in path.split("/") if part]
-    return path.endswith(".crc") or any(
-        part.startswith(".") or (part.startswith("_") and "=" not in part) for part in parts
-    )
-
-
-def _key(fs: Any, name: str) -> str:
-    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
-    return name if protocol in ("file", "local") else cast(str, fs.unstrip_protocol(name))
 
 
 def _kind(key: str, format: str, *, named: bool) -> tuple[Format, Compression] | None:

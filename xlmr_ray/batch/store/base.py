@@ -346,9 +346,21 @@ def _scheme(url: str) -> str:
     return {"local": "file", "s3a": "s3", "s3n": "s3"}.get(scheme, scheme)
 
 
+def place(url: str) -> tuple[str, str]:
+    """The scheme of a URL or path (`file`, `s3`, …), and where in it, without a slash at the end: to compare two."""
+    scheme = _scheme(url)
+    return scheme, (_local_path(url) if scheme == "file" else url.split("://", 1)[1]).rstrip("/")
+
+
 def _local_path(url: str) -> str:
     path = unquote(url.split("://", 1)[1]) if "://" in url else url
-    return str(Path(path).expanduser().absolute())
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError:
+        user = path.partition("/")[0]
+        raise UserError(
+            f"{path}: no user {user[1:]} on this machine; write ./{path} for a folder of that name"
+        ) from None
 
 
 def _short_hash(*parts: object) -> str:

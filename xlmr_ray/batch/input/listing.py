@@ -1,0 +1,204 @@
+"""The files under a path that a job names: one file, a folder with all that is below it, or a glob.
+
+On disk, links are followed. A link to a file is a file with a name of its own, as in the cache of the Hugging Face hub,
+where every file is a link; its size and etag are those of its target. A folder is entered once, however many links lead
+to it, so a link to a folder above it ends there.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+from xlmr_ray.batch.store.base import filesystem
+from xlmr_ray.errors import UserError
+
+PATTERN = "*?["
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One file. `key`: its full URL, or its absolute path on this machine; `info`: what the file system says of it;
+    `named`: the user named this very file. `same`: equal for two keys that are one file, such as `in/a` and
+    `o/../in/a`, or two paths through a linked folder; the shortest such path is its own key.
+    """
+
+    key: str
+    info: Mapping[str, Any]
+    named: bool
+    same: str
+
+
+def expand(
+    path: str, options: Mapping[str, object] | None = None, *, entered: set[str] | None = None
+) -> Iterator[Listed]:
+    """The files of one path. `entered` gets the real paths of the folders on disk that were read.
+
+    Raises UserError where there is no such file or folder, or nothing matches the glob.
+    """
+    entered = set() if entered is None else entered
+    fs, where = filesystem(path, options=options)
+    if is_local(fs) and not path.isprintable():
+        check_name(where)
+    try:
+        info = fs.info(where)
+    except (FileNotFoundError, NotADirectoryError):
+        info = None
+    if info is not None and info["type"] != "directory":
+        yield _listed(fs, info["name"], info, named=True)
+        return
+    if info is not None:
+        yield from _walk(fs, where, entered)
+        return
+    if "?versionId=" in path:
+        raise UserError(f"{path}: versions of an object are not read; name it without ?versionId=, or copy the version")
+    if not is_pattern(where):
+        raise UserError(f"{path}: no such file or folder")
+    fixed = fixed_part(where)
+    try:
+        matches = _local_matches(fs, fixed, where) if is_local(fs) else fs.glob(where, detail=True).items()
+    except ValueError as error:
+        raise UserError(f"{path}: is not a pattern: {error}") from None
+    found = False
+    for name, one in matches:
+        found = True
+        if is_hidden(name[len(fixed) :]):
+            continue
+        if one["type"] == "directory":
+            yield from _walk(fs, name, entered)
+        else:
+            yield _listed(fs, name, one, named=False)
+    if not found:
+        raise UserError(f"{path}: nothing matches this pattern")
+
+
+def is_pattern(where: str) -> bool:
+    return any(char in where for char in PATTERN)
+
+
+def fixed_part(where: str) -> str:
+    """The folder that a pattern starts from, without a slash at its end."""
+    return where[: min(where.find(char) for char in PATTERN if char in where)].rpartition("/")[0]
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a name in the path starts with `.` or `_` (not `_key=value`), or it is a checksum of Hadoop's."""
+    parts = [part for part in path.split("/") if part]
+    return path.endswith(".crc") or any(
+        part.startswith(".") or (part.startswith("_") and "=" not in part) for part in parts
+    )
+
+
+def is_local(fs: Any) -> bool:
+    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    return protocol in ("file", "local")
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a name on disk that is not UTF-8, which no plan and no Parquet file could hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = shown_name(name)
+        raise UserError(f"{shown}: the file's name is not UTF-8; rename it (convmv -f latin1 -t utf8)") from None
+
+
+def shown_name(name: str) -> str:
+    """A name with its bytes that are not UTF-8 as `\\xe9`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _listed(fs: Any, name: str, info: Mapping[str, Any], *, named: bool) -> Listed:
+    if not is_local(fs):
+        key = cast(str, fs.unstrip_protocol(name))
+        return Listed(key, info, named, key)
+    folder, base = os.path.split(name)
+    return Listed(name, info, named, os.path.join(os.path.realpath(folder), base))
+
+
+def _walk(fs: Any, folder: str, entered: set[str]) -> Iterator[Listed]:
+    if is_local(fs):
+        yield from _walk_local(fs, folder, entered)
+        return
+    root = folder.rstrip("/")
+    for name, found in fs.find(folder, detail=True).items():
+        is_marker = name.endswith("/") or name.rstrip("/") == root  # an empty object that stands for a folder
+        if found["type"] in ("file", "link") and not is_marker and not is_hidden(name[len(root) :]):
+            yield _listed(fs, name, found, named=False)
+
+
+def _walk_local(fs: Any, folder: str, entered: set[str]) -> Iterator[Listed]:
+    """Folders before links to folders, so that a folder that both lead to is entered under its own name."""
+    here: set[str] = set()
+    folders, links = deque([folder]), deque[str]()
+    while folders or links:
+        one = (folders or links).popleft()
+        real = os.path.realpath(one)
+        if real in here:
+            continue
+        here.add(real)
+        entered.add(real)
+        for entry in _entries(one):
+            if entry.is_dir():
+                (links if entry.is_symlink() else folders).append(entry.path)
+            elif (info := _file_info(fs, entry)) is not None:
+                yield _listed(fs, entry.path, info, named=False)
+
+
+def _local_matches(fs: Any, fixed: str, pattern: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    parts = pattern[len(fixed) :].strip("/").split("/")
+    root = fixed or "/"
+    for entry in _glob(root, parts, (os.path.realpath(root),)):
+        if entry.is_dir():
+            yield entry.path, {"type": "directory"}
+        elif (info := _file_info(fs, entry)) is not None:
+            yield entry.path, info
+
+
+def _glob(folder: str, parts: Sequence[str], above: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
+    """What matches `parts` in a folder; `above`: it and the folders that it was reached through, which `**` does not
+    enter again.
+    """
+    first, *rest = parts
+    if first == "**":
+        if rest:
+            yield from _glob(folder, rest, above)
+        for entry in _entries(folder):
+            if not rest and not entry.is_dir():
+                yield entry
+            elif entry.is_dir() and (real := os.path.realpath(entry.path)) not in above:
+                yield from _glob(entry.path, parts, (*above, real))
+        return
+    for entry in _entries(folder):
+        if not fnmatchcase(entry.name, first):
+            continue
+        if not rest:
+            yield entry
+        elif entry.is_dir():
+            yield from _glob(entry.path, rest, (*above, os.path.realpath(entry.path)))
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """By name, without hidden ones. Raises PermissionError: a folder that cannot be listed is not an empty one."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted((one for one in found if not is_hidden(one.name)), key=lambda one: one.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # deleted since it was found
+
+
+def _file_info(fs: Any, entry: os.DirEntry[str]) -> Mapping[str, Any] | None:
+    """As the file system says it of the target; a link to nothing is there, as the plan will say. None: no file."""
+    try:
+        info: Mapping[str, Any] = fs.info(entry.path)
+    except FileNotFoundError:
+        if not entry.is_symlink():
+            return None
+        of_link = entry.stat(follow_symlinks=False)
+        return {"type": "file", "size": 0, "mtime": of_link.st_mtime, "ino": of_link.st_ino}
+    return info if stat.S_ISREG(int(info.get("mode", stat.S_IFREG))) else None
