@@ -132,7 +132,7 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path):
 
 
 def test_no_such_user(tmp_path):
-    with pytest.raises(UserError, match=r"~nosuchuser/in: no user nosuchuser on this machine"):
+    with pytest.raises(UserError, match=r"~nosuchuser/in: no user nosuchuser here"):
         find_inputs("~nosuchuser/in")
 
 

@@ -109,7 +109,7 @@ def check_name(name: str) -> None:
 
 
 def shown_name(name: str) -> str:
-    """A name with its bytes that are not UTF-8 as `\\xe9`."""
+    """A name, with backslash escapes for its bytes that are not UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -117,8 +117,8 @@ def _listed(fs: Any, name: str, info: Mapping[str, Any], *, named: bool) -> List
     if not is_local(fs):
         key = cast(str, fs.unstrip_protocol(name))
         return Listed(key, info, named, key)
-    folder, base = os.path.split(name)
-    return Listed(name, info, named, os.path.join(os.path.realpath(folder), base))
+    folder, _, base = name.rpartition("/")
+    return Listed(name, info, named, f"{os.path.realpath(folder or '/').rstrip('/')}/{base}")
 
 
 def _walk(fs: Any, folder: str, entered: set[str]) -> Iterator[Listed]:

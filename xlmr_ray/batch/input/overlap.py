@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from xlmr_ray.batch.input.listing import fixed_part, is_hidden, is_pattern
 from xlmr_ray.batch.store.base import place
@@ -39,15 +40,15 @@ def check_apart(paths: Sequence[str], output: str, *, entered: Iterable[str], ke
         raise _inside(output, ", ".join(paths))
     for key in keys:
         other, where = place(key)
-        if other == scheme and where.startswith(tuple(f"{out}/{kind}/" for kind in KINDS)):
-            if not any(where == one or where.startswith(f"{one}/") for one in named):
-                raise _inside(output, key)
+        is_ours = other == scheme and where.startswith(tuple(f"{out}/{kind}/" for kind in KINDS))
+        if is_ours and not any(where == one or where.startswith(f"{one}/") for one in named):
+            raise _inside(output, key)
 
 
 def _inside(output: str, path: str) -> UserError:
     return UserError(
-        f"output.path {clean_url(output)}: lies inside the input {clean_url(path)}, so the next launch would score this "
-        "one's output; write to a folder outside the input, or to one whose name starts with _, which is not read"
+        f"output.path {clean_url(output)}: lies inside the input {clean_url(path)}, so the next launch would score "
+        "this one's output; write to a folder outside the input, or to one whose name starts with _, which is not read"
     )
 
 
@@ -56,7 +57,7 @@ def _real(path: str) -> tuple[str, str]:
     scheme, where = place(path)
     if scheme != "file":
         return scheme, where
-    if os.path.exists(where) or not is_pattern(where):
+    if Path(where).exists() or not is_pattern(where):
         return scheme, os.path.realpath(where)
     fixed = fixed_part(where)
     return scheme, os.path.realpath(fixed or "/").rstrip("/") + where[len(fixed) :]

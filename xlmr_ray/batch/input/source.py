@@ -61,10 +61,10 @@ def find_inputs(
     """Files, folders (recursive), globs, or a list of them, on local disk, S3 or another fsspec store.
 
     In folders and globs, names that start with `.` or `_` (`_SUCCESS`, `_metadata`; not `_key=value`), and `.crc` files
-    are skipped. Two paths to one file are one input. `format="auto"` goes by the ending. A given format is used for files whose ending says nothing; files
-    whose ending says another format are ignored, unless they were named one by one. `options` go to the file system.
-    Raises UserError where a path is missing, holds nothing to read, or has an ending that says no format, and where
-    the files that a run writes to `output` would be among the inputs.
+    are skipped. Two paths to one file are one input. `format="auto"` goes by the ending. A given format is used for
+    files whose ending says nothing; files whose ending says another format are ignored, unless they were named one by
+    one. `options` go to the file system. Raises UserError where a path is missing, holds nothing to read, or has an
+    ending that says no format, and where the files that a run writes to `output` would be among the inputs.
     """
     paths = [path] if isinstance(path, str) else list(path)
     if not paths:

@@ -358,9 +358,7 @@ def _local_path(url: str) -> str:
         return str(Path(path).expanduser().absolute())
     except RuntimeError:
         user = path.partition("/")[0]
-        raise UserError(
-            f"{path}: no user {user[1:]} on this machine; write ./{path} for a folder of that name"
-        ) from None
+        raise UserError(f"{path}: no user {user[1:]} here; write ./{path} for a folder of that name") from None
 
 
 def _short_hash(*parts: object) -> str:
