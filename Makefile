@@ -1,10 +1,10 @@
-# `make demo` and `make test` need nothing but Python 3.11 or newer; each sets up what it uses.
+# `make demo` and `make test` need only Python 3.11 or newer; each installs what it uses.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 
-# A run is many processes; without bytecode each would compile the package anew.
+# A run has many processes; without bytecode each would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -13,7 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# The demo needs the package alone; the tests add their references and tools. Each stamp says what is there.
+# The demo needs only the package; the tests also need the libraries that they compare with, and tools. Each stamp file
+# says what is installed.
 $(VENV)/package: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), sys.version' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3-venv is needed: apt-get install python3-venv"; exit 1; }
@@ -22,7 +23,7 @@ $(VENV)/package: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/everything: $(VENV)/package
-	@echo "installing the references and tools of the tests into $(VENV)"
+	@echo "installing what the tests need into $(VENV)"
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[test,dev,quantization]'
 	@touch $@
 
@@ -39,27 +40,27 @@ lint: $(VENV)/everything  ## ruff and mypy
 test: lint  ## ruff, mypy and the tests
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/everything  ## the pipeline against the script that people write first, same run
+bench: $(VENV)/everything  ## the pipeline against the script that people write first, in the same run
 	$(BIN)/python -m tests.benchmarks.naive
 
-faults: $(VENV)/everything  ## every fault that a run must survive, injected and counted (SIGKILL at random: make kills)
+faults: $(VENV)/everything  ## inject each fault that a run must survive, and count rows (SIGKILL at random: make kills)
 	$(BIN)/python -m tests.faults
 
 kills: $(VENV)/everything  ## 200 runs in which drivers, actors and nodes are killed at random moments
 	$(BIN)/python -m tests.faults.kills --rounds 200
 
-# ONNX Runtime beside the package's own environment, and not in it.
+# ONNX Runtime in an environment beside the package's, not in it.
 .venv-peers/there: $(VENV)/everything tests/benchmarks/peers.txt
 	@$(BIN)/python -m venv .venv-peers
 	@.venv-peers/bin/python -m pip install $(PIP_FLAGS) --no-deps --requirement tests/benchmarks/peers.txt
 	@realpath $(VENV)/lib/python3*/site-packages > $$(echo .venv-peers/lib/python3*/site-packages)/package.pth
 	@touch $@
 
-bench-peers: .venv-peers/there  ## the engine against transformers, sentence-transformers and ONNX Runtime, same run
+bench-peers: .venv-peers/there  ## the engine against transformers, sentence-transformers and ONNX Runtime, in the same run
 	.venv-peers/bin/python -W ignore -m tests.benchmarks.peers
 
-mini: $(VENV)/everything  ## train the embedded checkpoint again (needs Debian's apt-get, npm and 15 minutes)
+mini: $(VENV)/everything  ## train the embedded checkpoint again (needs Debian's apt-get, npm, 15 minutes)
 	$(BIN)/python -m pipelines.mini
 
-clean:  ## remove the environment and what runs left
+clean:  ## remove the environment and what runs wrote
 	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
