@@ -25,9 +25,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from xlmr_ray.batch.input.columns import Columns
+from xlmr_ray.batch.input.planning import Shard
 from xlmr_ray.batch.input.readers.raw import Source
 from xlmr_ray.batch.input.shard_table import INPUT
-from xlmr_ray.batch.input.shards import Shard
 from xlmr_ray.batch.input.source import Input, InputChanged
 from xlmr_ray.batch.ledger.manifest import current, publish, publish_next, read_manifest
 from xlmr_ray.batch.ledger.record import Record, committed_shards, in_order, new_attempt, record_key, run_id

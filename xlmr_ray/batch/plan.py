@@ -11,8 +11,8 @@ import torch
 
 from xlmr_ray.batch.cluster import on_gpu
 from xlmr_ray.batch.input.columns import Columns
+from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.shard_table import ShardTable
-from xlmr_ray.batch.input.shards import DeadLetter, plan_shards
 from xlmr_ray.batch.input.source import Input
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.record import Damaged, by_lines, canonical, lines_of, plan_key, run_id

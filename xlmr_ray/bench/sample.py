@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xlmr_ray.batch.input.readers import read_shard
-from xlmr_ray.batch.input.shards import Shard, plan_shards
+from xlmr_ray.batch.input.planning import Shard, plan_shards
+from xlmr_ray.batch.input.read_shard import read_shard
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.plan import columns_of, task_recipes

@@ -19,8 +19,9 @@ from moto.server import ThreadedMotoServer
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.readers import csv, parquet, raw, read_shard
-from xlmr_ray.batch.input.shards import DeadLetter, Shard, plan_shards
+from xlmr_ray.batch.input.planning import DeadLetter, Shard, plan_shards
+from xlmr_ray.batch.input.read_shard import read_shard
+from xlmr_ray.batch.input.readers import csv, parquet, raw
 from xlmr_ray.batch.input.source import InputChanged, find_inputs
 from xlmr_ray.batch.store.base import filesystem
 from xlmr_ray.errors import UserError
@@ -596,7 +597,7 @@ def test_a_row_without_end_is_never_held(tmp_path: Path, name: str, monkeypatch:
     for limit in (
         "xlmr_ray.batch.input.readers.raw",
         "xlmr_ray.batch.input.readers.csv",
-        "xlmr_ray.batch.input.shards",
+        "xlmr_ray.batch.input.planning",
     ):
         monkeypatch.setattr(f"{limit}.MAX_ROW_BYTES", 1000)
     monkeypatch.setattr(raw, "CHUNK", 300)
@@ -610,7 +611,7 @@ def test_a_row_without_end_is_never_held(tmp_path: Path, name: str, monkeypatch:
             held = max(held, len(line))
             yield line, size
 
-    monkeypatch.setattr("xlmr_ray.batch.input.readers.lines", watched)
+    monkeypatch.setattr("xlmr_ray.batch.input.read_shard.lines", watched)
     quote = b'"' if "csv" in name else b""
     long = quote + b"x" * 100_000
     good = b'{"text": "good"}' if "json" in name else b"good"

@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from xlmr_ray.batch.input.shards import Shard
+from xlmr_ray.batch.input.planning import Shard
 from xlmr_ray.batch.input.source import Input
 
 # The place of the input in the plan's list, the place in the input: both in the shard's id. Then what is read.

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.readers import read_shard, unread_shard
-from xlmr_ray.batch.input.shards import Shard
+from xlmr_ray.batch.input.planning import Shard
+from xlmr_ray.batch.input.read_shard import read_shard, unread_shard
 from xlmr_ray.batch.observe.machine import device_name, host, operations
 from xlmr_ray.batch.stages.bisect import by_halves
 from xlmr_ray.batch.stages.block import from_block, guarded, to_block

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.shards import Shard
+from xlmr_ray.batch.input.planning import Shard
 from xlmr_ray.batch.input.source import Input
 from xlmr_ray.batch.store.base import Store
 

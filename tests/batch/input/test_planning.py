@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input import shards
+from xlmr_ray.batch.input import planning
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.readers import footer, raw, read_shard
-from xlmr_ray.batch.input.shards import DeadLetter, Shard, plan_shards
+from xlmr_ray.batch.input.planning import DeadLetter, Shard, plan_shards
+from xlmr_ray.batch.input.read_shard import read_shard
+from xlmr_ray.batch.input.readers import footer, raw
 from xlmr_ray.batch.input.source import InputChanged, find_inputs
 
 TEXT = Columns({"text": "text"})
@@ -25,7 +26,7 @@ LINES = b"".join(b'{"text": "document %d", "noise": "%s"}\n' % (n, os.urandom(40
 
 
 def plan(
-    path: Path, columns: Columns = TEXT, *, shard_rows: int = 1000, shard_bytes: int = shards.SHARD_BYTES
+    path: Path, columns: Columns = TEXT, *, shard_rows: int = 1000, shard_bytes: int = planning.SHARD_BYTES
 ) -> list[Shard | DeadLetter]:
     inputs = find_inputs(str(path)).inputs
     return list(plan_shards(inputs, shard_rows=shard_rows, columns=columns, shard_bytes=shard_bytes, workers=2))
@@ -88,8 +89,8 @@ def test_parquet_is_cut_along_row_groups(
 
 @given(st.lists(st.integers(0, 40)), st.integers(1, 30), st.integers(1, 4000))
 def test_row_ranges_cover_every_row_once(groups: list[int], shard_rows: int, shard_bytes: int) -> None:
-    opened = shards.parquet.Opened(None, (), tuple(groups), tuple(rows * 100 for rows in groups))
-    ranges = list(shards._row_ranges(opened, shard_rows, shard_bytes))
+    opened = planning.parquet.Opened(None, (), tuple(groups), tuple(rows * 100 for rows in groups))
+    ranges = list(planning._row_ranges(opened, shard_rows, shard_bytes))
     assert [row for start, stop in ranges for row in range(start, stop)] == list(range(sum(groups)))
     assert all(0 < stop - start <= max(1, min(shard_rows, shard_bytes // 100)) for start, stop in ranges)
 
@@ -195,7 +196,7 @@ def test_members_of_a_gzip_file_are_one_content(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "BOMB_BYTES", 1 << 20)
+    monkeypatch.setattr(planning, "BOMB_BYTES", 1 << 20)
     for name, content in (("a.jsonl.gz", b"{}\n"), ("b.txt.zst", b"0"), ("c.csv.gz", b'"')):
         data = content * (2 << 20)
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else zstd(data))
