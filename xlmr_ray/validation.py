@@ -65,6 +65,8 @@ def explained(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}")
     if first["type"] == "missing":
         return f"{key!r} is missing"
+    if isinstance(reason := first.get("ctx", {}).get("error"), UserError):  # it names the key itself
+        return str(reason)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "model_type":  # pydantic names the class
         message = "A mapping is wanted"

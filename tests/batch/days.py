@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from xlmr_ray.batch.incremental import plan_next, publish_found
 from xlmr_ray.batch.input.columns import Columns
+from xlmr_ray.batch.input.file import InputChanged
 from xlmr_ray.batch.input.read_shard import read_shard
-from xlmr_ray.batch.input.source import InputChanged, find_inputs
+from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.ledger.manifest import current, finish, read_manifest
 from xlmr_ray.batch.ledger.record import commit_shard, committed_shards, new_attempt
 from xlmr_ray.batch.ledger.snapshot import DATA, table_files

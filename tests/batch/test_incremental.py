@@ -19,7 +19,8 @@ from rich.console import Console
 
 from tests.batch.days import COLUMNS, IDENTITY, commit_one, launch, seen, truth, whole, write
 from xlmr_ray.batch.incremental import compare
-from xlmr_ray.batch.input.source import Input, find_inputs
+from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.manifest import CURRENT, current, finish, publish
 from xlmr_ray.batch.ledger.record import Damaged, committed, planned_shards, run_id

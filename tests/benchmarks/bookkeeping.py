@@ -62,8 +62,8 @@ def step(name: str, shards: int, folder: str) -> tuple[float, float]:
 
     from xlmr_ray.batch import plan, run, stream
     from xlmr_ray.batch.input.columns import Columns
-    from xlmr_ray.batch.input.planning import Shard
-    from xlmr_ray.batch.input.source import Input
+    from xlmr_ray.batch.input.file import Input
+    from xlmr_ray.batch.input.shard import Shard
     from xlmr_ray.batch.ledger.manifest import finish
     from xlmr_ray.batch.ledger.verify import verify
     from xlmr_ray.batch.progress import Figures

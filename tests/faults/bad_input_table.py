@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tests.faults.bad_input import LIMIT, Corpus, bad_input, bad_text
 from xlmr_ray.batch.cluster import connected
-from xlmr_ray.batch.input import planning
+from xlmr_ray.batch.input.readers import line_shards
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.run import run_job
 
@@ -38,7 +38,7 @@ def outcome(corpus: Corpus, out: Path, **columns: str) -> Counter[tuple[str, int
 
 
 def main() -> int:
-    planning.BOMB_BYTES = 32 << 20  # those of full size take a minute to make
+    line_shards.BOMB_BYTES = 32 << 20  # those of full size take a minute to make
     counts: dict[tuple[str, str], list[int]] = {}
     with tempfile.TemporaryDirectory() as name, connected("local"):
         folder = Path(name)

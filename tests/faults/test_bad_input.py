@@ -15,8 +15,7 @@ import pytest
 from tests.faults.bad_input import BETWEEN, LIMIT, Corpus, Expected, Unpickled, bad_input, bad_text
 from xlmr_ray import JobFailed
 from xlmr_ray.batch import codes, run
-from xlmr_ray.batch.input import planning
-from xlmr_ray.batch.input.readers import raw
+from xlmr_ray.batch.input.readers import line_shards, raw
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.manifest import current
 from xlmr_ray.batch.ledger.verify import verify
@@ -25,7 +24,7 @@ from xlmr_ray.batch.stages.encode import Encode, Tokenize
 from xlmr_ray.batch.stages.recipe import shard_to_json
 from xlmr_ray.batch.store.base import open_store
 
-FULL_SIZE = planning.BOMB_BYTES
+FULL_SIZE = line_shards.BOMB_BYTES
 ANSWER = ("label", "score", "tokens", "truncated")
 
 
@@ -42,7 +41,7 @@ def corpus(tmp_path_factory, mark):
 @pytest.fixture(autouse=True)
 def small_bombs(monkeypatch):
     """A bomb is what inflates to over 32 MiB and 200 times its size: those that are real take their time."""
-    monkeypatch.setattr(planning, "BOMB_BYTES", 32 << 20)
+    monkeypatch.setattr(line_shards, "BOMB_BYTES", 32 << 20)
 
 
 def job_of(path, out, *, empty="error", rows=50, task="text-classification", model="embedded:mini", **columns):
@@ -281,7 +280,7 @@ def test_no_permission_is_not_bad_data(corpus, tmp_path, monkeypatch, format):
 
 @pytest.mark.slow
 def test_a_bomb_of_full_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "BOMB_BYTES", FULL_SIZE)
+    monkeypatch.setattr(line_shards, "BOMB_BYTES", FULL_SIZE)
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b"\0" * (1200 << 20), 1))
     corpus = Corpus(tmp_path / "in")
     corpus.good("good.jsonl", 1, json.dumps({"text": BETWEEN}).encode() + b"\n")

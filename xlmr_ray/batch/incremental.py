@@ -25,10 +25,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.planning import Shard
+from xlmr_ray.batch.input.file import Input, InputChanged
+from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.raw import Source
+from xlmr_ray.batch.input.readers.reader import Reader
+from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.shard_table import INPUT
-from xlmr_ray.batch.input.source import Input, InputChanged
 from xlmr_ray.batch.ledger.manifest import current, publish, publish_next, read_manifest
 from xlmr_ray.batch.ledger.record import Record, committed_shards, in_order, new_attempt, record_key, run_id
 from xlmr_ray.batch.ledger.snapshot import DATA, Step, read_head, read_step, table_files, table_inputs, write_table
@@ -101,6 +103,7 @@ def plan_next(
     *,
     drop: bool,
     shard_rows: int,
+    readers: Mapping[str, Reader] = READERS,
 ) -> Next:
     """The run that comes after the published one of the job with this identity: the unfinished one if there is one,
     else what is new. `job` is the job's name. Raises UserError where nothing of what is new can be read.
@@ -117,7 +120,7 @@ def plan_next(
         step = Step(chain_id, after, changes.replaced, changes.gone if drop else (), 0 if drop else len(changes.gone))
         head = {"run_id": name, "job": job, "identity": {**identity, "after": after}, "step": asdict(step)}
         kept = None if after is None else kept_types(store, after, columns)
-        plan = write_plan(store, head, changes.todo, columns, shard_rows=shard_rows, kept=kept)
+        plan = write_plan(store, head, changes.todo, columns, shard_rows=shard_rows, readers=readers, kept=kept)
         if tuple(plan.shards.inputs) == changes.todo and read_step(store, name) == step:
             return Next(chain_id, after, plan, changes)
     return Next(chain_id, after, plan, None, withdraw(store, plan, inputs))

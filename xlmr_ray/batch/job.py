@@ -2,14 +2,32 @@
 known one.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    SkipValidation,
+    model_validator,
+)
 
+from xlmr_ray.batch.input.readers import READERS
+from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.errors import UserError
 from xlmr_ray.validation import Auto, Count, Section, checked, listed, named_task, read_yaml
+
+
+def known_format(name: str) -> str:
+    if name not in ("auto", *READERS):
+        raise ValueError(f"expected one of auto, {', '.join(READERS)}")
+    return name
 
 
 class InputSection(Section):
@@ -17,11 +35,12 @@ class InputSection(Section):
 
     The column of `choices` holds lists of strings, or their JSON; kept beside, it comes out as JSON. A row of more than
     `max_row_bytes` is an error row: bytes of its line or record, in Parquet of its strings that are read. `deleted`: in
-    incremental runs, whether the rows of inputs that are not found any more stay in the published table or go.
+    incremental runs, whether the rows of inputs that are not found any more stay in the published table or go. A
+    format that has options takes them under its name: `csv: {delimiter: ";"}`.
     """
 
     path: Annotated[list[str], BeforeValidator(listed)]
-    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "text"] = "auto"
+    format: Annotated[str, AfterValidator(known_format)] = "auto"
     text: str = "text"
     text_pair: str | None = None
     question: str | None = None
@@ -31,6 +50,23 @@ class InputSection(Section):
     keep: Annotated[list[str], BeforeValidator(listed), Field(default_factory=list)]
     max_row_bytes: Annotated[int, Field(ge=1, le=64 << 20)] = 64 << 20
     deleted: Literal["keep", "drop"] = "keep"
+    formats: Annotated[dict[str, SerializeAsAny[SkipValidation[Reader]]], Field(default_factory=dict, repr=False)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def options_of_formats(cls, content: Any) -> Any:
+        """Options of a format, `csv: {delimiter: ";"}`, to the reader that has them."""
+        if not isinstance(content, dict):
+            return content
+        named = {name for name, reader in READERS.items() if type(reader).model_fields and name in content}
+        given = {**content.get("formats", {}), **{name: content[name] for name in named}}
+        found = {name: checked(type(READERS[name]), given[name], f"input.{name}") for name in READERS if name in given}
+        return {**{key: value for key, value in content.items() if key not in named}, "formats": found}
+
+    @property
+    def readers(self) -> Mapping[str, Reader]:
+        """By format, with the job's options."""
+        return {**READERS, **self.formats}
 
 
 class TaskSection(BaseModel):

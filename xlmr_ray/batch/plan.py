@@ -11,9 +11,11 @@ import torch
 
 from xlmr_ray.batch.cluster import on_gpu
 from xlmr_ray.batch.input.columns import Columns
+from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
+from xlmr_ray.batch.input.readers import READERS
+from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard_table import ShardTable
-from xlmr_ray.batch.input.source import Input
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.record import Damaged, by_lines, canonical, lines_of, plan_key, run_id
 from xlmr_ray.batch.stages.encode import bound
@@ -137,6 +139,8 @@ def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> d
         }
         for recipe in recipes
     ]
+    options = {name: reader.model_dump(exclude_defaults=True) for name, reader in job.input.readers.items()}
+    formats = {name: given for name, given in options.items() if given}
     return {
         "answers": ANSWERS,
         "columns": asdict(columns),
@@ -147,6 +151,7 @@ def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> d
         **({"compile": True} if job.engine.compile else {}),  # runs from before there was such a thing keep their names
         "empty": job.errors.empty,
         "max_row_bytes": job.input.max_row_bytes,
+        **({"formats": formats} if formats else {}),
     }
 
 
@@ -211,7 +216,7 @@ def make_plan(
     if (found := read_plan(store, name)) is not None:
         return found
     head = {"run_id": name, "job": job.name, "identity": what}
-    return write_plan(store, head, inputs, columns, shard_rows=shard_rows)
+    return write_plan(store, head, inputs, columns, shard_rows=shard_rows, readers=job.input.readers)
 
 
 def write_plan(
@@ -221,6 +226,7 @@ def write_plan(
     columns: Columns,
     *,
     shard_rows: int,
+    readers: Mapping[str, Reader] = READERS,
     kept: tuple[str, tuple[str, ...]] | None = None,
 ) -> Plan:
     """Cuts the inputs into shards and writes the plan of the run `head["run_id"]`, once: where another launch of the
@@ -229,7 +235,7 @@ def write_plan(
     name = head["run_id"]
     shards = ShardTable(inputs)
     letters: list[DeadLetter] = []
-    for piece in plan_shards(inputs, shard_rows=shard_rows, columns=columns, kept=kept):
+    for piece in plan_shards(inputs, shard_rows=shard_rows, columns=columns, readers=readers, kept=kept):
         if isinstance(piece, DeadLetter):
             letters.append(piece)
         else:

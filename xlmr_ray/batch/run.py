@@ -14,8 +14,9 @@ from rich.console import Console
 
 from xlmr_ray.batch.cluster import connected, on_gpu, remote, sizes
 from xlmr_ray.batch.incremental import Changes, Next, plan_next, planned, publish_found
+from xlmr_ray.batch.input.file import InputChanged
 from xlmr_ray.batch.input.shard_table import ROWS
-from xlmr_ray.batch.input.source import InputChanged, find_inputs
+from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.lease import WAIT, leased
 from xlmr_ray.batch.ledger.manifest import Manifest, finish, publish, read_manifest
@@ -120,7 +121,16 @@ def prepare(job: Job, store: Store) -> Prepared:
         upon: Next | None = None
         if job.incremental:
             drop = job.input.deleted == "drop"
-            upon = plan_next(store, what, job.name, columns, found.inputs, drop=drop, shard_rows=shard_rows(job))
+            upon = plan_next(
+                store,
+                what,
+                job.name,
+                columns,
+                found.inputs,
+                drop=drop,
+                shard_rows=shard_rows(job),
+                readers=job.input.readers,
+            )
         plan = (
             planned(store, upon)
             if upon
@@ -141,6 +151,7 @@ def prepare(job: Job, store: Store) -> Prepared:
         plan.run_id,
         store,
         columns,
+        job.input.readers,
         recipes,
         engine,
         score_empty=job.errors.empty == "score",

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xlmr_ray.batch.input.planning import Shard, plan_shards
+from xlmr_ray.batch.input.planning import plan_shards
 from xlmr_ray.batch.input.read_shard import read_shard
+from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.plan import columns_of, task_recipes
@@ -70,7 +71,7 @@ def take_sample(job: Job, documents: int) -> Sample:
     columns = columns_of(job, recipes)
     found = find_inputs(job.input.path, format=job.input.format)
     shards: list[Shard] = []
-    for piece in plan_shards(found.inputs, shard_rows=GROUP, columns=columns):
+    for piece in plan_shards(found.inputs, shard_rows=GROUP, columns=columns, readers=job.input.readers):
         if isinstance(piece, Shard):
             shards.append(piece)
         if len(shards) == GROUPS:
@@ -78,7 +79,7 @@ def take_sample(job: Job, documents: int) -> Sample:
     wanted = min(len(shards), -(-documents // GROUP))
     parts = []
     for place in np.linspace(0, len(shards) - 1, wanted).round().astype(int).tolist():
-        rows = read_shard(shards[place], columns)
+        rows = read_shard(shards[place], columns, readers=job.input.readers)
         if job.errors.empty == "error":
             rows = fail_empty(rows, list(columns.text))
         parts.append(rows.take(good_rows(rows)).select(list(columns.text)))

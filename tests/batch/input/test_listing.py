@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.readers import read_shard
+from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
+from xlmr_ray.batch.input.read_shard import read_shard
 from xlmr_ray.batch.input.readers.raw import Source
-from xlmr_ray.batch.input.shards import DeadLetter, plan_shards
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.errors import UserError
 

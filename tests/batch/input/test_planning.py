@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input import planning
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.planning import DeadLetter, Shard, plan_shards
+from xlmr_ray.batch.input.file import InputChanged
+from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.read_shard import read_shard
-from xlmr_ray.batch.input.readers import footer, raw
-from xlmr_ray.batch.input.source import InputChanged, find_inputs
+from xlmr_ray.batch.input.readers import footer, line_shards, raw
+from xlmr_ray.batch.input.readers import parquet as parquet_reader
+from xlmr_ray.batch.input.shard import Shard
+from xlmr_ray.batch.input.source import find_inputs
 
 TEXT = Columns({"text": "text"})
 LINES = b"".join(b'{"text": "document %d", "noise": "%s"}\n' % (n, os.urandom(40).hex().encode()) for n in range(3000))
@@ -89,8 +92,8 @@ def test_parquet_is_cut_along_row_groups(
 
 @given(st.lists(st.integers(0, 40)), st.integers(1, 30), st.integers(1, 4000))
 def test_row_ranges_cover_every_row_once(groups: list[int], shard_rows: int, shard_bytes: int) -> None:
-    opened = planning.parquet.Opened(None, (), tuple(groups), tuple(rows * 100 for rows in groups))
-    ranges = list(planning._row_ranges(opened, shard_rows, shard_bytes))
+    opened = parquet_reader.Opened(None, (), tuple(groups), tuple(rows * 100 for rows in groups))
+    ranges = list(parquet_reader.row_ranges(opened, shard_rows, shard_bytes))
     assert [row for start, stop in ranges for row in range(start, stop)] == list(range(sum(groups)))
     assert all(0 < stop - start <= max(1, min(shard_rows, shard_bytes // 100)) for start, stop in ranges)
 
@@ -196,7 +199,7 @@ def test_members_of_a_gzip_file_are_one_content(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "BOMB_BYTES", 1 << 20)
+    monkeypatch.setattr(line_shards, "BOMB_BYTES", 1 << 20)
     for name, content in (("a.jsonl.gz", b"{}\n"), ("b.txt.zst", b"0"), ("c.csv.gz", b'"')):
         data = content * (2 << 20)
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else zstd(data))
@@ -362,7 +365,7 @@ def test_plans_are_made_ahead_but_not_all_at_once(tmp_path: Path, monkeypatch: p
 
 
 def test_shard_rows_is_checked(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="wanted at least 1"):
+    with pytest.raises(ValueError, match="expected at least 1"):
         next(plan_shards([], shard_rows=0, columns=TEXT))
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlmr_ray.batch.input.planning import Shard
+from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.shard_table import ShardTable
-from xlmr_ray.batch.input.source import Input
 from xlmr_ray.batch.stream import packed, unpacked
 
 

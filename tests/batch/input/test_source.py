@@ -5,7 +5,8 @@ import botocore.exceptions
 import pytest
 from moto.server import ThreadedMotoServer
 
-from xlmr_ray.batch.input.source import Input, InputChanged, check_unchanged, find_inputs
+from xlmr_ray.batch.input.file import Input, InputChanged, check_unchanged
+from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.store.base import filesystem, reading
 from xlmr_ray.errors import JobFailed, UserError
 

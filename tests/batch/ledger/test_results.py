@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 import xlmr_ray
 from tests.batch.days import launch, truth, whole, write
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.planning import Shard, plan_shards
+from xlmr_ray.batch.input.planning import plan_shards
 from xlmr_ray.batch.input.read_shard import read_shard
+from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.ledger.manifest import current
 from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, to_parquet

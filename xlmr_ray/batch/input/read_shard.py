@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.readers import csv, jsonl, parquet, text
-from xlmr_ray.batch.input.readers.raw import MAX_ROW_BYTES, Damaged, Source, chunks, lines
-from xlmr_ray.batch.input.source import InputChanged
+from xlmr_ray.batch.input.file import InputChanged
+from xlmr_ray.batch.input.readers import READERS
+from xlmr_ray.batch.input.readers.raw import MAX_ROW_BYTES, Damaged, Source
+from xlmr_ray.batch.input.readers.reader import Reader
+from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.errors import JobFailed
-
-if TYPE_CHECKING:
-    from xlmr_ray.batch.input.planning import Shard
 
 
 def read_shard(
@@ -22,9 +20,10 @@ def read_shard(
     columns: Columns,
     *,
     max_row_bytes: int = MAX_ROW_BYTES,
+    readers: Mapping[str, Reader] = READERS,
     options: Mapping[str, object] | None = None,
 ) -> pa.Table:
-    """Read a shard as it was planned. `options` go to the file system, as in `find_inputs`.
+    """Read a shard as it was planned, by its format's reader. `options` go to the file system, as in `find_inputs`.
 
     Returns a table with `_row: int64` (position in the file, from 0), `_code: string` ("" for a good row, else a row
     code of `codes`), `_message: string` (names field and position, holds no document), `_changed: bool` (a string of
@@ -33,11 +32,11 @@ def read_shard(
     Raises InputChanged where the object is not the planned one, before or after; errors of the store propagate.
     """
     if not 0 < max_row_bytes <= MAX_ROW_BYTES:
-        raise ValueError(f"max_row_bytes is {max_row_bytes}; wanted 1 to {MAX_ROW_BYTES}")
+        raise ValueError(f"max_row_bytes is {max_row_bytes}; expected 1 to {MAX_ROW_BYTES}")
     source = Source(shard.input, options)
     source.check()
     try:
-        table = _read(source, shard, columns, max_row_bytes)
+        table = readers[shard.input.format].read(source, shard, columns, max_row_bytes)
     except Damaged as error:
         source.check()
         raise JobFailed(f"{shard.input.key}: readable when planned, now not: {error.message}") from None
@@ -51,29 +50,18 @@ def read_shard(
 
 
 def unread_shard(
-    shard: Shard, columns: Columns, failure: tuple[str, str], *, options: Mapping[str, object] | None = None
+    shard: Shard,
+    columns: Columns,
+    failure: tuple[str, str],
+    *,
+    readers: Mapping[str, Reader] = READERS,
+    options: Mapping[str, object] | None = None,
 ) -> pa.Table:
     """The table of a shard whose reading kills its process: all rows fail with this code and message.
 
     Raises JobFailed for a line format, where only reading tells which lines are blank and no rows.
     """
     code, message = failure
-    if shard.input.format != "parquet":
-        raise JobFailed(f"{shard.input.key}: shard {shard.id} cannot be read: {message}")
     source = Source(shard.input, options)
     source.check()
-    return parquet.unread(source, shard.first_row, shard.rows, columns, code, message)
-
-
-def _read(source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
-    format = shard.input.format
-    if format == "parquet":
-        return parquet.read(source, shard.first_row, shard.rows, columns, max_row_bytes)
-    content = lines(chunks(source, shard.start, shard.stop))
-    if format == "jsonl":
-        return jsonl.read(content, shard.first_row, columns, max_row_bytes)
-    if format == "text":
-        return text.read(content, shard.first_row, columns, max_row_bytes)
-    return csv.read(
-        content, shard.first_row, columns, max_row_bytes, header=shard.header, delimiter=csv.DELIMITERS[format]
-    )
+    return readers[shard.input.format].unread(source, shard, columns, code, message)

@@ -9,8 +9,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from xlmr_ray.batch.input.planning import Shard
-from xlmr_ray.batch.input.source import Input
+from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.shard import Shard
 
 # The place of the input in the plan's list, the place in the input: both in the shard's id. Then what is read.
 INPUT, PART, FIRST_ROW, ROWS, START, STOP = range(6)

@@ -4,43 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
 
+from xlmr_ray.batch.input.file import Compression, Input
 from xlmr_ray.batch.input.listing import check_name, expand, shown_name
 from xlmr_ray.batch.input.overlap import NAME, check_apart
+from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.store.base import etag_of
-from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.errors import UserError
 
-Format = Literal["parquet", "jsonl", "csv", "tsv", "text"]
-Compression = Literal["", "gzip", "zstd"]
-
-_FORMATS: dict[str, Format] = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".txt": "text",
-}
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-ENDINGS = ".parquet .pq; .jsonl .ndjson .json .csv .tsv .txt, each also with .gz or .zst"
 
 
-class InputChanged(JobFailed):
-    """An input object is not the one that was planned: it was replaced or deleted while the job ran."""
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """One file to read. `key` is what `source` says in output rows: the full URL, or a local file's absolute path."""
-
-    key: str
-    format: Format
-    compression: Compression
-    size: int
-    etag: str
+def endings() -> str:
+    """The endings of all formats, for messages."""
+    plain = [ending for reader in READERS.values() if not reader.compressed for ending in reader.endings]
+    others = [ending for reader in READERS.values() if reader.compressed for ending in reader.endings]
+    return f"{' '.join(plain)}; {' '.join(others)}, each also with .gz or .zst"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +48,8 @@ def find_inputs(
     paths = [path] if isinstance(path, str) else list(path)
     if not paths:
         raise UserError("input.path: an empty list; name a file, a folder or a glob")
-    if format not in ("auto", *_FORMATS.values()):
-        raise UserError(f"input.format: {format!r} is no format; one of auto, parquet, jsonl, csv, tsv, text")
+    if format not in ("auto", *READERS):
+        raise UserError(f"input.format: {format!r} is no format; one of auto, {', '.join(READERS)}")
     inputs: dict[str, Input] = {}  # by what is equal for two paths to one file
     ignored: set[str] = set()
     entered: set[str] = set()
@@ -90,27 +69,16 @@ def find_inputs(
                 )
         if not taken and ignored:
             example = min(ignored)
-            raise UserError(f"{one}: nothing to read in format {format}, for example {example}; looked for {ENDINGS}")
+            raise UserError(f"{one}: nothing to read in format {format}, for example {example}; looked for {endings()}")
         if not taken:
-            raise UserError(f"{one}: no file to read there; looked for {ENDINGS}")
+            raise UserError(f"{one}: no file to read there; looked for {endings()}")
     if output is not None and _kind(NAME, format, named=False) is not None:
         check_apart(paths, output, entered=entered, keys=inputs)
     read = {found.key for found in inputs.values()}
     return Found(sorted(inputs.values(), key=lambda found: found.key), sorted(ignored - read))
 
 
-def check_unchanged(found: Input, info: Mapping[str, Any] | None) -> None:
-    """Compare a fresh `info` of the object with the plan. Raises InputChanged; None says that the object is gone."""
-    if info is None:
-        raise InputChanged(f"{found.key}: deleted since the job was planned; start the job again to plan without it")
-    if etag_of(info) != found.etag:
-        raise InputChanged(
-            f"{found.key}: changed since the job was planned (etag {found.etag}, now {etag_of(info)}); "
-            "start the job again: a changed input is a new run"
-        )
-
-
-def _kind(key: str, format: str, *, named: bool) -> tuple[Format, Compression] | None:
+def _kind(key: str, format: str, *, named: bool) -> tuple[str, Compression] | None:
     """Format and compression of a file; None: not to be read. Raises UserError for a named file of unknown ending."""
     name = key.rpartition("/")[2].lower()
     stem = name
@@ -118,18 +86,17 @@ def _kind(key: str, format: str, *, named: bool) -> tuple[Format, Compression] |
     for ending, value in _COMPRESSIONS.items():
         if name.endswith(ending):
             stem, compression = name.removesuffix(ending), value
-    by_ending = next((value for ending, value in _FORMATS.items() if stem.endswith(ending)), None)
-    if by_ending == "parquet" and compression:
-        by_ending = None  # Parquet compresses inside; a whole file in gzip could not be read by ranges
+    by_ending = next((name for name, reader in READERS.items() if stem.endswith(reader.endings)), None)
+    if by_ending and compression and not READERS[by_ending].compressed:
+        by_ending = None
     if format == "auto":
         if by_ending is None and named:
-            raise UserError(f"{key}: the ending says no format; set input.format, or use {ENDINGS}")
+            raise UserError(f"{key}: the ending says no format; set input.format, or use {endings()}")
         return None if by_ending is None else (by_ending, compression)
-    wanted = cast(Format, format)
-    if wanted == "csv" and by_ending == "tsv":
-        wanted = "tsv"
-    if wanted == "parquet" and compression:
+    if by_ending in READERS[format].related:
+        return by_ending, compression
+    if compression and not READERS[format].compressed:
         return None
-    if by_ending not in (None, wanted) and not named:
+    if by_ending not in (None, format) and not named:
         return None
-    return wanted, compression
+    return format, compression

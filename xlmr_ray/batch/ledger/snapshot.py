@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from xlmr_ray.batch.input.source import Input
+from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.ledger.manifest import manifest_key
 from xlmr_ray.batch.ledger.record import ROW_GROUP, Damaged, File, lines_of, parsed, plan_key
 from xlmr_ray.batch.store.base import Exists, Store

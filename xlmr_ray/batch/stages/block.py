@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from xlmr_ray.batch.input.source import InputChanged
+from xlmr_ray.batch.input.file import InputChanged
 from xlmr_ray.batch.stages.bisect import is_panic
 from xlmr_ray.errors import JobFailed, UserError
 

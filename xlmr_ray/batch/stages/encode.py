@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.planning import Shard
 from xlmr_ray.batch.input.read_shard import read_shard, unread_shard
+from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.observe.machine import device_name, host, operations
 from xlmr_ray.batch.stages.bisect import by_halves
 from xlmr_ray.batch.stages.block import from_block, guarded, to_block
@@ -120,10 +120,11 @@ class Tokenize:
         return to_block(text, {"rows": done.rows, "meta": meta, **encoded})
 
     def read(self, shard: Shard) -> pa.Table:
+        recipe = self.recipe
         if (failure := self.suspects.unreadable()) is not None:
-            return unread_shard(shard, self.recipe.columns, failure)
+            return unread_shard(shard, recipe.columns, failure, readers=recipe.readers)
         with self.suspects.reading(), reading(shard.input.key):
-            return read_shard(shard, self.recipe.columns, max_row_bytes=self.recipe.max_row_bytes)
+            return read_shard(shard, recipe.columns, max_row_bytes=recipe.max_row_bytes, readers=recipe.readers)
 
     def tokenized(self, rows: pa.Table) -> Tokenized:
         for tokenizer in self.tokenizers:

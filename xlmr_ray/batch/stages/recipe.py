@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.planning import Shard
-from xlmr_ray.batch.input.source import Input
+from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.readers.reader import Reader
+from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.store.base import Store
 
 
@@ -51,6 +52,7 @@ class Recipe:
     run_id: str
     store: Store
     columns: Columns
+    readers: Mapping[str, Reader]
     tasks: tuple[TaskRecipe, ...]
     engine: EngineRecipe
     score_empty: bool

@@ -1,1 +1,9 @@
-"""Input formats."""
+"""The input formats. A format is a `Reader` in a file of its own here, and one line of `READERS`."""
+
+from xlmr_ray.batch.input.readers.csv import Csv, Tsv
+from xlmr_ray.batch.input.readers.jsonl import JsonLines
+from xlmr_ray.batch.input.readers.parquet import Parquet
+from xlmr_ray.batch.input.readers.reader import Reader
+from xlmr_ray.batch.input.readers.text import Text
+
+READERS: dict[str, Reader] = {reader.name: reader for reader in (Parquet(), JsonLines(), Csv(), Tsv(), Text())}

@@ -9,52 +9,77 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import LISTS, Columns, Problem, Rows, json_type, kept_text, text_of
-from xlmr_ray.batch.input.readers.raw import BOM, MAX_ROW_BYTES
+from xlmr_ray.batch.input.readers.line_shards import checked_content, cut
+from xlmr_ray.batch.input.readers.raw import BOM, MAX_ROW_BYTES, Damaged, Source, chunks, lines
+from xlmr_ray.batch.input.readers.reader import Cut, Reader
+from xlmr_ray.batch.input.shard import Shard
 
 MAX_DEPTH = 100
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _decode = json.JSONDecoder(strict=False).raw_decode  # control characters may stand in a string as they are
 
 
-def read(lines: Iterator[tuple[bytes, int]], first_row: int, columns: Columns, max_row_bytes: int) -> pa.Table:
-    """Read lines (content, size with newline) of which the first is line `first_row` (from 0) of the file."""
-    rows = Rows(columns, lambda row: f"line {row + 1}")
-    keep = columns.extra
-    (role, name), *others = columns.text.items()
-    only = name if not others and role not in LISTS and not keep and columns.id is None else None
-    for number, (line, size) in enumerate(lines, first_row):
-        if is_blank(line):
-            continue
-        value = parse(line, size, max_row_bytes)
-        if isinstance(value, Problem):
-            rows.bad(number, value)
-            continue
-        if only is not None and type(text := value.get(only)) is str:  # most jobs, and a third faster
-            rows.good(number, "", (text,))
-            continue
-        kept = [kept_text(value.get(name)) for name in keep]
-        id, problem = _id(value, columns.id)
-        texts = []
-        for role, name in columns.text.items():
-            text = text_of(role, value.get(name), name, present=name in value)
-            if isinstance(text, Problem):
-                problem = problem or text
+class JsonLines(Reader):
+    name: ClassVar[str] = "jsonl"
+    endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
+    compressed: ClassVar[bool] = True
+
+    def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
+        records = lines(one_a_line(checked_content(source)))
+        pieces = cut(records, shard_rows=shard_rows, shard_bytes=shard_bytes, is_blank=is_blank)
+        return Cut(("string",) * len(columns.extra), pieces)
+
+    def read(self, source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
+        rows = Rows(columns, lambda row: f"line {row + 1}")
+        keep = columns.extra
+        (role, name), *others = columns.text.items()
+        only = name if not others and role not in LISTS and not keep and columns.id is None else None
+        for number, (line, size) in enumerate(lines(chunks(source, shard.start, shard.stop)), shard.first_row):
+            if is_blank(line, size):
+                continue
+            value = parse(line, size, max_row_bytes)
+            if isinstance(value, Problem):
+                rows.bad(number, value)
+                continue
+            if only is not None and type(text := value.get(only)) is str:  # most jobs, and a third faster
+                rows.good(number, "", (text,))
+                continue
+            kept = [kept_text(value.get(name)) for name in keep]
+            id, problem = _id(value, columns.id)
+            texts = []
+            for role, name in columns.text.items():
+                text = text_of(role, value.get(name), name, present=name in value)
+                if isinstance(text, Problem):
+                    problem = problem or text
+                else:
+                    texts.append(text)
+            if problem is None:
+                rows.good(number, id, [*kept, *texts])
             else:
-                texts.append(text)
-        if problem is None:
-            rows.good(number, id, [*kept, *texts])
-        else:
-            rows.bad(number, problem, id, kept)
-    return rows.table()
+                rows.bad(number, problem, id, kept)
+        return rows.table()
 
 
-def is_blank(line: bytes) -> bool:
+def one_a_line(content: Iterator[bytes]) -> Iterator[bytes]:
+    """The content. Raises Damaged where it begins as one JSON document over many lines does."""
+    first = True
+    for block in content:
+        if first:
+            line, newline, _ = block.partition(b"\n")
+            if newline and line.removeprefix(BOM).strip() in (b"[", b"{"):
+                message = "one JSON document over many lines; expected JSON Lines, an object a line"
+                raise Damaged(codes.WRONG_FORMAT, message)
+            first = False
+        yield block
+
+
+def is_blank(line: bytes, size: int) -> bool:
     return not line or line.isspace()
 
 

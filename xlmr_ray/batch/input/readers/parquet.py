@@ -6,8 +6,10 @@ are good.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +20,60 @@ from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import LISTS, SYSTEM, Columns, Problem, repair, text_of
 from xlmr_ray.batch.input.readers.footer import check_footer, hide_arrow_schema
 from xlmr_ray.batch.input.readers.raw import Damaged, Source, check_names
+from xlmr_ray.batch.input.readers.reader import Cut, Reader
+from xlmr_ray.batch.input.shard import Piece, Shard
 
 BATCH_ROWS = 1024
 MAX_SHARD_BYTES = 512 << 20  # a column of one value again and again takes no room in the file; this bounds its shard
 HALVE_OVER = 1 << 30  # a string column's offsets are 32 bits: batches over this are halved
 _ERRORS = (pa.ArrowException, OSError, ValueError)
+
+
+class Parquet(Reader):
+    """Compressed inside: a whole file in gzip could not be read by ranges."""
+
+    name: ClassVar[str] = "parquet"
+    endings: ClassVar[tuple[str, ...]] = (".parquet", ".pq")
+
+    def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
+        opened = open_file(source, columns)
+        ranges = row_ranges(opened, shard_rows, shard_bytes)
+        pieces = (Piece(start, stop - start, start, stop) for start, stop in ranges)
+        return Cut(tuple(map(str, opened.kept)), pieces)
+
+    def read(self, source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
+        opened = open_file(source, columns)
+        tables: list[pa.Table] = []
+        start = 0
+        for index, count in enumerate(opened.row_groups):
+            low, high = max(shard.start, start), min(shard.stop, start + count)
+            if low < high:
+                room = MAX_SHARD_BYTES - sum(table.nbytes for table in tables)
+                tables += _row_group(source, opened, index, start, low, high, columns, max_row_bytes, room)
+            start += count
+        return pa.concat_tables(tables) if tables else _schema(columns, opened.kept).empty_table()
+
+    def unread(self, source: Source, shard: Shard, columns: Columns, code: str, message: str) -> pa.Table:
+        return _failed(shard.start, shard.stop, code, message, _schema(columns, open_file(source, columns).kept))
+
+
+def row_ranges(opened: Opened, shard_rows: int, shard_bytes: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of whole row groups while they fit together; a row group that is too large is cut by itself."""
+    start = stop = size = 0
+    for rows, bytes_ in zip(opened.row_groups, opened.row_group_bytes, strict=True):
+        most = max(1, min(shard_rows, rows * shard_bytes // max(1, bytes_)))
+        if stop > start and (stop + rows - start > shard_rows or size + bytes_ > shard_bytes):
+            yield start, stop
+            start, size = stop, 0
+        if rows > most:
+            pieces = -(-rows // most)
+            cuts = [stop + rows * piece // pieces for piece in range(pieces + 1)]
+            yield from itertools.pairwise(cuts)
+            start = stop = stop + rows
+        else:
+            stop, size = stop + rows, size + bytes_
+    if stop > start:
+        yield start, stop
 
 
 @dataclass(frozen=True)
@@ -73,25 +124,6 @@ def _opened(source: Source) -> pq.ParquetFile:
         if source.failure is not None:
             raise source.failure from None
         raise Damaged(codes.CORRUPT_FOOTER, f"the footer cannot be read: {_first_line(error)}") from None
-
-
-def read(source: Source, first_row: int, rows: int, columns: Columns, max_row_bytes: int) -> pa.Table:
-    """Read the rows [first_row, first_row + rows) of the file."""
-    opened = open_file(source, columns)
-    tables: list[pa.Table] = []
-    start = 0
-    for index, count in enumerate(opened.row_groups):
-        low, high = max(first_row, start), min(first_row + rows, start + count)
-        if low < high:
-            room = MAX_SHARD_BYTES - sum(table.nbytes for table in tables)
-            tables += _row_group(source, opened, index, start, low, high, columns, max_row_bytes, room)
-        start += count
-    return pa.concat_tables(tables) if tables else _schema(columns, opened.kept).empty_table()
-
-
-def unread(source: Source, first_row: int, rows: int, columns: Columns, code: str, reason: str) -> pa.Table:
-    """Error rows in place of the rows [first_row, first_row + rows) of the file."""
-    return _failed(first_row, first_row + rows, code, reason, _schema(columns, open_file(source, columns).kept))
 
 
 def _row_group(

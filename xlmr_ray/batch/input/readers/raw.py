@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.source import Input, InputChanged, check_unchanged
+from xlmr_ray.batch.input.file import Input, InputChanged, check_unchanged
 from xlmr_ray.batch.store.base import filesystem
 
 CHUNK = 8 << 20  # bytes asked of the store at a time

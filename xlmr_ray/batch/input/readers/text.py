@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import ClassVar
 
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import Columns, Problem, Rows
-from xlmr_ray.batch.input.readers.raw import BOM, without_return
+from xlmr_ray.batch.input.readers.line_shards import checked_content, cut
+from xlmr_ray.batch.input.readers.raw import BOM, Source, check_names, chunks, lines, without_return
+from xlmr_ray.batch.input.readers.reader import Cut, Reader
+from xlmr_ray.batch.input.shard import Shard
 
 
-def read(lines: Iterator[tuple[bytes, int]], first_row: int, columns: Columns, max_row_bytes: int) -> pa.Table:
-    """Read lines (content, size with newline) of which the first is line `first_row` (from 0) of the file."""
-    rows = Rows(columns, lambda row: f"line {row + 1}")
-    for number, (line, size) in enumerate(lines, first_row):
-        if size > max_row_bytes:
-            rows.bad(number, Problem(codes.ROW_TOO_LARGE, f"{size} bytes, the limit is {max_row_bytes}"))
-            continue
-        content = without_return(line, size)
-        if number == 0:
-            content = content.removeprefix(BOM)
-        try:
-            content.decode()
-        except UnicodeDecodeError as error:
-            rows.bad(number, Problem(codes.INVALID_UTF8, f"invalid UTF-8 at byte {error.start}"))
-        else:
-            rows.good(number, "", (content,))
-    return rows.table()
+class Text(Reader):
+    name: ClassVar[str] = "text"
+    endings: ClassVar[tuple[str, ...]] = (".txt",)
+    compressed: ClassVar[bool] = True
+
+    def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
+        # A line has no columns: it is the text, whatever the job calls it.
+        check_names(list(columns.text.values())[:1], columns.wanted)
+        records = lines(checked_content(source))
+        pieces = cut(records, shard_rows=shard_rows, shard_bytes=shard_bytes, is_blank=lambda line, size: False)
+        return Cut(("string",) * len(columns.extra), pieces)
+
+    def read(self, source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
+        rows = Rows(columns, lambda row: f"line {row + 1}")
+        for number, (line, size) in enumerate(lines(chunks(source, shard.start, shard.stop)), shard.first_row):
+            if size > max_row_bytes:
+                rows.bad(number, Problem(codes.ROW_TOO_LARGE, f"{size} bytes, the limit is {max_row_bytes}"))
+                continue
+            content = without_return(line, size)
+            if number == 0:
+                content = content.removeprefix(BOM)
+            try:
+                content.decode()
+            except UnicodeDecodeError as error:
+                rows.bad(number, Problem(codes.INVALID_UTF8, f"invalid UTF-8 at byte {error.start}"))
+            else:
+                rows.good(number, "", (content,))
+        return rows.table()
