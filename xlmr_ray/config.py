@@ -1,23 +1,59 @@
-"""The configuration of a model: every parameter and default of the reference, and the keys that it does not know kept
-as they came.
+"""The configuration of a model: transformers' parameters and defaults, open as theirs: a key that no layer reads is
+kept and read back.
 """
 
+import copy
+import difflib
 import json
-from dataclasses import dataclass, field, fields
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from xlmr_ray.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+# Other names that transformers has for a parameter.
+ALIASES = {
+    "torch_dtype": "dtype",
+    "use_return_dict": "return_dict",
+    "_attn_implementation": "attn_implementation",
+    "_name_or_path": "name_or_path",
+}
+# Parameters that every architecture has: as in transformers, a file has them only where they differ from the default.
+COMMON = (
+    "architectures",
+    "chunk_size_feed_forward",
+    "dtype",
+    "id2label",
+    "is_encoder_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "problem_type",
+    "return_dict",
+)
+# None stands for the default of these.
+FILLED = ("attn_implementation", "id2label", "label2id", "pad_token_id")
+# Of this process, and not of the model: no file has them.
+NOT_SAVED = ("attn_implementation", "extra", "name_or_path")
 
 
-@dataclass(kw_only=True)
+@dataclass(init=False, repr=False, eq=False)
 class XLMRobertaConfig:
     """Architecture and labels of an XLM-RoBERTa checkpoint (`config.json`).
 
-    Defaults are the reference's (transformers 5.6), which are not those of the public checkpoints: base has
-    `vocab_size=250002`, `max_position_embeddings=514`, `type_vocab_size=1` and `layer_norm_eps=1e-5`.
+    Defaults are transformers' (5.23), which are not those of the public checkpoints: base has `vocab_size=250002`,
+    `max_position_embeddings=514`, `type_vocab_size=1` and `layer_norm_eps=1e-5`.
+
+    Every parameter may be set later. `num_labels`, `id2label` and `label2id` stay consistent: another number of labels
+    renames them, other labels change `label2id`. Keys that are no parameters are attributes, too, and are saved.
     """
 
     vocab_size: int = 30522
@@ -40,41 +76,111 @@ class XLMRobertaConfig:
     is_decoder: bool = False
     add_cross_attention: bool = False
     tie_word_embeddings: bool = True
+    model_type: str = "xlm-roberta"
 
     architectures: list[str] | None = None
-    num_labels: int | None = None
-    id2label: dict[int, str] | None = None
-    label2id: dict[str, int] | None = None
+    id2label: dict[int, str] = field(default_factory=lambda: named(2))
+    label2id: dict[str, int] = field(default_factory=lambda: inverse(named(2)))
     problem_type: str | None = None
     output_attentions: bool = False
     output_hidden_states: bool = False
     return_dict: bool = True
-    dtype: str | None = None
-    model_type: str = "xlm-roberta"
+    is_encoder_decoder: bool = False
+    chunk_size_feed_forward: int = 0
     attn_implementation: str = "sdpa"
+    name_or_path: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def __init__(self, **values: Any) -> None:
+        """Parameters by name; the others keep their defaults. Raises UserError for values that contradict."""
+        defaults = type(self).__dataclass_fields__
+        self.__dict__["extra"] = dict(values.pop("extra", {}))
+        self.__dict__["dtype"] = None
+        for name, parameter in defaults.items():
+            if name != "extra":
+                make = parameter.default_factory
+                self.__dict__[name] = parameter.default if make is MISSING else make()
+        labels = values.pop("num_labels", None)
+        ids = values.get("label2id") or {}
+        if values.get("id2label") is None and sorted(ids.values()) == list(range(labels or self.num_labels)):
+            values["id2label"] = {i: label for label, i in ids.items()}
+        for name, value in values.items():
+            if value is not None or ALIASES.get(name, name) not in FILLED:
+                setattr(self, name, value)
+        if labels is not None and labels != self.num_labels:
+            if values.get("id2label") is not None:
+                log.warning("config: num_labels=%d for %d names in id2label: renamed", labels, self.num_labels)
+            self.num_labels = labels
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"config: hidden_size {self.hidden_size} cannot be split over {self.num_attention_heads} heads"
             )
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise UserError(f"config: problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}")
-        if self.id2label is not None and (self.num_labels is None or self.num_labels == len(self.id2label)):
-            self.id2label = {int(i): label for i, label in self.id2label.items()}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        name = ALIASES.get(name, name)
+        if name == "id2label":
+            value = {int(i): label for i, label in value.items()}
+            if any(self.label2id.get(label) != i for i, label in value.items()) or len(self.label2id) > len(value):
+                self.__dict__["label2id"] = inverse(value)
+        if name in type(self).__dataclass_fields__ or name in PROPERTIES:
+            object.__setattr__(self, name, value)
         else:
-            # As in the reference, a number of labels that differs from the labels given replaces them.
-            self.id2label = {i: f"LABEL_{i}" for i in range(2 if self.num_labels is None else self.num_labels)}
-            self.label2id = None
-        self.num_labels = len(self.id2label)
-        if self.label2id is None:
-            self.label2id = {label: i for i, label in self.id2label.items()}
+            self.extra[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        """Of names that are no attribute: transformers' other ones, and keys that are no parameters."""
+        if name in ALIASES:
+            return getattr(self, ALIASES[name])
+        try:
+            return self.__dict__["extra"][name]
+        except KeyError:
+            raise AttributeError(f"XLMRobertaConfig has no {name!r}") from None
+
+    def __delattr__(self, name: str) -> None:
+        if self.extra.pop(name, self) is self:
+            raise AttributeError(f"XLMRobertaConfig: {name!r} is no key that could be removed")
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of parameters and of further keys: what `in` looks at."""
+        return iter(self.to_dict())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, XLMRobertaConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"XLMRobertaConfig {self.to_json_string()}"
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if count != self.num_labels:
+            self.id2label = named(count)
+
+    @property
+    def dtype(self) -> "torch.dtype | None":
+        """Of the weights in the files; set by name or as torch's."""
+        name = self.__dict__["dtype"]
+        if name is None:
+            return None
+        import torch  # here: those who only read a configuration need not wait for it
+
+        found = getattr(torch, name, None)
+        return found if isinstance(found, torch.dtype) else None
+
+    @dtype.setter
+    def dtype(self, dtype: "torch.dtype | str | None") -> None:
+        self.__dict__["dtype"] = None if dtype is None else str(dtype).removeprefix("torch.")
 
     @property
     def labels(self) -> list[str]:
         """The label names in the order of the head's outputs."""
-        assert self.id2label is not None
         return [self.id2label.get(i, f"LABEL_{i}") for i in range(len(self.id2label))]
 
     @property
@@ -98,65 +204,126 @@ class XLMRobertaConfig:
         """
         return True
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "XLMRobertaConfig":
+        """Itself: there is no other part."""
+        return self
+
+    # From and to dictionaries and files
+
     @classmethod
-    def from_dict(cls, values: dict[str, Any], **overrides: Any) -> "XLMRobertaConfig":
-        """From the content of a `config.json`; `overrides` win. Unknown keys of the file are kept in `extra`, unknown
-        overrides refused.
+    def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> Self:
+        """From the content of a `config.json`; `overrides` win. Keys that are no parameters are kept.
+
+        An override that is no parameter and no key of the file is kept with a warning, or refused where it resembles a
+        parameter's name.
         """
-        known = {f.name for f in fields(cls)} - {"extra"}
-        for name in overrides:
-            if name not in known:
-                raise UserError(f"{name!r} is no argument and no parameter of XLMRobertaConfig")
-        values = dict(values)
-        values.pop("attn_implementation", None)
+        values = {name: value for name, value in config_dict.items() if name not in NOT_SAVED}
         if values.get("torch_dtype") is not None:
             values.setdefault("dtype", values["torch_dtype"])
         values.pop("torch_dtype", None)
-        given = {k: v for k, v in values.items() if k in known}
-        if values.get("pad_token_id", 1) is None:
-            given.pop("pad_token_id")
-        if "num_labels" in overrides or "id2label" in overrides:
-            for name in ("num_labels", "label2id"):
-                given.pop(name, None)
-        extra = {k: v for k, v in values.items() if k not in known}
-        return cls(**{**given, **overrides}, extra=extra)
+        for name in sorted(overrides.keys() - known(values)):
+            near = difflib.get_close_matches(name, PARAMETERS, 1, 0.8)
+            if near:
+                raise UserError(f"config: {name!r} is no parameter of XLMRobertaConfig, did you mean {near[0]!r}?")
+            log.warning("config: %s is no parameter of XLMRobertaConfig: kept, and read by no layer", name)
+        # Labels of a call replace those of the file.
+        if overrides.keys() & {"num_labels", "id2label"}:
+            same = "id2label" not in overrides and overrides["num_labels"] == len(values.get("id2label") or ())
+            replaced = {"num_labels"} if same else {"num_labels", "label2id", "id2label"}
+            values = {name: value for name, value in values.items() if name not in replaced}
+        return cls(**{**values, **overrides})
+
+    @classmethod
+    def from_json_file(cls, json_file: str | Path) -> Self:
+        return cls.from_dict(json.loads(Path(json_file).read_text("utf-8")))
 
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
         revision: str | None = None,
         local_files_only: bool = False,
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
+        return_unused_kwargs: bool = False,
         **overrides: Any,
-    ) -> "XLMRobertaConfig":
-        """Of a checkpoint, named as for the models' `from_pretrained`; its weights are not fetched."""
+    ) -> Any:
+        """Of a checkpoint, named as for the models' `from_pretrained`; its weights are not fetched. `overrides` as in
+        `from_dict`; with `return_unused_kwargs`, those that are no parameters come back beside the configuration.
+        """
         from xlmr_ray.checkpoint.files import resolve  # here: what finds checkpoints stands on configurations
         from xlmr_ray.checkpoint.folder import read_config
 
         folder = resolve(
-            source,
+            pretrained_model_name_or_path,
             revision=revision,
             local_files_only=local_files_only,
             cache_dir=cache_dir,
             token=token,
             weights=False,
         )
-        return cls.from_dict(read_config(folder), **overrides)
+        values = read_config(folder)
+        overrides = {"name_or_path": str(pretrained_model_name_or_path), **overrides}
+        if not return_unused_kwargs:
+            return cls.from_dict(values, **overrides)
+        unused = {name: overrides.pop(name) for name in overrides.keys() - known(values)}
+        return cls.from_dict(values, **overrides), unused
 
     def to_dict(self) -> dict[str, Any]:
-        """What `config.json` holds; transformers reads it."""
-        values = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name not in ("extra", "attn_implementation", "num_labels")
-        }
-        return {**self.extra, **{k: v for k, v in values.items() if v is not None or k == "classifier_dropout"}}
+        """All parameters and further keys, as JSON has them."""
+        values = {name: value for name, value in vars(self).items() if name not in NOT_SAVED}
+        return copy.deepcopy({**self.extra, **values})
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` into the folder."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
-        (Path(folder) / "config.json").write_text(text + "\n", "utf-8")
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What a `config.json` holds: all but those of every architecture's parameters that have their defaults."""
+        plain = XLMRobertaConfig().to_dict()
+        return {name: value for name, value in self.to_dict().items() if name not in COMMON or value != plain[name]}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
+        Path(json_file_path).write_text(self.to_json_string(use_diff), "utf-8")
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Writes `config.json` into the folder; transformers reads it."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        self.to_json_file(Path(save_directory) / "config.json")
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        for name, value in config_dict.items():
+            setattr(self, name, value)
+
+    def update_from_string(self, update_str: str) -> None:
+        """From `name=value,name=value`, each read by the type of the value before. Raises UserError."""
+        for part in update_str.split(","):
+            name, _, text = part.partition("=")
+            before = getattr(self, name, None)
+            if not isinstance(before, int | float | str):
+                raise UserError(f"config: {name!r} is no number, string or boolean that {part!r} could set")
+            try:
+                boolean = {"true": True, "1": True, "false": False, "0": False}
+                setattr(self, name, boolean[text.lower()] if isinstance(before, bool) else type(before)(text))
+            except (KeyError, ValueError):
+                raise UserError(f"config: {name}: expected a {type(before).__name__}, got {text!r}") from None
+
+
+def named(count: int) -> dict[int, str]:
+    """Labels without names of their own, as transformers calls them."""
+    return {i: f"LABEL_{i}" for i in range(count)}
+
+
+def inverse(labels: Mapping[int, str]) -> dict[str, int]:
+    return {label: i for i, label in labels.items()}
+
+
+def known(values: Mapping[str, Any]) -> set[str]:
+    """The names that a configuration with these values has."""
+    return {*PARAMETERS, *ALIASES, *values}
+
+
+PROPERTIES = {name for name, value in vars(XLMRobertaConfig).items() if isinstance(value, property)}
+PARAMETERS = [*XLMRobertaConfig.__dataclass_fields__, "num_labels", "dtype"]
+PARAMETERS.remove("extra")

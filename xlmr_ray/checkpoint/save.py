@@ -47,9 +47,7 @@ def write_folder(
     temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     temp.chmod(0o755)  # mkdtemp's own is for its owner alone
     try:
-        (temp / "config.json").write_text(
-            json.dumps(config.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
-        )
+        config.to_json_file(temp / "config.json")
         for file, names in plan.filename_to_tensors.items():
             # Contiguous copies of one shard at a time: views of a larger storage would be refused.
             shard = {name: _copy(state[name]) for name in names}

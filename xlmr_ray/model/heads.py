@@ -32,7 +32,6 @@ class ClassificationHead(nn.Module):
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__()
-        assert config.num_labels is not None
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = classifier_dropout(config)
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)

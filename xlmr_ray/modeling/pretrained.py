@@ -18,7 +18,7 @@ from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.checkpoint.quantization import OUTPUT_EMBEDDINGS, BitsAndBytesConfig
 from xlmr_ray.checkpoint.save import save_pretrained
-from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.config import ALIASES, PARAMETERS, XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.attention.backends import attention
 from xlmr_ray.model.generation.config import GenerationConfig
@@ -326,11 +326,10 @@ def quantization_of(given: Any) -> BitsAndBytesConfig | None:
 
 def check_names(names: set[str]) -> None:
     """Raises UserError for a name that is no argument and no parameter of the configuration."""
-    known = [f.name for f in fields(XLMRobertaConfig) if f.name != "extra"]
-    for name in sorted(names - set(known)):
+    for name in sorted(names - {*PARAMETERS, *ALIASES}):
         if name in {f.name for f in fields(BitsAndBytesConfig)}:
             raise UserError(f"from_pretrained: {name} goes into quantization_config=BitsAndBytesConfig({name}=…)")
-        near = difflib.get_close_matches(name, [*known, *ARGUMENTS], 1)
+        near = difflib.get_close_matches(name, [*PARAMETERS, *ARGUMENTS], 1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise UserError(f"from_pretrained: {name!r} is no argument and no parameter of XLMRobertaConfig{hint}")
 

@@ -319,7 +319,6 @@ class XLMRobertaForTokenClassification(PreTrainedModel):
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__(config)
-        assert config.num_labels is not None
         self.roberta = XLMRobertaModel(config, add_pooling_layer=False)
         self.dropout = classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
