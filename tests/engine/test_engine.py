@@ -90,14 +90,14 @@ def test_out_of_memory_halves_the_budget_and_goes_on(small, error, monkeypatch):
     engine = Engine.load(small, [bind_task("embedding", small, {})], device="cpu", max_tokens=1000)
     docs = documents([100] * 12 + [10] * 5)
     wanted = engine.run(docs).raw[0]
-    real = Engine.forward
+    real = Engine.compute
 
     def starved(self, batch, places):
         if batch.tokens > 300:
             raise error
         return real(self, batch, places)
 
-    monkeypatch.setattr(Engine, "forward", starved)
+    monkeypatch.setattr(Engine, "compute", starved)
     got = engine.run(docs)
     assert got.failed == {}
     assert np.array_equal(got.raw[0], wanted)
@@ -111,14 +111,14 @@ def test_a_document_that_does_not_fit_alone_is_named_and_the_rest_scored(small, 
     engine = Engine.load(small, [bind_task("embedding", small, {})], device="cpu")
     docs = documents([100, 20, 128, 30])
     wanted = engine.run(docs).raw[0]
-    real = Engine.forward
+    real = Engine.compute
 
     def starved(self, batch, places):
         if max(batch.lengths) > 110:
             raise torch.OutOfMemoryError("no memory")
         return real(self, batch, places)
 
-    monkeypatch.setattr(Engine, "forward", starved)
+    monkeypatch.setattr(Engine, "compute", starved)
     got = engine.run(docs)
     assert list(got.failed) == [2]
     assert got.failed[2][0] == "out_of_memory"
@@ -127,7 +127,7 @@ def test_a_document_that_does_not_fit_alone_is_named_and_the_rest_scored(small, 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(small, monkeypatch):
     engine = Engine.load(small, [bind_task("embedding", small, {})], device="cpu")
-    monkeypatch.setattr(Engine, "forward", lambda self, batch, places: (_ for _ in ()).throw(RuntimeError("a defect")))
+    monkeypatch.setattr(Engine, "compute", lambda self, batch, places: (_ for _ in ()).throw(RuntimeError("a defect")))
     with pytest.raises(RuntimeError, match="a defect"):
         engine.run(documents([5]))
 

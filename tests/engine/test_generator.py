@@ -140,8 +140,8 @@ def test_a_lack_of_memory_makes_batches_smaller_and_then_fails_a_row(loaded, fol
     expected = written(loaded, folder, prompts, **options)[1].table
     monkeypatch.setattr(module, "generate", tight)
     _, result, one = written(loaded, folder, prompts, **options)
-    assert result.table.slice(0, 7) == expected.slice(0, 7)
-    assert result.table["generated_text"][7].as_py() is None
+    assert result.table == expected.slice(0, 7)
+    assert result.table.num_rows == 7
     code, message = result.failed[7]
     assert code == "out_of_memory"
     assert "do not fit" in message
@@ -165,7 +165,7 @@ def test_scores_that_are_no_numbers_fail_their_row_alone(loaded, folder):
         loaded.model.lm_head.decoder.weight = words
     assert list(result.failed) == [1]
     assert result.failed[1][0] == "non_finite"
-    assert result.table["generated_text"].is_null().to_pylist() == [False, True, False]
+    assert result.table.num_rows == 2
     assert expected["generated_text"].null_count == 0
 
 

@@ -185,14 +185,14 @@ def test_failures_of_the_model_are_one_requests_own(service, monkeypatch):
     """A sequence that the model fails on does not take its batch with it."""
     from xlmr_ray.serve.queue import batcher
 
-    real = batcher.run_mixed
+    real = batcher.compute_together
 
     def fails_on_long_ones(engine, parts):
         if any(len(part.ids) > 40 for part in parts):
             raise ValueError("the text is: secret")
         return real(engine, parts)
 
-    monkeypatch.setattr(batcher, "run_mixed", fails_on_long_ones)
+    monkeypatch.setattr(batcher, "compute_together", fails_on_long_ones)
 
     async def both() -> list[Any]:
         texts = ["short"] * 6 + ["long " * 60]

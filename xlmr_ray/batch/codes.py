@@ -7,7 +7,7 @@ other files go on. A permission or network error has no code: it is not bad data
 from dataclasses import dataclass
 from typing import Literal
 
-from xlmr_ray.engine import failures
+from xlmr_ray.engine import error_codes
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ TOKENIZER_ERROR = _row("tokenizer_error", "the tokenizer raised or panicked on t
 SCORING_ERROR = _row("scoring_error", "the model or the task raised an error on the row alone")
 KILLED_WORKER = _row("killed_worker", "the row, alone, killed the process that worked on it, twice")
 TIMED_OUT = _row("timed_out", "the row, alone, was not done in `errors.timeout` seconds")
-NON_FINITE = _row(failures.NON_FINITE, "the scores hold NaN or infinity")
-OUT_OF_MEMORY = _row(failures.OUT_OF_MEMORY, "the row alone does not fit in the memory of its device")
-NO_TOKENS = _row(failures.NO_TOKENS, "the tokenizer gives no token at all for the text, not even a special one")
+NON_FINITE = _row(error_codes.NON_FINITE, "the scores hold NaN or infinity")
+OUT_OF_MEMORY = _row(error_codes.OUT_OF_MEMORY, "the row alone does not fit in the memory of its device")
+NO_TOKENS = _row(error_codes.NO_TOKENS, "the tokenizer gives no token at all for the text, not even a special one")
 # As in tasks/unfit.py, which is not imported: writers do without torch.
 NO_MASK = _row("no_mask", "the text has no mask to fill")
 WRONG_CHOICES = _row("wrong_choices", "the choices are not a list of strings, one at least")

@@ -25,9 +25,10 @@ from xlmr_ray.checkpoint.digest import encoder_identity, files_stamp, weights_di
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import HEADS, encoder_folder, model_folder
 from xlmr_ray.checkpoint.tensors import open_tensors
+from xlmr_ray.engine.runners import check_quantizable
 from xlmr_ray.errors import UserError
-from xlmr_ray.tasks.registry import Bound, canonical_task
-from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.tasks.registry import canonical_task
+from xlmr_ray.tasks.task import Task
 from xlmr_ray.text.plural import plural
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -92,8 +93,7 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
             options=options,
         )
         task = bound(recipe)
-        if job.engine.quantization is not None and isinstance(task, TextGeneration):
-            raise UserError(f"engine.quantization {job.engine.quantization}: task {section.task} does not take it")
+        check_quantizable(section.task, task, job.engine.quantization)
         # What does not fit the tokenizer is said now, and not by the first shard.
         task.prepare(pa.table({role: pa.array([], pa.string()) for role in task.roles}), tokenizer)
         recipes.append(recipe)
@@ -155,7 +155,7 @@ def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> d
     }
 
 
-def options_of(task: Bound) -> dict[str, Any]:
+def options_of(task: Task) -> dict[str, Any]:
     """The task's options by name, defaults filled in."""
     options = [one.name for one in fields(cast(Any, task)) if one.init and one.metadata.get("option", True)]
     return {name: getattr(task, name) for name in options}

@@ -22,7 +22,6 @@ from xlmr_ray.bench.result import Bench, Machine, Rate, Work
 from xlmr_ray.bench.sample import Sample, take_sample
 from xlmr_ray.bench.shares import shares
 from xlmr_ray.engine.engine import Engine
-from xlmr_ray.engine.shared_pass import one_pass
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.quantized.fp8 import Fp8Linear
 from xlmr_ray.model.quantized.int8 import Int8Linear
@@ -66,7 +65,7 @@ def measure(job: Job, *, most: int, rounds: int, encoders: int | None, say: Say)
     few = part_of(sample, np.arange(sample.documents) % max(1, sample.documents // PROFILED) == 0)
     if not on_gpu:
         torch.set_num_threads(threads)
-    where = shares(lambda: one_pass(first, few), first.device)
+    where = shares(lambda: first.results(few), first.device)
     attention = attention_operations(first.model.config, sample.lengths)
     total = int(sample.lengths.sum())
     return Bench(
@@ -145,7 +144,7 @@ def encode_all(engines: Sequence[Engine], parts: Sequence[list[pa.Table]], threa
     def work(engine: Engine, encoded: list[pa.Table]) -> None:
         if threads:
             torch.set_num_threads(threads)
-        one_pass(engine, encoded)
+        engine.results(encoded)
 
     with ThreadPoolExecutor(len(engines)) as pool:
         for done in [pool.submit(work, *pair) for pair in zip(engines, parts, strict=True)]:
@@ -173,7 +172,7 @@ def part_of(sample: Sample, kept: NDArray[np.bool_]) -> list[pa.Table]:
 
 def output_bytes(engine: Engine, sample: Sample) -> int:
     """The size of the results' Parquet file."""
-    results = one_pass(engine, sample.encoded)
+    results = engine.results(sample.encoded)
     size = 0
     for task, result, encoded in zip(sample.tasks, results, sample.encoded, strict=True):
         sink = io.BytesIO()

@@ -19,7 +19,6 @@ from xlmr_ray.bench.measure import load
 from xlmr_ray.bench.sample import Sample, take_sample
 from xlmr_ray.demo import CORPUS
 from xlmr_ray.engine.engine import Engine
-from xlmr_ray.engine.shared_pass import one_pass
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.encoder import SelfAttention
 from xlmr_ray.model.quantized.fp8 import eight_bit_floats
@@ -82,7 +81,7 @@ def quality(job: Job, *, most: int, say: Callable[[str], None]) -> list[Cost]:
         except UserError as error:
             say(f"{name} is left out: {error}")
             continue
-        got = one_pass(engine, sample.encoded)[0].raw
+        got = engine.results(sample.encoded)[0].raw
         wanted = got if wanted is None else wanted
         change = np.abs(got - wanted)
         costs.append(

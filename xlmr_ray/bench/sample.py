@@ -16,11 +16,10 @@ from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.plan import columns_of, task_recipes
 from xlmr_ray.batch.stages.rows import fail_empty, good_rows
 from xlmr_ray.checkpoint.files import resolve
-from xlmr_ray.engine.engine import ragged
 from xlmr_ray.errors import UserError
+from xlmr_ray.tasks.encoded import ragged
 from xlmr_ray.tasks.registry import bind_task
-from xlmr_ray.tasks.task import Task
-from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.tasks.task import EncoderTask
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 # Documents are taken in groups of so many, from places spread evenly over the first files that hold GROUPS of them.
@@ -33,7 +32,7 @@ class Sample:
     """`columns`: the texts of D documents; `folders`: each task's checkpoint; `encoded`: each task's sequences."""
 
     folders: list[Path]
-    tasks: list[Task]
+    tasks: list[EncoderTask]
     tokenizers: list[XLMRobertaTokenizer]
     columns: pa.Table
     encoded: list[pa.Table]
@@ -62,10 +61,10 @@ def take_sample(job: Job, documents: int) -> Sample:
     if len({(recipe.encoder, recipe.tokenizer) for recipe in recipes}) > 1:
         raise UserError(f"{job.name}: its tasks have several encoders; measure them one by one")
     folders = [resolve(recipe.model) for recipe in recipes]
-    tasks: list[Task] = []
+    tasks: list[EncoderTask] = []
     for recipe, folder in zip(recipes, folders, strict=True):
         task = bind_task(recipe.task, folder, recipe.options)
-        if isinstance(task, TextGeneration):
+        if not isinstance(task, EncoderTask):
             raise UserError(f"{job.name}: task {recipe.task} has no fixed cost a document, and is not measured")
         tasks.append(task)
     columns = columns_of(job, recipes)

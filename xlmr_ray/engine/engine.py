@@ -16,41 +16,32 @@ from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.checkpoint.quantization import SCHEMES, scheme, steady_int8
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.engine.batches import longest_first, next_batch
-from xlmr_ray.engine.failures import NO_TOKENS, NON_FINITE, OUT_OF_MEMORY
+from xlmr_ray.engine.batching import longest_first, next_batch
+from xlmr_ray.engine.device import check_fp8, check_int8, device_and_dtype, out_of_memory, to_host, token_budget
+from xlmr_ray.engine.error_codes import NO_TOKENS, NON_FINITE, OUT_OF_MEMORY
 from xlmr_ray.engine.last_layer import rows_read
-from xlmr_ray.engine.units import Units
+from xlmr_ray.engine.parts import Part, part_of
+from xlmr_ray.engine.passes import passes_of
+from xlmr_ray.engine.result_rows import ResultRows
+from xlmr_ray.engine.results import Results, TaskOutput, TaskResults, output_of
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.encoder import Trace
 from xlmr_ray.model.heads import LMHead
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch, pack
-from xlmr_ray.model.quantized.fp8 import CAPABILITY as FP8
 from xlmr_ray.model.quantized.fp8 import eight_bit_floats
 from xlmr_ray.model.quantized.int8 import eight_bits
 from xlmr_ray.modeling.pretrained import Pretrained
 from xlmr_ray.modeling.xlm_roberta import XLMRobertaModel
-from xlmr_ray.tasks.task import Task
+from xlmr_ray.tasks.encoded import ragged
+from xlmr_ray.tasks.task import EncoderTask, Task
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # CPU: 1,024 tokens stay in the caches; 2,048 were up to 9 % slower where others use these too, 512 always were.
 MAX_TOKENS = {"cpu": 1024, "cuda": 16384}
 # What does the encoder's products in eight bits, once its weights are there.
 PRODUCTS = {"int8": eight_bits, "fp8": eight_bit_floats}
-
-
-@dataclass
-class Results:
-    """What a call of `Engine.run` gives: for each task, results `(R, ...)`, a row a unit of the task, in the order of
-    the sequences.
-
-    `failed` are the sequences without results (their rows are NaN): number -> (code, message).
-    """
-
-    raw: list[NDArray[np.float32]]
-    failed: dict[int, tuple[str, str]]
 
 
 @dataclass
@@ -71,7 +62,7 @@ class Engine:
     """An encoder with its tasks' heads on one device. Not thread-safe."""
 
     model: XLMRobertaModel
-    tasks: Sequence[Task]
+    tasks: Sequence[EncoderTask]
     heads: Sequence[nn.Module]
     device: torch.device
     max_tokens: int
@@ -80,22 +71,28 @@ class Engine:
     shapes: list[tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.set_tasks(self.tasks)
+        self.warm_up()
 
     def set_tasks(self, tasks: Sequence[Task]) -> None:
         """The tasks with other options in their place: what their heads are made of must be the same."""
-        self.tasks, kept = tasks, replace(self.stats)
-        # A first pass of one token warms up, and tells the shapes of results where there are no sequences at all.
+        self.tasks = [task for task in tasks if isinstance(task, EncoderTask)]
+        assert len(self.tasks) == len(self.heads)
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """A first pass of one token, which also tells the shapes of results where there are no sequences at all."""
+        kept = replace(self.stats)
         zero = np.zeros(1, np.int32)
         one = pack(zero, np.array([0, 1]), np.array([0]), self.model.config, targets=zero)
-        self.shapes = [tuple(output.shape[1:]) for output in self.forward(one, range(len(self.tasks)))]
+        parts = [Part(task, head, 0, 1) for head, task in enumerate(self.tasks)]
+        self.shapes = [tuple(output.shape[1:]) for output in self.compute(one, parts)]
         self.stats = kept
 
     @classmethod
     def load(
         cls,
         folder: Path,
-        tasks: Sequence[Task],
+        tasks: Sequence[EncoderTask],
         *,
         dtype: str = "auto",
         device: str = "auto",
@@ -115,10 +112,10 @@ class Engine:
 
         Raises UserError for an argument or a checkpoint that does not fit.
         """
-        where, wanted = place_and_dtype(device, dtype)
+        where, wanted = device_and_dtype(device, dtype)
         config = XLMRobertaConfig.from_dict(read_config(folder))
         config.attn_implementation = attn_implementation
-        budget = token_budget(max_tokens, where)
+        budget = token_budget(max_tokens, where, MAX_TOKENS)
         with shapes_only():
             whole = nn.Module()
             whole.roberta = XLMRobertaModel(config, add_pooling_layer=False)
@@ -171,7 +168,7 @@ class Engine:
         return cls(model, tasks, heads, where, budget, report)
 
     @classmethod
-    def of(cls, model: Pretrained, tasks: Sequence[Task], *, max_tokens: int | str = "auto") -> "Engine":
+    def of(cls, model: Pretrained, tasks: Sequence[EncoderTask], *, max_tokens: int | str = "auto") -> "Engine":
         """A model in memory, whose weights are shared and not changed. Raises UserError where it lacks a task's
         head.
         """
@@ -188,7 +185,38 @@ class Engine:
                 else:
                     setattr(head, name, own)
         model.eval()
-        return cls(base, tasks, heads, base.device, token_budget(max_tokens, base.device), model.load_report)
+        return cls(
+            base, tasks, heads, base.device, token_budget(max_tokens, base.device, MAX_TOKENS), model.load_report
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the encoder computes in."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def encoder_config(self) -> XLMRobertaConfig:
+        return self.model.config
+
+    def outputs(self, encoded: Sequence[pa.Table]) -> list[TaskOutput]:
+        """Each task's output for its encoded table."""
+        results = self.results(encoded)
+        return [output_of(*each) for each in zip(self.tasks, encoded, results, strict=True)]
+
+    def results(self, encoded: Sequence[pa.Table]) -> list[TaskResults]:
+        """Each task's results for its encoded table. A sequence that several have is computed once."""
+        out: dict[int, TaskResults] = {}
+        for one in passes_of(encoded):
+            found = self.run(one.input_ids, one.targets, tasks=one.tasks)
+            if one.owners is None:
+                out |= {index: TaskResults(raw, found.failed) for index, raw in zip(one.tasks, found.raw, strict=True)}
+                continue
+            _, splits = ragged(one.input_ids)
+            for index, owner, raw in zip(one.tasks, one.owners, found.raw, strict=True):
+                rows, _ = ResultRows.of(self.tasks[index].unit, splits, None).rows(owner)
+                failed = {i: found.failed[n] for i, n in enumerate(owner.tolist()) if n in found.failed}
+                out[index] = TaskResults(raw[rows], failed)
+        return [out[index] for index in range(len(encoded))]
 
     def run(
         self,
@@ -197,42 +225,42 @@ class Engine:
         *,
         tasks: Sequence[int] | None = None,
     ) -> Results:
-        """Sequences of ids, `list<int32>`, through the encoder and the heads of the `tasks` (by place; None: all).
+        """Sequences of ids, `list<int32>`, through the encoder and the heads of the `tasks` (by index; None: all).
 
         `targets` are lists of the same lengths, -100 where a token has none. When memory runs out the token budget is
-        halved, for good, and the rest goes on; a sequence that does not fit alone is in `failed`, as is one with a
+        halved, for good, and the rest goes on; a sequence that does not fit by itself is in `failed`, as is one with a
         result that is not a number.
         """
-        places = range(len(self.tasks)) if tasks is None else tasks
+        heads = range(len(self.tasks)) if tasks is None else tasks
         ids, row_splits = ragged(input_ids)
         lengths = np.diff(row_splits)
         wanted: NDArray[np.int32] | None = None
         if targets is not None:
             wanted, target_splits = ragged(targets)
             if not np.array_equal(target_splits, row_splits):
-                raise ValueError("targets: lists of the lengths of input_ids are wanted")
+                raise ValueError("targets: got lists of other lengths than those of input_ids")
         too_long = int(lengths.max(initial=0))
         if too_long > self.model.config.max_length:
             raise UserError(
                 f"a sequence of {too_long} tokens, the model has positions for {self.model.config.max_length}"
             )
         start = time.perf_counter()
-        units = [Units.of(self.tasks[place].unit, row_splits, wanted) for place in places]
+        places = [ResultRows.of(self.tasks[head].unit, row_splits, wanted) for head in heads]
         raw = [
-            np.full((unit.total, *self.shapes[place]), np.nan, np.float32)
-            for place, unit in zip(places, units, strict=True)
+            np.full((rows.total, *self.shapes[head]), np.nan, np.float32)
+            for head, rows in zip(heads, places, strict=True)
         ]
         failed: dict[int, tuple[str, str]] = dict.fromkeys(
             np.flatnonzero(lengths == 0).tolist(), (NO_TOKENS, "the text has no tokens")
         )
-        config = self.model.config
         done: list[tuple[NDArray[np.int64], list[Tensor]]] = []
         order = longest_first(lengths)[: len(lengths) - len(failed)]
         while len(order):
             chosen = next_batch(lengths, order, self.max_tokens)
             try:
-                batch = pack(ids, row_splits, chosen, config, targets=wanted)
-                done.append((chosen, self.forward(batch, places)))
+                batch = pack(ids, row_splits, chosen, self.model.config, targets=wanted)
+                parts = [Part(self.tasks[head], head, 0, len(chosen)) for head in heads]
+                done.append((chosen, self.compute(batch, parts)))
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -242,12 +270,11 @@ class Engine:
                 alone = int(chosen[0])
                 failed[alone] = (OUT_OF_MEMORY, f"{lengths[alone]} tokens do not fit in the memory of {self.device}")
             order = order[len(chosen) :]
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # the results' copies, once for all batches
+        self.synchronize()  # the results' copies, once for all batches
         for chosen, outputs in done:
-            for results, unit, output in zip(raw, units, outputs, strict=True):
+            for results, rows_of, output in zip(raw, places, outputs, strict=True):
                 values = output.numpy()
-                rows, owners = unit.rows(chosen)
+                rows, owners = rows_of.rows(chosen)
                 results[rows] = values
                 finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))  # there may be no rows
                 for bad in np.unique(owners[~finite]).tolist():
@@ -256,28 +283,30 @@ class Engine:
         return Results(raw, failed)
 
     @torch.inference_mode()
-    def forward(self, batch: PackedBatch, places: Sequence[int]) -> list[Tensor]:
-        """The results `(R, ...)` of the tasks at `places` for a batch, fp32 in the CPU's memory (on a GPU: once it is
+    def compute(self, batch: PackedBatch, parts: Sequence[Part]) -> list[Tensor]:
+        """The results `(R, ...)` of each part of a batch, fp32 in the CPU's memory (on a GPU: once it is
         synchronized).
         """
         on_gpu = self.device.type == "cuda"
         there = batch.pin_memory().to(self.device) if on_gpu else batch
-        last, trace = self.encode(batch, there, [self.tasks[place] for place in places])
+        last, trace = self.encode(batch, there, [part.task for part in parts])
         outputs = []
-        for place in places:
-            task = self.tasks[place]
-            hidden = last
-            if task.layers and trace.hidden_states is not None:
-                hidden = torch.stack([trace.hidden_states[layer] for layer in task.layers])
-            outputs.append(to_host(task.forward(self.heads[place], hidden, there).float()))
+        for part in parts:
+            hidden, own = last, there
+            if part.task.layers and trace.hidden_states is not None:
+                hidden = torch.stack([trace.hidden_states[layer] for layer in part.task.layers])
+            if part.count < batch.sequences:
+                own, hidden = part_of(batch, hidden, part)
+                own = own.pin_memory().to(self.device) if on_gpu else own
+            outputs.append(to_host(part.task.forward(self.heads[part.head], hidden, own).float()))
         self.stats.batches += 1
         self.stats.sequences += batch.sequences
         self.stats.tokens += batch.tokens
         self.stats.padded += len(batch.input_ids) - batch.tokens
         return outputs
 
-    def encode(self, batch: PackedBatch, there: PackedBatch, tasks: Sequence[Task]) -> tuple[Tensor, Trace]:
-        """The last hidden states `(T, hidden)`, as far as the tasks read them, and all of them if one wants more. The
+    def encode(self, batch: PackedBatch, there: PackedBatch, tasks: Sequence[EncoderTask]) -> tuple[Tensor, Trace]:
+        """The last hidden states `(T, hidden)`, as far as the tasks read them, and all of them if one reads others. The
         batch is in the CPU's memory, and `there` on the model's device.
         """
         layers = any(task.layers for task in tasks)
@@ -288,6 +317,11 @@ class Engine:
         embedded = self.model.embeddings(there.input_ids, there.position_ids)
         return self.model.encoder(embedded, there.layout, trace, rows=rows), trace
 
+    def synchronize(self) -> None:
+        """Waits for the device, and so for the copies of results."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def shrink(self, tokens: int) -> None:
         """Halves the budget after a batch of so many tokens did not fit."""
         self.max_tokens = max(1, min(self.max_tokens, tokens) // 2)
@@ -296,81 +330,7 @@ class Engine:
             torch.cuda.empty_cache()
 
 
-def place_and_dtype(device: str, dtype: str) -> tuple[torch.device, torch.dtype | None]:
-    """The device that `auto` or a name stands for, and the dtype, None for the files' own. Raises UserError where it is
-    not there or not known.
-    """
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device}: torch {torch.__version__} finds no GPU; use device: cpu or auto")
-    if dtype != "auto" and dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
-    return where, DTYPES[dtype] if dtype != "auto" else torch.float32 if where.type == "cpu" else None
-
-
-def check_int8(device: torch.device, dtype: torch.dtype | None) -> None:
-    """Raises UserError where products in eight bits are not to be had."""
-    if device.type != "cpu":
-        raise UserError(
-            f"quantization int8 is for CPUs, got device {device}; on a GPU take {', '.join(SCHEMES)}, or none"
-        )
-    if dtype is not torch.float32:
-        raise UserError(
-            f"quantization int8 computes in float32 between its products, got dtype {dtype}; use dtype: auto"
-        )
-
-
-def check_fp8(device: torch.device, dtype: torch.dtype | None) -> None:
-    """Raises UserError where products of eight-bit floats are not to be had."""
-    if device.type != "cuda":
-        raise UserError(f"quantization fp8 is for GPUs, got device {device}; on a CPU take int8")
-    if torch.cuda.get_device_capability(device) < FP8:
-        got = "{}.{}".format(*torch.cuda.get_device_capability(device))
-        raise UserError(
-            f"quantization fp8 wants a GPU of compute capability {FP8[0]}.{FP8[1]} or newer, got {got} "
-            f"({torch.cuda.get_device_name(device)}); leave it out"
-        )
-    if dtype not in (None, torch.bfloat16):
-        raise UserError(f"quantization fp8 computes in bfloat16 between its products, got {dtype}; use dtype: auto")
-
-
-def token_budget(max_tokens: int | str, device: torch.device) -> int:
-    """As asked, or by the device. Raises UserError for what is neither auto nor a whole number from 1 on."""
-    if max_tokens == "auto":
-        return MAX_TOKENS.get(device.type, MAX_TOKENS["cpu"])
-    if not isinstance(max_tokens, int) or max_tokens < 1:
-        raise UserError(f"max_tokens must be auto or a whole number from 1 on, got {max_tokens!r}")
-    return max_tokens
-
-
 def tie(module: nn.Module, base: XLMRobertaModel) -> None:
     """Makes the word embeddings the last product of a language modelling head, where the configuration ties them."""
     if isinstance(module, LMHead) and base.config.tie_word_embeddings:
         module.decoder.weight = base.embeddings.word_embeddings.weight
-
-
-def to_host(x: Tensor) -> Tensor:
-    """`x` in the CPU's memory. From a GPU it is on its way there until that is synchronized: only copies into pinned
-    memory go on while the next batch computes, others would be waited for.
-    """
-    if x.device.type == "cpu":
-        return x
-    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-    return host.copy_(x, non_blocking=True)
-
-
-def ragged(lists: pa.ListArray | pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """The flat values `(T)` and the row splits `(N + 1)` of lists of int32."""
-    if isinstance(lists, pa.ChunkedArray):
-        lists = lists.combine_chunks()
-    splits = lists.offsets.to_numpy().astype(np.int64)
-    return lists.flatten().to_numpy(), splits - splits[0]
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch found no memory; the CPU's allocator has no exception of its own."""
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "can't allocate memory" in str(error)
-        or "not enough memory" in str(error)
-    )

@@ -15,13 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xlmr_ray.engine.batches import longest_first
-from xlmr_ray.engine.engine import Stats, out_of_memory, place_and_dtype, ragged
-from xlmr_ray.engine.failures import NON_FINITE, OUT_OF_MEMORY
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.engine.batching import longest_first
+from xlmr_ray.engine.device import device_and_dtype, out_of_memory, token_budget
+from xlmr_ray.engine.engine import Stats
+from xlmr_ray.engine.error_codes import NON_FINITE, OUT_OF_MEMORY
+from xlmr_ray.engine.results import TaskOutput
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.generation.generate import generate
 from xlmr_ray.model.generation.scores import completes
+from xlmr_ray.modeling.pretrained import Pretrained
 from xlmr_ray.modeling.xlm_roberta import XLMRobertaForCausalLM
+from xlmr_ray.tasks.encoded import ragged
+from xlmr_ray.tasks.task import Task
 from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -34,14 +40,6 @@ MAX_TOKENS = {"cpu": 8192, "cuda": 65536}
 
 class Unwanted(Exception):
     """Nobody waits for the text any more."""
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The output table of all documents, and those that failed, whose rows are null: number -> (code, message)."""
-
-    table: pa.Table
-    failed: dict[int, tuple[str, str]]
 
 
 @dataclass
@@ -74,7 +72,7 @@ class Generator:
         """From a checkpoint's folder; the arguments are those of `Engine.load`. `max_tokens` are a batch's, prompts and
         texts. Raises UserError for a checkpoint without a language modelling head.
         """
-        where, wanted = place_and_dtype(device, dtype)
+        where, wanted = device_and_dtype(device, dtype)
         with warnings.catch_warnings():
             # Missing weights are an error here.
             warnings.filterwarnings("ignore", ".*made anew")
@@ -93,22 +91,46 @@ class Generator:
     @classmethod
     def of(
         cls,
-        model: XLMRobertaForCausalLM,
+        model: Pretrained,
         task: TextGeneration,
         tokenizer: XLMRobertaTokenizer,
         *,
         max_tokens: int | str = "auto",
     ) -> "Generator":
-        """A model in memory."""
+        """A model in memory. Raises UserError for one that is not causal."""
         if not isinstance(model, XLMRobertaForCausalLM):
-            raise UserError(f"text-generation: an XLMRobertaForCausalLM is wanted, got {type(model).__name__}")
-        if max_tokens == "auto":
-            max_tokens = MAX_TOKENS.get(model.device.type, MAX_TOKENS["cpu"])
-        if not isinstance(max_tokens, int) or max_tokens < 1:
-            raise UserError(f"max_tokens must be auto or a whole number from 1 on, got {max_tokens!r}")
-        return cls(model.eval(), task, tokenizer, max_tokens)
+            raise UserError(f"text-generation: got a {type(model).__name__}, expected an XLMRobertaForCausalLM")
+        return cls(model.eval(), task, tokenizer, token_budget(max_tokens, model.device, MAX_TOKENS))
 
-    def run(self, encoded: pa.Table, wanted: Callable[[], bool] = lambda: True) -> Texts:
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """The one that it generates for."""
+        return [self.task]
+
+    def set_tasks(self, tasks: Sequence[Task]) -> None:
+        """The task with other options in its place."""
+        (task,) = tasks
+        assert isinstance(task, TextGeneration)
+        self.task = task
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def encoder_config(self) -> XLMRobertaConfig | None:
+        """None: a text takes many passes, whose operations are not counted by its tokens."""
+        return None
+
+    def outputs(self, encoded: Sequence[pa.Table]) -> list[TaskOutput]:
+        """The task's output for its one encoded table."""
+        return [self.run(table) for table in encoded]
+
+    def run(self, encoded: pa.Table, wanted: Callable[[], bool] = lambda: True) -> TaskOutput:
         """The task's output for its encoded table. When memory runs out the budget is halved, for good; a document
         that does not fit alone has failed, as has one whose scores are no numbers.
 
@@ -143,13 +165,14 @@ class Generator:
                         failed[i] = (NON_FINITE, "the model's scores hold NaN or infinity")
                 rest = rest[len(chosen) :]
         self.stats.seconds += time.perf_counter() - began
-        return Texts(self.task.postprocess(texts, encoded, self.tokenizer), failed)
+        done = {i: text for i, text in enumerate(texts) if text is not None}
+        left = encoded.take(pa.array(list(done), pa.int64()))
+        table = self.task.postprocess(list(done.values()), left, self.tokenizer)
+        return TaskOutput(table, failed)
 
     def tokens(self, length: int) -> int:
         """What a document with a prompt of that length takes of the budget: the cache of all its beams."""
-        settings = self.task.settings
-        beside = max(settings.num_beams, settings.num_return_sequences)
-        return (length + (settings.max_new_tokens or 0)) * beside
+        return (length + (self.task.settings.max_new_tokens or 0)) * self.task.beside
 
     def rows(self, length: int) -> int:
         """Documents in a batch."""

@@ -15,13 +15,12 @@ from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.generator import Generator
+from xlmr_ray.engine.runners import TaskSource, load_runners, runner_of
 from xlmr_ray.errors import UserError
 from xlmr_ray.modeling.pretrained import Pretrained
-from xlmr_ray.modeling.xlm_roberta import XLMRobertaForCausalLM
-from xlmr_ray.tasks.encoded import documents, targets_of
-from xlmr_ray.tasks.registry import Bound, canonical_task, task_class
+from xlmr_ray.tasks.registry import canonical_task, task_class
 from xlmr_ray.tasks.rerank import rerank
-from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.tasks.task import Task
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 Text = str | Mapping[str, Any]
@@ -40,7 +39,7 @@ class Pipeline:
         folder: Path,
         config: XLMRobertaConfig,
         options: Mapping[str, Any],
-        task: Bound,
+        task: Task,
         engine: Engine | Generator,
         tokenizer: XLMRobertaTokenizer,
     ) -> None:
@@ -74,23 +73,17 @@ class Pipeline:
         texts = [inputs] if isinstance(inputs, str | Mapping) else list(inputs)
         return self.scored(task, columns(texts, task.roles))
 
-    def scored(self, task: Bound, given: pa.Table) -> pa.Table:
+    def scored(self, task: Task, given: pa.Table) -> pa.Table:
         """The output table of the task for columns of texts."""
         encoded = task.prepare(given, self.tokenizer)
-        if isinstance(self.engine, Generator):
-            assert isinstance(task, TextGeneration)
-            self.engine.task = task
-            written = self.engine.run(encoded)
-            check(written.failed, encoded)
-            return written.table
-        assert not isinstance(task, TextGeneration)
         if task is not self.engine.tasks[0]:
             self.engine.set_tasks([task])
-        results = self.engine.run(encoded["input_ids"], targets_of(encoded))
-        check(results.failed, encoded)
-        return task.postprocess(results.raw[0], encoded)
+        output = self.engine.outputs([encoded])[0]
+        for document, (code, message) in sorted(output.failed.items()):
+            raise UserError(f"text {document}: {code}: {message}")
+        return output.table
 
-    def bound(self, options: Mapping[str, Any]) -> Bound:
+    def bound(self, options: Mapping[str, Any]) -> Task:
         """The task with options of a call over its own."""
         if not options:
             return self.task
@@ -122,12 +115,6 @@ class Pipeline:
         if self.name == "text-classification" and any(isinstance(t, Mapping) and "text_pair" in t for t in texts):
             options.setdefault("pairs", True)
         return texts, single, options
-
-
-def check(failed: Mapping[int, tuple[str, str]], encoded: pa.Table) -> None:
-    """Raises UserError for the first of the sequences that failed, if any did."""
-    for sequence, (code, message) in sorted(failed.items()):
-        raise UserError(f"text {documents(encoded)[sequence]}: {code}: {message}")
 
 
 def columns(texts: Sequence[Text], roles: Sequence[str]) -> pa.Table:
@@ -177,7 +164,6 @@ def pipeline(
     own, as in a job file; the others are those of `Engine.load`.
     """
     name = canonical_task(task)
-    engine: Engine | Generator
     if isinstance(model, Pretrained):
         if tokenizer is None:
             raise UserError(f"pipeline({task!r}): a model in memory needs a tokenizer=, too")
@@ -188,20 +174,14 @@ def pipeline(
         tokenizer = XLMRobertaTokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
     config = model.config if isinstance(model, Pretrained) else XLMRobertaConfig.from_dict(read_config(folder))
     bound = task_class(name).bind(folder, config, options)
-    load: dict[str, Any] = {
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": device_name(device),
-        "attn_implementation": attn_implementation,
-    }
-    if isinstance(bound, TextGeneration):
-        if isinstance(model, XLMRobertaForCausalLM):
-            engine = Generator.of(model, bound, tokenizer, max_tokens=max_tokens)
-        elif isinstance(model, Pretrained):
-            raise UserError(f"{name}: an XLMRobertaForCausalLM is wanted, got {type(model).__name__}")
-        else:
-            engine = Generator.load(folder, bound, tokenizer=tokenizer, max_tokens=max_tokens, **load)
-    elif isinstance(model, Pretrained):
-        engine = Engine.of(model, [bound], max_tokens=max_tokens)
+    if isinstance(model, Pretrained):
+        engine = runner_of(model, bound, tokenizer, max_tokens=max_tokens)
     else:
-        engine = Engine.load(folder, [bound], max_tokens=max_tokens, **load)
+        engine = load_runners(
+            [TaskSource(bound, folder, name, tokenizer)],
+            dtype=str(dtype).removeprefix("torch."),
+            device=device_name(device),
+            attn_implementation=attn_implementation,
+            max_tokens=max_tokens,
+        )[0].runner
     return Pipeline(name, folder, config, options, bound, engine, tokenizer)

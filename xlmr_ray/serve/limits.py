@@ -13,18 +13,16 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.engine.engine import ragged
-from xlmr_ray.engine.units import Units
+from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.serve.requests import Empty, Invalid, TooLarge
 from xlmr_ray.serve.settings import LimitsSection
 from xlmr_ray.tasks.embedding import Embedding
-from xlmr_ray.tasks.encoded import documents, targets_of
+from xlmr_ray.tasks.encoded import documents, ragged, targets_of
 from xlmr_ray.tasks.feature_extraction import FeatureExtraction
 from xlmr_ray.tasks.fill_mask import FillMask
 from xlmr_ray.tasks.pseudo_perplexity import PseudoPerplexity
-from xlmr_ray.tasks.registry import Bound
 from xlmr_ray.tasks.sentence_similarity import SentenceSimilarity
-from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.tasks.task import EncoderTask, Task
 from xlmr_ray.tasks.token_classification import TokenClassification
 from xlmr_ray.tasks.zero_shot_classification import ZeroShotClassification
 
@@ -167,7 +165,7 @@ def check_options(options: Mapping[str, Any], limits: LimitsSection, fields: Map
 
 
 def check_columns(
-    task: Bound, columns: Mapping[str, Sequence[Any]], limits: LimitsSection, fields: Mapping[str, str]
+    task: Task, columns: Mapping[str, Sequence[Any]], limits: LimitsSection, fields: Mapping[str, str]
 ) -> pa.Table:
     """The texts of D documents as a table with a string column a role; lists of texts are carried as JSON. Raises
     Empty, Invalid or TooLarge.
@@ -234,11 +232,11 @@ def json_type(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def check_windows(task: Bound, characters: int, limits: LimitsSection, fields: Mapping[str, str]) -> None:
+def check_windows(task: Task, characters: int, limits: LimitsSection, fields: Mapping[str, str]) -> None:
     """Windows that share almost all of their tokens, and a pass a token, turn one text into thousands of its length."""
     if isinstance(task, PseudoPerplexity) and task.long == "windows" and characters > limits.request_tokens:
         raise TooLarge(f"{characters} characters, at most {limits.request_tokens} are allowed for pseudo-perplexity")
-    if isinstance(task, TextGeneration):
+    if not isinstance(task, EncoderTask):
         return
     config: XLMRobertaConfig | None = getattr(task, "config", None)
     own = getattr(task, "max_length", None) or getattr(task, "max_seq_len", None)
@@ -249,7 +247,7 @@ def check_windows(task: Bound, characters: int, limits: LimitsSection, fields: M
             raise Invalid(fields.get(name, name), f"at most half of a window's {length} tokens here, got {stride}")
 
 
-def check_encoded(task: Bound, encoded: pa.Table, limits: LimitsSection, config: XLMRobertaConfig, field: str) -> None:
+def check_encoded(task: Task, encoded: pa.Table, limits: LimitsSection, config: XLMRobertaConfig, field: str) -> None:
     """Raises TooLarge for more sequences or results than a request may have, Empty for a text without tokens."""
     if encoded.num_rows > limits.sequences:
         raise TooLarge(f"{encoded.num_rows} sequences to compute, at most {limits.sequences} are allowed", field=field)
@@ -257,13 +255,13 @@ def check_encoded(task: Bound, encoded: pa.Table, limits: LimitsSection, config:
     lengths = np.diff(splits)
     if lengths.min(initial=1) == 0:
         raise Empty(f"text {int(lengths.argmin())} has no tokens", field=field)
-    if isinstance(task, TextGeneration):
+    if not isinstance(task, EncoderTask):
         return
     if (longest := int(lengths.max(initial=0))) > config.max_length:
         raise TooLarge(f"a sequence of {longest} tokens, the model has positions for {config.max_length}", field=field)
     targets = targets_of(encoded)
-    units = Units.of(task.unit, splits, None if targets is None else ragged(targets)[0])
-    results = units.total * width_of(task, config)
+    rows = ResultRows.of(task.unit, splits, None if targets is None else ragged(targets)[0])
+    results = rows.total * width_of(task, config)
     if results > limits.results:
         raise TooLarge(
             f"{results} numbers as the result, at most {limits.results} are allowed; send fewer texts or ask for less",
@@ -281,7 +279,7 @@ def check_whole(encoded: pa.Table, field: str, max_length: int) -> None:
         )
 
 
-def width_of(task: Bound, config: XLMRobertaConfig) -> int:
+def width_of(task: Task, config: XLMRobertaConfig) -> int:
     """Numbers that the model gives for a unit of a task."""
     if isinstance(task, FillMask):
         return 2 * task.count

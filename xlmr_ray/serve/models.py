@@ -20,8 +20,8 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.serve.queue.batcher import Batcher, BatchStats
 from xlmr_ray.serve.queue.generation import Writer
 from xlmr_ray.serve.settings import EngineSection, ModelSection, ServeSettings
-from xlmr_ray.tasks.registry import Bound, canonical_task, task_class
-from xlmr_ray.tasks.task import Task
+from xlmr_ray.tasks.registry import canonical_task, task_class
+from xlmr_ray.tasks.task import EncoderTask, Task
 from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tokenizer.call.settings import Side
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
@@ -66,11 +66,11 @@ class Served:
     task: str
     model: Model
     options: Mapping[str, Any]
-    bound: Bound
+    bound: Task
     lane: Batcher | Writer
     place: int = 0
 
-    def with_options(self, options: Mapping[str, Any]) -> Bound:
+    def with_options(self, options: Mapping[str, Any]) -> Task:
         """The task with a request's options over its own. Raises UserError for one that it does not have."""
         if not options:
             return self.bound
@@ -99,7 +99,7 @@ class Wanted:
     task: str
     folder: Path
     options: Mapping[str, Any]
-    bound: Bound
+    bound: Task
 
 
 def load_models(settings: ServeSettings, observe: Observe) -> Models:
@@ -181,7 +181,7 @@ def wanted_tasks(section: ModelSection, folder: Path, config: XLMRobertaConfig) 
 
 
 def load_engine(section: EngineSection, group: Sequence[Wanted]) -> Engine:
-    tasks: list[Task] = [one.bound for one in group if not isinstance(one.bound, TextGeneration)]
+    tasks = [task for one in group if isinstance(task := one.bound, EncoderTask)]
     return Engine.load(
         group[0].folder,
         tasks,

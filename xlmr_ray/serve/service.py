@@ -16,10 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
-from xlmr_ray.engine.engine import ragged
 from xlmr_ray.errors import UserError
 from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_whole
 from xlmr_ray.serve.metrics import Metrics
@@ -30,8 +28,9 @@ from xlmr_ray.serve.queue.generation import Prompt, Writer
 from xlmr_ray.serve.requests import CURRENT, Invalid, NotFound, Overloaded, TooLarge, Unavailable
 from xlmr_ray.serve.settings import LimitsSection, ServeSettings
 from xlmr_ray.serve.tracing import span
-from xlmr_ray.tasks.encoded import targets_of
-from xlmr_ray.tasks.registry import TASKS, Bound, canonical_task
+from xlmr_ray.tasks.encoded import ragged, targets_of
+from xlmr_ray.tasks.registry import TASKS, canonical_task
+from xlmr_ray.tasks.task import EncoderTask, Task
 from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tasks.unfit import UnfitRows
 from xlmr_ray.tokenizer.tokenizer import TokenizerError
@@ -75,7 +74,7 @@ class Service:
         self.in_flight = 0  # HTTP requests
         self.failure: str | None = None  # why the models that were asked for last are not those that are resident
         self._replacing = threading.Lock()
-        self._bound: OrderedDict[tuple[int, str], Bound] = OrderedDict()
+        self._bound: OrderedDict[tuple[int, str], Task] = OrderedDict()
         self._lock = threading.Lock()
         wanted = settings.engine.tokenizers
         self.tokenizers = min(MOST_TOKENIZERS, os.cpu_count() or 1) if wanted == "auto" else wanted
@@ -212,7 +211,7 @@ class Service:
             task, table, encoded = await self.in_pool(
                 lambda: self.prepare(served, columns, options, fields, whole, truncation_side)
             )
-        tokens = self.size(task, encoded)
+        tokens = task.computed_tokens(encoded)
         if tokens > self.limits.request_tokens:
             raise TooLarge(
                 f"the request has {tokens} tokens to compute, at most {self.limits.request_tokens} are allowed; "
@@ -221,7 +220,7 @@ class Service:
         self.admit(served, tokens)
         tokenized = time.monotonic()
         with span("inference", task=served.task, tokens=tokens):
-            if isinstance(task, TextGeneration):
+            if not isinstance(task, EncoderTask):
                 output, started, ended = await self.write(served, task, encoded, deadline)
                 answers = task.answers(output, table)
             else:
@@ -249,14 +248,15 @@ class Service:
         )
 
     async def write(
-        self, served: Served, task: TextGeneration, encoded: pa.Table, deadline: float | None
+        self, served: Served, task: Task, encoded: pa.Table, deadline: float | None
     ) -> tuple[pa.Table, float, float]:
         """The documents' texts, one after another; when the first was begun and the last ended."""
         assert isinstance(served.lane, Writer)
+        assert isinstance(task, TextGeneration)
         tables, started, ended = [], 0.0, 0.0
         for row in range(encoded.num_rows):
             document = encoded.slice(row, 1)
-            prompt = Prompt(task, document, self.size(task, document), deadline)
+            prompt = Prompt(task, document, task.computed_tokens(document), deadline)
             tables.append(await served.lane.submit(prompt))
             started, ended = started or prompt.started, prompt.ended
         return pa.concat_tables(tables), started, ended
@@ -269,7 +269,7 @@ class Service:
         fields: Mapping[str, str],
         whole: bool,
         truncation_side: str | None,
-    ) -> tuple[Bound, pa.Table, pa.Table]:
+    ) -> tuple[Task, pa.Table, pa.Table]:
         """The task with its options, the texts as a table, and the encoded table, all checked."""
         check_options(options, self.limits, fields)
         try:
@@ -292,7 +292,7 @@ class Service:
             check_whole(encoded, fields.get(task.roles[-1], task.roles[-1]), served.model.max_length)
         return task, table, encoded
 
-    def bound(self, served: Served, options: Mapping[str, Any]) -> Bound:
+    def bound(self, served: Served, options: Mapping[str, Any]) -> Task:
         """The task with these options: requests that have the same ones share the object, and so the head's pass."""
         if not options:
             return served.bound
@@ -307,15 +307,6 @@ class Service:
             if len(self._bound) > KEPT_TASKS:
                 self._bound.popitem(last=False)
         return made
-
-    def size(self, task: Bound, encoded: pa.Table) -> int:
-        """Tokens that an encoded table takes to compute; of generation, prompts with all that may be written."""
-        tokens = int(np.diff(ragged(encoded["input_ids"])[1]).sum())
-        if isinstance(task, TextGeneration):
-            settings = task.settings
-            beside = max(settings.num_beams, settings.num_return_sequences)
-            tokens = (tokens + encoded.num_rows * (settings.max_new_tokens or 0)) * beside
-        return tokens
 
     def admit(self, served: Served, tokens: int, coming: int = 0) -> None:
         """Raises Overloaded where so many tokens more would wait too long, behind those that wait and those that are

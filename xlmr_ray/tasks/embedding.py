@@ -21,14 +21,14 @@ from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.pooling import POOLINGS, pool
-from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "embedding"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedding:
+class Embedding(EncoderTask):
     """Options, each None for what the folder says (for a folder of another kind: mean pooling, not normalized, no
     prompt): `pooling` (`cls`, `mean`, `max`, `mean_sqrt_len`), `normalize` to length 1, `prompt` (text put before
     every document) or `prompt_name` (one of the folder's), `dimensions` (the first so many, normalized again where
@@ -39,6 +39,8 @@ class Embedding:
     The output: `embedding`, a fixed-size list of `width` numbers, `tokens`, `truncated`, and `windows` where they are
     asked for.
     """
+
+    roles = ("text",)
 
     pooling: str | None = None
     normalize: bool | None = None
@@ -109,20 +111,8 @@ class Embedding:
         return (self.folder is not None and self.folder.normalize) if self.normalize is None else self.normalize
 
     @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text",)
-
-    @property
-    def unit(self) -> str:
-        return "sequence"
-
-    @property
     def reads(self) -> str:
         return "first" if self.pooled_by == "cls" else "all"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
 
     @property
     def schema(self) -> pa.Schema:

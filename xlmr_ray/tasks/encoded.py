@@ -41,6 +41,14 @@ def whole_documents(
     return pa.table({"input_ids": ids_column(ragged), "truncated": pa.array(ragged.truncated)})
 
 
+def ragged(lists: pa.ListArray | pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The flat values `(T)` and the row splits `(N + 1)` of lists of int32."""
+    if isinstance(lists, pa.ChunkedArray):
+        lists = lists.combine_chunks()
+    splits = lists.offsets.to_numpy().astype(np.int64)
+    return lists.flatten().to_numpy(), splits - splits[0]
+
+
 def lengths(encoded: pa.Table) -> NDArray[np.int32]:
     """Tokens of each sequence of an encoded table."""
     counts: NDArray[np.int32] = pa.compute.list_value_length(encoded["input_ids"]).to_numpy()

@@ -16,14 +16,14 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths, whole_documents
 from xlmr_ray.tasks.pooling import POOLINGS, pool
-from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "feature-extraction"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureExtraction:
+class FeatureExtraction(EncoderTask):
     """Options: `layers`, the hidden states to give, 0 for the embeddings' and 1 on for the layers', negative ones from
     the end; those of several are put one after another in a vector, in the order named. `pooling` (`cls`, `mean`,
     `max`, `mean_sqrt_len`; None: a vector for each token, special ones too), `precision` of the stored numbers
@@ -33,6 +33,8 @@ class FeatureExtraction:
     The output: `features`, a fixed-size list of `width` numbers, and without pooling a list of those beside the
     `input_ids` that they stand at; `tokens`, `truncated`. A million tokens of 768 numbers take 3 GB in memory.
     """
+
+    roles = ("text",)
 
     layers: tuple[int, ...] = (-1,)
     pooling: str | None = None
@@ -68,16 +70,8 @@ class FeatureExtraction:
         return self.config.hidden_size * len(self.layers)
 
     @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text",)
-
-    @property
     def unit(self) -> str:
         return "token" if self.pooling is None else "sequence"
-
-    @property
-    def reads(self) -> str:
-        return "all"
 
     @property
     def schema(self) -> pa.Schema:

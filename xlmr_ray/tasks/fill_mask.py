@@ -20,7 +20,7 @@ from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.likelihood import language_model
 from xlmr_ray.tasks.long_documents import check_long, length_fields
-from xlmr_ray.tasks.task import at_least_one, checked
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked
 from xlmr_ray.tasks.unfit import NO_MASK, UnfitRows
 from xlmr_ray.tasks.windows import check_stride, default_stride, document_splits, joined, lists, summed, window_spans
 from xlmr_ray.tokenizer.ragged import Ragged, Template, Truncation
@@ -35,7 +35,7 @@ FILL = pa.struct([("token", pa.int32()), ("text", pa.string()), ("score", pa.flo
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillMask:
+class FillMask(EncoderTask):
     """Options: `top_k` fills a mask; `targets`, one word or several, to score alone (of a word that is not one token
     the first piece, with a warning); `max_length` in tokens; past it, `long` is `cut` (flagged: masks behind the cut
     get no fills, and a text that has none left is an error) or `windows` that share `stride` tokens (an eighth of a
@@ -44,6 +44,10 @@ class FillMask:
 
     Scores are probabilities over the whole vocabulary, each mask by itself, also where a text has several.
     """
+
+    roles = ("text",)
+    unit = "target"
+    reads = "target"
 
     top_k: int = 5
     targets: str | Sequence[str] | None = None
@@ -103,22 +107,6 @@ class FillMask:
     def count(self) -> int:
         """Fills a mask."""
         return min(self.top_k, len(self.target_ids) or self.config.vocab_size)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text",)
-
-    @property
-    def unit(self) -> str:
-        return "target"
-
-    @property
-    def reads(self) -> str:
-        return "target"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
 
     @property
     def schema(self) -> pa.Schema:

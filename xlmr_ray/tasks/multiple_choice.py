@@ -18,7 +18,7 @@ from xlmr_ray.model.heads import Pooler
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import documents, length_limit, lengths, whole_documents
-from xlmr_ray.tasks.task import at_least_one, checked
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked
 from xlmr_ray.tasks.unfit import WRONG_CHOICES, UnfitRows
 from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
 
@@ -26,11 +26,14 @@ NAME = "multiple-choice"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultipleChoice:
+class MultipleChoice(EncoderTask):
     """Options: `max_length` in tokens of text and choice together: of longer pairs the longer one is cut, flagged.
 
     A text's `choices` are a list of strings, one at least, or its JSON.
     """
+
+    roles = ("text", "choices")
+    reads = "first"
 
     max_length: int | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
@@ -41,22 +44,6 @@ class MultipleChoice:
 
     def __post_init__(self) -> None:
         at_least_one(NAME, "max_length", self.max_length)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text", "choices")
-
-    @property
-    def unit(self) -> str:
-        return "sequence"
-
-    @property
-    def reads(self) -> str:
-        return "first"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
 
     @property
     def schema(self) -> pa.Schema:

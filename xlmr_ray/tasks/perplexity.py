@@ -16,7 +16,7 @@ from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.likelihood import FIELDS, Likelihood, answers, language_model, log_probabilities
 from xlmr_ray.tasks.long_documents import check_long
-from xlmr_ray.tasks.task import at_least_one, checked
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked
 from xlmr_ray.tasks.windows import document_splits, gather, lists, row_splits, window_spans
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -24,7 +24,7 @@ NAME = "perplexity"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perplexity:
+class Perplexity(EncoderTask):
     """The exponential of the mean negative log-probability of every token but the first, given those before it: what
     the reference's causal model with `labels=input_ids` has as its loss, exponentiated.
 
@@ -36,6 +36,10 @@ class Perplexity:
     The output: `perplexity`, `log_likelihood` (the sum, natural logarithm), `tokens` (how many are in it),
     `truncated`, and `windows` where they are asked for. Perplexity is null for a text with nothing to foretell.
     """
+
+    roles = ("text",)
+    unit = "target"
+    reads = "target"
 
     long: str = "cut"
     stride: int | None = None
@@ -58,22 +62,6 @@ class Perplexity:
             # Without a shared token, nothing would foretell the first one of a window.
             at_least_one(NAME, "stride", self.stride)
         at_least_one(NAME, "max_length", self.max_length)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text",)
-
-    @property
-    def unit(self) -> str:
-        return "target"
-
-    @property
-    def reads(self) -> str:
-        return "target"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
 
     @property
     def schema(self) -> pa.Schema:

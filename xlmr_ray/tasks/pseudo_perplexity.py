@@ -16,7 +16,7 @@ from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.likelihood import FIELDS, Likelihood, answers, language_model, log_probabilities
 from xlmr_ray.tasks.long_documents import check_long, text_room
-from xlmr_ray.tasks.task import at_least_one, checked
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked
 from xlmr_ray.tasks.windows import check_stride, default_stride, document_splits, gather, lists, row_splits, windows
 from xlmr_ray.tokenizer.ragged import Template
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
@@ -27,7 +27,7 @@ MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class PseudoPerplexity:
+class PseudoPerplexity(EncoderTask):
     """The exponential of the mean negative log-probability of every token that is not a special one, each masked and
     guessed from all others (Salazar et al. 2020, Masked Language Model Scoring).
 
@@ -49,6 +49,10 @@ class PseudoPerplexity:
     The output: `perplexity`, `log_likelihood` (the sum, natural logarithm), `tokens` (how many are in it),
     `truncated`, and `windows` where they are asked for. Perplexity is null for a text without tokens.
     """
+
+    roles = ("text",)
+    unit = "target"
+    reads = "target"
 
     passes: int | str = 8
     long: str = "cut"
@@ -72,22 +76,6 @@ class PseudoPerplexity:
             raise UserError(f"task {NAME}: passes must be all or a whole number from 1 on, got {passes!r}")
         check_long(NAME, self.long, self.stride)
         at_least_one(NAME, "max_length", self.max_length)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text",)
-
-    @property
-    def unit(self) -> str:
-        return "target"
-
-    @property
-    def reads(self) -> str:
-        return "target"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
 
     @property
     def schema(self) -> pa.Schema:

@@ -17,7 +17,7 @@ from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.answer_spans import best_spans, merged, probabilities
 from xlmr_ray.tasks.encoded import length_limit, lengths
-from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.windows import (
     check_stride,
     document_splits,
@@ -41,7 +41,7 @@ Spans = tuple[list[int], list[int], list[float]]  # starts, ends and scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionAnswering:
+class QuestionAnswering(EncoderTask):
     """Options: `top_k` answers, of at most `max_answer_len` tokens, which `align_to_words` stretches to whole words;
     `handle_impossible_answer` (an empty answer may win); windows of `max_seq_len` tokens (None: the model's, 384 at
     most) over a long context, `doc_stride` tokens shared (None: half a window, 128 at most); `max_question_len` tokens
@@ -57,6 +57,9 @@ class QuestionAnswering:
     `answers: list<struct<answer, score, start, end>>`; `tokens` of question and context, shared ones counted once;
     `truncated`, whether the question was cut.
     """
+
+    roles = ("question", "context")
+    unit = "token"
 
     top_k: int = 1
     max_answer_len: int = 15
@@ -84,22 +87,6 @@ class QuestionAnswering:
             )
         for name in ("align_to_words", "handle_impossible_answer"):
             one_of(NAME, name, getattr(self, name), (True, False))
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("question", "context")
-
-    @property
-    def unit(self) -> str:
-        return "token"
-
-    @property
-    def reads(self) -> str:
-        return "all"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
 
     @property
     def answer(self) -> pa.StructType:

@@ -17,16 +17,13 @@ from xlmr_ray.tasks.pseudo_perplexity import PseudoPerplexity
 from xlmr_ray.tasks.question_answering import QuestionAnswering
 from xlmr_ray.tasks.rerank import Rerank
 from xlmr_ray.tasks.sentence_similarity import SentenceSimilarity
-from xlmr_ray.tasks.task import Task, TaskClass
+from xlmr_ray.tasks.task import Task
 from xlmr_ray.tasks.text_classification import TextClassification
 from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tasks.token_classification import TokenClassification
 from xlmr_ray.tasks.zero_shot_classification import ZeroShotClassification
 
-# One kind needs the whole model many times instead of its hidden states once: `engine/generator.py` runs it.
-Bound = Task | TextGeneration
-
-TASKS: dict[str, TaskClass | type[TextGeneration]] = {
+TASKS: dict[str, type[Task]] = {
     "embedding": Embedding,
     "feature-extraction": FeatureExtraction,
     "fill-mask": FillMask,
@@ -50,7 +47,7 @@ def canonical_task(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def task_class(name: str) -> TaskClass | type[TextGeneration]:
+def task_class(name: str) -> type[Task]:
     """The class of a task. Raises UserError that names the nearest one."""
     name = canonical_task(name)
     if name not in TASKS:
@@ -61,6 +58,6 @@ def task_class(name: str) -> TaskClass | type[TextGeneration]:
     return TASKS[name]
 
 
-def bind_task(name: str, folder: Path, options: Mapping[str, Any]) -> Bound:
+def bind_task(name: str, folder: Path, options: Mapping[str, Any]) -> Task:
     """The task for the checkpoint in a folder."""
     return task_class(name).bind(folder, XLMRobertaConfig.from_dict(read_config(folder)), options)

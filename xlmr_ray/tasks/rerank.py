@@ -19,7 +19,7 @@ from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import check_long, encode_documents, length_columns, length_fields
-from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.windows import document_splits
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -29,7 +29,7 @@ OF_CONFIG = {"Sigmoid": "sigmoid", "Identity": "none"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rerank:
+class Rerank(EncoderTask):
     """Options: the `function_to_apply` to the logit (`sigmoid`; `none` for the logit itself; None: what the
     checkpoint's configuration says, as sentence-transformers' CrossEncoder reads it, sigmoid else), `max_length` in
     tokens of query (`text`) and document (`text_pair`) together; past it, `long` is `cut` (flagged) or `windows` that
@@ -38,6 +38,9 @@ class Rerank:
     It is the longer text that is cut or goes by windows: the document, save where the query alone takes over half of
     the tokens. So cut CrossEncoder and text-embeddings-inference, too.
     """
+
+    roles = ("text", "text_pair")
+    reads = "first"
 
     function_to_apply: str | None = None
     max_length: int | None = None
@@ -67,22 +70,6 @@ class Rerank:
         name = own.get("activation_fn") if isinstance(own, dict) else None
         name = name or self.config.extra.get("sbert_ce_default_activation_function") or "Sigmoid"
         return OF_CONFIG.get(str(name).rpartition(".")[2], "sigmoid")
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text", "text_pair")
-
-    @property
-    def unit(self) -> str:
-        return "sequence"
-
-    @property
-    def reads(self) -> str:
-        return "first"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
 
     @property
     def schema(self) -> pa.Schema:

@@ -17,7 +17,7 @@ from xlmr_ray.tasks import embedding
 from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.encoded import documents
 from xlmr_ray.tasks.long_documents import length_fields
-from xlmr_ray.tasks.task import checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, checked, one_of
 from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
 
 NAME = "sentence-similarity"
@@ -25,11 +25,13 @@ FUNCTIONS = ("cosine", "dot", "euclidean", "manhattan")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentenceSimilarity:
+class SentenceSimilarity(EncoderTask):
     """Options: `similarity` (`cosine`, `dot`; `euclidean` and `manhattan` are distances, negated, as in
     sentence-transformers; None: what the folder says, cosine else), and how a text becomes a vector: `pooling`,
     `normalize`, `prompt`, `prompt_name`, `dimensions`, `max_length`, `long`, `stride`, as for the task `embedding`.
     """
+
+    roles = ("text", "text_pair")
 
     similarity: str | None = None
     pooling: str | None = None
@@ -60,10 +62,6 @@ class SentenceSimilarity:
         """The similarity that is computed, one of `FUNCTIONS`."""
         folder = self.embedding.folder
         return self.similarity or (folder.similarity if folder is not None else None) or "cosine"
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text", "text_pair")
 
     @property
     def unit(self) -> str:

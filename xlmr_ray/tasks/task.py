@@ -1,10 +1,13 @@
-"""What a task is: text columns to sequences, hidden states to numbers, numbers to an output table."""
+"""What a task is: text columns to sequences, the model's results to an output table, and all that serving, planning
+and limits need to know of it. Each task says it in its own class.
+"""
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -14,68 +17,89 @@ from torch import Tensor, nn
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
+from xlmr_ray.tasks.encoded import lengths
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 
-class Task(Protocol):
-    """A task bound to a checkpoint. `prepare` and `postprocess` run on a CPU, `forward` where the model is.
+class Task(ABC):
+    """A task bound to a checkpoint: a frozen dataclass whose fields are the options, and what it was bound to.
 
     An *encoded* table has a row a sequence: `input_ids: list<int32>`; `targets: list<int32>` of the same lengths, -100
     where a token has none, if the task reads any; `document: int32`, the row of `prepare`'s columns that the sequence
-    is of, ascending, if documents may have several; and what `postprocess` needs to find its way back.
+    is of, ascending, if documents may have several; and what the output is made with.
+
+    What is a property here may be a plain class attribute of a task.
     """
 
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of the output, fixed by the task's options and the checkpoint."""
+    @classmethod
+    @abstractmethod
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> Self:
+        """The task for a checkpoint. Raises UserError for options that it does not have or that do not fit."""
 
     @property
+    @abstractmethod
     def roles(self) -> tuple[str, ...]:
         """The text columns that `prepare` reads."""
 
     @property
+    @abstractmethod
+    def schema(self) -> pa.Schema:
+        """The columns of the output, fixed by the task's options and the checkpoint."""
+
+    @abstractmethod
+    def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
+        """Text columns (one row a document, no nulls) to the encoded table. Runs on a CPU."""
+
+    def computed_tokens(self, encoded: pa.Table) -> int:
+        """Tokens that it takes to compute an encoded table."""
+        return int(lengths(encoded).sum())
+
+    @abstractmethod
+    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
+        """The output table as transformers' pipeline of this name returns it, one item a document. Where that repeats
+        the text, it is taken from the `columns` that `prepare` read, and left out without them.
+        """
+
+
+class EncoderTask(Task):
+    """A task of a head on the encoder's hidden states: one pass of the encoder serves several of them."""
+
+    @property
     def unit(self) -> str:
         """What `forward` gives a result for: each `sequence`, each `token`, or each token with a `target`."""
+        return "sequence"
 
     @property
     def reads(self) -> str:
         """Of which tokens `forward` reads the hidden states: the `first` of each sequence, those with a `target`, or
         `all`. Of the others the last layer need not give any: they may be zeros.
         """
+        return "all"
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The hidden states that `forward` reads, 0 for the embeddings', negative ones from the end; () for the last
         one, without an axis of layers.
         """
+        return ()
 
-    def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
-        """Text columns (one row a document, no nulls) to the encoded table."""
-
+    @abstractmethod
     def head(self) -> nn.Module:
         """The modules on the encoder, named as in the checkpoint: on the meta device to be filled from it, or with
         their weights.
         """
 
+    @abstractmethod
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Hidden states of a packed batch, `(T, hidden)`, or `(layers, T, hidden)` where `layers` are named, to a
         result a unit `(R, ...)`, on the model's device. A result may not depend on the rest of the batch.
         """
 
+    @abstractmethod
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         """The results `(R, ...)` of all units of an encoded table, in its order, to the output table, one row a
-        document.
+        document. Runs on a CPU.
         """
-
-    def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
-        """The output table as the reference's pipeline of this name returns it, one item a document. Where that
-        repeats the text, it is taken from the `columns` that `prepare` read, and left out without them.
-        """
-
-
-class TaskClass(Protocol):
-    def bind(self, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> Task:
-        """The task for a checkpoint. Raises UserError for options that it does not have or that do not fit."""
 
 
 def checked(cls: type[Any], task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:

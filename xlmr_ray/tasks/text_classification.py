@@ -17,14 +17,14 @@ from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
-from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "text-classification"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextClassification:
+class TextClassification(EncoderTask):
     """Options: `top_k` labels a text (None: all of them), the `function_to_apply` to logits (`softmax`, `sigmoid`,
     `none`; None: sigmoid for multi-label checkpoints, none for regression and a single label, softmax else), `pairs`
     of texts, `max_length` in tokens; past it, `long` is `cut` (flagged) or `windows` that share `stride` tokens (an
@@ -34,6 +34,8 @@ class TextClassification:
     The output: `label` and `score`, or with another `top_k` than 1 a list `labels` of both, best first; `tokens`,
     `truncated`, and `windows` where they are asked for.
     """
+
+    reads = "first"
 
     top_k: int | None = 1
     function_to_apply: str | None = None
@@ -57,18 +59,6 @@ class TextClassification:
     @property
     def roles(self) -> tuple[str, ...]:
         return ("text", "text_pair") if self.pairs else ("text",)
-
-    @property
-    def unit(self) -> str:
-        return "sequence"
-
-    @property
-    def reads(self) -> str:
-        return "first"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
 
     @property
     def schema(self) -> pa.Schema:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.generation.config import GenerationConfig
-from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.task import Task, at_least_one, checked, one_of
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "text-generation"
@@ -37,7 +37,7 @@ TEXT = pa.struct([("generated_text", pa.string()), ("tokens", pa.int32())])
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextGeneration:
+class TextGeneration(Task):
     """Options: the settings of `GenerationConfig` by their names, `stop_sequence` (a string or several: the text ends
     with the first that it has). What is None is as the checkpoint's `generation_config.json` says, or as the
     reference's pipeline does it: sampling at a temperature of 0.7, 256 new tokens (half of the model's positions, if
@@ -52,6 +52,8 @@ class TextGeneration:
     The output: `generated_text`, `tokens` (the new ones, the end with them), `truncated` (the prompt was cut); with
     `num_return_sequences` above 1 a list `texts` of the first two.
     """
+
+    roles = ("text",)
 
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
@@ -96,10 +98,6 @@ class TextGeneration:
                 f"task {NAME}: max_new_tokens {self.settings.max_new_tokens} leaves no room for a prompt: prompt and "
                 f"text have {self.max_length or self.room} tokens"
             )
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text",)
 
     @property
     def schema(self) -> pa.Schema:
@@ -160,15 +158,24 @@ class TextGeneration:
         )
         return table.append_column("prompt", columns["text"]) if self.return_full_text else table
 
+    def computed_tokens(self, encoded: pa.Table) -> int:
+        """Prompts, with all that may be written after them, of every text that is written beside another."""
+        most = self.settings.max_new_tokens or 0
+        each: int = super().computed_tokens(encoded) + encoded.num_rows * most
+        return each * self.beside
+
+    @property
+    def beside(self) -> int:
+        """Texts that are in memory for each prompt: beams or samples."""
+        return max(self.settings.num_beams, self.settings.num_return_sequences)
+
     def postprocess(
-        self, texts: Sequence[Sequence[Sequence[int]] | None], encoded: pa.Table, tokenizer: XLMRobertaTokenizer
+        self, texts: Sequence[Sequence[Sequence[int]]], encoded: pa.Table, tokenizer: XLMRobertaTokenizer
     ) -> pa.Table:
-        """The new ids of each document's texts to the output table; nulls for a document that has none."""
+        """The new ids of each document's texts to the output table."""
         prompts = encoded["prompt"].to_pylist() if self.return_full_text else [""] * len(texts)
         rows = [
-            None
-            if several is None
-            else [
+            [
                 {"generated_text": prompt + tokenizer.decode(ids, skip_special_tokens=True), "tokens": len(ids)}
                 for ids in several
             ]
@@ -176,8 +183,7 @@ class TextGeneration:
         ]
         if self.settings.num_return_sequences > 1:
             return pa.table([pa.array(rows, pa.list_(TEXT)), encoded["truncated"]], schema=self.schema)
-        first = [row[0] if row else dict.fromkeys(TEXT.names) for row in rows]
-        columns = [pa.array([row[part.name] for row in first], part.type) for part in TEXT]
+        columns = [pa.array([row[0][part.name] for row in rows], part.type) for part in TEXT]
         return pa.table([*columns, encoded["truncated"]], schema=self.schema)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:

@@ -16,7 +16,7 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
-from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.windows import (
     check_stride,
     default_stride,
@@ -36,7 +36,7 @@ SPACE = "▁"  # how pieces of the vocabulary write a space
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenClassification:
+class TokenClassification(EncoderTask):
     """Options: `aggregation_strategy` (`none`: each token; `simple`: neighbours of one kind are an entity; `first`,
     `average`, `max`: the same of whole words, labelled by their first token, by the mean of their tokens' scores, by
     their surest token), `ignore_labels` (entities that are left out), `max_length` of a sequence in tokens, and for
@@ -51,6 +51,9 @@ class TokenClassification:
     the text, `text` is what stands there, `word` the tokens as text; for `none` with the token's `index` in its text,
     too. `tokens` counts those that windows share once.
     """
+
+    roles = ("text",)
+    unit = "token"
 
     aggregation_strategy: str = "none"
     ignore_labels: Sequence[str] | None = None
@@ -76,22 +79,6 @@ class TokenClassification:
     @property
     def ignored(self) -> Sequence[str]:
         return ("O",) if self.ignore_labels is None else self.ignore_labels
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text",)
-
-    @property
-    def unit(self) -> str:
-        return "token"
-
-    @property
-    def reads(self) -> str:
-        return "all"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
 
     @property
     def entity(self) -> pa.StructType:

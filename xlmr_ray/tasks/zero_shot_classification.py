@@ -19,7 +19,7 @@ from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.long_documents import check_long, length_fields
-from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.windows import (
     averaged,
     check_stride,
@@ -42,13 +42,16 @@ LABEL = pa.struct([("label", pa.string()), ("score", pa.float32())])
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotClassification:
+class ZeroShotClassification(EncoderTask):
     """Options: `candidate_labels`, a list or a string with commas; `hypothesis_template`, whose `{}` takes a label;
     `multi_label`: each label by itself, else the scores of all labels add up to 1; `max_length` in tokens of text and
     hypothesis together; past it, `long` says what becomes of the text, never of the hypothesis: `cut` (flagged) or
     `windows` that share `stride` tokens (an eighth of `max_length` if not said), whose scores are averaged, weighted
     by the tokens that each adds.
     """
+
+    roles = ("text",)
+    reads = "first"
 
     candidate_labels: str | Sequence[str] = ()
     hypothesis_template: str = "This example is {}."
@@ -97,22 +100,6 @@ class ZeroShotClassification:
         """The candidate labels, in the order given."""
         given = self.candidate_labels
         return tuple(part.strip() for part in given.split(",") if part.strip()) if isinstance(given, str) else (*given,)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text",)
-
-    @property
-    def unit(self) -> str:
-        return "sequence"
-
-    @property
-    def reads(self) -> str:
-        return "first"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
 
     @property
     def schema(self) -> pa.Schema:

@@ -37,7 +37,7 @@ def fake(engine, parts):
 @pytest.fixture
 def made(monkeypatch):
     """A batcher whose engine waits until `go`, so that a test says what is in the queue."""
-    monkeypatch.setattr(module, "run_mixed", lambda engine, parts: fake(engine, parts))
+    monkeypatch.setattr(module, "compute_together", lambda engine, parts: fake(engine, parts))
     import threading
 
     engine = Engine()
@@ -141,7 +141,7 @@ def test_memory_that_runs_out_halves_the_budget(made, monkeypatch):
             raise torch.OutOfMemoryError("no memory")
         return fake(engine, parts)
 
-    monkeypatch.setattr(module, "run_mixed", small)
+    monkeypatch.setattr(module, "compute_together", small)
     made.engine.gate.set()
 
     async def go():
@@ -159,7 +159,7 @@ def test_a_device_that_fails_makes_it_unhealthy(made, monkeypatch):
     def lost(engine, parts):
         raise torch.AcceleratorError("the device is lost")
 
-    monkeypatch.setattr(module, "run_mixed", lost)
+    monkeypatch.setattr(module, "compute_together", lost)
     made.engine.gate.set()
 
     async def go():
@@ -190,7 +190,7 @@ def test_results_that_are_no_numbers_fail_their_own_request(made, monkeypatch):
     def nan(engine, parts):
         return [np.where(values == 2, np.nan, values) for values in fake(engine, parts)]
 
-    monkeypatch.setattr(module, "run_mixed", nan)
+    monkeypatch.setattr(module, "compute_together", nan)
 
     async def go():
         tasks = await submitted(made, ticket(1, [10]), ticket(2, [10]))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,15 +26,12 @@ from xlmr_ray.batch.stages.tokenized_once import TokenizedOnce
 from xlmr_ray.batch.store.base import reading
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
-from xlmr_ray.engine.engine import Engine, ragged
-from xlmr_ray.engine.generator import Generator
-from xlmr_ray.engine.shared_pass import TaskResults, one_pass
-from xlmr_ray.engine.units import Units
+from xlmr_ray.engine.results import TaskOutput
+from xlmr_ray.engine.runners import Loaded, TaskSource, load_runners
 from xlmr_ray.errors import JobFailed
-from xlmr_ray.tasks.encoded import documents, keep_documents, targets_of
-from xlmr_ray.tasks.registry import Bound, bind_task
+from xlmr_ray.tasks.encoded import documents, keep_documents
+from xlmr_ray.tasks.registry import bind_task
 from xlmr_ray.tasks.task import Task
-from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tasks.unfit import UnfitRows
 from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
 
@@ -44,7 +41,7 @@ T = TypeVar("T")
 MOST_TRIES = 8  # to tokenize rows of which each time one fails
 
 
-def bound(recipe: TaskRecipe) -> Bound:
+def bound(recipe: TaskRecipe) -> Task:
     """The task, its checkpoint fetched to this machine where it is not there yet."""
     return bind_task(recipe.task, resolve(recipe.model), recipe.options)
 
@@ -82,7 +79,7 @@ class Tokenize:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.tasks: list[Bound] = []
+        self.tasks: list[Task] = []
         self.tokenizers: list[TokenizedOnce] = []  # one a task; tasks of equal tokenizers have the same
         self.suspects = Suspects(recipe.store, "tokenize", timeout=recipe.timeout, actor=restarted_actor())
         self.broken = tried(self.load)
@@ -172,7 +169,7 @@ def joined(parts: list[Tokenized]) -> Tokenized:
     return Tokenized(pa.concat_tables(part.rows for part in parts), encoded)
 
 
-def prepare(task: Bound, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+def prepare(task: Task, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
     """The task's encoded table of the good rows; a row that the tokenizer cannot take becomes an error row.
 
     Raises RuntimeError where it tells of one row after another that it cannot take: fewer rows at a time cost less.
@@ -191,14 +188,6 @@ def prepare(task: Bound, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tupl
 
 
 @dataclass(frozen=True)
-class Pass:
-    """Tasks of the job, by place, that share an encoder, and the engine that holds it and their heads."""
-
-    places: tuple[int, ...]
-    engine: Engine
-
-
-@dataclass(frozen=True)
 class Scored:
     """Rows of a shard, and for each task the output rows of those without error."""
 
@@ -211,8 +200,7 @@ class Encode:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.passes: list[Pass] = []
-        self.generators: dict[int, Generator] = {}  # by the place of their task
+        self.loaded: list[Loaded] = []
         self.suspects = Suspects(recipe.store, "encode", timeout=recipe.timeout, actor=restarted_actor())
         self.broken = tried(self.load)
 
@@ -224,34 +212,22 @@ class Encode:
         recipe = self.recipe
         if recipe.engine.threads:
             torch.set_num_threads(recipe.engine.threads)
-        engine: dict[str, Any] = {
-            "dtype": recipe.engine.dtype,
-            "device": recipe.engine.device,
-            "attn_implementation": recipe.engine.attn_implementation,
-            "max_tokens": recipe.engine.max_tokens,
-        }
-        shared: dict[tuple[str, str], dict[int, Task]] = {}
-        for place, task in enumerate(recipe.tasks):
+        sources = []
+        for task in recipe.tasks:
             folder = resolve(task.model)
             # The files that the driver has hashed need no second reading.
             if files_stamp(folder) != task.stamp:
                 check_same(task.model, "weights", weights_digest(folder), task.weights)
-            one = bound(task)
-            if isinstance(one, TextGeneration):
-                self.generators[place] = Generator.load(folder, one, **engine)
-            else:
-                shared.setdefault((task.encoder, task.tokenizer), {})[place] = one
-        for group in shared.values():
-            folders = [resolve(recipe.tasks[place].model) for place in group]
-            loaded = Engine.load(
-                folders[0],
-                list(group.values()),
-                quantization=recipe.engine.quantization,
-                compile=recipe.engine.compile,
-                head_folders=folders,
-                **engine,
-            )
-            self.passes.append(Pass(tuple(group), loaded))
+            sources.append(TaskSource(bound(task), folder, (task.encoder, task.tokenizer)))
+        self.loaded = load_runners(
+            sources,
+            dtype=recipe.engine.dtype,
+            device=recipe.engine.device,
+            attn_implementation=recipe.engine.attn_implementation,
+            max_tokens=recipe.engine.max_tokens,
+            quantization=recipe.engine.quantization,
+            compile=recipe.engine.compile,
+        )
 
     def encode(self, block: pa.Table) -> pa.Table:
         if self.broken:
@@ -260,7 +236,7 @@ class Encode:
         shard = shard_from_json(text)
         meta = tables["meta"]
         waited = max(0.0, time.time() - meta["tokenized"][0].as_py())  # by two machines' clocks, perhaps
-        before, work_before = self.counters(), [one.engine.stats.tokens for one in self.passes]
+        before, work_before = self.counters(), [one.runner.stats.tokens for one in self.loaded]
         start = time.perf_counter()
         with self.suspects.shard(shard.id):
             work = partial(self.scored, tables)
@@ -287,22 +263,19 @@ class Encode:
 
     @property
     def device(self) -> torch.device:
-        return self.passes[0].engine.device if self.passes else next(iter(self.generators.values())).model.device
+        return self.loaded[0].runner.device
 
     def operations(self, tables: Mapping[str, pa.Table], tokens: list[int]) -> float:
-        """What the encoders' products took of arithmetic since they had seen so many tokens."""
+        """Floating point operations of the encoders since they had seen so many tokens."""
         return sum(
-            operations(
-                one.engine.model.config,
-                one.engine.stats.tokens - before,
-                [tables[f"task{place}"] for place in one.places],
-            )
-            for one, before in zip(self.passes, tokens, strict=True)
+            operations(config, one.runner.stats.tokens - before, [tables[f"task{index}"] for index in one.indices])
+            for one, before in zip(self.loaded, tokens, strict=True)
+            if (config := one.runner.encoder_config) is not None
         )
 
     def counters(self) -> tuple[int, int]:
         """Tokens and padded tokens since the start."""
-        stats = [*(one.engine.stats for one in self.passes), *(one.stats for one in self.generators.values())]
+        stats = [one.runner.stats for one in self.loaded]
         return sum(one.tokens for one in stats), sum(one.padded for one in stats)
 
     def scored(self, tables: Mapping[str, pa.Table], rows: pa.Table) -> Scored:
@@ -314,55 +287,36 @@ class Encode:
         if not wanted.all():
             encoded = [keep_documents(table, wanted)[0] for table in encoded]
         try:
-            results, written, failures = self.forward(encoded)
+            outputs = self.outputs(encoded)
         except Exception as error:
             self.check_device(error)
             raise
+        failures = {document: failure for output in outputs for document, failure in output.failed.items()}
         rows = fail(rows, {int(good[document]): failure for document, failure in failures.items()})
         kept = np.isin(good, good_rows(rows))
-        outputs = {place: table.filter(pa.array(kept)) for place, table in written.items()}
-        for one in self.passes:
-            for place, task in zip(one.places, one.engine.tasks, strict=True):
-                outputs[place] = finished(task, encoded[place], results[place].raw, kept)
-        return Scored(rows, [outputs[place] for place in range(len(outputs))])
+        return Scored(rows, [kept_rows(output, kept) for output in outputs])
 
-    def forward(
-        self, encoded: list[pa.Table]
-    ) -> tuple[dict[int, TaskResults], dict[int, pa.Table], dict[int, tuple[str, str]]]:
-        """By place of the task: the results, and what the generators wrote; and the documents that failed."""
-        results: dict[int, TaskResults] = {}
-        written: dict[int, pa.Table] = {}
-        failures: dict[int, tuple[str, str]] = {}
-        for one in self.passes:
-            own = [encoded[place] for place in one.places]
-            for place, table, result in zip(one.places, own, one_pass(one.engine, own), strict=True):
-                results[place] = result
-                of_sequence = documents(table)
-                failures |= {int(of_sequence[i]): failure for i, failure in result.failed.items()}
-        for place, generator in self.generators.items():
-            texts = generator.run(encoded[place])
-            written[place] = texts.table
-            failures |= texts.failed
-        return results, written, failures
+    def outputs(self, encoded: list[pa.Table]) -> list[TaskOutput]:
+        """Each task's output for its encoded table."""
+        found: dict[int, TaskOutput] = {}
+        for one in self.loaded:
+            own = one.runner.outputs([encoded[index] for index in one.indices])
+            found |= dict(zip(one.indices, own, strict=True))
+        return [found[index] for index in range(len(encoded))]
 
     def check_device(self, error: Exception) -> None:
         """Ends the process if the error has left its GPU's context unusable: whatever follows there would fail, too."""
-        for one in self.passes:
-            if one.engine.device.type == "cuda":
+        for one in self.loaded:
+            if one.runner.device.type == "cuda":
                 try:
-                    torch.cuda.synchronize(one.engine.device)
+                    torch.cuda.synchronize(one.runner.device)
                 except RuntimeError:
                     log.exception("the GPU's context is lost, the process ends and is started anew: %s", error)
                     os._exit(1)
 
 
-def finished(task: Task, encoded: pa.Table, raw: NDArray[np.float32], kept: NDArray[np.bool_]) -> pa.Table:
-    """The task's output rows of the documents that are kept."""
-    _, row_splits = ragged(encoded["input_ids"])
-    targets = targets_of(encoded)
-    units = Units.of(task.unit, row_splits, None if targets is None else ragged(targets)[0])
-    left, stayed = keep_documents(encoded, kept)
-    output = task.postprocess(raw[units.keep(stayed)], left)
-    if output.num_rows != kept.sum():
-        raise AssertionError(f"{type(task).__name__}: {output.num_rows} output rows of {kept.sum()} documents")
-    return output
+def kept_rows(output: TaskOutput, kept: NDArray[np.bool_]) -> pa.Table:
+    """The rows of the documents that are kept; those that failed in this task have none."""
+    there = np.ones(len(kept), np.bool_)
+    there[list(output.failed)] = False
+    return output.table.filter(pa.array(kept[there]))

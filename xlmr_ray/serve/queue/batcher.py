@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xlmr_ray.engine.batches import longest_first
-from xlmr_ray.engine.engine import Engine, out_of_memory
-from xlmr_ray.engine.shared_batch import Part, run_mixed
-from xlmr_ray.engine.units import Units
+from xlmr_ray.engine.batching import longest_first
+from xlmr_ray.engine.device import out_of_memory
+from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.joint_batch import CallerSequences, compute_together
+from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.queue.base import Door
 from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut, Unavailable
-from xlmr_ray.tasks.task import Task
+from xlmr_ray.tasks.task import EncoderTask
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +49,14 @@ class BatchStats:
 
 @dataclass(eq=False)
 class Ticket:
-    """A request's N sequences for one task object on the engine's head number `place`: flat `ids (T)`, `splits
+    """A request's N sequences for one task object on the engine's head number `head`: flat `ids (T)`, `splits
     (N + 1)`, `targets (T)` where the task has any. `deadline` is of `time.monotonic()`.
 
     `raw (R, ...)` fills up as its sequences are computed; `done` is then set in its own event loop.
     """
 
-    task: Task
-    place: int
+    task: EncoderTask
+    head: int
     ids: NDArray[np.int32]
     splits: NDArray[np.int64]
     targets: NDArray[np.int32] | None
@@ -66,13 +67,13 @@ class Ticket:
     ended: float = 0.0
     over: bool = False
     raw: NDArray[np.float32] | None = None
-    units: Units = field(init=False)
+    rows: ResultRows = field(init=False)
     lengths: list[int] = field(init=False)
     left: deque[int] = field(init=False)
     missing: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.units = Units.of(self.task.unit, self.splits, self.targets)
+        self.rows = ResultRows.of(self.task.unit, self.splits, self.targets)
         sizes = np.diff(self.splits)
         self.lengths = sizes.tolist()
         self.left = deque(longest_first(sizes).tolist())
@@ -96,12 +97,12 @@ class Share:
         return sum(self.ticket.lengths[sequence] for sequence in self.sequences)
 
     @property
-    def part(self) -> Part:
+    def sequences_of(self) -> CallerSequences:
         ticket = self.ticket
         spans = [slice(ticket.splits[i], ticket.splits[i + 1]) for i in self.sequences]
-        return Part(
+        return CallerSequences(
             task=ticket.task,
-            place=ticket.place,
+            head=ticket.head,
             ids=np.concatenate([ticket.ids[span] for span in spans]),
             lengths=np.array([ticket.lengths[i] for i in self.sequences], np.int64),
             targets=None if ticket.targets is None else np.concatenate([ticket.targets[span] for span in spans]),
@@ -215,7 +216,7 @@ class Batcher:
         stats, began = self.engine.stats, time.monotonic()
         padded, tokens = stats.padded, sum(share.tokens for share in shares)
         try:
-            results = run_mixed(self.engine, [share.part for share in shares])
+            results = compute_together(self.engine, [share.sequences_of for share in shares])
         except Exception as error:
             self.recover(shares, error)
             return
@@ -226,9 +227,9 @@ class Batcher:
         ended: list[tuple[Ticket, ServiceError | None]] = []
         for share, values in zip(shares, results, strict=True):
             ticket = share.ticket
-            rows, _ = ticket.units.rows(np.array(share.sequences, np.int64))
+            rows, _ = ticket.rows.rows(np.array(share.sequences, np.int64))
             if ticket.raw is None:
-                ticket.raw = np.empty((ticket.units.total, *values.shape[1:]), np.float32)
+                ticket.raw = np.empty((ticket.rows.total, *values.shape[1:]), np.float32)
             ticket.raw[rows] = values
             ticket.missing -= len(share.sequences)
             if not np.isfinite(values).all():

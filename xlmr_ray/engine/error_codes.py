@@ -1,4 +1,4 @@
-"""Why a sequence has no result: the names that end up in error rows."""
+"""Why a sequence has no result: the codes of error rows."""
 
 NO_TOKENS = "no_tokens"
 OUT_OF_MEMORY = "out_of_memory"

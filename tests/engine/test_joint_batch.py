@@ -6,9 +6,9 @@ import pytest
 
 from tests.tasks.language_models import save_masked
 from xlmr_ray import XLMRobertaTokenizer
-from xlmr_ray.engine.engine import Engine, ragged
-from xlmr_ray.engine.shared_batch import Part, run_mixed
-from xlmr_ray.tasks.encoded import targets_of
+from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.joint_batch import CallerSequences, compute_together
+from xlmr_ray.tasks.encoded import ragged, targets_of
 from xlmr_ray.tasks.registry import bind_task
 
 CALLERS = (
@@ -39,7 +39,7 @@ def test_as_each_alone(checkpoint, wanted):
         ids, splits = ragged(tables[place]["input_ids"])
         targets = targets_of(tables[place])
         flat = None if targets is None else ragged(targets)[0]
-        parts.append(Part(tasks[place], place, ids, np.diff(splits), flat))
-    for place, got in zip(wanted, run_mixed(engine, parts), strict=True):
+        parts.append(CallerSequences(tasks[place], place, ids, np.diff(splits), flat))
+    for place, got in zip(wanted, compute_together(engine, parts), strict=True):
         alone = engine.run(tables[place]["input_ids"], targets_of(tables[place]), tasks=[place])
         assert np.array_equal(got, alone.raw[0])

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlmr_ray.engine.batches import longest_first, next_batch
+from xlmr_ray.engine.batching import longest_first, next_batch
 
 
 def batches(lengths, budget):

@@ -9,13 +9,13 @@ from xlmr_ray.model.packed_batch import IGNORED
 
 
 @dataclass(frozen=True)
-class Units:
+class ResultRows:
     """Sequence i's results are the rows `splits[i]` to `splits[i + 1]`; `splits` is `(N + 1)`."""
 
     splits: NDArray[np.int64]
 
     @classmethod
-    def of(cls, unit: str, row_splits: NDArray[np.int64], targets: NDArray[np.int32] | None) -> "Units":
+    def of(cls, unit: str, row_splits: NDArray[np.int64], targets: NDArray[np.int32] | None) -> "ResultRows":
         """Of N sequences with these row splits `(N + 1)` of their tokens, and the tokens' targets `(T)`."""
         if unit == "sequence":
             return cls(np.arange(len(row_splits)))

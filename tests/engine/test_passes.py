@@ -7,7 +7,6 @@ import pytest
 from tests.models import save_classifier
 from xlmr_ray import XLMRobertaTokenizer
 from xlmr_ray.engine.engine import Engine
-from xlmr_ray.engine.shared_pass import one_pass
 from xlmr_ray.tasks.registry import bind_task
 
 TEXTS = ["Hello World!", "many words " * 60, "人人生而自由", "Hello World!", "a", "Все люди рождаются " * 9]
@@ -37,7 +36,7 @@ def test_as_each_alone_and_each_sequence_once(checkpoint, lengths):
     ]
     tables = encoded(checkpoint, tasks)
     together = Engine.load(checkpoint, tasks, device="cpu", head_folders=[checkpoint] * 3)
-    results = one_pass(together, tables)
+    results = together.results(tables)
     distinct = {tuple(ids) for table in tables for ids in table["input_ids"].to_pylist()}
     assert together.stats.sequences == (len(TEXTS) if len(set(lengths)) == 1 else len(distinct))
     for task, table, got in zip(tasks, tables, results, strict=True):
@@ -50,7 +49,7 @@ def test_a_sequence_that_fails_is_named_in_each_task(checkpoint, monkeypatch):
     tasks = [bind_task("embedding", checkpoint, {"max_length": length}) for length in (64, 8)]
     tables = encoded(checkpoint, tasks)
     engine = Engine.load(checkpoint, tasks, device="cpu")
-    real = Engine.forward
+    real = Engine.compute
 
     def poisoned(self, batch, places):
         outputs = [output.clone() for output in real(self, batch, places)]
@@ -58,7 +57,7 @@ def test_a_sequence_that_fails_is_named_in_each_task(checkpoint, monkeypatch):
             output[[i for i, length in enumerate(batch.lengths) if length == 3]] = float("nan")
         return outputs
 
-    monkeypatch.setattr(Engine, "forward", poisoned)
+    monkeypatch.setattr(Engine, "compute", poisoned)
     lengths = [[len(ids) for ids in table["input_ids"].to_pylist()] for table in tables]
-    for of_task, got in zip(lengths, one_pass(engine, tables), strict=True):
+    for of_task, got in zip(lengths, engine.results(tables), strict=True):
         assert sorted(got.failed) == [i for i, length in enumerate(of_task) if length == 3] != []

@@ -1,0 +1,129 @@
+"""What computes tasks: encoded tables in, output tables and failures out. Tasks of one encoder share its passes."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import torch
+
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.engine.engine import Engine, Stats
+from xlmr_ray.engine.generator import Generator
+from xlmr_ray.engine.results import TaskOutput
+from xlmr_ray.errors import UserError
+from xlmr_ray.modeling.pretrained import Pretrained
+from xlmr_ray.tasks.task import EncoderTask, Task
+from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+
+class Runner(Protocol):
+    """A model with its tasks on one device. Not thread-safe."""
+
+    stats: Stats
+    max_tokens: int
+
+    @property
+    def tasks(self) -> Sequence[Task]: ...
+
+    def set_tasks(self, tasks: Sequence[Task]) -> None:
+        """The tasks with other options in their place."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+
+    @property
+    def encoder_config(self) -> XLMRobertaConfig | None:
+        """The encoder's, where a token goes through it once: then its operations can be told from the tokens."""
+
+    def outputs(self, encoded: Sequence[pa.Table]) -> list[TaskOutput]:
+        """Each task's output for its encoded table."""
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """A task with the `folder` of its checkpoint. Encoder tasks of equal `shares` have the same encoder and tokenizer.
+    `tokenizer`: where one is in memory already.
+    """
+
+    task: Task
+    folder: Path
+    shares: Hashable
+    tokenizer: XLMRobertaTokenizer | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A runner, and which of the sources its tasks are."""
+
+    indices: tuple[int, ...]
+    runner: Engine | Generator
+
+
+def check_quantizable(name: str, task: Task, quantization: str | None) -> None:
+    """Raises UserError for a task that is not computed on quantized weights."""
+    if quantization is not None and not isinstance(task, EncoderTask):
+        raise UserError(f"engine.quantization {quantization}: task {name} does not take it")
+
+
+def load_runners(
+    sources: Sequence[TaskSource],
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    attn_implementation: str = "auto",
+    max_tokens: int | str = "auto",
+    quantization: str | None = None,
+    compile: bool = False,
+) -> list[Loaded]:
+    """The runners of some tasks. The arguments are those of `Engine.load`. Raises UserError for what does not fit."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, source in enumerate(sources):
+        if isinstance(source.task, EncoderTask):
+            groups.setdefault(source.shares, []).append(index)
+    loaded = []
+    for group in groups.values():
+        tasks = [task for index in group if isinstance(task := sources[index].task, EncoderTask)]
+        folders = [sources[index].folder for index in group]
+        engine = Engine.load(
+            folders[0],
+            tasks,
+            dtype=dtype,
+            device=device,
+            attn_implementation=attn_implementation,
+            max_tokens=max_tokens,
+            quantization=quantization,
+            compile=compile,
+            head_folders=folders,
+        )
+        loaded.append(Loaded(tuple(group), engine))
+    for index, source in enumerate(sources):
+        if isinstance(source.task, TextGeneration):
+            check_quantizable("text-generation", source.task, quantization)
+            generator = Generator.load(
+                source.folder,
+                source.task,
+                tokenizer=source.tokenizer,
+                dtype=dtype,
+                device=device,
+                attn_implementation=attn_implementation,
+                max_tokens=max_tokens,
+            )
+            loaded.append(Loaded((index,), generator))
+    return loaded
+
+
+def runner_of(
+    model: Pretrained, task: Task, tokenizer: XLMRobertaTokenizer, *, max_tokens: int | str = "auto"
+) -> Engine | Generator:
+    """The runner of a task on a model in memory. Raises UserError where the model is not one for it."""
+    if isinstance(task, EncoderTask):
+        return Engine.of(model, [task], max_tokens=max_tokens)
+    assert isinstance(task, TextGeneration)
+    return Generator.of(model, task, tokenizer, max_tokens=max_tokens)
