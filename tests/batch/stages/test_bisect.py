@@ -219,7 +219,7 @@ def test_an_error_that_loses_the_gpu_ends_the_process(monkeypatch, model, tmp_pa
     class Device:
         type = "cuda"
 
-    encode.passes[0].engine.device = Device()
+    encode.loaded[0].runner.device = Device()
     monkeypatch.setattr(stages.torch.cuda, "synchronize", lambda _: None)
     encode.check_device(ValueError())
     assert not ended
