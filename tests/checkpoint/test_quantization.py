@@ -1,9 +1,12 @@
 """4-bit and 8-bit layers: what is quantized, saved and loaded again. Against transformers: tests/parity."""
 
+import copy
 import dataclasses
 import json
+import pickle
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,71 @@ def test_saved_and_loaded_again(make: Make, tmp_path: Path, config: BitsAndBytes
     assert again.load_report.dtype == again.dtype == torch.float32
     assert torch.equal(again(IDS).logits, model(IDS).logits)
     assert again.config.extra["quantization_config"] == config.to_dict()
+
+
+COPIES: dict[str, Callable[[nn.Module], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+}
+# No multiple of 64 (a block of codes) or 32 (what packed kernels take); 37: half a byte is left over.
+WIDTHS = [{"hidden_size": 64, "intermediate_size": 128}, {"hidden_size": 36, "intermediate_size": 37}]
+
+
+@pytest.mark.parametrize("widths", WIDTHS, ids=["even", "odd"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        NF4,
+        BitsAndBytesConfig(load_in_4bit=True),
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_storage="bfloat16", bnb_4bit_compute_dtype="bfloat16"),
+        INT8,
+        BitsAndBytesConfig(load_in_8bit=True, llm_int8_has_fp16_weight=True),
+    ],
+    ids=["nf4-twice", "fp4", "computed-in-bf16", "int8", "int8-over-floats"],
+)
+@pytest.mark.parametrize("name", COPIES)
+def test_a_forward_changes_nothing_that_is_saved(
+    make: Make, tmp_path: Path, config: BitsAndBytesConfig, widths: dict[str, int], name: str
+) -> None:
+    """Libraries repack weights and convert biases at the first forward, in place: not here, on any CPU."""
+    if config.bnb_4bit_quant_storage is torch.bfloat16 and widths["intermediate_size"] == 37:
+        pytest.skip("an odd number of bytes is no bfloat16")
+    model = quantized(make(SEQ, **widths), config)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    first = COPIES[name](model)
+    with torch.no_grad():
+        wanted = model(IDS).logits
+    second = COPIES[name](model)
+    for one in (model, first, second):
+        same_bytes(one.state_dict(), before)
+        with torch.no_grad():
+            assert torch.equal(one(IDS).logits, wanted)
+        same_bytes(one.state_dict(), before)
+        one.save_pretrained(tmp_path / "saved")
+        again = xlmr_ray.XLMRobertaForSequenceClassification.from_pretrained(tmp_path / "saved")
+        if not config.llm_int8_has_fp16_weight:
+            same_bytes(again.state_dict(), before)
+            assert again.num_parameters() == model.num_parameters()
+
+
+@pytest.mark.parametrize("widths", WIDTHS, ids=["even", "odd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_four_bits_are_computed_in_the_dtype_asked_for(
+    make: Make, widths: dict[str, int], dtype: torch.dtype, kind: str
+) -> None:
+    """In `bnb_4bit_compute_dtype`, also where a CPU has kernels for bfloat16: the dequantized weights' product."""
+    model = quantized(
+        make(SEQ, **widths),
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=dtype),
+    )
+    layer = model.roberta.encoder.layer[0].output.dense
+    x = torch.randn(5, layer.in_features)
+    weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
+    with torch.no_grad():
+        got, wanted = layer(x), nn.functional.linear(x.to(dtype), weight, layer.bias.to(dtype)).float()
+    assert got.dtype is torch.float32
+    assert (got - wanted).abs().max() <= (1e-6 if dtype is torch.float32 else 1e-2) * wanted.abs().max()
 
 
 def test_it_is_smaller_and_near(make: Make) -> None:
@@ -249,6 +317,8 @@ def test_without_the_library(make: Make, tmp_path: Path, monkeypatch: pytest.Mon
     folder = make(SEQ, **WIDE)
     quantized(folder, NF4).save_pretrained(tmp_path / "nf4")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.delitem(sys.modules, "xlmr_ray.checkpoint.bnb_layers")
+    monkeypatch.delattr("xlmr_ray.checkpoint.bnb_layers")
     xlmr_ray.XLMRobertaForSequenceClassification.from_pretrained(folder)
     for options in ({"quantization_config": NF4}, {"pretrained_model_name_or_path": tmp_path / "nf4"}):
         with pytest.raises(UserError, match=r"need bitsandbytes .*pip install 'xlmr-ray\[quantization\]'") as error:

@@ -21,7 +21,7 @@ from tests.checkpoint.test_quantization import same_bytes
 from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
-pytest.importorskip("bitsandbytes", reason="the extra `quantization` is not installed")
+bnb = pytest.importorskip("bitsandbytes", reason="the extra `quantization` is not installed")
 pytest.importorskip("accelerate", reason="transformers quantizes with accelerate alone")
 
 CLASSES = (
@@ -50,9 +50,16 @@ SEQ = "XLMRobertaForSequenceClassification"
 IDS = torch.arange(5, 41).reshape(3, 12)
 
 
-def theirs(kind: str, folder: Path, values: dict[str, Any] | None = None, **options: Any) -> Any:
+def theirs(
+    kind: str, folder: Path, values: dict[str, Any] | None = None, *, packed: bool = False, **options: Any
+) -> Any:
+    """Transformers' model; unless `packed`, without the bfloat16 kernel that a CPU with AVX-512 BF16 takes."""
     config = None if values is None else transformers.BitsAndBytesConfig(**values)
-    return getattr(transformers, kind).from_pretrained(folder, quantization_config=config, **options)
+    model = getattr(transformers, kind).from_pretrained(folder, quantization_config=config, **options)
+    for layer in model.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            layer.support_avx512bf16_for_cpu &= packed
+    return model
 
 
 def ours(kind: str, folder: Path, values: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -121,6 +128,20 @@ def compare(kind: str, folder: Path, values: dict[str, Any], tmp_path: Path) -> 
             assert float((one(inputs(kind))[0] - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
 
 
+@pytest.mark.parametrize("storage", ["uint8", "bfloat16"])
+def test_the_kernel_that_repacks_weights(tmp_path: Path, storage: str) -> None:
+    """What transformers computes where a CPU has AVX-512 BF16, in bfloat16: near. Elsewhere it is as above."""
+    torch.manual_seed(1)
+    config = transformers.XLMRobertaConfig(**{**SIZES, "hidden_size": 64, "intermediate_size": 128, "num_labels": 2})
+    getattr(transformers, SEQ)(config).save_pretrained(tmp_path / "plain")
+    # Its packing takes no layer of two outputs.
+    values = {**CONFIGS["nf4"], "bnb_4bit_quant_storage": storage, "llm_int8_skip_modules": ["classifier"]}
+    model, reference = ours(SEQ, tmp_path / "plain", values), theirs(SEQ, tmp_path / "plain", values, packed=True)
+    with torch.no_grad():
+        wanted = reference(IDS).logits
+        assert float((model(IDS).logits - wanted).abs().max()) <= 0.05 * float(wanted.abs().max())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["nf4-twice", "int8"])
 def test_half_precision(folders: dict[str, Path], name: str, dtype: torch.dtype) -> None:
@@ -149,6 +170,24 @@ def test_the_reference_s_own_object_is_taken(folders: dict[str, Path]) -> None:
 # Real weights: XLMR_RAY_E5 names multilingual-e5-small.
 
 real = pytest.mark.skipif("XLMR_RAY_E5" not in os.environ, reason="XLMR_RAY_E5 names no checkpoint")
+
+
+@real
+@pytest.mark.parametrize("name", ["nf4-twice", "fp4-as-bf16", "int8"])
+def test_real_weights_after_a_forward(tmp_path: Path, name: str) -> None:
+    """What is saved after a forward is what was loaded, and transformers' answer."""
+    folder, kind = Path(os.environ["XLMR_RAY_E5"]), "XLMRobertaModel"
+    bare = {"add_pooling_layer": False}  # e5 has none, and transformers cannot quantize what it makes anew
+    model, reference = ours(kind, folder, CONFIGS[name], **bare), theirs(kind, folder, CONFIGS[name], **bare)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        got, wanted = model(IDS).last_hidden_state, reference(IDS).last_hidden_state
+    assert float((got - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
+    same_bytes(model.state_dict(), before)
+    model.save_pretrained(tmp_path)
+    same_bytes(theirs(kind, tmp_path, **bare).state_dict(), before)
+
+
 LANGUAGES = ("eng", "deu_1996", "rus", "arb", "hin", "cmn_hans", "jpn", "swh", "fin", "tha")
 
 

@@ -1,14 +1,14 @@
-"""4-bit and 8-bit layers through bitsandbytes; no other file imports it.
+"""Which linear layers bitsandbytes quantizes, and how; their parameters from float weights or from what files hold.
 
 NF4 and FP4 keep a weight in blocks of 64 four-bit codes with a scale each (QLoRA, arXiv:2305.14314), LLM.int8 a row in
 eight bits with a scale (arXiv:2208.07339). Names and defaults are those of transformers, and so are the files.
 """
 
 import json
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from types import ModuleType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -185,9 +185,10 @@ def quantize_layers(
 def quantized(layer: nn.Module, weight: Tensor, device: torch.device) -> nn.Parameter:
     """The parameter of an empty layer from a float weight `(out, in)`, in the dtype that the model is to have."""
     old: Any = layer.weight
-    bnb = library()
+    layers = library()
+    bnb = layers.bnb
     # Eight bits are made on the CPU, as transformers does: the same bits wherever the model goes.
-    if not isinstance(layer, bnb.nn.Linear8bitLt):
+    if not isinstance(layer, layers.Linear8bitLt):
         parameter = bnb.nn.Params4bit(weight.to(device), requires_grad=False, **old.__dict__)
     elif old.has_fp16_weights:
         return _parameter(bnb.nn.Int8Params(weight.to(device, copy=True), requires_grad=False, has_fp16_weights=True))
@@ -201,9 +202,10 @@ def stored(layer: Any, weight: Tensor, parts: Mapping[str, Tensor], device: torc
 
     Raises UserError, without the file's name, for what is no whole quantized layer of this shape.
     """
-    bnb = library()
+    layers = library()
+    bnb = layers.bnb
     wanted: tuple[int, int] = (layer.out_features, layer.in_features)
-    if isinstance(layer, bnb.nn.Linear8bitLt):
+    if isinstance(layer, layers.Linear8bitLt):
         scales = parts.get("SCB")
         if weight.dtype is not torch.int8 or tuple(weight.shape) != wanted:
             raise UserError(f"got {weight.dtype} of shape {tuple(weight.shape)}, wanted int8 of {wanted}")
@@ -242,28 +244,26 @@ def described(module: nn.Module) -> BitsAndBytesConfig:
     raise ValueError("no quantized layer")
 
 
-def library() -> Any:
-    """The library. Raises UserError where it is not installed."""
+def library() -> ModuleType:
+    """`bnb_layers`, which imports bitsandbytes. Raises UserError where that is not installed."""
     try:
-        import bitsandbytes
+        from xlmr_ray.checkpoint import bnb_layers
     except ImportError as error:
         raise UserError(
             f"4-bit and 8-bit layers need bitsandbytes ({error}): pip install 'xlmr-ray[quantization]'"
         ) from None
-    # In eight bits it warns of every product of every batch that its inputs are not float16.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    return bitsandbytes
+    return bnb_layers
 
 
 def _empty(old: nn.Linear, bits: int, kind: str, config: BitsAndBytesConfig, *, fp16: bool) -> nn.Module:
-    bnb = library()
+    layers = library()
     sizes = (old.in_features, old.out_features, old.bias is not None)
     with torch.device("meta"):
         new: nn.Module
         if bits == 8:
-            new = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=fp16, threshold=config.llm_int8_threshold)
+            new = layers.Linear8bitLt(*sizes, has_fp16_weights=fp16, threshold=config.llm_int8_threshold)
         else:
-            new = bnb.nn.Linear4bit(
+            new = layers.Linear4bit(
                 *sizes,
                 compute_dtype=config.bnb_4bit_compute_dtype,
                 compress_statistics=config.bnb_4bit_use_double_quant,

@@ -6,6 +6,7 @@ None elsewhere. On the padded layout keys and values may be more than the querie
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -126,12 +127,26 @@ OPTIONAL: dict[str, Callable[[], Attention]] = {
 }
 
 
+@dataclass(frozen=True)
+class BackEnd:
+    """A back end that copies and pickles as its name: where it is read back, the name must be known, too."""
+
+    name: str
+    attend: Attention
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> tuple[Tensor, Tensor | None]:
+        return self.attend(q, k, v, layout, dropout)
+
+    def __reduce__(self) -> tuple[Callable[[str], Attention], tuple[str]]:
+        return attention, (self.name,)
+
+
 def attention(name: str) -> Attention:
-    """The back end of that name; `auto` chooses for the tensors of each call. Raises UserError for a name that there
-    is not, or whose package is not there.
+    """The back end of that name; `auto` chooses for the tensors of each call. Raises UserError for a name that does
+    not exist, or whose package is not installed.
     """
     if name in OPTIONAL:
-        return OPTIONAL[name]()
+        return BackEnd(name, OPTIONAL[name]())
     if name not in ATTENTION:
         raise UserError(f"attn_implementation {name!r} is not known; there are: {', '.join([*ATTENTION, *OPTIONAL])}")
-    return ATTENTION[name]
+    return BackEnd(name, ATTENTION[name])
