@@ -50,11 +50,18 @@ def running_proxy(target: str) -> Iterator[FaultyProxy]:
         protocol_version = "HTTP/1.1"
 
         def _serve(self) -> None:
+            self._counted = True
             with lock:
                 proxy.under_way += 1
             try:
                 self._forward()
             finally:
+                self._leave()
+
+        def _leave(self) -> None:
+            """Before the answer is out: a client that has read it may send its next request at once."""
+            if self._counted:
+                self._counted = False
                 with lock:
                     proxy.under_way -= 1
 
@@ -102,6 +109,7 @@ def running_proxy(target: str) -> Iterator[FaultyProxy]:
         do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve
 
         def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes, length: int) -> None:
+            self._leave()
             self.send_response_only(status)
             for name, value in headers:
                 self.send_header(name, value)
@@ -110,6 +118,7 @@ def running_proxy(target: str) -> Iterator[FaultyProxy]:
             self.wfile.write(data)
 
         def _reset(self) -> None:
+            self._leave()
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             self.connection.close()

@@ -37,7 +37,7 @@ class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy: torch unpickles parameters of a subclass as plain ones, and a deep copy's refer to the old layer."""
         super().__setstate__(state)
-        weight = self.weight
+        weight: Any = self._parameters["weight"]
         if not isinstance(weight, bnb.nn.Params4bit):
             self.weight = bnb.nn.Params4bit(weight.data, requires_grad=False, **vars(weight))
         self.weight.module = self
@@ -56,6 +56,6 @@ class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As in `Linear4bit`."""
         super().__setstate__(state)
-        weight = self.weight
+        weight: Any = self._parameters["weight"]
         if not isinstance(weight, bnb.nn.Int8Params):
             self.weight = bnb.nn.Int8Params(weight.data, requires_grad=weight.requires_grad, **vars(weight))
