@@ -54,6 +54,13 @@ def test_a_changed_file_is_read_again(keys, clock, tmp_path):
         keys.check("Bearer one")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+    (tmp_path / "keys").write_text("one\r\ntwo\r\n", "utf-8-sig")  # as Notepad writes it
+    keys = Keys(KeysSection(file=str(tmp_path / "keys")))
+    keys.check("Bearer one")
+    keys.check("Bearer two")
+
+
 @pytest.mark.parametrize("harm", ["gone", "empty", "bytes"])
 def test_a_file_that_is_lost_leaves_the_keys_in_force(keys, clock, tmp_path, harm, caplog):
     file = tmp_path / "keys"

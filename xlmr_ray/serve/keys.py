@@ -72,11 +72,13 @@ class Keys:
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
     def read(self) -> list[bytes]:
-        """One key a line of the file, `#` before remarks; those of the environment apart by commas or spaces."""
+        """One key per line of the file, which may begin with a byte order mark, `#` before remarks; those of the
+        environment separated by commas or spaces.
+        """
         found: list[str] = []
         if self.settings.file is not None:
             try:
-                lines = Path(self.settings.file).read_text("utf-8").splitlines()
+                lines = Path(self.settings.file).read_text("utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 why = getattr(error, "strerror", None) or type(error).__name__
                 raise UserError(f"keys.file {self.settings.file}: cannot be read: {why}") from None

@@ -77,6 +77,37 @@ def test_each_task_shows_its_answer(browser, server, task):
         browser.save_screenshot(f"{SCREENSHOTS}/{task}.png")
 
 
+LONG = "word " * 600
+CUT = {
+    "text-classification": ("text", LONG, "; the text was cut to the model's length"),
+    "embedding": ("texts", f"short\n{LONG}\n{LONG}", "; texts 2, 3 were cut to the model's length"),
+    "rerank": ("documents", f"short\n{LONG}", "; text 2 was cut to the model's length"),
+    "sentence-similarity": ("sentences", f"{LONG}\nshort", "; text 1 was cut to the model's length"),
+    "feature-extraction": ("text", LONG, "; the text was cut to the model's length"),
+}
+
+
+@pytest.mark.parametrize("task", CUT)
+def test_the_page_says_that_a_text_was_cut(browser, server, task):
+    opened(browser, server, task)
+    name, text, said = CUT[task]
+    browser.execute_script("arguments[0].value = arguments[1]", browser.find_element(By.ID, f"field-{name}"), text)
+    browser.find_element(By.ID, "go").click()
+    answered(browser)
+    assert browser.find_element(By.ID, "status").text.endswith(said)
+
+
+@pytest.mark.parametrize("task", ["perplexity", "pseudo-perplexity"])
+def test_the_perplexity_of_a_text_without_tokens(browser, server, task):
+    opened(browser, server, task)
+    browser.execute_script("arguments[0].value = '\u3000'", browser.find_element(By.ID, "field-text"))
+    browser.find_element(By.ID, "go").click()
+    shown = answered(browser).find_element(By.CSS_SELECTOR, ".big").text
+    # A causal model foretells the token at the end of a text, a masked one only what is not a special token.
+    assert shown == "none" if task == "pseudo-perplexity" else float(shown) > 1
+    assert not errors(browser)
+
+
 def test_the_curl_line_gives_the_same_answer(browser, server, tmp_path):
     opened(browser, server, "text-classification")
     field = browser.find_element(By.ID, "field-text")

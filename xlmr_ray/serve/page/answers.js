@@ -7,6 +7,9 @@ export function element(name, attributes = {}, ...children) {
   return made;
 }
 
+// Rows and columns of a table of cosines: every cell is drawn.
+const MOST_SHOWN = 48;
+
 const percent = (score) => (score >= 0 && score <= 1 ? `${(100 * score).toFixed(1)} %` : score.toFixed(3));
 
 // The style rules of this page allow no style attributes: widths and strengths are drawn.
@@ -142,16 +145,20 @@ export const show = {
     [bars(given.sentences.map((label, place) => ({ label, score: answer[place] })), "How near to the first")],
 
   embedding(answer, given) {
-    const rows = answer.map((one) => answer.map((other) => cosine(one, other)));
-    return [heat(given.texts, rows, `Cosines of ${answer.length} vectors of ${answer[0].length} numbers`)];
+    const vectors = answer.slice(0, MOST_SHOWN);
+    const rows = vectors.map((one) => vectors.map((other) => cosine(one, other)));
+    return [heat(given.texts.slice(0, MOST_SHOWN), rows,
+      `Cosines of ${vectors.length} vectors of ${answer[0].length} numbers`)];
   },
 
   "feature-extraction"(answer) {
     const first = answer[0];
-    const tokens = Array.isArray(first[0]) ? first : [first];
+    const all = Array.isArray(first[0]) ? first : [first];
+    const tokens = all.slice(0, MOST_SHOWN);
     const rows = tokens.map((one) => tokens.map((other) => cosine(one, other)));
     return [heat(tokens.map((_, place) => `token ${place + 1}`), rows,
-      `Cosines of the states of ${tokens.length} tokens, ${tokens[0].length} numbers each`)];
+      `Cosines of the states of ${all.length > tokens.length ? `the first ${tokens.length} of ` : ""}${all.length} ` +
+      `tokens, ${tokens[0].length} numbers each`)];
   },
 
   perplexity: likelihood,
@@ -160,6 +167,7 @@ export const show = {
 
 function likelihood(answer) {
   const facts = Object.entries(answer).filter(([name]) => name !== "perplexity");
-  return [paragraph(answer.perplexity.toFixed(2), "big"),
+  // A text of which nothing is left but special tokens, such as an ideographic space, has none.
+  return [paragraph(answer.perplexity === null ? "none" : answer.perplexity.toFixed(2), "big"),
     paragraph(`perplexity; ${facts.map(([name, value]) => `${name} ${value}`).join(", ")}`, "note")];
 }

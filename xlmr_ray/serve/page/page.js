@@ -50,24 +50,26 @@ const TASKS = {
   rerank: {
     fields: [{ name: "query", label: "Query", lines: 2 },
       { name: "documents", label: "Documents", lines: 5, many: true, note: "one a line" }],
-    body: ({ query, documents }) => ({ inputs: { query, documents } }),
+    body: ({ query, documents }) => ({ inputs: { query, documents } }), several: true,
     examples: [{ query: "Everyone has the right to rest and leisure.",
       documents: "Jeder hat das Recht auf Erholung und Freizeit.\nNadie será sometido a esclavitud.\nToute personne a droit à une nationalité." }],
   },
   "sentence-similarity": {
     fields: [{ name: "source", label: "Sentence", lines: 2 },
       { name: "sentences", label: "Others", lines: 5, many: true, note: "one a line" }],
-    body: ({ source, sentences }) => ({ inputs: { source_sentence: source, sentences } }),
+    body: ({ source, sentences }) =>
+      ({ inputs: { source_sentence: source, sentences }, parameters: { truncate: true } }),
+    several: true,
     examples: [{ source: "Everyone has the right to education.",
       sentences: "Jeder hat das Recht auf Bildung.\nTodo indivíduo tem direito à vida.\n人人都有受教育的权利。" }],
   },
   embedding: {
     fields: [{ name: "texts", label: "Texts", lines: 6, many: true, note: "one a line" }],
-    body: ({ texts }) => ({ inputs: texts, normalize: true }),
+    body: ({ texts }) => ({ inputs: texts, normalize: true, truncate: true }), several: true,
     examples: [{ texts: "Everyone has the right to education.\nJeder hat das Recht auf Bildung.\nكل شخص الحق في التعليم.\nNo one shall be held in slavery.\nНикто не должен содержаться в рабстве." }],
   },
   "feature-extraction": {
-    fields: [text], body: ({ text }) => ({ inputs: text, parameters: {} }),
+    fields: [text], body: ({ text }) => ({ inputs: text, parameters: {}, truncate: true }),
     examples: [{ text: "All human beings are born free." }],
   },
   "text-generation": {
@@ -166,6 +168,15 @@ function request() {
   return [path, body];
 }
 
+// `x-truncated` has the positions of the texts that were cut, from 0.
+function cut(positions, task) {
+  if (!positions) return "";
+  const numbers = positions.split(",").map((position) => Number(position) + 1);
+  const which = !TASKS[task].several ? "the text was" : numbers.length > 1 ? `texts ${numbers.join(", ")} were`
+    : `text ${numbers[0]} was`;
+  return `; ${which} cut to the model's length`;
+}
+
 async function submit(event) {
   event?.preventDefault();
   if (!state.task) {
@@ -185,7 +196,7 @@ async function submit(event) {
     find("result").replaceChildren(...show[task](answer, asked));
     find("json").textContent = JSON.stringify(answer, null, 1);
     find("status").textContent = `${took.toFixed(0)} ms${tokens ? `, ${tokens} tokens` : ""}` +
-      (told.get("x-truncated") === "true" ? "; the text was cut to the model's length" : "");
+      cut(told.get("x-truncated"), task);
   } catch (error) {
     find("result").replaceChildren(element("p", { class: "error", role: "alert" }, error.message));
     find("json").textContent = error.said ? JSON.stringify(error.said, null, 1) : "";
