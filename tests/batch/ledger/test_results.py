@@ -31,8 +31,11 @@ from xlmr_ray.errors import UserError
 
 @pytest.fixture
 def days(tmp_path):
-    """An output of two runs, the second of which replaced a file of the first, and an unfinished one beside them."""
-    store, folder = open_store(str(tmp_path / "o'ut")), tmp_path / "corpus"
+    """An output of two runs, the second of which replaced a file of the first, and an unfinished one beside them; in
+    a folder that readers take for a partition, and whose name is a pattern to DuckDB.
+    """
+    out = tmp_path / "lang=de" / "o'ut[1]"
+    store, folder = open_store(str(out)), tmp_path / "corpus"
     write(folder, "a.jsonl", ["a0", "a1", "a2"])
     write(folder, "b.jsonl", ["b'0"])
     (folder / "dead.parquet").write_bytes(b"no parquet")
@@ -44,7 +47,7 @@ def days(tmp_path):
     for _ in range(3):
         next(steps)
     (folder / "c.jsonl").unlink()
-    return tmp_path / "o'ut", folder
+    return out, folder
 
 
 def texts(folder):
@@ -70,6 +73,7 @@ def test_the_command_prints_what_engines_take(days):
     assert json.loads(run(app, ["files", str(out), "--format", "json"]).stdout) == lines
     query = run(app, ["files", str(out), "--format", "sql"]).stdout
     assert sorted(row[0] for row in duckdb.sql(f"SELECT text FROM ({query})").fetchall()) == texts(folder)
+    assert set(duckdb.sql(f"SELECT lang FROM ({query})").fetchall()) == {("xx",)}
     query = run(app, ["files", str(out), "--errors", "--format", "sql"]).stdout
     assert duckdb.sql(f"SELECT code FROM ({query})").fetchall() == [("wrong_format",)]
 
@@ -93,6 +97,7 @@ def test_a_ray_dataset(ray_session, days):
     out, folder = days
     rows = xlmr_ray.read_results(str(out))
     assert sorted(row["text"] for row in rows.take_all()) == texts(folder)
+    assert {row["lang"] for row in rows.take_all()} == {"xx"}
     assert xlmr_ray.read_results(str(out), errors=True).take_all()[0]["code"] == "wrong_format"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from xlmr_ray.errors import UserError
 
 if TYPE_CHECKING:
     import ray.data
+
+PATTERN = re.compile(r"([*?\[])")
 
 
 def result_files(output: str, *, errors: bool = False, at_least_once: bool = False) -> list[str]:
@@ -46,20 +49,21 @@ def read_results(output: str, *, errors: bool = False) -> ray.data.Dataset:
     if not files:
         return ray.data.from_arrow(ERROR_SCHEMA.empty_table()) if errors else ray.data.from_items([])
     fs, _ = filesystem(output)
-    return ray.data.read_parquet(files, filesystem=None if "://" not in output else fs)
+    # Without partitioning: a folder `lang=de` on the way to the output says nothing of the rows in it.
+    return ray.data.read_parquet(files, filesystem=None if "://" not in output else fs, partitioning=None)
 
 
 def as_sql(files: Iterator[str]) -> Iterator[str]:
-    """A query over the files for DuckDB, in pieces."""
+    """A query over the files for DuckDB, in pieces. What is a pattern or a partition to DuckDB is a plain name here."""
     first = next(files, None)
     if first is None:
         yield "SELECT NULL AS source, NULL AS row WHERE false"
         return
-    quoted = ("'" + file.replace("'", "''") + "'" for file in chain([first], files))
+    quoted = ("'" + PATTERN.sub(r"[\1]", file).replace("'", "''") + "'" for file in chain([first], files))
     yield "SELECT * FROM read_parquet([" + next(quoted)
     for file in quoted:
         yield ", " + file
-    yield "])"
+    yield "], hive_partitioning = false)"
 
 
 def as_json(files: Iterator[str]) -> Iterator[str]:
