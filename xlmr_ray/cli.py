@@ -13,6 +13,7 @@ from rich.console import Console
 
 from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.text.plural import plural
+from xlmr_ray.text.printable import printable
 from xlmr_ray.text.redact import redacted
 
 INTERRUPTED = 130  # as shells have it for ^C
@@ -295,7 +296,11 @@ def serve(
 def main() -> None:
     """The entry point. A user's mistake is one line on standard error, never a traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    open_standard_streams()
     try:
+        for word in sys.argv[1:]:
+            if word != printable(word):
+                raise UserError(f"{word}: is not UTF-8; rename the file or folder")
         app()
     except UserError as error:
         fail(error, 2)
@@ -309,8 +314,24 @@ def main() -> None:
         sys.exit(1)
 
 
+def open_standard_streams() -> None:
+    """What a shell has closed (`2>&-`) is open, to nowhere: else the first file that is opened takes its number, and
+    messages end up in it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
 def fail(error: Exception, code: int) -> NoReturn:
-    text = redacted(" ".join(str(error).split()))
+    text = redacted(" ".join(printable(str(error)).split()))
     Console(stderr=True).print(f"xlmr-ray: {text}", style="red", highlight=False, markup=False, soft_wrap=True)
     if code == INTERRUPTED:
         # Threads of Ray that were stopped in the middle can abort the interpreter at its end, and hide the exit code.

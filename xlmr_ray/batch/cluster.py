@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 # Read by Ray when it is imported. Its core prints, to the user's terminal, an "error" about how Ray Data itself starts
 # actors.
@@ -59,12 +60,17 @@ def connected(address: str) -> Iterator[None]:
         except OSError as error:
             raise UserError(f"cluster.address {wanted}: no Ray cluster there: {error.strerror or error}") from None
     try:
-        with quiet_core():
+        with quiet_core(), away_from_here():
             if wanted:
                 ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
             else:
                 ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        if "AF_UNIX" in str(error):
+            place = os.environ.get("RAY_TMPDIR") or "/tmp"
+            raise UserError(
+                f"RAY_TMPDIR {place}: too long for the paths of Ray's sockets; set it to one such as /tmp"
+            ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cluster.address {wanted or 'local'}: no Ray cluster there: {reason}") from None
     quiet_ray_data()
@@ -72,6 +78,33 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def away_from_here() -> Iterator[None]:
+    """Ray puts the driver's current folder before everything else on its workers' import path, so that a file
+    `tokenizers.py` there would run in the place of the package. In here that folder is `/`, where its processes then
+    are, too.
+
+    A package that was imported from the current folder, as in a checkout that is not installed, is found by
+    PYTHONPATH.
+    """
+    here, package = Path.cwd(), Path(__file__).parents[2]
+    others = [here / entry for entry in sys.path if entry not in ("", str(here))]
+    known = os.environ.get("PYTHONPATH")
+    paths = [str(here / entry) for entry in known.split(os.pathsep) if entry] if known else []
+    if not any(entry.resolve() == package.resolve() for entry in others):
+        paths.append(str(package))
+    if paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    try:
+        with contextlib.chdir("/"):
+            yield
+    finally:
+        if known is not None:
+            os.environ["PYTHONPATH"] = known
+        else:
+            os.environ.pop("PYTHONPATH", None)
 
 
 @contextlib.contextmanager

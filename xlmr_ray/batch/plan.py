@@ -85,7 +85,7 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
         recipe = TaskRecipe(
             task=section.task,
             prefix=prefix,
-            model=model,
+            model=absolute(model),
             weights=weights_digest(folder),
             encoder=encoder_identity(folder),
             stamp=files_stamp(folder),
@@ -98,6 +98,16 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
         task.prepare(pa.table({role: pa.array([], pa.string()) for role in task.roles}), tokenizer)
         recipes.append(recipe)
     return tuple(recipes)
+
+
+def absolute(model: str) -> str:
+    """A folder's name, with or without @revision, as one that means the same in Ray's processes, which are elsewhere;
+    other names as they are.
+    """
+    for name in (model, model.rpartition("@")[0]):
+        if name and "://" not in name and Path(name).expanduser().exists():
+            return str(Path(name).expanduser().absolute()) + model[len(name) :]
+    return model
 
 
 def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:

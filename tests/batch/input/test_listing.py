@@ -124,7 +124,7 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path):
     bad = os.fsencode(tmp_path / "in") + b"/caf\xe9.jsonl"
     Path(os.fsdecode(bad)).write_bytes(b'{"text": "x"}\n')
     for path in (str(tmp_path / "in"), f"{tmp_path}/in/*.jsonl", os.fsdecode(bad)):
-        with pytest.raises(UserError, match=r"caf\\xe9\.jsonl: the file's name is not UTF-8; rename it") as error:
+        with pytest.raises(UserError, match=r"caf\\xe9\.jsonl: the name is not UTF-8; rename it") as error:
             find_inputs(path)
         str(error.value).encode()
     Path(os.fsdecode(bad)).rename(os.fsdecode(bad[:-6] + b".md"))

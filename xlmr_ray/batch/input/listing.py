@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from xlmr_ray.batch.store.base import filesystem
 from xlmr_ray.errors import UserError
+from xlmr_ray.text.printable import printable
 
 PATTERN = "*?["
 
@@ -43,8 +44,6 @@ def expand(
     """
     entered = set() if entered is None else entered
     fs, where = filesystem(path, options=options)
-    if is_local(fs) and not path.isprintable():
-        check_name(where)
     try:
         info = fs.info(where)
     except (FileNotFoundError, NotADirectoryError):
@@ -101,16 +100,8 @@ def is_local(fs: Any) -> bool:
 
 def check_name(name: str) -> None:
     """Raises UserError for a name on disk that is not UTF-8, which no plan and no Parquet file could hold."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        shown = shown_name(name)
-        raise UserError(f"{shown}: the file's name is not UTF-8; rename it (convmv -f latin1 -t utf8)") from None
-
-
-def shown_name(name: str) -> str:
-    """A name, with backslash escapes for its bytes that are not UTF-8."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    if (shown := printable(name)) != name:
+        raise UserError(f"{shown}: the name is not UTF-8; rename it (convmv -f latin1 -t utf8)")
 
 
 def _listed(fs: Any, name: str, info: Mapping[str, Any], *, named: bool) -> Listed:

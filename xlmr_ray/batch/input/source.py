@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xlmr_ray.batch.input.file import Compression, Input
-from xlmr_ray.batch.input.listing import check_name, expand, shown_name
+from xlmr_ray.batch.input.listing import check_name, expand
 from xlmr_ray.batch.input.overlap import NAME, check_apart
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.store.base import etag_of
 from xlmr_ray.errors import UserError
+from xlmr_ray.text.printable import printable
 
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 
@@ -58,7 +59,7 @@ def find_inputs(
         for found in expand(one, options, entered=entered):
             kind = _kind(found.key, format, named=found.named)
             if kind is None:
-                ignored.add(shown_name(found.key))
+                ignored.add(printable(found.key))
                 continue
             check_name(found.key)
             taken += 1

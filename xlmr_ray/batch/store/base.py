@@ -23,6 +23,7 @@ from urllib.parse import unquote
 import fsspec
 
 from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.text.printable import printable
 from xlmr_ray.text.redact import carries_secret, clean_url, redacted
 
 DEADLINE = 120.0  # seconds that one operation may go on retrying
@@ -354,6 +355,8 @@ def place(url: str) -> tuple[str, str]:
 
 def _local_path(url: str) -> str:
     path = unquote(url.split("://", 1)[1]) if "://" in url else url
+    if (shown := printable(path)) != path:
+        raise UserError(f"{shown}: the name is not UTF-8; rename it (convmv -f latin1 -t utf8)")
     try:
         return str(Path(path).expanduser().absolute())
     except RuntimeError:

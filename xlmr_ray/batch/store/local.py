@@ -110,7 +110,8 @@ class LocalStore:
         return tuple(sorted(found))
 
     def open(self, key: str) -> BinaryIO:
-        return self._path(key).open("rb")
+        with _disk(self._path(key), "read"):
+            return self._path(key).open("rb")
 
     def delete(self, key: str) -> None:
         with _disk(self._path(key), "deleted"):
@@ -172,6 +173,8 @@ def _disk(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENOTDIR:
+            raise UserError(f"{path}: cannot be {what}: a file is where a folder should be") from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             reason = "the disk is full; free some space and start the job again, it resumes"
         elif error.errno in (errno.EACCES, errno.EROFS, errno.EIO):
