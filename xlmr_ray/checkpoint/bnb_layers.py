@@ -10,10 +10,14 @@ Two things that the library (0.50) does at a forward change what is saved afterw
 - It converts a bias in place to the dtype of the activations.
 """
 
+import copy
 import logging
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from xlmr_ray.model.linear import linear
 
 # Said at the import where the CPU has AVX-512 BF16: a kernel for the packed weights, which nothing here uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -28,10 +32,13 @@ class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """`(*tokens, in)` to `(*tokens, out)`, in the dtype of `x`."""
-        bias = None if self.bias is None else self.bias.to(self.compute_dtype)
-        out: Tensor = bnb.matmul_4bit(
-            x.to(self.compute_dtype), self.weight, bias=bias, quant_state=self.weight.quant_state
-        )
+        dtype = self.compute_dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        if x.device.type == "cpu" and not (torch.is_grad_enabled() and x.requires_grad):
+            state = copy.copy(self.weight.quant_state)
+            state.dtype = dtype
+            return linear(x.to(dtype), bnb.functional.dequantize_4bit(self.weight.data, state), bias).to(x.dtype)
+        out: Tensor = bnb.matmul_4bit(x.to(dtype), self.weight, bias=bias, quant_state=self.weight.quant_state)
         return out.to(x.dtype)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

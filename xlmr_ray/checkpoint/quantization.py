@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xlmr_ray.checkpoint.names import module_name
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.linear import linear
 
 # What a quantized layer `X` has in a file beside `X.weight` and `X.bias`.
 COMPANION = re.compile(
@@ -133,7 +133,7 @@ class Int8Weights(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(*tokens, in)` to `(*tokens, out)`."""
         codes, scales = self.get_buffer("codes"), self.get_buffer("scales")
-        return F.linear(x, (codes * (scales / 127)[:, None]).to(x.dtype), self.bias)
+        return linear(x, (codes * (scales / 127)[:, None]).to(x.dtype), self.bias)
 
 
 def steady_int8(module: nn.Module) -> None:

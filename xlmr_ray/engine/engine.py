@@ -1,5 +1,6 @@
 """Ragged ids in, each task's results out, in input order. One pass of the encoder whatever the number of tasks."""
 
+import copy
 import logging
 import time
 from collections.abc import Sequence
@@ -25,8 +26,10 @@ from xlmr_ray.engine.passes import passes_of
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.engine.results import Results, TaskOutput, TaskResults, output_of
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.batch_invariance import warn_if_batch_dependent
 from xlmr_ray.model.encoder import Trace
 from xlmr_ray.model.heads import LMHead
+from xlmr_ray.model.linear import use_onednn
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch, pack
 from xlmr_ray.model.quantized.fp8 import eight_bit_floats
@@ -162,32 +165,51 @@ class Engine:
             products(model.encoder)
         if compile:
             model.encoder.compile_layers()
+        else:
+            use_onednn(model.encoder, prepack=True)
         model.eval()
         for head in heads:
             head.eval().requires_grad_(False).to(where)
-        return cls(model, tasks, heads, where, budget, report)
+            use_onednn(head, prepack=False)  # a language model's last layer shares its weight with the embeddings
+        engine = cls(model, tasks, heads, where, budget, report)
+        if not compile:
+            engine.check_batch_invariance()
+        return engine
 
     @classmethod
     def of(cls, model: Pretrained, tasks: Sequence[EncoderTask], *, max_tokens: int | str = "auto") -> "Engine":
         """A model in memory, whose weights are shared and not changed. Raises UserError where it lacks a task's
         head.
         """
-        base = model if isinstance(model, XLMRobertaModel) else model.get_submodule("roberta")
+        model.eval()
+        computing = model
+        if model.device.type == "cpu":
+            computing = sharing_weights(model)
+            use_onednn(computing, prepack=False)
+        base = computing if isinstance(computing, XLMRobertaModel) else computing.get_submodule("roberta")
         assert isinstance(base, XLMRobertaModel)
         heads = [task.head() for task in tasks]
         for task, head in zip(tasks, heads, strict=True):
             for name, child in list(head.named_children()):
-                own = getattr(model, name, None) or getattr(base, name, None)
+                source = computing if hasattr(model, name) else base
+                own = getattr(model if source is computing else base, name, None)
                 if not any(p.is_meta for p in child.parameters()):
                     child.to(base.device)
                 elif type(own) is not type(child):
                     raise UserError(f"{type(task).__name__}: the model is a {type(model).__name__}, without {name!r}")
                 else:
-                    setattr(head, name, own)
-        model.eval()
-        return cls(
-            base, tasks, heads, base.device, token_budget(max_tokens, base.device, MAX_TOKENS), model.load_report
-        )
+                    setattr(head, name, getattr(source, name))
+            use_onednn(head, prepack=False)
+        budget = token_budget(max_tokens, base.device, MAX_TOKENS)
+        engine = cls(base, tasks, heads, base.device, budget, model.load_report)
+        engine.check_batch_invariance()
+        return engine
+
+    def check_batch_invariance(self) -> None:
+        """Warns where this CPU breaks it; a GPU makes no such promise."""
+        if self.device.type == "cpu":
+            layer = self.model.encoder.layer[0]
+            warn_if_batch_dependent(layer, nn.ModuleList(self.heads), self.model.config.hidden_size, self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -328,6 +350,14 @@ class Engine:
         log.warning("out of memory with %d tokens in a batch: going on with at most %d", tokens, self.max_tokens)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def sharing_weights(model: Pretrained) -> Pretrained:
+    """A model of the same weights, in memory once: of what is replaced in the copy the original knows nothing."""
+    shared: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    leaves = [m for m in model.modules() if not list(m.children()) and list(m.parameters(recurse=False))]
+    shared |= {id(leaf): leaf for leaf in leaves if type(leaf) is not nn.Linear}  # quantized ones hold other tensors
+    return copy.deepcopy(model, shared)
 
 
 def tie(module: nn.Module, base: XLMRobertaModel) -> None:

@@ -24,6 +24,7 @@ from xlmr_ray.engine.results import TaskOutput
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.generation.generate import generate
 from xlmr_ray.model.generation.scores import completes
+from xlmr_ray.model.linear import use_onednn
 from xlmr_ray.modeling.pretrained import Pretrained
 from xlmr_ray.modeling.xlm_roberta import XLMRobertaForCausalLM
 from xlmr_ray.tasks.encoded import ragged
@@ -86,6 +87,7 @@ class Generator:
         if missing:
             raise UserError(f"{folder}: no weights for {', '.join(missing)}: text-generation wants a causal checkpoint")
         model.roberta.encoder.fuse()
+        use_onednn(model.roberta.encoder, prepack=True)
         return cls.of(model, task, tokenizer or XLMRobertaTokenizer.from_pretrained(folder), max_tokens=max_tokens)
 
     @classmethod

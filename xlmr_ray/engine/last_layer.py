@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xlmr_ray.model.batch_invariance import steady_rows
+from xlmr_ray.model.batch_invariance import rows_computed
 from xlmr_ray.model.packed_batch import PackedBatch
 
 
@@ -22,7 +22,7 @@ def rows_read(batch: PackedBatch, reads: Collection[str]) -> Tensor | None:
     if "target" in reads and batch.target_places is not None:
         wanted.append(batch.target_places.numpy())
     rows = np.unique(np.concatenate(wanted))
-    missing = steady_rows(len(rows)) - len(rows)
+    missing = rows_computed(len(rows)) - len(rows)
     if 2 * (len(rows) + missing) > len(batch.input_ids):
         return None
     return torch.from_numpy(np.concatenate([rows, np.repeat(rows[-1:], missing)]))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xlmr_ray.model.batch_invariance import steady_rows
+from xlmr_ray.model.batch_invariance import rows_computed
 from xlmr_ray.model.layout import Packed
 from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
 from xlmr_ray.tasks.task import EncoderTask
@@ -33,7 +33,7 @@ def part_of(batch: PackedBatch, hidden: Tensor, part: Part) -> tuple[PackedBatch
     begin = sum(batch.lengths[: part.first])
     lengths = batch.lengths[part.first : part.first + part.count]
     total = sum(lengths)
-    window, filler = slice(begin, begin + total), steady_rows(total) - total
+    window, filler = slice(begin, begin + total), rows_computed(total) - total
     targets = target_places = None
     if batch.targets is not None:
         targets = F.pad(batch.targets[window], (0, filler), value=IGNORED)

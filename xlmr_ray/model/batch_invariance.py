@@ -1,21 +1,83 @@
-"""Keeps a row's result independent of how many rows are computed with it.
+"""Keeps a row's result independent of the rows that are computed with it, and checks on this machine that it is.
 
-A matrix product over very few rows takes another kernel, which adds in another order: seen with the CPU build of
-torch 2.13 (MKL) for 1 to 3 rows a thread, differences of 1e-6. From 16 rows a thread on, results are equal to the
-last bit whatever the other rows hold, so every product gets at least that many.
+On the CPU, matmuls of one row to fifteen may take other kernels, which add in another order (differences of 1e-6 in
+float32): every matmul gets a multiple of 16 rows. For what linear layers need beyond that, see `model/linear.py`.
+Attention goes over runs of sequences of equal length, and torch's kernel splits a sequence by its length only; norms,
+activations and pooling go row by row.
 """
 
+import logging
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from xlmr_ray.model.layout import Packed
+from xlmr_ray.model.linear import OneDnnLinear
+
+log = logging.getLogger(__name__)
 
 ROWS = 16
+# A last layer over the vocabulary takes too long for a check, and MKL split no sum for as many outputs.
+MOST_OUTPUTS = 8192
+_differences: dict[tuple[int, torch.dtype, str, str], float] = {}
 
 
-def steady_rows(rows: int) -> int:
-    """The number of rows to compute with where `rows` are wanted: a multiple of 16, and at least 16 for each thread."""
-    return max(-(-rows // ROWS) * ROWS, ROWS * torch.get_num_threads())
+def rows_computed(rows: int) -> int:
+    """How many rows are computed where `rows` are asked for: the next multiple of 16."""
+    return max(-(-rows // ROWS), 1) * ROWS
 
 
-def steadied(x: Tensor) -> Tensor:
-    """`x (N, ...)` with rows of zeros appended, up to `steady_rows(N)`."""
-    return torch.cat([x, x.new_zeros(steady_rows(len(x)) - len(x), *x.shape[1:])])
+def pad_rows(x: Tensor) -> Tensor:
+    """`x (N, ...)` with rows of zeros appended, up to `rows_computed(N)`."""
+    return torch.cat([x, x.new_zeros(rows_computed(len(x)) - len(x), *x.shape[1:])])
+
+
+def warn_if_batch_dependent(layer: nn.Module, heads: nn.Module, hidden_size: int, dtype: torch.dtype) -> None:
+    """Warns in one line where this CPU's kernels give a sequence another result beside others than alone.
+
+    `layer` is an encoder's, `(T, hidden)` and a layout to a tuple whose first is `(T, hidden)`; all linear layers among
+    the `heads` are looked at. Takes milliseconds (about twice the pass of 600 tokens through one layer), once a process
+    for each number of threads, dtype and sizes.
+    """
+    key = (torch.get_num_threads(), dtype, repr(layer), repr(heads))
+    if key not in _differences:
+        _differences[key] = largest_difference(layer, heads, hidden_size, dtype)
+    if _differences[key]:
+        log.warning(
+            "this CPU's %s kernels round otherwise in a larger batch (by up to %.0e in one layer, %d threads, %s): "
+            "here a document's result is not the same to the last bit whatever else is in its batch",
+            str(dtype).removeprefix("torch."),
+            _differences[key],
+            torch.get_num_threads(),
+            torch.backends.cpu.get_cpu_capability(),
+        )
+
+
+@torch.inference_mode()
+def largest_difference(layer: nn.Module, heads: nn.Module, hidden_size: int, dtype: torch.dtype) -> float:
+    """Between results alone and beside others; 0.0 where all are equal to the last bit."""
+    random = torch.Generator().manual_seed(0)
+    # Enough rows in all for kernels of large batches: MKL splits sums up to half as many rows as a layer has outputs.
+    lengths = [5, 37, 37, 130, hidden_size // 2 + 64]
+    x = torch.randn(sum(lengths), hidden_size, generator=random).to(dtype)
+    together: Tensor = layer(x, Packed.of(lengths))[0]
+    found = [0.0]
+    start = 0
+    for length in lengths[:-1]:
+        own = slice(start, start + length)
+        rows = pad_rows(x[own])
+        filler = len(rows) - length
+        alone = layer(rows, Packed.of([length, *([filler] if filler else [])]))[0][:length]
+        found.append(_largest(alone, together[own]))
+        start += length
+    for linear in heads.modules():
+        if isinstance(linear, nn.Linear | OneDnnLinear) and linear.out_features <= MOST_OUTPUTS:
+            bias_or_weight = linear.bias if linear.bias is not None else next(linear.parameters())
+            many = torch.randn(rows_computed(linear.in_features), linear.in_features, generator=random)
+            many = many.to(bias_or_weight.dtype)
+            found.append(_largest(linear(many[:ROWS]), linear(many)[:ROWS]))
+    return max(found)
+
+
+def _largest(one: Tensor, other: Tensor) -> float:
+    return float((one.float() - other.float()).abs().max())

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.model.batch_invariance import steady_rows
+from xlmr_ray.model.batch_invariance import rows_computed
 from xlmr_ray.model.layout import Packed
 
 # A token without a target, as in the reference's labels.
@@ -22,7 +22,8 @@ class PackedBatch:
     `int64 (T)`, -100 where a token has none, or None where no task has any; `target_places` are the tokens that have
     one, found on the CPU, since a GPU would have to be waited for.
 
-    The first `sequences` of them are the caller's; a last one of filler tokens may follow (see `model/steady.py`).
+    The first `sequences` of them are the caller's; a last one of filler tokens may follow (see
+    `model/batch_invariance.py`).
     """
 
     input_ids: Tensor
@@ -84,7 +85,7 @@ def pack(
     starts = row_splits[chosen]
     lengths = row_splits[chosen + 1] - starts
     total = int(lengths.sum())
-    filler = steady_rows(total) - total
+    filler = rows_computed(total) - total
     first = np.cumsum(lengths) - lengths
     within = np.arange(total) - np.repeat(first, lengths)
     where = np.repeat(starts, lengths) + within

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from xlmr_ray.checkpoint.sentence import Dense, SentenceConfig, read_sentence_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.batch_invariance import steadied
+from xlmr_ray.model.batch_invariance import pad_rows
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
@@ -139,7 +139,7 @@ class Embedding(EncoderTask):
         pooled = pool(self.pooled_by, hidden, batch)
         if self.dense:
             parameter = next(head.parameters())
-            pooled = head(steadied(pooled).to(parameter.dtype))[: batch.sequences].float()
+            pooled = head(pad_rows(pooled).to(parameter.dtype))[: batch.sequences].float()
         pooled = pooled[:, : self.width]
         return F.normalize(pooled, dim=-1) if self.normalized and self.long == "cut" else pooled
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.batch_invariance import steadied
+from xlmr_ray.model.batch_invariance import pad_rows
 from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.likelihood import language_model
@@ -200,7 +200,7 @@ class FillMask(EncoderTask):
         wanted = torch.tensor(self.target_ids, device=hidden.device)
         out = []
         for states in torch.split(batch.at_targets(hidden), CHUNK):
-            logits = head.get_submodule("lm_head")(steadied(states))[: len(states)]
+            logits = head.get_submodule("lm_head")(pad_rows(states))[: len(states)]
             scores = logits.float().softmax(dim=-1)
             best, tokens = (scores[:, wanted] if self.target_ids else scores).topk(self.count)
             out.append(torch.cat([best, (wanted[tokens] if self.target_ids else tokens).float()], dim=1))

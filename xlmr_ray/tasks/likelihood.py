@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.model.batch_invariance import steadied
+from xlmr_ray.model.batch_invariance import pad_rows
 from xlmr_ray.model.heads import LMHead
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
@@ -40,7 +40,7 @@ def log_probabilities(head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Te
     targets = torch.split(batch.at_targets(batch.targets), CHUNK)
     parts = []
     for states, wanted in zip(torch.split(batch.at_targets(hidden), CHUNK), targets, strict=True):
-        logits = model(steadied(states))[: len(states)].float()
+        logits = model(pad_rows(states))[: len(states)].float()
         parts.append(-F.cross_entropy(logits, wanted, reduction="none"))
     return torch.cat(parts)
 

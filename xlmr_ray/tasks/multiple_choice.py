@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.model.batch_invariance import steadied
+from xlmr_ray.model.batch_invariance import pad_rows
 from xlmr_ray.model.heads import Pooler
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
@@ -78,7 +78,7 @@ class MultipleChoice(EncoderTask):
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """A logit a pair `(N)`."""
-        pooled = head.get_submodule("pooler")(steadied(batch.first(hidden)))
+        pooled = head.get_submodule("pooler")(pad_rows(batch.first(hidden)))
         logits: Tensor = head.get_submodule("classifier")(pooled)
         return logits[: batch.sequences, 0]
 

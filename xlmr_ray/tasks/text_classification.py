@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.model.batch_invariance import steadied
+from xlmr_ray.model.batch_invariance import pad_rows
 from xlmr_ray.model.heads import ClassificationHead
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
@@ -79,7 +79,7 @@ class TextClassification(EncoderTask):
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Logits `(N, labels)`."""
-        logits: Tensor = head.get_submodule("classifier")(steadied(batch.first(hidden)))
+        logits: Tensor = head.get_submodule("classifier")(pad_rows(batch.first(hidden)))
         return logits[: batch.sequences]
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
