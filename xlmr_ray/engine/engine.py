@@ -26,7 +26,7 @@ from xlmr_ray.engine.passes import passes_of
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.engine.results import Results, TaskOutput, TaskResults, output_of
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.batch_invariance import warn_if_batch_dependent
+from xlmr_ray.model.batch_invariance import keep_batch_invariance
 from xlmr_ray.model.encoder import Trace
 from xlmr_ray.model.heads import LMHead
 from xlmr_ray.model.linear import use_onednn
@@ -173,7 +173,7 @@ class Engine:
             use_onednn(head, prepack=False)  # a language model's last layer shares its weight with the embeddings
         engine = cls(model, tasks, heads, where, budget, report)
         if not compile:
-            engine.check_batch_invariance()
+            engine.keep_batch_invariance()
         return engine
 
     @classmethod
@@ -202,14 +202,14 @@ class Engine:
             use_onednn(head, prepack=False)
         budget = token_budget(max_tokens, base.device, MAX_TOKENS)
         engine = cls(base, tasks, heads, base.device, budget, model.load_report)
-        engine.check_batch_invariance()
+        engine.keep_batch_invariance()
         return engine
 
-    def check_batch_invariance(self) -> None:
-        """Warns where this CPU breaks it; a GPU makes no such promise."""
+    def keep_batch_invariance(self) -> None:
+        """On the CPU; a GPU makes no such promise."""
         if self.device.type == "cpu":
-            layer = self.model.encoder.layer[0]
-            warn_if_batch_dependent(layer, nn.ModuleList(self.heads), self.model.config.hidden_size, self.dtype)
+            layers, heads = self.model.encoder.layer, nn.ModuleList(self.heads)
+            keep_batch_invariance(layers, heads, self.model.config.hidden_size, self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:

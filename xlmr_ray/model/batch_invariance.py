@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_ray.model.layout import Packed
-from xlmr_ray.model.linear import OneDnnLinear
+from xlmr_ray.model.linear import OneDnnLinear, use_tiles
 
 log = logging.getLogger(__name__)
 
 ROWS = 16
 # A last layer over the vocabulary takes too long for a check, and MKL split no sum for as many outputs.
 MOST_OUTPUTS = 8192
-_differences: dict[tuple[int, torch.dtype, str, str], float] = {}
+# Rows of a call where the number of rows must not matter.
+TILE = 128
+_differences: dict[tuple[object, ...], float] = {}
 
 
 def rows_computed(rows: int) -> int:
@@ -32,25 +34,33 @@ def pad_rows(x: Tensor) -> Tensor:
     return torch.cat([x, x.new_zeros(rows_computed(len(x)) - len(x), *x.shape[1:])])
 
 
-def warn_if_batch_dependent(layer: nn.Module, heads: nn.Module, hidden_size: int, dtype: torch.dtype) -> None:
-    """Warns in one line where this CPU's kernels give a sequence another result beside others than alone.
+def keep_batch_invariance(layers: nn.ModuleList, heads: nn.Module, hidden_size: int, dtype: torch.dtype) -> None:
+    """Looks whether this CPU's kernels give a sequence another result beside others than alone. If so, linear layers
+    are computed in tiles of a fixed number of rows; where that does not help, one line warns.
 
-    `layer` is an encoder's, `(T, hidden)` and a layout to a tuple whose first is `(T, hidden)`; all linear layers among
-    the `heads` are looked at. Takes milliseconds (about twice the pass of 600 tokens through one layer), once a process
-    for each number of threads, dtype and sizes.
+    `layers` are an encoder's, `(T, hidden)` and a layout to a tuple whose first is `(T, hidden)`; one stands for all.
+    Takes milliseconds (about twice the pass of 600 tokens through one layer), once a process for each number of
+    threads, dtype and sizes.
     """
-    key = (torch.get_num_threads(), dtype, repr(layer), repr(heads))
-    if key not in _differences:
-        _differences[key] = largest_difference(layer, heads, hidden_size, dtype)
-    if _differences[key]:
-        log.warning(
-            "this CPU's %s kernels round otherwise in a larger batch (by up to %.0e in one layer, %d threads, %s): "
-            "here a document's result is not the same to the last bit whatever else is in its batch",
-            str(dtype).removeprefix("torch."),
-            _differences[key],
-            torch.get_num_threads(),
-            torch.backends.cpu.get_cpu_capability(),
-        )
+    threads = torch.get_num_threads()
+    key = (threads, dtype, repr(layers[0]), repr(heads))
+    for tile in (None, TILE):
+        for module in (layers, heads):
+            use_tiles(module, tile)
+        if (*key, tile) not in _differences:
+            _differences[*key, tile] = largest_difference(layers[0], heads, hidden_size, dtype)
+        if not _differences[*key, tile]:
+            return
+    for module in (layers, heads):
+        use_tiles(module, None)
+    log.warning(
+        "this CPU's %s kernels round otherwise in a larger batch (by up to %.0e in one layer, %d threads, %s): "
+        "here a document's result is not the same to the last bit whatever else is in its batch",
+        str(dtype).removeprefix("torch."),
+        _differences[*key, None],
+        threads,
+        torch.backends.cpu.get_cpu_capability(),
+    )
 
 
 @torch.inference_mode()
