@@ -21,9 +21,10 @@ from xlmr_ray.batch.ledger.record import Damaged, by_lines, canonical, lines_of,
 from xlmr_ray.batch.stages.encode import bound
 from xlmr_ray.batch.stages.recipe import TaskRecipe
 from xlmr_ray.batch.store.base import Exists, Store
-from xlmr_ray.checkpoint.digest import encoder_identity, files_stamp, weights_digest
+from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import HEADS, encoder_folder, model_folder
+from xlmr_ray.checkpoint.identity import encoder_identity
 from xlmr_ray.checkpoint.tensors import open_tensors
 from xlmr_ray.engine.runners import check_quantizable
 from xlmr_ray.errors import UserError

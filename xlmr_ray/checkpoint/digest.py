@@ -13,7 +13,6 @@ import torch
 from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, encoder_folder, model_folder, read_config
 from xlmr_ray.checkpoint.names import canonical_names, is_encoder
 from xlmr_ray.checkpoint.tensors import BIN, SINGLE, TensorFiles, open_tensors
-from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 
 # Pieces are hashed beside each other: half of a multilingual model is one matrix.
@@ -38,22 +37,6 @@ def weights_digest(folder: Path) -> str:
 def encoder_digest(folder: Path) -> str:
     """The same over the encoder alone (no pooler, no head): equal for checkpoints that can share one forward pass."""
     return _digest(folder, is_encoder)
-
-
-def encoder_identity(folder: Path) -> str:
-    """The same for checkpoints whose encoders give the same answers: weights, and what of the configuration acts on
-    them.
-    """
-    config = XLMRobertaConfig.from_dict(read_config(folder))
-    acting = (
-        config.hidden_act,
-        config.layer_norm_eps,
-        config.num_attention_heads,
-        config.pad_token_id,
-        config.is_decoder,
-        config.tie_word_embeddings,
-    )
-    return f"{encoder_digest(folder)} {acting}"
 
 
 def check_encoder(folder: Path) -> None:

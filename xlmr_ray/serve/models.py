@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from xlmr_ray.checkpoint.digest import encoder_identity, weights_digest
+from xlmr_ray.checkpoint.digest import weights_digest
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import read_config
+from xlmr_ray.checkpoint.identity import encoder_identity
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.generator import Generator
