@@ -37,7 +37,7 @@ def test_a_folder_pinned_to_its_weights(make: Make) -> None:
     folder = make()
     digest = weights_digest(folder)
     assert resolve(f"{folder}@{digest[:12]}") == resolve(folder, revision=digest) == folder
-    fails(f"{folder}@00000000", "digest 00000000 wanted, got")
+    fails(f"{folder}@00000000", "expected 00000000: they changed")
     fails(f"{folder}@main", "@main: here a revision is the beginning of the weights' digest")
     fails(f"{folder}@abc12345", "two revisions", revision="main")
 
@@ -49,13 +49,13 @@ def test_what_is_no_checkpoint(make: Make, tmp_path: Path) -> None:
     fails("a/b/c", "a/b/c: no such folder")
     fails("", "an empty name")
     folder = make()
-    fails(folder / "config.json", "config.json: a file, where a checkpoint's folder is wanted")
+    fails(folder / "config.json", "config.json: a file, expected a checkpoint's folder")
     (folder / "config.json").unlink()
     fails(folder, r"model: no config.json, so this is no model folder; it holds model.safetensors")
     (folder / "config.json").write_text("{")
     fails(folder, "config.json: cannot be read as JSON")
     (folder / "config.json").write_text("[]")
-    fails(folder, "a JSON object is wanted, got list")
+    fails(folder, "expected a JSON object, got list")
     for kind in ("bert", "roberta", "xlm-roberta-xl"):
         (folder / "config.json").write_text(json.dumps({"model_type": kind}))
         fails(folder, f"config.json: model_type is '{kind}', not an XLM-R model")
@@ -236,7 +236,7 @@ def test_a_prefix_is_fetched_once(bucket: Any, tmp_path: Path, monkeypatch: pyte
     assert (folder / "1_Pooling/config.json").read_bytes() == b"{}"
     digest = weights_digest(folder)
     assert resolve(f"memory://bucket/model@{digest[:8]}", cache_dir=tmp_path) == changed
-    fails("memory://bucket/model@deadbeef", "digest deadbeef wanted", cache_dir=tmp_path)
+    fails("memory://bucket/model@deadbeef", "expected deadbeef", cache_dir=tmp_path)
 
 
 def test_a_download_that_breaks_off_leaves_nothing(

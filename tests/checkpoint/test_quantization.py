@@ -24,7 +24,7 @@ from xlmr_ray.checkpoint import load as loading
 from xlmr_ray.checkpoint.digest import encoder_digest, weights_digest
 from xlmr_ray.checkpoint.heads import save_head
 from xlmr_ray.checkpoint.load import load_tensors
-from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, scheme, steady_int8
+from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, make_int8_batch_invariant, scheme
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.errors import UserError
@@ -161,7 +161,7 @@ def test_one_float_tensor_at_a_time(make: Make, monkeypatch: pytest.MonkeyPatch)
     folder = make(SEQ, **WIDE)
     alive: list[weakref.ref[Tensor]] = []
     most = 0
-    real = loading.quantized
+    real = loading.quantized_parameter
 
     def watched(layer: nn.Module, weight: Tensor, device: torch.device) -> nn.Parameter:
         nonlocal most
@@ -170,7 +170,7 @@ def test_one_float_tensor_at_a_time(make: Make, monkeypatch: pytest.MonkeyPatch)
         most = max(most, sum(ref() is not None for ref in alive))
         return made
 
-    monkeypatch.setattr(loading, "quantized", watched)
+    monkeypatch.setattr(loading, "quantized_parameter", watched)
     quantized(folder, NF4)
     assert len(alive) == 14
     assert most <= 2  # the one in hand, and the name of the one before
@@ -259,7 +259,7 @@ def test_an_engine_on_quantized_files(tmp_path: Path, name: str) -> None:
     model = quantized(whole, scheme(name))
     model.save_pretrained(tmp_path / "small")
     assert type(model.classifier.dense) is nn.Linear
-    steady_int8(model)  # as the engine does
+    make_int8_batch_invariant(model)  # as the engine does
     engine = Engine.load(tmp_path / "small", [bind_task("text-classification", tmp_path / "small", {})], device="cpu")
     rng = np.random.default_rng(0)
     texts = [[0, *rng.integers(5, 200, int(n)).tolist(), 2] for n in rng.integers(1, 40, 12)]
@@ -278,7 +278,7 @@ def test_eight_bits_whose_results_do_not_depend_on_the_batch(tmp_path: Path) -> 
     plain = xlmr_ray.XLMRobertaForSequenceClassification.from_pretrained(whole)
     model, small = quantized(whole, INT8), quantized(whole, INT8)
     model.eval()
-    steady_int8(small)
+    make_int8_batch_invariant(small)
     ids = torch.arange(5, 165).reshape(8, 20)
     with torch.no_grad():
         wanted, rounded, got = plain(ids).logits, model(ids).logits, small(ids).logits
@@ -294,7 +294,7 @@ def test_what_a_config_refuses() -> None:
     for values, message in (
         ({"load_in_4bit": True, "load_in_8bit": True}, "both set"),
         ({"bnb_4bit_quant_type": "int4"}, "'int4' is none of nf4, fp4"),
-        ({"bnb_4bit_compute_dtype": "half_float"}, "bnb_4bit_compute_dtype 'half_float' is no dtype"),
+        ({"bnb_4bit_compute_dtype": "half_float"}, "bnb_4bit_compute_dtype 'half_float' is not a dtype"),
         ({"bnb_4bit_quant_storage": "int64"}, "bnb_4bit_quant_storage int64 is none of uint8"),
     ):
         with pytest.raises(UserError, match=message):
@@ -338,10 +338,10 @@ LAYER = "roberta.encoder.layer.0.output.dense."
         (NF4, {"weight.nested_quant_map": None}, "no nested_quant_map beside"),
         (NF4, {"weight.quant_state.bitsandbytes__nf4": torch.zeros(9, dtype=torch.uint8)}, "not the state of a quant"),
         (NF4, {"weight.quant_state.bitsandbytes__nf4": None}, "got torch.uint8 of shape"),
-        (NF4, {"weight": None}, "got no such tensor, wanted shape"),
-        (INT8, {"SCB": torch.ones(3)}, "SCB: got 3, wanted 64 scales"),
+        (NF4, {"weight": None}, "got no such tensor, expected shape"),
+        (INT8, {"SCB": torch.ones(3)}, "SCB: got 3, expected 64 scales"),
         (INT8, {"weight_format": torch.tensor(1, dtype=torch.uint8)}, "layout of old bitsandbytes"),
-        (INT8, {"weight": torch.ones(64, 95, dtype=torch.int8)}, r"shape \(64, 95\), wanted int8 of \(64, 96\)"),
+        (INT8, {"weight": torch.ones(64, 95, dtype=torch.int8)}, r"shape \(64, 95\), expected int8 of \(64, 96\)"),
     ],
 )
 def test_files_that_are_not_whole(
@@ -370,7 +370,7 @@ def test_another_shape_than_the_configuration_says(make: Make, tmp_path: Path) -
         model = xlmr_ray.XLMRobertaForSequenceClassification(
             XLMRobertaConfig(**{**SIZES, **WIDE, "intermediate_size": 128})
         )
-    with pytest.raises(UserError, match=r"intermediate.dense.bias: got shape \(96,\), wanted \(128,\)"):
+    with pytest.raises(UserError, match=r"intermediate.dense.bias: got shape \(96,\), expected \(128,\)"):
         load_tensors(model, tmp_path / "saved")
 
 

@@ -159,8 +159,8 @@ DENSE = {"in_features": 4, "out_features": 2, "bias": True, "activation_function
         ({"module_input_name": "token_embeddings"}, "module_input_name 'token_embeddings' is not supported"),
         ({"activation_function": "somewhere.Swish"}, "activation somewhere.Swish is not supported"),
         ({"activation_function": "torch.nn.modules.activation.Softmax"}, "Softmax is not supported"),
-        ({"in_features": None}, "in_features and out_features are wanted"),
-        ({"out_features": 3}, r"linear.weight: got shape \(2, 4\), wanted shape \(3, 4\)"),
+        ({"in_features": None}, "expected in_features and out_features"),
+        ({"out_features": 3}, r"linear.weight: got shape \(2, 4\), expected shape \(3, 4\)"),
     ],
 )
 def test_dense_layers_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -182,8 +182,8 @@ def test_a_dense_layer_without_weights(tmp_path: Path) -> None:
     [
         ([("LSTM", "1_LSTM")], "module LSTM is not supported"),
         ([("Pooling", "1_Pooling"), ("Normalize", "2"), ("Dense", "3")], "Transformer, Pooling, Normalize, Dense"),
-        ([("Normalize", "1")], "Transformer, Pooling, any Dense, then Normalize is wanted"),
-        ([], "modules Transformer:"),
+        ([("Normalize", "1")], "expected Transformer, Pooling, any Dense, then Normalize"),
+        ([], "got modules Transformer, expected"),
         ([("Pooling", "../elsewhere")], "leads out of the folder"),
     ],
 )
@@ -203,7 +203,7 @@ def test_files_that_are_absent_or_broken(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1_Pooling/config\.json: no such file, which modules.json asks for"):
         read_sentence_config(made)
     (made / "modules.json").write_text("{}")
-    with pytest.raises(UserError, match="a JSON list is wanted, got dict"):
+    with pytest.raises(UserError, match="expected a JSON list, got dict"):
         read_sentence_config(made)
     folder(tmp_path, OLD | {"config_sentence_transformers.json": {"prompts": {"q": "q: "}, "default_prompt_name": "p"}})
     with pytest.raises(UserError, match=r"default_prompt_name 'p' is none of the prompts \(q\)"):

@@ -101,7 +101,7 @@ def test_fp8_products(bias):
         for rows, scale in zip((x, layer.weight), scales, strict=True)
     )
     torch.testing.assert_close(Fp8Linear(layer)(x), torch.nn.functional.linear(a, b, layer.bias), rtol=1e-5, atol=1e-5)
-    with pytest.raises(UserError, match="multiples of 16, got 30 x 48"):
+    with pytest.raises(UserError, match="got a layer of 30 x 48, expected multiples of 16"):
         Fp8Linear(torch.nn.Linear(30, 48))
 
 

@@ -111,7 +111,7 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits(chunk):
 
 def test_labels_that_are_none_are_refused(head):
     hidden = torch.zeros(2, 3, 12)
-    with pytest.raises(UserError, match=r"one for each token is wanted, \(2, 3\), got \(2, 2\)"):
+    with pytest.raises(UserError, match=r"labels: got shape \(2, 2\), expected one for each token, \(2, 3\)"):
         lm_loss(hidden, torch.zeros(2, 2, dtype=torch.long), head)
     for wrong, told in ((VOCAB, "0 to 61"), (-1, "-1 to 0")):
         labels = torch.zeros(2, 3, dtype=torch.long)

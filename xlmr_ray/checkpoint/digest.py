@@ -35,7 +35,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def encoder_digest(folder: Path) -> str:
-    """The same over the encoder alone (no pooler, no head): equal for checkpoints that can share one forward pass."""
+    """The same over the encoder only (no pooler, no head): equal for checkpoints that can share one forward pass."""
     return _digest(folder, is_encoder)
 
 
@@ -44,11 +44,11 @@ def check_encoder(folder: Path) -> None:
     where = encoder_folder(folder)
     if where is None:
         return
-    wanted, got = str(read_config(folder)[ENCODER_DIGEST]), encoder_digest(folder)
-    if got != wanted:
+    expected, got = str(read_config(folder)[ENCODER_DIGEST]), encoder_digest(folder)
+    if got != expected:
         raise UserError(
-            f"{folder}: this head is of an encoder with digest {wanted[:12]}, {where} has {got[:12]}: "
-            "put the encoder back, or train the head anew"
+            f"{folder}: this head was trained on an encoder with digest {expected[:12]}, {where} has {got[:12]}: "
+            "put the encoder back, or train the head again"
         )
 
 
@@ -76,7 +76,7 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(folder: Path, wanted: Callable[[str], bool]) -> str:
+def _digest(folder: Path, chosen: Callable[[str], bool]) -> str:
     where = model_folder(folder)
     tensors = open_tensors(where)
     names = canonical_names(tensors.stored, str(where)).on_disk
@@ -85,7 +85,7 @@ def _digest(folder: Path, wanted: Callable[[str], bool]) -> str:
         _known[key] = _hashes(tensors, list(names.values()))
     total = hashlib.sha256()
     for canonical, name in sorted(names.items()):
-        if wanted(canonical):
+        if chosen(canonical):
             stored = tensors.stored[name]
             line = f"{canonical} {stored.dtype} {tuple(stored.shape)} {' '.join(_known[key][name])}\n"
             total.update(line.encode())

@@ -143,7 +143,7 @@ def fetch_url(
 
 
 def _listing(fs: Any, prefix: str, weights: bool) -> dict[str, dict[str, Any]]:
-    """The files wanted below a prefix: relative path -> the store's description of it."""
+    """The files to fetch below a prefix: relative path -> the store's description of it."""
     fs.invalidate_cache()
     root = PurePosixPath(fs._strip_protocol(prefix))
     files = {
@@ -156,10 +156,10 @@ def _listing(fs: Any, prefix: str, weights: bool) -> dict[str, dict[str, Any]]:
         kept = [path for path in files if not any(fnmatch(path, pattern) for pattern in IGNORE)]
         return [path for path in kept if any(fnmatch(path, pattern) for pattern in patterns)]
 
-    wanted = matching(SMALL)
+    chosen = matching(SMALL)
     if weights:
-        wanted += matching(SAFE) or matching(PICKLED)
-    return {path: files[path] for path in sorted(set(wanted))}
+        chosen += matching(SAFE) or matching(PICKLED)
+    return {path: files[path] for path in sorted(set(chosen))}
 
 
 def _key(url: str, listed: dict[str, dict[str, Any]]) -> str:

@@ -30,8 +30,8 @@ def resolve(
     a `Path` may end in `@revision`. On the hub a revision is a branch, a tag or a commit. Folders and prefixes have no
     history: there it is the beginning (8 hex digits or more) of `weights_digest`, and the weights must have it.
 
-    `token` is the hub's; None is the one that `HF_TOKEN` or `hf auth login` set. With `weights=False` (a tokenizer
-    alone) no weights are downloaded and the folder's content is not looked at.
+    `token` is the hub's; None is the one that `HF_TOKEN` or `hf auth login` set. With `weights=False` (only a
+    tokenizer) no weights are downloaded and the folder's content is not looked at.
     Raises UserError, one line, when there is no such thing, it may not or cannot be had, or it is no XLM-R checkpoint.
     """
     name = str(source)
@@ -72,7 +72,7 @@ def resolve(
     else:
         raise UserError(f"{name}: no such folder, and not the form of a hub id (owner/name)")
     if not folder.is_dir():
-        what = "a file, where a checkpoint's folder is wanted" if folder.exists() else "no such folder"
+        what = "a file, expected a checkpoint's folder" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {what}")
     if weights:
         where = model_folder(folder)
@@ -116,9 +116,13 @@ def _embedded(name: str) -> Path:
     return folder
 
 
-def _check_digest(name: str, folder: Path, wanted: str) -> None:
-    if not DIGEST.fullmatch(wanted):
-        raise UserError(f"{name}@{wanted}: here a revision is the beginning of the weights' digest, 8 to 64 hex digits")
+def _check_digest(name: str, folder: Path, expected: str) -> None:
+    if not DIGEST.fullmatch(expected):
+        raise UserError(
+            f"{name}@{expected}: here a revision is the beginning of the weights' digest, 8 to 64 hex digits"
+        )
     got = weights_digest(folder)
-    if not got.startswith(wanted):
-        raise UserError(f"{name}: weights with digest {wanted} wanted, got {got[: max(len(wanted), 12)]}: they changed")
+    if not got.startswith(expected):
+        raise UserError(
+            f"{name}: got weights with digest {got[: max(len(expected), 12)]}, expected {expected}: they changed"
+        )

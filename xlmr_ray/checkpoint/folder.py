@@ -6,7 +6,7 @@ from typing import Any
 
 from xlmr_ray.errors import UserError
 
-# CamemBERT is the same network with a SentencePiece vocabulary of its own; RoBERTa's vocabulary is of another kind.
+# CamemBERT is the same network with another SentencePiece vocabulary; RoBERTa's vocabulary is of another kind.
 MODEL_TYPES = ("xlm-roberta", "camembert")
 # A head beside its encoder, and the key of its config.json that tells which encoder that was.
 HEADS, ENCODER_DIGEST = "heads", "encoder_digest"
@@ -19,7 +19,7 @@ def model_folder(folder: Path) -> Path:
         path = modules[0]["path"]
     except (OSError, ValueError, LookupError, TypeError):
         return folder
-    # Such folders may hold a config.json of their own at the top, with nothing of the model in it.
+    # Such folders may hold another config.json at the top, with nothing of the model in it.
     inner = folder / path if isinstance(path, str) and path and "/" not in path else folder
     return inner if (inner / "config.json").is_file() else folder
 
@@ -43,7 +43,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a JSON object is wanted, got {type(values).__name__}")
+        raise UserError(f"{path}: expected a JSON object, got {type(values).__name__}")
     # The earliest files do not say; their tensors' names will.
     model_type = values.get("model_type", MODEL_TYPES[0])
     if model_type not in MODEL_TYPES:

@@ -24,13 +24,13 @@ def save_head(module: nn.Module, encoder: str | Path, name: str, *, config: XLMR
     """Writes the head of a model to `ENCODER/heads/NAME`, which loads as a whole checkpoint as long as the encoder
     beside it has the same weights. Returns that folder.
 
-    `module` is one of the model classes, or a head alone with its names (`classifier`, `lm_head`, …) and a `config`.
+    `module` is one of the model classes, or only a head with its names (`classifier`, `lm_head`, …) and a `config`.
     `config.json` tells the class, the labels and the digest of the encoder. Raises UserError where there is no head,
-    or where the module's encoder is not the folder's: it was trained too, and belongs into a folder of its own.
+    or where the module's encoder is not the folder's: it was trained too, and belongs into another folder.
     """
     folder = Path(encoder)
     if not NAME.fullmatch(name):
-        raise UserError(f"head {name!r}: a name of letters, digits, '.', '_' and '-' is wanted")
+        raise UserError(f"head {name!r}: expected letters, digits, '.', '_' and '-'")
     config = copy.deepcopy(config or getattr(module, "config", None))
     if config is None:
         raise UserError(f"save_head: {type(module).__name__} has no config: give one, for its labels")
@@ -58,7 +58,7 @@ def _check_frozen(state: dict[str, Tensor], where: Path) -> None:
     """Raises UserError where an encoder's tensors are not those of the files, in the dtype that they have here."""
     tensors = open_tensors(where)
     on_disk = canonical_names(tensors.stored, str(where)).on_disk
-    # Layers that were quantized while loading cannot be told from the files any more.
+    # Layers that were quantized while loading cannot be seen in the files any more.
     made = {layer: parts for layer, parts in companions(state).items() if not companions(on_disk).get(layer)}
     skipped = {f"{layer}.weight" for layer in made} | {key for parts in made.values() for key in parts.values()}
     for key, tensor in state.items():
@@ -74,7 +74,7 @@ def _check_frozen(state: dict[str, Tensor], where: Path) -> None:
 
 
 def _architecture(head: dict[str, Tensor], config: XLMRobertaConfig) -> str:
-    """The reference's class for a head, by its names."""
+    """Transformers' class for a head, by its names."""
     kinds = {key.split(".")[0] for key in head}
     if "lm_head" in kinds:
         return "XLMRobertaForCausalLM" if config.is_decoder else "XLMRobertaForMaskedLM"

@@ -27,8 +27,8 @@ from xlmr_ray.checkpoint.quantization import (
     companions,
     described,
     quantize_layers,
-    quantized,
-    stored,
+    quantized_parameter,
+    stored_parameter,
 )
 from xlmr_ray.checkpoint.tensors import TensorFiles, open_tensors
 from xlmr_ray.errors import UserError
@@ -39,10 +39,10 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load found. `missing` and `mismatched` are named as in the module and were made anew; the rest as on disk,
-    but `tied`.
+    """What a load found. `missing` and `mismatched` are named as in the module and got fresh values; the others are
+    named as on disk, except `tied`.
 
-    `unexpected`: tensors of the files that the module has no place for (another head, say). `ignored`: saved counters,
+    `unexpected`: tensors of the files that the module does not have (another head, say). `ignored`: saved counters,
     no weights. `tied`: (name, name whose parameter it shares). `untied`: pairs that the module ties and the files hold
     with two contents. `dtype_on_disk` is the narrowest type that holds all that was read. `quantized`: the layers of
     the module that are bitsandbytes' now, and `quantization` how.
@@ -66,7 +66,7 @@ class LoadReport:
     def __str__(self) -> str:
         parts = [f"{self.loaded} tensors from {self.folder} ({str(self.dtype).removeprefix('torch.')})"]
         for word, names in (
-            ("made anew", self.missing + self.mismatched),
+            ("newly initialized", self.missing + self.mismatched),
             ("unexpected", self.unexpected),
             ("ignored", self.ignored),
         ):
@@ -77,7 +77,7 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place of a parameter in a module. Tied places hold one parameter."""
+    """Where a module holds a parameter. Tied slots hold the same one."""
 
     owner: nn.Module
     attr: str
@@ -111,7 +111,7 @@ def load_tensors(
     """Fills every parameter of `module`, which may be on the meta device, from the weights of `folder`.
 
     Parameters are replaced, and tied ones stay one: peak memory is the model and one tensor. `dtype=None` is that of
-    the files (the narrowest that holds them all where they are mixed). A module without encoder (a head alone) takes
+    the files (the narrowest that holds them all where they are mixed). A module without encoder (only a head) takes
     its part of the files. `device` may be a map of module names to devices.
 
     Linear layers that the files hold quantized, or that `quantization` names, are replaced by bitsandbytes' (look
@@ -123,7 +123,7 @@ def load_tensors(
     choice) it counts as a part of the head. Where files hold different contents for two tied parameters, the files win
     and the two come apart, as in transformers.
 
-    Raises UserError with file, key, got and wanted.
+    Raises UserError with file, key, got and expected.
     """
     where = model_folder(folder)
     check_encoder(folder)
@@ -142,7 +142,7 @@ def load_tensors(
     slots = [slot for group in groups for slot in group]
     bare = any(is_encoder(s.canonical) for s in slots) and not any(s.name != s.canonical for s in slots)
 
-    sources: dict[Slot, str] = {}  # what to read, by the first place of each parameter to be
+    sources: dict[Slot, str] = {}  # what to read, by the first slot of each parameter to be
     members: dict[Slot, list[Slot]] = {}
     missing: list[list[Slot]] = []
     mismatched: list[list[Slot]] = []
@@ -174,10 +174,10 @@ def load_tensors(
     for slot in list(sources):
         if slot in beside:
             continue
-        got, wanted = tensors.stored[sources[slot]].shape, tuple(slot.parameter.shape)
-        if got == wanted and tensors.stored[sources[slot]].dtype in FLOATS:
+        got, expected = tensors.stored[sources[slot]].shape, tuple(slot.parameter.shape)
+        if got == expected and tensors.stored[sources[slot]].dtype in FLOATS:
             continue
-        if got == wanted or is_encoder(slot.canonical) or not ignore_mismatched_sizes:
+        if got == expected or is_encoder(slot.canonical) or not ignore_mismatched_sizes:
             raise _misfit(slot, sources[slot], tensors)
         del sources[slot]
         mismatched.append(members.pop(slot))
@@ -199,11 +199,11 @@ def load_tensors(
             if slot in beside:
                 parts = {part: tensors.read(names.on_disk[full]) for part, full in beside[slot].items()}
                 try:
-                    slot.put(stored(slot.owner, content, parts, there))
+                    slot.put(stored_parameter(slot.owner, content, parts, there))
                 except UserError as error:
                     raise UserError(f"{tensors.stored[name].file}: {name}: {error}") from None
             elif slot in to_quantize:
-                slot.put(quantized(slot.owner, content.to(target), there))
+                slot.put(quantized_parameter(slot.owner, content.to(target), there))
             else:
                 # A copy, not the mapped file: aligned, alive when the file is gone, in its dtype and on its device.
                 _put(members[slot], torch.empty(content.shape, dtype=target, device=there).copy_(content))
@@ -235,7 +235,7 @@ def load_tensors(
 
 
 def _stored_config(where: Path) -> BitsAndBytesConfig | None:
-    """What `config.json` says of the quantized layers: of the tensors alone their dtype of computing is not known."""
+    """What `config.json` says of the quantized layers: the tensors do not say the dtype of computing."""
     path = where / "config.json"
     values = read_config(where).get("quantization_config") if path.is_file() else None
     try:
@@ -251,7 +251,7 @@ def some(names: tuple[str, ...], most: int = 5) -> str:
 
 
 def _groups(module: nn.Module) -> list[list[Slot]]:
-    """The places of each parameter, the name first under which files keep it."""
+    """The slots of each parameter, first the one under whose name files keep it."""
     groups: dict[int, list[Slot]] = {}
     for path, owner in module.named_modules():
         for attr, parameter in owner._parameters.items():
@@ -295,18 +295,18 @@ def _absent(slot: Slot, names: Names, tensors: TensorFiles) -> UserError:
         heads = {name.split(".")[0] for name in names.on_disk} - {"embeddings", "encoder", "pooler"}
         has = f"the files have {', '.join(sorted(heads))}" if heads else "the files have no head"
         hint = f"{has}: use a checkpoint trained for this task, or ask for a new head to train"
-    return UserError(f"{files}: {key}: got no such tensor, wanted shape {tuple(slot.parameter.shape)}; {hint}")
+    return UserError(f"{files}: {key}: got no such tensor, expected shape {tuple(slot.parameter.shape)}; {hint}")
 
 
 def _misfit(slot: Slot, name: str, tensors: TensorFiles) -> UserError:
     described = tensors.stored[name]
-    got, wanted = described.shape, tuple(slot.parameter.shape)
-    if got == wanted:
-        return UserError(f"{described.file}: {name}: got {described.dtype}, wanted a floating point type")
+    got, expected = described.shape, tuple(slot.parameter.shape)
+    if got == expected:
+        return UserError(f"{described.file}: {name}: got {described.dtype}, expected a floating point type")
     hint = "its config.json is another model's"
     if not is_encoder(slot.canonical):
         hint = "the head is of another size: give its num_labels, or ask for a new one with ignore_mismatched_sizes"
-    return UserError(f"{described.file}: {name}: got shape {got}, wanted {wanted}; {hint}")
+    return UserError(f"{described.file}: {name}: got shape {got}, expected {expected}; {hint}")
 
 
 def _warn(report: LoadReport, has_encoder: bool) -> None:
@@ -316,4 +316,6 @@ def _warn(report: LoadReport, has_encoder: bool) -> None:
         )
     extra = tuple(n for n in report.unexpected if is_encoder(n.removeprefix(report.prefix)))
     if extra and has_encoder:
-        log.warning("%s: encoder tensors that config.json has no place for, not loaded: %s", report.folder, some(extra))
+        log.warning(
+            "%s: encoder tensors that config.json does not provide for, not loaded: %s", report.folder, some(extra)
+        )

@@ -40,7 +40,7 @@ def canonical_names(names: Iterable[str], where: str) -> Names:
     """
     names = sorted(names)
     found = sorted({name.removesuffix(WORDS) for name in names if name.endswith(WORDS)})
-    # An MLM file may hold the tied matrix under the head's name alone: then the position embeddings tell.
+    # An MLM file may hold the tied matrix under the head's name only: the position embeddings show the prefix then.
     if not found:
         positions = "embeddings.position_embeddings.weight"
         found = sorted({name.removesuffix(positions) for name in names if name.endswith(positions)})
@@ -48,7 +48,7 @@ def canonical_names(names: Iterable[str], where: str) -> Names:
         starts = ", ".join(dict.fromkeys(name.split(".")[0] + "." for name in names)) or "nothing"
         raise UserError(f"{where}: no {WORDS}: not an XLM-R checkpoint; its names begin with {starts[:200]}")
     if len(found) > 1:
-        raise UserError(f"{where}: {len(found)} encoders, under {', '.join(map(repr, found[:4]))}: one is wanted")
+        raise UserError(f"{where}: {len(found)} encoders, under {', '.join(map(repr, found[:4]))}: expected one")
     (prefix,) = found
     if prefix not in PREFIXES:
         known = ", ".join(map(repr, PREFIXES))

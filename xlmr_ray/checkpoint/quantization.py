@@ -24,7 +24,7 @@ COMPANION = re.compile(
 )
 STATE = "weight.quant_state.bitsandbytes__"
 STORAGE = ("uint8", "int8", "float16", "bfloat16", "float32", "float64")
-# The last product of a language model: as large as the embeddings, and often the same parameter.
+# The last layer of a language model: as large as the embeddings, and often the same parameter.
 OUTPUT_EMBEDDINGS = ("lm_head.decoder",)
 HEADS = ("classifier", "lm_head", "pooler", "qa_outputs")
 SCHEMES = ("nf4", "fp4", "int8-weights")
@@ -35,7 +35,7 @@ class BitsAndBytesConfig:
     """How linear layers are quantized: 4-bit (`bnb_4bit_…`) or 8-bit (`llm_int8_…`).
 
     `llm_int8_skip_modules` names the layers that stay as they are, for both: a module with all below it, an ending, or
-    a regular expression from the beginning; None is the output embeddings alone. `llm_int8_threshold`: a column of the
+    a regular expression from the beginning; None is the output embeddings only. `llm_int8_threshold`: a column of the
     activations with a value above it, in any token of the batch, is computed in floating point; 0.0 for none, and then
     a token's result does not depend on the others. `bnb_4bit_compute_dtype` None is float32. With
     `llm_int8_enable_fp32_cpu_offload` the modules that a `device_map` puts on the CPU are not quantized.
@@ -100,9 +100,9 @@ class BitsAndBytesConfig:
 
 
 def scheme(name: str, compute_dtype: torch.dtype = torch.float32) -> BitsAndBytesConfig:
-    """What a job's word means: the encoder as `nf4`, `fp4` or `int8-weights`, heads as they are, answers independent of
-    the batch (no outlier columns in 8 bits; `steady_int8` does without rounded activations, too). Raises UserError for
-    another word.
+    """What a job's word means: the encoder as `nf4`, `fp4` or `int8-weights`, heads as they are, batch-invariant
+    (no outlier columns in 8 bits; `make_int8_batch_invariant` keeps activations in floating point, too). Raises
+    UserError for another word.
     """
     if name not in SCHEMES:
         raise UserError(f"quantization {name!r} is none of {', '.join(SCHEMES)}")
@@ -136,7 +136,7 @@ class Int8Weights(nn.Module):
         return linear(x, (codes * (scales / 127)[:, None]).to(x.dtype), self.bias)
 
 
-def steady_int8(module: nn.Module) -> None:
+def make_int8_batch_invariant(module: nn.Module) -> None:
     """Makes every 8-bit layer one whose results do not depend on the batch. For inference: it is not saved again."""
     for name, layer in list(module.named_modules()):
         if type(layer).__name__ == "Linear8bitLt":
@@ -155,7 +155,7 @@ def companions(names: Iterable[str]) -> dict[str, dict[str, str]]:
 def quantize_layers(
     module: nn.Module, config: BitsAndBytesConfig | None, on_disk: Mapping[str, tuple[int, ...]]
 ) -> dict[str, nn.Module]:
-    """Puts bitsandbytes' layers, empty, in the places of linear ones; names of the new ones -> the new ones.
+    """Replaces linear layers by bitsandbytes' ones, still empty; returns them by their names.
 
     Which: where files hold quantized layers, those and no others, whatever the configuration says; else those that it
     does not skip and that have weights in the files (`on_disk`: canonical name -> shape): new heads are to be trained.
@@ -182,7 +182,7 @@ def quantize_layers(
     return placed
 
 
-def quantized(layer: nn.Module, weight: Tensor, device: torch.device) -> nn.Parameter:
+def quantized_parameter(layer: nn.Module, weight: Tensor, device: torch.device) -> nn.Parameter:
     """The parameter of an empty layer from a float weight `(out, in)`, in the dtype that the model is to have."""
     old: Any = layer.weight
     layers = library()
@@ -197,20 +197,20 @@ def quantized(layer: nn.Module, weight: Tensor, device: torch.device) -> nn.Para
     return _parameter(parameter.to(device))
 
 
-def stored(layer: Any, weight: Tensor, parts: Mapping[str, Tensor], device: torch.device) -> nn.Parameter:
+def stored_parameter(layer: Any, weight: Tensor, parts: Mapping[str, Tensor], device: torch.device) -> nn.Parameter:
     """The parameter of an empty layer from what a file holds: its codes, and `parts` by their names in the layer.
 
     Raises UserError, without the file's name, for what is no whole quantized layer of this shape.
     """
     layers = library()
     bnb = layers.bnb
-    wanted: tuple[int, int] = (layer.out_features, layer.in_features)
+    expected: tuple[int, int] = (layer.out_features, layer.in_features)
     if isinstance(layer, layers.Linear8bitLt):
         scales = parts.get("SCB")
-        if weight.dtype is not torch.int8 or tuple(weight.shape) != wanted:
-            raise UserError(f"got {weight.dtype} of shape {tuple(weight.shape)}, wanted int8 of {wanted}")
-        if scales is None or scales.numel() != wanted[0]:
-            raise UserError(f"SCB: got {'none' if scales is None else scales.numel()}, wanted {wanted[0]} scales")
+        if weight.dtype is not torch.int8 or tuple(weight.shape) != expected:
+            raise UserError(f"got {weight.dtype} of shape {tuple(weight.shape)}, expected int8 of {expected}")
+        if scales is None or scales.numel() != expected[0]:
+            raise UserError(f"SCB: got {'none' if scales is None else scales.numel()}, expected {expected[0]} scales")
         if int(parts.get("weight_format", torch.tensor(0))) != 0:
             raise UserError("8-bit weights in a layout of old bitsandbytes: save them again with version 0.45 or later")
         copied = bnb.nn.Int8Params(weight.clone(), requires_grad=False, SCB=scales.clone())
@@ -218,8 +218,8 @@ def stored(layer: Any, weight: Tensor, parts: Mapping[str, Tensor], device: torc
     # Each name exactly: what is absent or has another name is not found out below, and gives other weights.
     stats = {part.removeprefix("weight."): tensor.clone() for part, tensor in parts.items()}
     shape, needed = _state(stats)
-    if shape != wanted:
-        raise UserError(f"got a quantized weight of shape {shape}, wanted {wanted}")
+    if shape != expected:
+        raise UserError(f"got a quantized weight of shape {shape}, expected {expected}")
     if lacking := needed - set(stats):
         raise UserError(f"no {', '.join(sorted(lacking))} beside the quantized weight: the file is not whole")
     parameter = bnb.nn.Params4bit.from_prequantized(
@@ -295,7 +295,7 @@ def _parameter(value: Any) -> nn.Parameter:
 def _dtype(name: str, value: torch.dtype | str | None, default: torch.dtype) -> torch.dtype:
     found = default if value is None else getattr(torch, value, None) if isinstance(value, str) else value
     if not isinstance(found, torch.dtype):
-        raise UserError(f"BitsAndBytesConfig: {name} {value!r} is no dtype of torch")
+        raise UserError(f"BitsAndBytesConfig: {name} {value!r} is not a dtype of torch")
     return found
 
 

@@ -45,14 +45,14 @@ def write_folder(
         raise UserError(f"max_shard_size {max_shard_size!r}: {error}") from None
     folder.parent.mkdir(parents=True, exist_ok=True)
     temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    temp.chmod(0o755)  # mkdtemp's own is for its owner alone
+    temp.chmod(0o755)  # mkdtemp makes it readable by its owner only
     try:
         config.to_json_file(temp / "config.json")
         for file, names in plan.filename_to_tensors.items():
             # Contiguous copies of one shard at a time: views of a larger storage would be refused.
             shard = {name: _copy(state[name]) for name in names}
             save_file(shard, temp / file, metadata={"format": "pt"})
-            shutil.copymode(temp / "config.json", temp / file)  # the library's own is for the owner alone
+            shutil.copymode(temp / "config.json", temp / file)  # safetensors makes it readable by its owner only
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
             (temp / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
@@ -86,5 +86,5 @@ def state_to_save(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """On the CPU, in one piece, and a plain tensor: quantized parameters have ways of their own to move."""
+    """On the CPU, in one piece, and a plain tensor: quantized parameters move in their own way."""
     return tensor.detach().as_subclass(Tensor).cpu().contiguous().clone()

@@ -27,7 +27,7 @@ LENGTH_FILES = ("bert", "roberta", "camembert", "xlm-roberta")
 
 @dataclass(frozen=True)
 class Dense:
-    """A product after pooling: `activation(x @ weight.T + bias)`; `activation` is a class of torch.nn by name."""
+    """A linear layer after pooling: `activation(x @ weight.T + bias)`; `activation` is a class of torch.nn by name."""
 
     in_features: int
     out_features: int
@@ -38,13 +38,13 @@ class Dense:
     def tensors(self) -> tuple[Tensor, Tensor | None]:
         """`weight (out, in)` and `bias (out,)` as on disk. Raises UserError for an absent or misshapen one."""
         files = TensorFiles([self.file])
-        wanted: dict[str, tuple[int, ...]] = {"linear.weight": (self.out_features, self.in_features)}
+        expected: dict[str, tuple[int, ...]] = {"linear.weight": (self.out_features, self.in_features)}
         if self.bias:
-            wanted["linear.bias"] = (self.out_features,)
-        for name, shape in wanted.items():
+            expected["linear.bias"] = (self.out_features,)
+        for name, shape in expected.items():
             got = f"shape {files.stored[name].shape}" if name in files.stored else "no such tensor"
             if got != f"shape {shape}":
-                raise UserError(f"{self.file}: {name}: got {got}, wanted shape {shape}")
+                raise UserError(f"{self.file}: {name}: got {got}, expected shape {shape}")
         return files.read("linear.weight").clone(), files.read("linear.bias").clone() if self.bias else None
 
 
@@ -95,7 +95,7 @@ def read_sentence_config(folder: Path) -> SentenceConfig | None:
     ):
         order = ", ".join(kinds)
         raise UserError(
-            f"{folder / 'modules.json'}: modules {order}: Transformer, Pooling, any Dense, then Normalize is wanted"
+            f"{folder / 'modules.json'}: got modules {order}, expected Transformer, Pooling, any Dense, then Normalize"
         )
     paths = dict(steps)
     pooling, include_prompt = _pooling(paths["Pooling"] / "config.json")
@@ -127,7 +127,7 @@ def _module(folder: Path, entry: Any) -> tuple[str, Path]:
     try:
         kind, path = str(entry["type"]).rpartition(".")[2], str(entry["path"])
     except (LookupError, TypeError):
-        raise UserError(f"{folder / 'modules.json'}: a list of objects with type and path is wanted") from None
+        raise UserError(f"{folder / 'modules.json'}: expected a list of objects with type and path") from None
     if path.startswith("/") or ".." in Path(path).parts:
         raise UserError(f"{folder / 'modules.json'}: path {path!r} leads out of the folder")
     return kind, folder / path
@@ -176,7 +176,7 @@ def _dense(folder: Path) -> Dense:
     try:
         sizes = int(values["in_features"]), int(values["out_features"])
     except (LookupError, TypeError, ValueError):
-        raise UserError(f"{path}: in_features and out_features are wanted") from None
+        raise UserError(f"{path}: expected in_features and out_features") from None
     return Dense(*sizes, bool(values.get("bias", True)), name, file)
 
 
@@ -188,5 +188,5 @@ def _json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(values, kind):
-        raise UserError(f"{path}: a JSON {'list' if kind is list else 'object'} is wanted, got {type(values).__name__}")
+        raise UserError(f"{path}: expected a JSON {'list' if kind is list else 'object'}, got {type(values).__name__}")
     return values

@@ -164,7 +164,7 @@ def _open_torch(file: Path) -> dict[str, Tensor]:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{file}: not a whole torch file ({reason}): copy or download it again") from None
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise UserError(f"{file}: a flat mapping of names to tensors is wanted, and it holds something else")
+        raise UserError(f"{file}: expected a flat mapping of names to tensors, got something else")
     return dict(loaded)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
-from xlmr_ray.checkpoint.quantization import SCHEMES, scheme, steady_int8
+from xlmr_ray.checkpoint.quantization import SCHEMES, make_int8_batch_invariant, scheme
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.batching import longest_first, next_batch
 from xlmr_ray.engine.device import check_fp8, check_int8, device_and_dtype, out_of_memory, to_host, token_budget
@@ -147,7 +147,7 @@ class Engine:
         # Of eight-bit floats the GPU's kernels give bfloat16 alone.
         dtype_read = torch.bfloat16 if quantization == "fp8" else wanted
         report = load_tensors(whole, folder, dtype=dtype_read, device=where, quantization=how)
-        steady_int8(whole)
+        make_int8_batch_invariant(whole)
         for head in joined:
             for name, _ in list(head.named_children()):
                 head.add_module(name, whole.get_submodule(name))  # a layer that is quantized is another module now

@@ -1,4 +1,4 @@
-"""Checks of tensors that users give: one line that says what is wanted and what came."""
+"""Checks of tensors that users give: one line with got and expected."""
 
 import torch
 from torch import Tensor
@@ -6,14 +6,14 @@ from torch import Tensor
 from xlmr_ray.errors import UserError
 
 
-def check_shape(name: str, x: Tensor, *wanted: int | str) -> None:
+def check_shape(name: str, x: Tensor, *expected: int | str) -> None:
     """Raises UserError where a tensor has another shape; a word stands for any size."""
-    fits = x.dim() == len(wanted) and all(
-        isinstance(w, str) or w == size for w, size in zip(wanted, x.shape, strict=True)
+    fits = x.dim() == len(expected) and all(
+        isinstance(e, str) or e == size for e, size in zip(expected, x.shape, strict=True)
     )
     if not fits:
-        words = ", ".join(map(str, wanted)) + ("," if len(wanted) == 1 else "")
-        raise UserError(f"{name}: ({words}) is wanted, got {tuple(x.shape)}")
+        words = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
+        raise UserError(f"{name}: got shape {tuple(x.shape)}, expected ({words})")
 
 
 def check_range(name: str, ids: Tensor, size: int) -> None:
@@ -22,4 +22,4 @@ def check_range(name: str, ids: Tensor, size: int) -> None:
         return  # what depends on values cannot be compiled
     lowest, highest = (int(x) for x in ids.aminmax())
     if lowest < 0 or highest >= size:
-        raise UserError(f"{name}: the model has 0 to {size - 1}, got {lowest} to {highest}")
+        raise UserError(f"{name}: got {lowest} to {highest}, expected 0 to {size - 1}")

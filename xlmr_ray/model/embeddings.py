@@ -33,7 +33,7 @@ class Embeddings(nn.Module):
             if token_type_ids is None
             else self.token_type_embeddings(token_type_ids)
         )
-        # The order of the two sums is the reference's: another one rounds differently.
+        # The order of the two sums is transformers': another one rounds differently.
         out: Tensor = self.dropout(self.LayerNorm(words + types + self.position_embeddings(position_ids)))
         return out
 
@@ -47,7 +47,7 @@ def positions_from_ids(input_ids: Tensor, pad_token_id: int, past: int = 0) -> T
 
 
 def positions_from_embeds(inputs_embeds: Tensor, pad_token_id: int) -> Tensor:
-    """Positions `(B, S)` of embeddings `(B, S, hidden)`: which of them are padding cannot be told, so all count."""
+    """Positions `(B, S)` of embeddings `(B, S, hidden)`: which of them are padding is not known, so all count."""
     start = pad_token_id + 1
     positions = torch.arange(start, start + inputs_embeds.shape[1], device=inputs_embeds.device)
     return positions.expand(inputs_embeds.shape[:2])

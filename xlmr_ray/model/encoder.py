@@ -29,7 +29,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Projections to queries, keys and values, and the mixing of values. `fuse` makes the three products one."""
+    """Projections to queries, keys and values, and the mixing of values. `fuse` makes the three linear layers one."""
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.update(k.transpose(1, 2), v.transpose(1, 2))
             k, v = k.transpose(1, 2), v.transpose(1, 2)
-        # Only the written-out product has probabilities to show; the fused ones never hold them.
+        # Only `eager` has probabilities to show; fused kernels never hold them.
         attend = ATTENTION["eager"] if want_probs else self.attend
         out, probs = attend(q, k, v, layout, self.dropout_p if self.training else 0.0)
         return out.flatten(-2), probs
@@ -65,8 +65,8 @@ class SelfAttention(nn.Module):
         return split_heads(self.query(x), heads), split_heads(self.key(x), heads), split_heads(self.value(x), heads)
 
     def fuse(self) -> None:
-        """Joins the three projections for good: one product of three times the width. For inference, after loading.
-        Quantized ones stay three.
+        """Joins the three projections for good: one linear layer of three times the width. For inference, after
+        loading. Quantized ones stay three.
         """
         parts = (self.query, self.key, self.value)
         if any(type(part) is not nn.Linear for part in parts):
@@ -79,7 +79,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """A decoder's attention to an encoder's hidden states: queries of its own, keys and values of theirs."""
+    """A decoder's attention to an encoder's hidden states: its queries, the encoder's keys and values."""
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class CrossAttention(nn.Module):
 
 
 class Projected(nn.Module):
-    """A product back to the hidden size, dropout, the residual and a norm: what ends both halves of a layer."""
+    """A linear layer back to the hidden size, dropout, the residual and a norm: what ends both halves of a layer."""
 
     def __init__(self, config: XLMRobertaConfig, in_features: int) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class Layer(nn.Module):
         cache: CachedLayer | None = None,
         rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`x: (*tokens, hidden)` to the same shape, or to `(M, hidden)` of the `rows (M)` alone; and, if wanted, the
+        """`x: (*tokens, hidden)` to the same shape, or to `(M, hidden)` of the `rows (M)` only; and, if asked for, the
         probabilities of attention `(B, heads, S, keys)` and of cross-attention `(B, heads, S, S_enc)`.
         """
         x, probs = self.attention(x, layout, want_probs, cache, rows)
@@ -252,9 +252,9 @@ class Encoder(nn.Module):
                 module.fuse()
 
     def compile_layers(self) -> None:
-        """Lets torch fuse what lies between the products of each layer, once for all numbers of tokens. Attention
+        """Lets torch fuse what lies between the matmuls of each layer, once for all numbers of tokens. Attention
         stays outside: its kernel is fused already, and the lengths in its layout, other ones in every batch, would
-        have all of it compiled anew.
+        have all of it compiled again.
         """
         for layer in self.layer:
             assert isinstance(layer, Layer)

@@ -11,7 +11,7 @@ from xlmr_ray.errors import UserError
 
 
 class Pooler(nn.Module):
-    """The first token, through a product and tanh."""
+    """The first token, through a linear layer and tanh."""
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ def classifier_dropout(config: XLMRobertaConfig) -> nn.Dropout:
 
 
 class ClassificationHead(nn.Module):
-    """Sequence classification and regression: first token, product, tanh, product."""
+    """Sequence classification and regression: first token, linear layer, tanh, linear layer."""
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class ClassificationHead(nn.Module):
 
 
 class LMHead(nn.Module):
-    """Masked (and causal) language modelling: product, GELU, norm, product with the word embeddings.
+    """Masked (and causal) language modelling: linear layer, GELU, norm, matmul with the word embeddings.
 
     `decoder.weight` is the word embeddings' own parameter where the configuration ties them, `decoder.bias` always is
     `bias`.

@@ -13,7 +13,7 @@ class Packed:
     """N sequences one after another in T tokens; token tensors are `(T, ...)`.
 
     `lengths` are known on the CPU, so that nothing has to be read back from a GPU; `cu_seqlens` is `int32 (N + 1)` on
-    the tokens' device. `causal`: a token looks at itself and those before it alone.
+    the tokens' device. `causal`: a token looks only at itself and those before it.
     """
 
     cu_seqlens: Tensor
@@ -47,7 +47,7 @@ class Padded:
 
     `mask`, broadcastable to `(B, heads, queries, keys)`, is boolean, True where attention may look, or of floats that
     are added to the scores; None where nothing is hidden, because a mask of ones rules out the fastest kernels.
-    `causal`: beside that, a token looks at itself and those before it alone.
+    `causal`: beside that, a token looks only at itself and those before it.
     """
 
     mask: Tensor | None = None

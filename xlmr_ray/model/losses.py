@@ -1,4 +1,4 @@
-"""Losses with the reference's rules: `-100` is ignored, and how labels are read follows `problem_type` or is inferred
+"""Losses with transformers' rules: `-100` is ignored, and how labels are read follows `problem_type` or is inferred
 from them.
 """
 
@@ -29,7 +29,7 @@ def classification_loss(logits: Tensor, labels: Tensor, config: XLMRobertaConfig
             problem = "single_label_classification"
         else:
             problem = "multi_label_classification"
-        config.problem_type = problem  # the reference remembers what it inferred, too
+        config.problem_type = problem  # transformers remembers what it inferred, too
     if problem == "regression":
         return F.mse_loss(logits.squeeze(), labels.squeeze()) if config.num_labels == 1 else F.mse_loss(logits, labels)
     if problem == "single_label_classification":
@@ -40,7 +40,7 @@ def classification_loss(logits: Tensor, labels: Tensor, config: XLMRobertaConfig
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of `logits (*tokens, classes)` against `labels (*tokens)`, tokens labelled -100 left out.
 
-    Also the loss of a choice: `logits (B, choices)` against the right one's place `(B)`.
+    Also the loss of a choice: `logits (B, choices)` against the right one's index `(B)`.
     """
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
 
@@ -53,7 +53,9 @@ def lm_loss(hidden: Tensor, labels: Tensor, head: LMHead, *, chunk: int = 256) -
     vocabulary: 0.26 GB a copy for 256 tokens and 250,002 entries, where 8 x 512 tokens at once take 4.1 GB.
     """
     if labels.shape != hidden.shape[:-1]:
-        raise UserError(f"labels: one for each token is wanted, {tuple(hidden.shape[:-1])}, got {tuple(labels.shape)}")
+        raise UserError(
+            f"labels: got shape {tuple(labels.shape)}, expected one for each token, {tuple(hidden.shape[:-1])}"
+        )
     labels = labels.to(hidden.device)
     labelled = labels != IGNORED
     labels, hidden = labels[labelled], hidden[labelled]
@@ -63,7 +65,7 @@ def lm_loss(hidden: Tensor, labels: Tensor, head: LMHead, *, chunk: int = 256) -
         raise UserError(f"labels: -100 or entries of the vocabulary, 0 to {entries - 1}, got {lowest} to {highest}")
 
     # The chunks' gradients are added up in fp32: in bfloat16, 16 chunks put the gradients of the decoder 2 to 4 times
-    # as far from the exact ones as a single product does.
+    # as far from the exact ones as a single matmul does.
     own = {name: parameter for name, parameter in head.named_parameters() if parameter.is_floating_point()}
     wide = {name: parameter.float() for name, parameter in own.items()}
 
@@ -72,7 +74,7 @@ def lm_loss(hidden: Tensor, labels: Tensor, head: LMHead, *, chunk: int = 256) -
         logits = functional_call(head, weights, (some_hidden,))
         return F.cross_entropy(logits.float(), some_labels, reduction="sum")
 
-    # Without labels there is still one (empty) chunk: every parameter gets its gradient of zeros, as in the reference.
+    # Without labels there is still one (empty) chunk: every parameter gets its gradient of zeros, as in transformers.
     total = hidden.new_zeros((), dtype=torch.float32)
     for some_hidden, some_labels in zip(torch.split(hidden, chunk), torch.split(labels, chunk), strict=True):
         total = total + checkpoint(part, some_hidden, some_labels, use_reentrant=False, preserve_rng_state=False)
@@ -89,7 +91,7 @@ def question_answering_loss(
     length = start_logits.shape[1]
 
     def mean(logits: Tensor, positions: Tensor) -> Tensor:
-        places = positions.to(logits.device).reshape(len(logits)).clamp(0, length)
-        return F.cross_entropy(logits, places, ignore_index=length)
+        clamped = positions.to(logits.device).reshape(len(logits)).clamp(0, length)
+        return F.cross_entropy(logits, clamped, ignore_index=length)
 
     return (mean(start_logits, start_positions) + mean(end_logits, end_positions)) / 2

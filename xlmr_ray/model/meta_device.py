@@ -1,4 +1,4 @@
-"""Modules as shapes alone, for values that are read from files afterwards."""
+"""Modules as shapes only, for values that are read from files afterwards."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence

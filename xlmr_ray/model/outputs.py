@@ -1,4 +1,4 @@
-"""Outputs by the reference's names: dataclasses that also unpack and index as the tuple of what is there."""
+"""Outputs by transformers' names: dataclasses that also unpack and index as the tuple of what is there."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -41,7 +41,7 @@ class OnRead:
 
 @dataclass
 class ModelOutput:
-    """Fields that are None are left out of the tuple view, as in the reference."""
+    """Fields that are None are left out of the tuple view, as in transformers."""
 
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in self.keys())
@@ -81,7 +81,7 @@ class ModelOutput:
 
 @dataclass
 class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
-    # The order of the tuple that the reference returns, which is not that of its class.
+    # The order of the tuple that transformers returns, which is not that of its class.
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
     past_key_values: DynamicCache | None = None

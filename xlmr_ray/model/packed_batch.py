@@ -12,7 +12,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.model.batch_invariance import rows_computed
 from xlmr_ray.model.layout import Packed
 
-# A token without a target, as in the reference's labels.
+# A token without a target, as in transformers' labels.
 IGNORED = -100
 
 
@@ -97,10 +97,10 @@ def pack(
         _skip_padding(positions[:total], out_ids[:total], first, lengths, config.pad_token_id)
     out_targets = target_places = None
     if targets is not None:
-        wanted = np.full(total + filler, IGNORED, np.int64)
-        wanted[:total] = targets[where]
-        out_targets = torch.from_numpy(wanted)
-        target_places = torch.from_numpy(np.flatnonzero(wanted != IGNORED))
+        filled = np.full(total + filler, IGNORED, np.int64)
+        filled[:total] = targets[where]
+        out_targets = torch.from_numpy(filled)
+        target_places = torch.from_numpy(np.flatnonzero(filled != IGNORED))
     layout = Packed.of([*lengths.tolist(), *([filler] if filler else [])], causal=config.is_decoder)
     return PackedBatch(
         torch.from_numpy(out_ids), torch.from_numpy(positions), layout, len(chosen), out_targets, target_places

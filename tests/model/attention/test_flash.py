@@ -273,14 +273,16 @@ def test_what_the_kernels_cannot_do_is_refused_in_one_line(on_cpu, monkeypatch):
     flash, forward_only, torchs_own = (attention(name) for name in ("flash_attention_2", "flash_attention_3", "varlen"))
     q, k, v = tensors((2, 4))
     for mask in (torch.ones(2, 1, 4, 4).bool(), torch.zeros(2, 1, 1, 4), torch.ones(2, 2, 1, 4).bool()):
-        with pytest.raises(UserError, match=r"flash_attention_2 wants an attention_mask \(batch, length\).*sdpa$"):
+        with pytest.raises(
+            UserError, match=r"flash_attention_2: got an attention_mask of .*expected \(batch, length\).*sdpa$"
+        ):
             flash(q, k, v, Padded(mask), 0.0)
-    with pytest.raises(UserError, match="heads of at most 256 numbers, got 264; use attn_implementation sdpa"):
+    with pytest.raises(UserError, match="got heads of 264 numbers, expected at most 256; use attn_implementation sdpa"):
         flash(*tensors((2, 4), head_dim=264), Padded(), 0.0)
     assert flash(q, k, v, Padded(), 0.9)[0].eq(0).float().mean() > 0.5
     with pytest.raises(UserError, match=r"varlen has no dropout, attention_probs_dropout_prob is 0\.1"):
         torchs_own(q, k, v, Padded(), 0.1)
-    with pytest.raises(UserError, match="flash_attention_3 wants bfloat16 on a GPU, got float16"):
+    with pytest.raises(UserError, match=r"flash_attention_3: got float16 on .*, expected bfloat16 on a GPU"):
         forward_only(q, k, v, Padded(), 0.0)
     q, k, v = tensors((2, 4), dtype=torch.bfloat16)
     forward_only(q, k, v, Padded(), 0.0)
@@ -293,7 +295,7 @@ def test_tensors_on_the_cpu_are_refused_in_one_line(monkeypatch):
     for name, dtype in (("flash_attention_2", "float32"), ("varlen", "float16")):
         model = xlmr_ray.XLMRobertaModel(xlmr_ray.XLMRobertaConfig(**TINY)).to(getattr(torch, dtype))
         model.set_attn_implementation(name)
-        message = f"^{name} wants float16 or bfloat16 on a GPU, got {dtype} on cpu; use attn_implementation sdpa$"
+        message = f"^{name}: got {dtype} on cpu, expected float16 or bfloat16 on a GPU; use attn_implementation sdpa$"
         with pytest.raises(UserError, match=message):
             model.eval()(torch.tensor([[5]]))
 

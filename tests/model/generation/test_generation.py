@@ -385,7 +385,7 @@ def test_settings_of_a_checkpoint(decoder, prompts, tmp_path):
     expected = decoder[0].generate(ids, attention_mask=mask, generation_config=theirs)
     assert generate(decoder[1], ids, mask, generation_config=ours).equal(expected)
     assert generate(decoder[1], ids, mask, generation_config=theirs).equal(expected)
-    with pytest.raises(UserError, match="a GenerationConfig is wanted, got dict"):
+    with pytest.raises(UserError, match="expected a GenerationConfig, got dict"):
         generate(decoder[1], ids, mask, generation_config={"num_beams": 3})
     assert GenerationConfig.from_pretrained(tmp_path / "nowhere") is None
 
@@ -416,7 +416,7 @@ def test_settings_that_would_be_ignored_are_refused(tmp_path):
         GenerationConfig.from_dict({"typical_p": 0.9})
     assert GenerationConfig.from_dict({"typical_p": 1.0, "renormalize_logits": False, "transformers_version": "5"})
     (tmp_path / "generation_config.json").write_text("[1]")
-    with pytest.raises(UserError, match="a JSON object is wanted"):
+    with pytest.raises(UserError, match="expected a JSON object"):
         GenerationConfig.from_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(UserError, match="is no JSON"):

@@ -8,7 +8,7 @@ from torch import nn
 
 from xlmr_ray import UserError
 from xlmr_ray.model.quantized import int8
-from xlmr_ray.model.quantized.int8 import Int8Linear, check_exact, eight_bits, quantized
+from xlmr_ray.model.quantized.int8 import Int8Linear, check_exact, eight_bits, quantize_rows
 
 
 def layer(inputs, outputs, seed=0, bias=True):
@@ -22,7 +22,7 @@ def test_the_product_is_that_of_the_dequantized_numbers(inputs, outputs, bias):
     linear = layer(inputs, outputs, bias=bias)
     eight = Int8Linear(linear)
     x = torch.randn(33, inputs) * torch.logspace(-3, 3, 33)[:, None] + 1
-    codes, scale, low = quantized(x)
+    codes, scale, low = quantize_rows(x)
     weight = linear.weight.detach()
     scales = weight.abs().amax(1, keepdim=True) / 127
     wanted = (low + scale * codes).double() @ ((weight / scales).round() * scales).double().T
@@ -44,7 +44,7 @@ def test_weights_that_lie_by_columns_are_the_same_weights():
 )
 def test_codes_span_a_rows_own_range_and_are_half_a_step_away_at_most(numbers):
     x = torch.tensor([numbers])
-    codes, scale, low = quantized(x)
+    codes, scale, low = quantize_rows(x)
     assert codes.min() == 0
     assert codes.max() == (127 if x.max() - x.min() > 127 * torch.finfo(torch.float32).tiny else 0)
     away = (low.double() + scale.double() * codes - x.double()).abs().max()
@@ -96,14 +96,14 @@ def test_every_linear_layer_is_replaced_and_nothing_else():
     [
         (
             lambda *a: (_ for _ in ()).throw(RuntimeError("no such kernel\nmore")),
-            "no such products here: no such kernel",
+            "no such matmul here: no such kernel",
         ),
         (lambda *a: torch.zeros(16, 16), "overflow"),
     ],
 )
 def test_a_machine_that_cannot_is_refused_in_one_line(wrong, message, monkeypatch):
     check_exact.cache_clear()
-    monkeypatch.setattr(int8, "product", wrong)
+    monkeypatch.setattr(int8, "int8_matmul", wrong)
     try:
         with pytest.raises(UserError, match=message):
             Int8Linear(layer(8, 8))

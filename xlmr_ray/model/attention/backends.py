@@ -40,15 +40,15 @@ def with_causality(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
 def dense_eager(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float
 ) -> tuple[Tensor, Tensor | None]:
-    """Softmax of scaled products, written out. `q: (B, heads, queries, head_dim)`, `k, v: (B, heads, keys, head_dim)`;
-    `mask` and `causal` as in `Padded`.
+    """Softmax of scaled dot products, written out. `q: (B, heads, queries, head_dim)`, `k, v: (B, heads, keys,
+    head_dim)`; `mask` and `causal` as in `Padded`.
     """
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
     if causal and q.shape[-2] > 1:
         mask = with_causality(mask, q, k)
     if mask is not None and mask.dtype is torch.bool:
         # Added in fp32, and the smallest number rather than -inf: a row with nothing to look at is the mean of all
-        # and has the reference's gradients, too.
+        # and has transformers' gradients, too.
         mask = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_fill(
             ~mask, torch.finfo(torch.float32).min
         )
@@ -62,7 +62,7 @@ def dense_eager(
 def dense_sdpa(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float
 ) -> tuple[Tensor, Tensor | None]:
-    """Torch's fused product; arguments as in `dense_eager`."""
+    """Torch's fused attention; arguments as in `dense_eager`."""
     if causal and q.shape[-2] == 1:
         causal = False  # the last token sees all the others
     elif causal and (mask is not None or q.shape[-2] != k.shape[-2]):
@@ -74,7 +74,7 @@ def dense_sdpa(
 def over_layouts(dense: Dense) -> Attention:
     """Lifts a dense `(B, heads, S, head_dim)` kernel to both layouts.
 
-    Packed tokens go through in runs of equal length, so that a sequence's answer depends on itself alone.
+    Packed tokens go through in runs of equal length, so that a sequence's answer depends on no other.
     """
 
     def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> tuple[Tensor, Tensor | None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.attention.varlen import HALF, Lengths, over_layouts
+from xlmr_ray.model.attention.varlen import HALF, Lengths, back_end_of
 from xlmr_ray.model.layout import Layout
 
 
@@ -35,7 +35,7 @@ PACKAGES: dict[str, tuple[Package, ...]] = {
 }
 INSTALL = {
     "flash_attention_2": "flash-attn: pip install 'xlmr-ray[flash]'",
-    "flash_attention_3": "fa3-fwd: pip install fa3-fwd (bfloat16 and inference alone; the rest is built from sources)",
+    "flash_attention_3": "fa3-fwd: pip install fa3-fwd (bfloat16 and inference only; the rest: from source)",
     "flash_attention_4": "flash-attn-4: pip install --pre flash-attn-4",
 }
 
@@ -75,4 +75,4 @@ def bound(
         first: Tensor = out[0] if isinstance(out, tuple) else out  # version 4 returns the normalizers, too
         return first
 
-    return over_layouts(name, kernel, dtypes=package.dtypes, dropouts=package.dropouts, gradients=package.gradients)
+    return back_end_of(name, kernel, dtypes=package.dtypes, dropouts=package.dropouts, gradients=package.gradients)

@@ -21,7 +21,7 @@ def visible(name: str, mask: Tensor | None, keys: int, x: Tensor, heads: int) ->
         len(sizes) == 4 and sizes[3] == keys and all(size in (1, most) for size, most in zip(sizes, full, strict=True))
     )
     if not fits:
-        raise UserError(f"{name}: {(batch, keys)} or (1 or) {full} is wanted, got {sizes}")
+        raise UserError(f"{name}: got shape {sizes}, expected {(batch, keys)} or {full} (batch or heads may be 1)")
     if mask.dim() == 2 or mask.dtype is torch.bool:
         seen = mask.bool()
         # What depends on values cannot be compiled.
@@ -30,7 +30,7 @@ def visible(name: str, mask: Tensor | None, keys: int, x: Tensor, heads: int) ->
         return (seen[:, None, None, :] if mask.dim() == 2 else seen).to(x.device)
     if not mask.is_floating_point():
         raise UserError(
-            f"{name}: with four dimensions, booleans or floats to add to the scores are wanted, got {mask.dtype}"
+            f"{name}: got {mask.dtype}; with four dimensions, expected booleans, or floats that are added to the scores"
         )
     # The smallest number of the scores' own type: -inf in all of a row would make it NaN.
     return mask.clamp(min=torch.finfo(x.dtype).min).to(x.device, x.dtype)

@@ -38,13 +38,13 @@ class Lengths:
 
 @dataclass(frozen=True, eq=False)
 class Unpadded:
-    """Padded tokens without their padding. `q_places`, `k_places`: the tokens that stay, as places in the flat
-    `(B * S)`; None where all of them do.
+    """Padded tokens without their padding. `q_indices`, `k_indices`: the tokens that stay, as indices into
+    the flat `(B * S)`; None where all of them do.
     """
 
     lengths: Lengths
-    q_places: Tensor | None
-    k_places: Tensor | None
+    q_indices: Tensor | None
+    k_indices: Tensor | None
 
     def fits(self, q: Tensor, k: Tensor) -> bool:
         """Whether it was made of queries `(B, S, ...)` and keys `(B, S', ...)` of these sizes, on their device."""
@@ -58,10 +58,10 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Lengths, float, bool, float], Tensor]
 unpadded_layouts: weakref.WeakKeyDictionary[Padded, Unpadded] = weakref.WeakKeyDictionary()
 
 
-def over_layouts(
+def back_end_of(
     name: str, kernel: Kernel, *, dtypes: tuple[torch.dtype, ...] = HALF, dropouts: bool, gradients: bool = True
 ) -> Callable[[Tensor, Tensor, Tensor, Layout, float], tuple[Tensor, None]]:
-    """The back end of that name (see `model/attention.py`) out of a kernel; `dtypes`, `dropouts` and `gradients` say
+    """The back end of that name (see `backends.py`) out of a kernel; `dtypes`, `dropouts` and `gradients` say
     what the kernel can do.
 
     Raises UserError, when called, for tensors and masks that it cannot do.
@@ -98,19 +98,21 @@ def over_layouts(
 def check_tensors(
     name: str, device: torch.device, dtype: torch.dtype, head_dim: int, dtypes: tuple[torch.dtype, ...]
 ) -> None:
-    """Raises UserError where the kernels cannot do such tensors: one line that says what is wanted."""
-    wanted = " or ".join(short(wanted) for wanted in dtypes)
+    """Raises UserError where the kernels cannot do such tensors: one line with got and expected."""
+    expected = " or ".join(short(dtype) for dtype in dtypes)
     if device.type not in DEVICES or dtype not in dtypes:
-        raise UserError(f"{name} wants {wanted} on a GPU, got {short(dtype)} on {device}; use attn_implementation sdpa")
+        raise UserError(
+            f"{name}: got {short(dtype)} on {device}, expected {expected} on a GPU; use attn_implementation sdpa"
+        )
     if head_dim > HEAD_DIM:
         raise UserError(
-            f"{name} wants heads of at most {HEAD_DIM} numbers, got {head_dim}; use attn_implementation sdpa"
+            f"{name}: got heads of {head_dim} numbers, expected at most {HEAD_DIM}; use attn_implementation sdpa"
         )
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY:
         got = "{}.{}".format(*torch.cuda.get_device_capability(device))
         raise UserError(
-            f"{name} wants a GPU of compute capability 8.0 or newer, got {got} ({torch.cuda.get_device_name(device)}); "
-            "use attn_implementation sdpa"
+            f"{name}: got a GPU of compute capability {got} ({torch.cuda.get_device_name(device)}), "
+            "expected 8.0 or newer; use attn_implementation sdpa"
         )
 
 
@@ -128,12 +130,12 @@ def over_padded(
     if unpadded is None or not unpadded.fits(q, k):
         unpadded = unpadded_layouts[layout] = unpad(name, layout, q, k)
     flat_q, flat_k, flat_v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-    if unpadded.k_places is not None:
-        flat_k, flat_v = flat_k[unpadded.k_places], flat_v[unpadded.k_places]
-    if unpadded.q_places is None:
+    if unpadded.k_indices is not None:
+        flat_k, flat_v = flat_k[unpadded.k_indices], flat_v[unpadded.k_indices]
+    if unpadded.q_indices is None:
         return kernel(flat_q, flat_k, flat_v, unpadded.lengths, scale, layout.causal, dropout).view(q.shape)
-    out = kernel(flat_q[unpadded.q_places], flat_k, flat_v, unpadded.lengths, scale, layout.causal, dropout)
-    return flat_q.new_zeros(flat_q.shape).index_copy(0, unpadded.q_places, out).view(q.shape)
+    out = kernel(flat_q[unpadded.q_indices], flat_k, flat_v, unpadded.lengths, scale, layout.causal, dropout)
+    return flat_q.new_zeros(flat_q.shape).index_copy(0, unpadded.q_indices, out).view(q.shape)
 
 
 def unpad(name: str, layout: Padded, q: Tensor, k: Tensor) -> Unpadded:
@@ -151,19 +153,19 @@ def unpad(name: str, layout: Padded, q: Tensor, k: Tensor) -> Unpadded:
         return Unpadded(Lengths(every_q, every_k, queries, keys), None, None)
     if mask.dtype is not torch.bool or mask.dim() != 4 or mask.shape[1:] != (1, 1, keys):
         raise UserError(
-            f"{name} wants an attention_mask (batch, length) of ones and zeros, got one of the shape "
-            f"{tuple(mask.shape)} and {short(mask.dtype)}; use attn_implementation sdpa"
+            f"{name}: got an attention_mask of shape {tuple(mask.shape)} and {short(mask.dtype)}, "
+            f"expected (batch, length) of ones and zeros; use attn_implementation sdpa"
         )
     kept_k = mask[:, 0, 0].expand(batch, keys)
-    k_places, cu_k = places(kept_k)
+    k_indices, cu_k = kept_indices(kept_k)
     if not layout.causal:
-        return Unpadded(Lengths(every_q, cu_k, queries, keys), None, k_places)
-    q_places, cu_q = places(kept_k[:, keys - queries :])
-    return Unpadded(Lengths(cu_q, cu_k, queries, keys), q_places, k_places)
+        return Unpadded(Lengths(every_q, cu_k, queries, keys), None, k_indices)
+    q_indices, cu_q = kept_indices(kept_k[:, keys - queries :])
+    return Unpadded(Lengths(cu_q, cu_k, queries, keys), q_indices, k_indices)
 
 
-def places(kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Where `kept (B, S)` is true, as places in the flat `(B * S)`, and where each row starts among them, `int32
+def kept_indices(kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Where `kept (B, S)` is true, as indices into the flat `(B * S)`, and where each row starts among them, `int32
     (B + 1)`.
     """
     ends = kept.sum(1).cumsum(0, dtype=torch.int32)
@@ -190,4 +192,4 @@ def varlen_back_end() -> Callable[[Tensor, Tensor, Tensor, Layout, float], tuple
         assert isinstance(out, Tensor)  # the normalizers come only where they are asked for
         return out
 
-    return over_layouts("varlen", kernel, dropouts=False)
+    return back_end_of("varlen", kernel, dropouts=False)

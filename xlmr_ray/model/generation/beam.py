@@ -1,7 +1,7 @@
 """Beam search: the likeliest texts of a few that are followed side by side.
 
-As in the reference, everything has a fixed shape, and what may not be chosen has 1e9 taken off its score rather than
-being removed: the order of what is left, down to its rounding, is the reference's.
+As in transformers, everything has a fixed shape, and what may not be chosen has 1e9 taken off its score rather than
+being removed: the order of what is left, down to its rounding, is transformers'.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ OUT = -1e9
 @dataclass
 class Finished:
     """The best texts so far for each of P prompts and K beams: `texts (P, K, max_length)`, `scores` with the length
-    taken into account, `done` (a real one, not a place to be filled) and `new`, its new tokens, all `(P, K)`.
+    taken into account, `done` (a real one, not an empty row) and `new`, its new tokens, all `(P, K)`.
     """
 
     texts: Tensor
@@ -56,7 +56,7 @@ def beam_search(
     prompts, prompt = len(ids) // beams, ids.shape[1]
     # All the beams may end at once: enough candidates that as many go on.
     wide = max(2, 1 + len(settings.eos)) * beams
-    # As in the reference: an id 0 of padding does not count as one.
+    # As in transformers: an id 0 of padding does not count as one.
     fill = (settings.pad or settings.eos[0]) if settings.eos else -1
     running = torch.full((prompts, beams, max_length), fill, device=ids.device)
     running[:, :, :prompt] = ids.view(prompts, beams, prompt)

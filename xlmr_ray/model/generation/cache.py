@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that a decoder has seen, so that a step computes the new ones alone."""
+"""Keys and values of the tokens that a decoder has seen, so that a step computes only the new ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

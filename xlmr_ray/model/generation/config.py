@@ -1,4 +1,4 @@
-"""How text is generated: the settings of `generate` by the reference's names, and the file of a checkpoint's own."""
+"""How text is generated: the settings of `generate` by transformers' names, and the file of a checkpoint's own."""
 
 import difflib
 import json
@@ -31,7 +31,7 @@ ASIDE = {
 
 @dataclass(kw_only=True)
 class GenerationConfig:
-    """Settings of `generate`; the defaults are the reference's (transformers 5).
+    """Settings of `generate`; the defaults are transformers' (transformers 5).
 
     Length: `max_new_tokens`, or `max_length` with the prompt (neither: 20 new ones); `min_new_tokens` or `min_length`
     keep the end token away before. Sampling, with `do_sample`: `temperature`, then the `top_k` likeliest tokens, then
@@ -39,8 +39,8 @@ class GenerationConfig:
     `num_beams`, `length_penalty` (the exponent of the length that scores are divided by), `early_stopping` (True: as
     soon as there are `num_beams` answers; False: when better ones are unlikely; "never": when they are impossible),
     `num_return_sequences`. Either: `repetition_penalty`, `no_repeat_ngram_size`, `suppress_tokens`, `stop_strings`
-    (which want `generate`'s `tokenizer`). None switches a setting off. A model's own, `model.generation_config`, may be
-    set anew, field by field.
+    (which need `generate`'s `tokenizer`). None switches a setting off. A model's own, `model.generation_config`, may be
+    changed, field by field.
     """
 
     max_new_tokens: int | None = None
@@ -97,7 +97,7 @@ class GenerationConfig:
 
     @property
     def eos(self) -> list[int]:
-        """The ids that end a text; none: it ends by length alone."""
+        """The ids that end a text; none: only its length ends it."""
         if self.eos_token_id is None:
             return []
         return [self.eos_token_id] if isinstance(self.eos_token_id, int) else list(self.eos_token_id)
@@ -108,7 +108,7 @@ class GenerationConfig:
         return self.pad_token_id if self.pad_token_id is not None or not self.eos else self.eos[0]
 
     def having(self, settings: Mapping[str, Any]) -> Self:
-        """With these settings in place of its own. Raises UserError for one that there is not, naming the nearest."""
+        """With these settings changed. Raises UserError for a name that is not a setting, with the nearest."""
         known = [f.name for f in fields(self)]
         for name in settings:
             if name not in known:
@@ -153,7 +153,7 @@ class GenerationConfig:
         except ValueError as error:
             raise UserError(f"{path} is no JSON: {error}") from None
         if not isinstance(values, dict):
-            raise UserError(f"{path}: a JSON object is wanted, got {type(values).__name__}")
+            raise UserError(f"{path}: expected a JSON object, got {type(values).__name__}")
         return cls.from_dict(values)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""`generate`: prompts to texts, greedily, by sampling or by beam search. The ids are those of the reference's."""
+"""`generate`: prompts to texts, greedily, by sampling or by beam search. The ids are those of transformers'."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from xlmr_ray.model.generation.scores import Pieces, Processor, Stop, ended, pro
 from xlmr_ray.model.generation.steps import LanguageModel, Steps, drawing
 from xlmr_ray.model.outputs import ModelOutput
 
-NEW_TOKENS = 20  # the reference's, where no length is set
+NEW_TOKENS = 20  # transformers', where no length is set
 
 
 @dataclass
@@ -64,14 +64,14 @@ def generate(
     `settings` are those of GenerationConfig. They go before what a `generation_config` sets, and that before the
     model's own (`model.generation_config`, from its folder or its configuration). Prompts of several lengths are padded
     on the left, which `attention_mask (B, S)` tells, or the padding's id. `generator`: where random numbers come from,
-    or one a row; None is torch's own, with whose seed the ids are the reference's.
+    or one a row; None is torch's own, with whose seed the ids are transformers'.
 
-    Tokens are numbered from 0, and not from `pad_token_id + 1` as `forward` does: so does the reference's `generate`.
+    Tokens are numbered from 0, and not from `pad_token_id + 1` as `forward` does: so does transformers' `generate`.
     A model is at its best with the positions of its training; `position_ids (B, S)` are counted on from where they end.
 
     In a model that is no decoder the prompt's tokens read each other both ways, and so do the new ones with
-    `use_cache=False`: all are then computed anew for each. With a cache, as in the reference, a token stays as it was
-    when it came.
+    `use_cache=False`: all tokens are then computed again for each new one. With a cache, as in transformers, a token
+    stays as it was when it came.
 
     Raises UserError for settings that contradict each other, and, before it computes, for more tokens than the model
     has positions for.
@@ -83,7 +83,7 @@ def generate(
         count = 1 if encoder_hidden_states is None else len(encoder_hidden_states)
         input_ids = torch.full((count, 1), chosen.bos_token_id, device=model.device)
     if input_ids.dim() != 2 or not input_ids.numel():
-        raise UserError(f"generate: input_ids (batch, length) are wanted, got {tuple(input_ids.shape)}")
+        raise UserError(f"generate: expected input_ids (batch, length), got {tuple(input_ids.shape)}")
     if streamer is not None and chosen.num_beams > 1:
         raise UserError("generate: a beam search has no tokens to stream; set num_beams=1")
     mask = whole_mask(input_ids, attention_mask, chosen)
@@ -96,7 +96,7 @@ def generate(
     prompt = input_ids.shape[1]
     max_length = greatest_length(prompt, position_ids, chosen, model.config)
     if past_key_values is not None and not chosen.use_cache:
-        raise UserError("generate: past_key_values want use_cache=True")
+        raise UserError("generate: past_key_values need use_cache=True")
     cache = DynamicCache() if chosen.use_cache and past_key_values is None else past_key_values
 
     times = max(chosen.num_beams, chosen.num_return_sequences)
@@ -133,7 +133,7 @@ def in_force(given: Any, model: LanguageModel) -> GenerationConfig:
         return own
     if not isinstance(given, GenerationConfig):
         if not callable(getattr(given, "to_dict", None)):
-            raise UserError(f"generate: generation_config: a GenerationConfig is wanted, got {type(given).__name__}")
+            raise UserError(f"generate: generation_config: expected a GenerationConfig, got {type(given).__name__}")
         given = GenerationConfig.from_dict(given.to_dict())
     plain = asdict(GenerationConfig())
     return own.having({name: value for name, value in asdict(given).items() if value != plain[name]})
@@ -145,8 +145,8 @@ def whole_mask(input_ids: Tensor, attention_mask: Tensor | None, settings: Gener
     mask = attention_mask
     if mask is None:
         # An id that also ends texts tells nothing.
-        told = pad is not None and pad not in settings.eos
-        mask = input_ids.ne(pad).long() if told and pad is not None else torch.ones_like(input_ids)
+        padded = pad is not None and pad not in settings.eos
+        mask = input_ids.ne(pad).long() if padded and pad is not None else torch.ones_like(input_ids)
     if mask.shape != input_ids.shape:
         raise UserError(
             f"generate: an attention_mask of the shape of input_ids {tuple(input_ids.shape)} is wanted, "
@@ -203,9 +203,9 @@ def stops(
         found.append(ended(torch.tensor(settings.eos, device=device)))
     if settings.stop_strings is not None:
         if tokenizer is None:
-            raise UserError("generate: stop_strings want the tokenizer= to compare them with")
-        wanted = settings.stop_strings
-        found.append(stop_strings([wanted] if isinstance(wanted, str) else wanted, tokenizer))
+            raise UserError("generate: stop_strings need tokenizer=, to compare texts with them")
+        strings = settings.stop_strings
+        found.append(stop_strings([strings] if isinstance(strings, str) else strings, tokenizer))
     return [*found, *(own if isinstance(own, Sequence) else [own])]
 
 

@@ -2,7 +2,7 @@
 
 A processor takes the ids so far `(B, S)` and the scores `(B, vocab)`, and returns scores; a stop takes the ids and the
 scores of all steps (None unless they are kept) and tells for each row whether it is done, `(B)`. These are the
-reference's forms, so the user's own, and the reference's, fit in.
+reference's forms, so the user's own, and transformers', fit in.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ NEVER = -torch.inf
 
 
 class Pieces(Protocol):
-    """The part of a tokenizer that stop strings want."""
+    """The part of a tokenizer that stop strings need."""
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The pieces of ids."""
@@ -29,7 +29,7 @@ class Pieces(Protocol):
 def processors(
     settings: GenerationConfig, prompt: int, mask: Tensor | None, device: torch.device, own: Sequence[Processor]
 ) -> list[Processor]:
-    """The processors that the settings ask for, in the reference's order: `own` ones come before those of sampling.
+    """The processors that the settings ask for, in transformers' order: `own` ones come before those of sampling.
 
     `prompt` is its length; `mask (B, prompt)` tells its padding, None where there is none.
     """

@@ -54,11 +54,11 @@ class Steps:
             encoder_hidden_states=self.encoder_hidden_states,
             encoder_attention_mask=self.encoder_attention_mask,
             past_key_values=self.cache,
-            # The cache given is filled; a model that is no decoder makes none of its own.
+            # The cache given is filled; a model that is no decoder makes none.
             use_cache=self.cache is not None and self.model.config.is_decoder,
             return_dict=True,
         )
-        # The vocabulary is large: the last token alone goes through the head.
+        # The vocabulary is large: only the last token goes through the head.
         logits: Tensor = self.model.lm_head(output.last_hidden_state[:, -1:])[:, -1]
         return logits.to(device=ids.device, dtype=torch.float32)
 

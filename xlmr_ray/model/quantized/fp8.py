@@ -1,4 +1,4 @@
-"""Products in eight-bit floating point (E4M3: three bits of mantissa, at most 448; Micikevicius et al.,
+"""Matmuls in eight-bit floating point (E4M3: three bits of mantissa, at most 448; Micikevicius et al.,
 arXiv:2209.05433), for GPUs that have them: a scale for each token's activations, found as they come, and one for each
 output of the weights. A token's operands do not depend on what it is computed with.
 """
@@ -10,9 +10,9 @@ from xlmr_ray.errors import UserError
 
 CODES = torch.float8_e4m3fn
 LARGEST = torch.finfo(CODES).max
-# What torch's kernels want of a product's width and height.
+# Torch's kernels need multiples of this for input and output features.
 STEP = 16
-# The first GPUs with such products.
+# The first GPUs with such matmuls.
 CAPABILITY = (8, 9)
 
 
@@ -28,7 +28,8 @@ class Fp8Linear(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         if self.in_features % STEP or self.out_features % STEP:
             raise UserError(
-                f"quantization fp8 wants products of multiples of {STEP}, got {self.in_features} x {self.out_features}"
+                f"quantization fp8: got a layer of {self.in_features} x {self.out_features}, "
+                f"expected multiples of {STEP}"
             )
         codes, scales = scaled(layer.weight.detach())
         self.register_buffer("codes", codes)
@@ -57,7 +58,7 @@ def scaled(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def eight_bit_floats(module: nn.Module) -> None:
-    """Puts a layer in eight bits in the place of every linear one."""
+    """Puts a layer in eight bits instead of every linear one."""
     for name, layer in list(module.named_modules()):
         if type(layer) is nn.Linear:
             module.set_submodule(name, Fp8Linear(layer))

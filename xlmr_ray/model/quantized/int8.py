@@ -1,5 +1,5 @@
-"""Products in eight bits on the CPU: a scale for each token's activations, found as they come, and one for each output
-of the weights. A token's result depends on that token alone, and not on what it was computed with.
+"""Matmuls in eight bits on the CPU: a scale for each token's activations, found as they come, and one for each output
+of the weights. A token's result depends on no other token.
 
 Integer sums are exact in whatever order, so that this holds to the last bit. Activations take the codes 0 to 127, not
 255: where a CPU has no dot product of bytes (AVX2) two products of 255 * 127 overflow the 16 bits that they are added
@@ -36,8 +36,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(T, in)` to `(T, out)`."""
-        codes, scale, low = quantized(x)
-        out: Tensor = product(codes, self.get_buffer("packed"), self.get_buffer("scales"), self.get_buffer("zeros"))
+        codes, scale, low = quantize_rows(x)
+        out: Tensor = int8_matmul(codes, self.get_buffer("packed"), self.get_buffer("scales"), self.get_buffer("zeros"))
         torch.addcmul(self.get_buffer("bias"), out, scale, out=out)
         return out.addr_(low[:, 0], self.get_buffer("sums"))
 
@@ -45,7 +45,7 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-def quantized(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows `(T, n)` as codes `uint8 (T, n)` from 0 to 127, with each row's `scale` and `low`, `(T, 1)`: the row is
     about `low + scale * code`.
     """
@@ -55,7 +55,7 @@ def quantized(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (x - (low - scale / 2)).mul_(scale.reciprocal()).to(torch.int8).view(torch.uint8), scale, low
 
 
-def product(codes: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+def int8_matmul(codes: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     """`codes (T, in)` by packed codes of weights, times the `scales (out)` of these: `float32 (T, out)`."""
     out: Tensor = torch.ops.onednn.qlinear_pointwise(
         codes, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
@@ -64,7 +64,7 @@ def product(codes: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Ten
 
 
 def eight_bits(module: nn.Module) -> None:
-    """Puts a layer in eight bits in the place of every linear one."""
+    """Puts a layer in eight bits instead of every linear one."""
     for name, layer in list(module.named_modules()):
         if type(layer) is nn.Linear:
             module.set_submodule(name, Int8Linear(layer))
@@ -72,15 +72,15 @@ def eight_bits(module: nn.Module) -> None:
 
 @cache
 def check_exact() -> None:
-    """Raises UserError where torch has no such products, or its sums overflow on this CPU."""
+    """Raises UserError where torch has no such matmul, or its sums overflow on this CPU."""
     rows = 16
     codes = torch.full((rows, 64), LARGEST, dtype=torch.uint8)
     weights = torch.full((rows, 64), LARGEST, dtype=torch.int8)
     try:
         packed = torch.ops.onednn.qlinear_prepack(weights, None)
-        got = product(codes, packed, torch.ones(rows), torch.zeros(rows, dtype=torch.long))
+        got = int8_matmul(codes, packed, torch.ones(rows), torch.zeros(rows, dtype=torch.long))
     except (AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"quantization int8: torch {torch.__version__} has no such products here: {reason}") from None
+        raise UserError(f"quantization int8: torch {torch.__version__} has no such matmul here: {reason}") from None
     if not torch.equal(got, torch.full_like(got, 64 * LARGEST**2)):
-        raise UserError("quantization int8: the sums of this CPU's products in eight bits overflow; leave it out")
+        raise UserError("quantization int8: this CPU's sums of 8-bit products overflow; leave it out")
