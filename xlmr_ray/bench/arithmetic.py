@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.model.linear import OneDnnLinear, supported
 
 # The side of the square product that tells a machine's rate, and how often it is done.
 SIDE = {"cpu": 1536, "cuda": 8192}
@@ -48,7 +49,9 @@ def _squares(
     if device.type == "cpu":
         torch.set_num_threads(1)
     x = torch.randn(side, side, device=device).to(dtype)
-    linear = nn.Linear(side, side, bias=False, device=device, dtype=dtype)
+    linear = nn.Linear(side, side, device=device, dtype=dtype)
+    if instead is None and device.type == "cpu" and supported(dtype):
+        instead = partial(OneDnnLinear, prepack=True)  # what the encoder computes with
     layer = linear if instead is None else instead(linear)
     seconds = []
     for _ in range(TIMES + 1):

@@ -14,7 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 KINDS = (
     ("attention", ("scaled_dot_product", "flash", "fmha", "varlen")),
     ("quantizing", ("aten::amax", "aten::amin", "aten::addr", "aten::addcmul", "aten::sub", "aten::mul_")),
-    ("products", ("addmm", "aten::mm", "aten::linear", "aten::bmm", "qlinear", "gemm", "nvjet", "cutlass")),
+    (
+        "products",
+        ("addmm", "aten::mm", "aten::linear", "aten::bmm", "linear_pointwise", "qlinear", "gemm", "nvjet", "cutlass"),
+    ),
 )
 NAMES = ("products", "attention", "quantizing", "rest")
 
