@@ -177,6 +177,7 @@ def test_quality_is_a_table_with_every_variant(capsys, monkeypatch):
     assert {"bfloat16", "float16", "int8"} <= set(rows)
     assert 0 < float(rows["float16"][1]) < float(rows["bfloat16"][1])
     assert 0 < float(rows["int8"][1]) < 0.1
+    assert float(rows["bfloat16"][1]) < float(rows["fp8"][1])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xlmr_ray.model.linear import OneDnnLinear, linear, supported, use_onednn
+from xlmr_ray.model.linear import OneDnnLinear, linear, supported, use_onednn, use_torch
 
 DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if supported(dtype)]
 # Feed-forward layers, and a square one, of sizes for which MKL splits sums among threads.
@@ -50,6 +50,19 @@ def test_weights_are_shared_unless_prepacked():
         before = model(x)
         first.mul_(2)
         assert not torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("prepack", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_back_to_torchs_layers(dtype: torch.dtype, prepack: bool):
+    model = nn.Sequential(layer((37, 48), dtype), layer((16, 37), dtype))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    use_onednn(model, prepack=prepack)
+    use_torch(model)
+    assert [type(m) for m in model] == [nn.Linear, nn.Linear]
+    assert list(model.state_dict()) == list(before)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
 
 
 def test_what_onednn_has_no_kernel_for_stays(monkeypatch: pytest.MonkeyPatch):

@@ -21,6 +21,7 @@ from xlmr_ray.demo import CORPUS
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.encoder import SelfAttention
+from xlmr_ray.model.linear import use_torch
 from xlmr_ray.model.quantized.fp8 import eight_bit_floats
 from xlmr_ray.tasks.embedding import Embedding
 
@@ -74,6 +75,8 @@ def quality(job: Job, *, most: int, say: Callable[[str], None]) -> list[Cost]:
         say(name)
         try:
             engine = load(job.model_copy(update={"engine": settings}), sample)
+            for part in (engine.model, *engine.heads):
+                use_torch(part)
             if quantization == "fp8":
                 eight_bit_floats(engine.model.encoder)
             if half:

@@ -54,6 +54,18 @@ def use_onednn(module: nn.Module, *, prepack: bool) -> None:
             module.set_submodule(name, OneDnnLinear(layer, prepack=prepack))
 
 
+def use_torch(module: nn.Module) -> None:
+    """Undoes `use_onednn`, for what reads or changes weights: linear layers of torch with the same weights."""
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, OneDnnLinear):
+            weight = layer.weight if layer.packed is None else layer.packed.to_dense()
+            with torch.device("meta"):
+                made = nn.Linear(layer.in_features, layer.out_features, bias=False)
+            made.weight = nn.Parameter(weight, requires_grad=False)
+            made.bias = layer.bias
+            module.set_submodule(name, made)
+
+
 def use_tiles(module: nn.Module, tile: int | None) -> None:
     """Makes every `OneDnnLinear` compute so many rows a call (None: as many as there are): whatever a kernel chooses
     by the number of rows, it then chooses once. Slower: with 128 rows, e5 went at 0.82 (float32) and 0.86 (bfloat16) of
