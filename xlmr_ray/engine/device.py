@@ -67,12 +67,3 @@ def to_host(x: Tensor) -> Tensor:
         return x
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
     return host.copy_(x, non_blocking=True)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch found no memory; the CPU's allocator has no exception of its own."""
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "can't allocate memory" in str(error)
-        or "not enough memory" in str(error)
-    )

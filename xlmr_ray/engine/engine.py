@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.checkpoint.quantization import SCHEMES, make_int8_batch_invariant, scheme
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.batching import longest_first, next_batch
-from xlmr_ray.engine.device import check_fp8, check_int8, device_and_dtype, out_of_memory, to_host, token_budget
+from xlmr_ray.engine.device import check_fp8, check_int8, device_and_dtype, to_host, token_budget
 from xlmr_ray.engine.error_codes import NO_TOKENS, NON_FINITE, OUT_OF_MEMORY
 from xlmr_ray.engine.last_layer import rows_read
+from xlmr_ray.engine.memory import CutBudget, attempt, free
 from xlmr_ray.engine.parts import Part, part_of
 from xlmr_ray.engine.passes import passes_of
 from xlmr_ray.engine.result_rows import ResultRows
@@ -71,6 +73,7 @@ class Engine:
     max_tokens: int
     report: LoadReport | None = None
     stats: Stats = field(default_factory=Stats)
+    memory: CutBudget = field(default_factory=CutBudget)
     shapes: list[tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -250,8 +253,8 @@ class Engine:
         """Sequences of ids, `list<int32>`, through the encoder and the heads of the `tasks` (by index; None: all).
 
         `targets` are lists of the same lengths, -100 where a token has none. When memory runs out the token budget is
-        halved, for good, and the rest goes on; a sequence that does not fit by itself is in `failed`, as is one with a
-        result that is not a number.
+        halved, grows back slowly, and the rest goes on; a sequence that does not fit by itself is in `failed`, as is
+        one with a result that is not a number.
         """
         heads = range(len(self.tasks)) if tasks is None else tasks
         ids, row_splits = ragged(input_ids)
@@ -279,16 +282,14 @@ class Engine:
         order = longest_first(lengths)[: len(lengths) - len(failed)]
         while len(order):
             chosen = next_batch(lengths, order, self.max_tokens)
-            try:
-                batch = pack(ids, row_splits, chosen, self.model.config, targets=wanted)
-                parts = [Part(self.tasks[head], head, 0, len(chosen)) for head in heads]
-                done.append((chosen, self.compute(batch, parts)))
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                if len(chosen) > 1:
-                    self.shrink(int(lengths[chosen].sum()))
-                    continue
+            outputs = attempt(partial(self.compute_some, ids, row_splits, chosen, wanted, heads))
+            if outputs is not None:
+                done.append((chosen, outputs))
+            elif len(chosen) > 1:
+                self.shrink(int(lengths[chosen].sum()))
+                continue
+            else:
+                free(self.device)
                 alone = int(chosen[0])
                 failed[alone] = (OUT_OF_MEMORY, f"{lengths[alone]} tokens do not fit in the memory of {self.device}")
             order = order[len(chosen) :]
@@ -303,6 +304,18 @@ class Engine:
                     failed[bad] = (NON_FINITE, "the model's result holds NaN or infinity")
         self.stats.seconds += time.perf_counter() - start
         return Results(raw, failed)
+
+    def compute_some(
+        self,
+        ids: NDArray[np.int32],
+        row_splits: NDArray[np.int64],
+        chosen: NDArray[np.int64],
+        targets: NDArray[np.int32] | None,
+        heads: Sequence[int],
+    ) -> list[Tensor]:
+        """The `chosen` sequences as one batch through the `heads`."""
+        batch = pack(ids, row_splits, chosen, self.model.config, targets=targets)
+        return self.compute(batch, [Part(self.tasks[head], head, 0, len(chosen)) for head in heads])
 
     @torch.inference_mode()
     def compute(self, batch: PackedBatch, parts: Sequence[Part]) -> list[Tensor]:
@@ -325,6 +338,7 @@ class Engine:
         self.stats.sequences += batch.sequences
         self.stats.tokens += batch.tokens
         self.stats.padded += len(batch.input_ids) - batch.tokens
+        self.max_tokens = self.memory.grown(self.max_tokens)
         return outputs
 
     def encode(self, batch: PackedBatch, there: PackedBatch, tasks: Sequence[EncoderTask]) -> tuple[Tensor, Trace]:
@@ -345,11 +359,10 @@ class Engine:
             torch.cuda.synchronize(self.device)
 
     def shrink(self, tokens: int) -> None:
-        """Halves the budget after a batch of so many tokens did not fit."""
-        self.max_tokens = max(1, min(self.max_tokens, tokens) // 2)
+        """Cuts the budget after a batch of so many tokens did not fit. Not inside an `except` (see `attempt`)."""
+        self.max_tokens = self.memory.cut(self.max_tokens, tokens)
         log.warning("out of memory with %d tokens in a batch: going on with at most %d", tokens, self.max_tokens)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free(self.device)
 
 
 def sharing_weights(model: Pretrained) -> Pretrained:

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.batching import longest_first
-from xlmr_ray.engine.device import device_and_dtype, out_of_memory, token_budget
+from xlmr_ray.engine.device import device_and_dtype, token_budget
 from xlmr_ray.engine.engine import Stats
 from xlmr_ray.engine.error_codes import NON_FINITE, OUT_OF_MEMORY
+from xlmr_ray.engine.memory import CutBudget, attempt, free
 from xlmr_ray.engine.results import TaskOutput
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.generation.generate import generate
@@ -57,6 +59,7 @@ class Generator:
     tokenizer: XLMRobertaTokenizer
     max_tokens: int
     stats: Stats = field(default_factory=Stats)
+    memory: CutBudget = field(default_factory=CutBudget)
 
     @classmethod
     def load(
@@ -133,8 +136,8 @@ class Generator:
         return [self.run(table) for table in encoded]
 
     def run(self, encoded: pa.Table, wanted: Callable[[], bool] = lambda: True) -> TaskOutput:
-        """The task's output for its encoded table. When memory runs out the budget is halved, for good; a document
-        that does not fit alone has failed, as has one whose scores are no numbers.
+        """The task's output for its encoded table. When memory runs out the budget is halved, and grows back slowly; a
+        document that does not fit alone has failed, as has one whose scores are no numbers.
 
         Raises Unwanted as soon as the texts are not `wanted` any more, which is asked before every token.
         """
@@ -148,19 +151,19 @@ class Generator:
             rest = list(group)
             while rest:
                 chosen = rest[: self.rows(length)]
-                try:
-                    found = self.write([prompts[i] for i in chosen], wanted)
-                except RuntimeError as error:
-                    if not out_of_memory(error):
-                        raise
-                    if len(chosen) > 1:
-                        self.shrink(length, len(chosen))
-                        continue
-                    found = []
-                    message = (
-                        f"a prompt of {length} tokens and its text do not fit in the memory of {self.model.device}"
+                found = attempt(partial(self.write, [prompts[i] for i in chosen], wanted))
+                if found is not None:
+                    self.max_tokens = self.memory.grown(self.max_tokens)
+                elif len(chosen) > 1:
+                    self.shrink(length, len(chosen))
+                    continue
+                else:
+                    free(self.model.device)
+                    failed[chosen[0]] = (
+                        OUT_OF_MEMORY,
+                        f"a prompt of {length} tokens and its text do not fit in the memory of {self.model.device}",
                     )
-                    failed[chosen[0]] = (OUT_OF_MEMORY, message)
+                    found = []
                 for i, text in zip(chosen, found, strict=False):
                     texts[i] = text
                     if text is None:
@@ -181,11 +184,10 @@ class Generator:
         return max(1, self.max_tokens // self.tokens(length))
 
     def shrink(self, length: int, rows: int) -> None:
-        """Halves the budget after a batch of so many documents did not fit."""
-        self.max_tokens = max(1, min(self.max_tokens, rows * self.tokens(length)) // 2)
+        """Cuts the budget after a batch of so many documents did not fit. Not inside an `except`."""
+        self.max_tokens = self.memory.cut(self.max_tokens, rows * self.tokens(length))
         log.warning("out of memory with %d prompts of %d tokens: going on with fewer", rows, length)
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free(self.model.device)
 
     def write(self, prompts: Sequence[NDArray[np.int32]], wanted: Callable[[], bool]) -> list[list[list[int]] | None]:
         """The new ids of each text of each prompt, all of one length; None where scores are no numbers."""

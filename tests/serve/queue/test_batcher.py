@@ -1,14 +1,18 @@
 """What the queue does: which sequences a batch takes, what it drops, how it goes on after failures."""
 
 import asyncio
+import gc
 import time
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from xlmr_ray.engine.engine import Engine as RealEngine
 from xlmr_ray.engine.engine import Stats
+from xlmr_ray.engine.memory import CutBudget
 from xlmr_ray.serve.queue import batcher as module
 from xlmr_ray.serve.queue.batcher import Batcher, Ticket
 from xlmr_ray.serve.requests import BackendFailed, TimedOut, Unavailable
@@ -21,9 +25,9 @@ class Engine:
 
     def __init__(self, max_tokens=100):
         self.max_tokens, self.stats, self.batches, self.gate = max_tokens, Stats(), [], None
+        self.device, self.memory = torch.device("cpu"), CutBudget()
 
-    def shrink(self, tokens):
-        self.max_tokens = max(1, min(self.max_tokens, tokens) // 2)
+    shrink = RealEngine.shrink
 
 
 def fake(engine, parts):
@@ -153,6 +157,37 @@ def test_memory_that_runs_out_halves_the_budget(made, monkeypatch):
     assert [r.tolist() for r in asyncio.run(go())] == [[k, k] for k in range(5)]
     assert made.engine.max_tokens < 100
     assert made.trouble(60) is None
+
+
+def test_a_batch_that_does_not_fit_shrinks_to_what_does_and_is_not_kept(made, monkeypatch):
+    """One document of 64 tokens in 16 sequences, room for 10 tokens: no sibling of a failed batch halves it again."""
+    failed, alive, sizes = [], [], []
+
+    def small(engine, parts):
+        tokens = sum(len(part.ids) for part in parts)
+        alive.append(sum(ref() is not None for ref in failed))
+        sizes.append(tokens)
+        computed = torch.empty(tokens)
+        if tokens > 10:
+            failed.append(weakref.ref(computed))
+            raise torch.AcceleratorError("CUDA error: out of memory")
+        return fake(engine, parts)
+
+    monkeypatch.setattr(module, "compute_together", small)
+    made.engine.gate.set()
+
+    async def go():
+        await made.submit(ticket(1, [4] * 16))
+
+    gc.disable()
+    try:
+        asyncio.run(go())
+    finally:
+        gc.enable()
+    assert sizes == [64, 32, 16, *[8] * 8]
+    assert made.engine.max_tokens == 8
+    assert not any(alive)
+    assert made.trouble(60) is None  # that error is no lost device
 
 
 def test_a_device_that_fails_makes_it_unhealthy(made, monkeypatch):

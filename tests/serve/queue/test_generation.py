@@ -5,9 +5,10 @@ import threading
 import time
 
 import pytest
+import torch
 
 from xlmr_ray.model.generation.steps import Steps
-from xlmr_ray.serve.requests import TimedOut
+from xlmr_ray.serve.requests import BackendFailed, TimedOut, Unavailable
 
 LONG = {"max_new_tokens": 64, "min_new_tokens": 64}
 
@@ -63,3 +64,19 @@ def test_stops_when_its_time_is_over(service, held):
 
     asyncio.run(go())
     assert held.steps == 3 + 2
+
+
+def test_a_device_that_fails_makes_it_unhealthy(service, monkeypatch):
+    def lost(self, ids):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Steps, "logits", lost)
+
+    async def go(kind):
+        with pytest.raises(kind):
+            await service.answer("text-generation", {"text": ["one"]}, LONG)
+
+    assert service.trouble() is None
+    asyncio.run(go(BackendFailed))
+    asyncio.run(go(Unavailable))
+    assert "the device failed" in service.trouble()

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -21,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from xlmr_ray.engine.batching import longest_first
-from xlmr_ray.engine.device import out_of_memory
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.joint_batch import CallerSequences, compute_together
+from xlmr_ray.engine.memory import attempt, free
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.queue.base import Door
@@ -213,12 +214,29 @@ class Batcher:
 
     def compute(self, shares: Sequence[Share]) -> None:
         """Results, or what went wrong, to the tickets. Never raises."""
+        tokens = sum(share.tokens for share in shares)
+        if tokens > self.engine.max_tokens and len(pieces := halves(shares)) > 1:
+            for piece in pieces:  # the budget was cut since these were taken
+                self.compute(piece)
+            return
         stats, began = self.engine.stats, time.monotonic()
-        padded, tokens = stats.padded, sum(share.tokens for share in shares)
+        padded = stats.padded
+        results: list[NDArray[np.float32]] | None = None
+        apart = False
         try:
-            results = compute_together(self.engine, [share.sequences_of for share in shares])
+            results = attempt(partial(compute_together, self.engine, [share.sequences_of for share in shares]))
         except Exception as error:
-            self.recover(shares, error)
+            apart = len(shares) > 1 and not isinstance(error, torch.AcceleratorError)
+            if not apart:
+                self.fail(shares, error)
+                return
+        # From here on the error is gone, and with it the tensors of the batch that failed.
+        if apart:  # so that one request does not fail others
+            for share in shares:
+                self.compute([share])
+            return
+        if results is None:
+            self.compute_smaller(shares)
             return
         seconds = time.monotonic() - began
         self.rate = tokens / seconds if not self.rate else 0.8 * self.rate + 0.2 * tokens / seconds
@@ -238,25 +256,21 @@ class Batcher:
                 ended.append((ticket, None))
         self.tell(ended)
 
-    def recover(self, shares: Sequence[Share], error: Exception) -> None:
-        """Smaller batches where memory ran out, and else each request by itself, so that one does not fail others."""
-        tokens = sum(share.tokens for share in shares)
-        if isinstance(error, RuntimeError) and out_of_memory(error):
-            pieces = halves(shares)
-            if pieces:
-                self.engine.shrink(tokens)
-                for piece in pieces:
-                    self.compute(piece)
-                return
+    def compute_smaller(self, shares: Sequence[Share]) -> None:
+        """In two batches what did not fit in memory."""
+        tokens, pieces = sum(share.tokens for share in shares), halves(shares)
+        if not pieces:
+            free(self.engine.device)
             self.tell([(shares[0].ticket, BackendFailed(f"{tokens} tokens do not fit in the engine's memory"))])
             return
+        self.engine.shrink(tokens)
+        for piece in pieces:
+            self.compute(piece)
+
+    def fail(self, shares: Sequence[Share], error: Exception) -> None:
+        """Tells the tickets; all that wait, too, where the device's context is lost and only a new process helps."""
         if isinstance(error, torch.AcceleratorError):
-            # The device's context is lost for good; a new process is needed.
             self.broken = f"the device failed: {type(error).__name__}"
-        elif len(shares) > 1:
-            for share in shares:
-                self.compute([share])
-            return
         log_failure(log, f"engine {self.name}", error)
         ended: list[tuple[Ticket, ServiceError | None]] = [
             (share.ticket, BackendFailed("the model failed on this request")) for share in shares

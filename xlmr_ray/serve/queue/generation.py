@@ -10,11 +10,12 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import torch
 
 from xlmr_ray.engine.generator import Generator, Unwanted
 from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.queue.base import Door
-from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut
+from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut, Unavailable
 from xlmr_ray.tasks.text_generation import TextGeneration
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Writer:
         self.queue: deque[Prompt] = deque()
         self.computing: tuple[float, int] | None = None
         self.rate = 0.0
+        self.broken: str | None = None
         self.thread = threading.Thread(target=self.run, name=f"generator-{name}", daemon=True)
         self.thread.start()
 
@@ -59,6 +61,8 @@ class Writer:
         text. One that is cancelled is not begun, or stops at the next token.
         """
         with self.changed:
+            if self.broken:
+                raise Unavailable("the generator has stopped")
             self.queue.append(prompt)
             self.changed.notify()
         try:
@@ -82,6 +86,8 @@ class Writer:
     def trouble(self, limit: float) -> str | None:
         """Why it writes nothing any more."""
         now = self.computing
+        if self.broken:
+            return f"generator {self.name}: {self.broken}"
         if now is not None and (seconds := time.monotonic() - now[0]) > limit:
             return f"generator {self.name}: a text has taken {seconds:.0f} s"
         return None if self.thread.is_alive() or self.door.shut else f"generator {self.name}: its thread has ended"
@@ -113,6 +119,8 @@ class Writer:
         except Unwanted:
             return  # who waited for it knows
         except Exception as error:
+            if isinstance(error, torch.AcceleratorError):  # the device's context is lost: only a new process helps
+                self.broken = f"the device failed: {type(error).__name__}"
             log_failure(log, f"generator {self.name}", error)
             failure = BackendFailed("the model failed on this request")
         prompt.ended = time.monotonic()
