@@ -111,7 +111,10 @@ def test_compiled_layers_are_compiled_once_for_all_batches(checkpoint):
     wanted = Engine.load(checkpoint, tasks, device="cpu").run(documents()).raw
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
-    engine = Engine.load(checkpoint, tasks, device="cpu", compile=True)
+    engine = Engine.load(checkpoint, tasks, device="cpu")
+    use_torch(engine.model.encoder)  # as on a GPU
+    engine.model.encoder.compile_layers()
+    engine.warm_up()
     counts = []
     for budget in (1024, 128, 80):
         engine.max_tokens = budget
@@ -119,3 +122,15 @@ def test_compiled_layers_are_compiled_once_for_all_batches(checkpoint):
             np.testing.assert_allclose(got, plain, atol=1e-5)
         counts.append(counters["stats"]["unique_graphs"])
     assert counts[0] == counts[-1] > 0
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_nothing_is_compiled_on_a_cpu_where_it_is_slower(checkpoint, quantization, caplog):
+    tasks = [bind_task("embedding", checkpoint, {})]
+    plain = Engine.load(checkpoint, tasks, device="cpu", quantization=quantization).run(documents()).raw[0]
+    assert not caplog.records
+    engine = Engine.load(checkpoint, tasks, device="cpu", quantization=quantization, compile=True)
+    assert [record.getMessage() for record in caplog.records] == [
+        "compile: left out on a CPU: compiled layers take torch's matmuls there, and are slower"
+    ]
+    assert np.array_equal(engine.run(documents()).raw[0], plain)
