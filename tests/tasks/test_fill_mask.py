@@ -105,9 +105,9 @@ def test_the_output_table(folder):
     assert table.schema == pa.schema(
         [("fills", pa.list_(pa.list_(fill))), ("tokens", pa.int32()), ("truncated", pa.bool_())]
     )
-    assert [len(masks) for masks in table["fills"].to_pylist()] == [1, 3, 1, 1, 1, 1, 1, 4]
+    assert [len(masks) for masks in table["fills"].to_pylist()] == [1, 3, 1, 1, 1, 1, 1, 1, 4]
     assert {len(fills) for masks in table["fills"].to_pylist() for fills in masks} == {2}
-    assert table["truncated"].to_pylist() == [False] * 6 + [True, False]
+    assert table["truncated"].to_pylist() == [False] * 7 + [True, False]
     assert pipe.table([]).schema == table.schema
     assert "sequence" not in pipe.task.answers(table)[0][0]
 

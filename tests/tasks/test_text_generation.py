@@ -59,20 +59,17 @@ def test_prompts_with_a_prefix_without_tokens_and_none_at_all(tokenizer):
 @pytest.mark.parametrize("several", [False, True])
 def test_output_tables(tokenizer, several):
     task = bind(num_return_sequences=2) if several else bind()
-    encoded = task.prepare(pa.table({"text": ["one", "two"]}), tokenizer)
+    encoded = task.prepare(pa.table({"text": ["one"]}), tokenizer)
     ids = tokenizer(" three four", add_special_tokens=False)["input_ids"]
-    texts = [[[*ids, 2], ids], None] if several else [[[*ids, 2]], None]
+    texts = [[[*ids, 2], ids] if several else [[*ids, 2]]]
     table = task.postprocess(texts, encoded, tokenizer)
     assert table.schema == task.schema
     first = {"generated_text": "onethree four", "tokens": len(ids) + 1}
     if several:
-        assert table["texts"].to_pylist() == [[first, {**first, "tokens": len(ids)}], None]
+        assert table["texts"].to_pylist() == [[first, {**first, "tokens": len(ids)}]]
         assert task.answers(table.slice(0, 1)) == [[{"generated_text": "onethree four"}] * 2]
     else:
-        assert table.to_pylist() == [
-            {**first, "truncated": False},
-            {"generated_text": None, "tokens": None, "truncated": False},
-        ]
+        assert table.to_pylist() == [{**first, "truncated": False}]
         assert task.answers(table.slice(0, 1)) == [[{"generated_text": "onethree four"}]]
 
 

@@ -190,7 +190,7 @@ def test_a_shard_whose_reading_kills_is_error_rows(tmp_path, model, monkeypatch)
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"text": ["a"] * 9, "year": [1] * 9}), tmp_path / "in.parquet", row_group_size=3)
-    content = job(model, tmp_path, tmp_path / "out", rows=3)
+    content = job(model, tmp_path / "in.parquet", tmp_path / "out", rows=3)
     content = content.model_copy(update={"input": content.input.model_copy(update={"id": None, "keep": ["year"]})})
     prepared = prepare(content, open_store(str(tmp_path / "out")))
     monkeypatch.setattr(suspects.Suspects, "unreadable", lambda _: (codes.KILLED_WORKER, "died"))
