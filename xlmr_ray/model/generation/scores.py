@@ -1,8 +1,8 @@
 """What changes the scores of the next token before one is chosen, and what says that a text is done.
 
 A processor takes the ids so far `(B, S)` and the scores `(B, vocab)`, and returns scores; a stop takes the ids and the
-scores of all steps (None unless they are kept) and tells for each row whether it is done, `(B)`. These are the
-reference's forms, so the user's own, and transformers', fit in.
+scores of all steps (None unless they are kept) and returns for each row whether it is done, `(B)`. Transformers' have
+the same form, and can be given.
 """
 
 from collections.abc import Callable, Sequence
