@@ -288,9 +288,13 @@ def serve(
 
         print(yaml.safe_dump(serve_config(settings), sort_keys=False, allow_unicode=True), end="")
         return
+    from xlmr_ray.serve.session import ended, in_own_session
+
+    in_own_session()
     from xlmr_ray.serve.launch import run_service
 
     run_service(settings, read, Console(stderr=True, highlight=False, soft_wrap=True).print)
+    ended()
 
 
 def main() -> None:

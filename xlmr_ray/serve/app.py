@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from importlib import import_module
@@ -20,8 +21,11 @@ from xlmr_ray.serve.metrics import CONTENT_TYPE, FAILURES, IN_FLIGHT, LATENCY, R
 from xlmr_ray.serve.protocols.explain import explained
 from xlmr_ray.serve.requests import (
     CURRENT,
+    FRONT_HEADER,
+    FRONT_VARIABLE,
     Context,
     ErrorBody,
+    Misdirected,
     NotFound,
     Overloaded,
     ServiceError,
@@ -145,6 +149,7 @@ class Front:
     ) -> None:
         self.app, self.service, self.shapes, self.paths = app, service, shapes, paths
         self.keys = Keys(service.settings.keys)
+        self.front = os.environ.get(FRONT_VARIABLE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -185,6 +190,8 @@ class Front:
         self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send, context: Context
     ) -> None:
         path, limits = scope["path"], self.service.limits
+        if self.front is not None and headers.get(FRONT_HEADER) != self.front:
+            raise Misdirected("this replica is of another service")
         if path in PUBLIC or (path in page.PATHS and scope["method"] in ("GET", "HEAD")):
             await self.app(scope, receive, send)
             return

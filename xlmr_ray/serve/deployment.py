@@ -9,7 +9,6 @@ changes as it does for any deployment.
 
 import asyncio
 import logging
-import sys
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from xlmr_ray.serve.app import build_app
 from xlmr_ray.serve.keys import Keys
-from xlmr_ray.serve.logs import log_as_json
+from xlmr_ray.serve.logs import log_as_json, log_stream
 from xlmr_ray.serve.metrics import TABLE, Metric, Metrics
 from xlmr_ray.serve.service import MOST_TOKENIZERS, Service
 from xlmr_ray.serve.settings import LimitsSection, ServeSettings
@@ -121,6 +120,7 @@ class Replica:
 
     def __init__(self) -> None:
         self.service: Service | None = None
+        self.log = log_stream()
         self.routes: ASGIApp = Starlette()
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -138,7 +138,7 @@ class Replica:
         """
         new = with_threads(checked(ServeSettings, user_config, "user_config"), own_cores())
         Keys(new.keys)  # raises for keys that are none
-        log_as_json(new.log.level, sys.__stderr__)
+        log_as_json(new.log.level, self.log)
         if self.service is None:
             export_spans()
             service = Service(new, Metrics(RayMetrics()))

@@ -2,11 +2,14 @@
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import xlmr_ray.serve.ray_environment  # noqa: F401 - before Ray
@@ -19,11 +22,17 @@ from ray.serve.schema import ServeDeploySchema
 
 from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.serve.deployment import BACKPRESSURE, DEPLOYMENT, ongoing
+from xlmr_ray.serve.haproxy import HAProxy, listener, netloc
 from xlmr_ray.serve.keys import Keys
+from xlmr_ray.serve.logs import PIPE_VARIABLE, log_pipe
 from xlmr_ray.serve.models import check_models
+from xlmr_ray.serve.requests import FRONT_VARIABLE
 from xlmr_ray.serve.settings import ServeSettings
 
 log = logging.getLogger(__name__)
+
+# Seconds between two looks at the replicas.
+LOOK_S = 0.5
 
 IMPORT_PATH = "xlmr_ray.serve.deployment:application"
 
@@ -68,34 +77,98 @@ def run_service(settings: ServeSettings, again: Callable[[], ServeSettings], say
     """
     check_models(settings)
     Keys(settings.keys)
-    port = free_port(settings.http.host, settings.http.port)
-    address = os.environ.get("RAY_ADDRESS")
-    own = not ray.is_initialized() and not address
-    if own:
-        ray.init(address="local", include_dashboard=False, logging_level="error")
-    elif not ray.is_initialized():
-        ray.init(address=address, logging_level="error")
-    # Behind Ray's own, which it sets as it starts.
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        serve_on_cluster(settings, again, say)
+    else:
+        serve_on_own(settings, again, say)
+
+
+def serve_on_own(settings: ServeSettings, again: Callable[[], ServeSettings], say: Callable[[str], None]) -> None:
+    """A Ray of its own for this machine, behind HAProxy, which has the port before all else and lets it go last."""
+    http, token = settings.http, secrets.token_hex(16)
+    with (
+        TemporaryDirectory(prefix="xlmr-ray-") as folder,
+        listener(http.host, http.port) as port,
+        log_pipe(Path(folder)).open("w") as log_file,
+        HAProxy(http, port, token, Path(folder), log_file) as front,
+    ):
+        address = netloc(http.host, port.getsockname()[1])
+        os.environ |= {FRONT_VARIABLE: token, PIPE_VARIABLE: log_file.name}
+        ray.init(address="local", include_dashboard=False, logging_level="error", log_to_driver=False)
+        try:
+            stopped, changed = signals()
+            inner = free_port("127.0.0.1", 0)
+            start_serve("127.0.0.1", inner, http.keep_alive_s)
+            deploy(settings, stopped)
+
+            def look() -> None:
+                if front.process.poll() is not None:
+                    raise JobFailed("haproxy has ended; start the service again")
+                front.use(replicas(settings, inner))
+
+            look()
+            wait(settings, address, again, say, stopped, changed, look)
+            front.drain(settings.replicas.graceful_shutdown_s)
+        finally:
+            ray.shutdown()
+            port.close()  # so that HAProxy is the last who has it
+
+
+def serve_on_cluster(settings: ServeSettings, again: Callable[[], ServeSettings], say: Callable[[str], None]) -> None:
+    """On a cluster that is there already, behind its own proxies on each machine."""
+    http = settings.http
+    port = free_port(http.host, http.port)
+    if not ray.is_initialized():
+        ray.init(address=os.environ["RAY_ADDRESS"], logging_level="error")
+    stopped, changed = signals()
+    start_serve(http.host, port, http.keep_alive_s)
+    deploy(settings, stopped)
+    wait(settings, netloc(http.host, port), again, say, stopped, changed, lambda: None)
+    serve.delete(settings.name)
+
+
+def signals() -> tuple[threading.Event, threading.Event]:
+    """Set by SIGINT and SIGTERM, and by SIGHUP. To be called behind Ray's start, which takes them for itself."""
     stopped, changed = threading.Event(), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     signal.signal(signal.SIGHUP, lambda *_: changed.set())
-    try:
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        http = {"host": settings.http.host, "port": port, "keep_alive_timeout_s": settings.http.keep_alive_s}
-        serve.start(proxy_location="EveryNode", http_options=http)
-        deploy(settings, stopped)
-        say(f"http://{settings.http.host}:{port} answers: {', '.join(m.called for m in settings.models)}")
-        while not stopped.wait(0.2):
-            if changed.is_set():
-                changed.clear()
-                renew(again, say, stopped)
-        say("stopping: no new requests, those that were accepted are answered")
-        serve.delete(settings.name)
-    finally:
-        if own:
-            serve.shutdown()  # without it, this process waits a minute for the cluster that is gone
-            ray.shutdown()
+    return stopped, changed
+
+
+def start_serve(host: str, port: int, keep_alive_s: int) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    http = {"host": host, "port": port, "keep_alive_timeout_s": keep_alive_s}
+    serve.start(proxy_location="EveryNode", http_options=http)
+
+
+def wait(
+    settings: ServeSettings,
+    address: str,
+    again: Callable[[], ServeSettings],
+    say: Callable[[str], None],
+    stopped: threading.Event,
+    changed: threading.Event,
+    look: Callable[[], None],
+) -> None:
+    """Until it is `stopped`: reads the settings again when they have `changed`, and has a `look` at the replicas."""
+    if not stopped.is_set():
+        say(f"http://{address} answers: {', '.join(m.called for m in settings.models)}")
+    while not stopped.wait(LOOK_S):
+        if changed.is_set():
+            changed.clear()
+            renew(again, say, stopped)
+        look()
+    say("stopping: no new requests, those that were accepted are answered")
+
+
+def replicas(settings: ServeSettings, proxy: int) -> dict[str, int]:
+    """The replicas that can be asked, by name their ports. When they went to none for lack of requests, Ray Serve's
+    proxy, whose requests bring one back.
+    """
+    groups = ray.get(_get_global_client()._controller.get_target_groups.remote(settings.name))
+    targets = {target.name.rpartition("#")[2]: target.port for group in groups for target in group.targets}
+    return {name: port for name, port in targets.items() if port != proxy or settings.replicas.min == 0}
 
 
 def deploy(settings: ServeSettings, stopped: threading.Event) -> None:
@@ -141,5 +214,7 @@ def free_port(host: str, port: int) -> int:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise UserError(f"http: {host}:{port} cannot be had: {error.strerror}; give another --port") from None
+            raise UserError(
+                f"http: {netloc(host, port)} cannot be had: {error.strerror}; give another --port"
+            ) from None
         return int(probe.getsockname()[1])

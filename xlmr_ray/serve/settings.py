@@ -95,9 +95,17 @@ class KeysSection(Section):
 
 
 class HttpSection(Section):
+    """`connections` at once, and `client_connections` of them from one address, beyond which 429 is answered; a load
+    balancer in front is one address. `header_s`: seconds in which a request's head, and a body of up to 32 KB, must
+    have arrived. These three are of `xlmr-ray serve` on its own Ray: on another cluster its own front stands there.
+    """
+
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     keep_alive_s: Annotated[int, Field(ge=1)] = 90
+    connections: Count = 8192
+    client_connections: Count = 1024
+    header_s: Annotated[int, Field(ge=1)] = 10
 
 
 class ReplicasSection(Section):
