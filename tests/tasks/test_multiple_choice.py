@@ -16,8 +16,8 @@ from xlmr_ray.tasks.unfit import WRONG_CHOICES, UnfitRows
 
 TEXTS = [articles[0] for articles in languages().values()] + ODD
 CHOICES = [[article[:40] for article in articles[1 : 3 + i % 3]] for i, articles in enumerate(languages().values())]
-CHOICES += [["a"], ["", "b"], ["😀", "e\u0301", "<mask>"], ["b", "</s>"], ["c", "d"], ["是", "不是"], ["x " * 80, "y"]]
-CHOICES += [["<pad>", "a<pad>b"]]
+CHOICES += [["a"], ["", "b"], ["😀", "e\u0301", "<mask>"], ["b", "</s>"], ["c", "d"], ["是", "不是"]]
+CHOICES += [["<pad>", "a<pad>b"], ["x " * 80, "y"]]
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ ODD = [
     "</s>",
     "\u202eabc\u202c العربية 12",
     "人人生而自由,在尊严和权利上一律平等。",
-    "many words " * 60,
     "<pad> a <pad><pad> padding id, as a text may say it",
+    "many words " * 60,
 ]
 
 

@@ -173,5 +173,5 @@ def test_other_names_and_places(small, tmp_path) -> None:
         "x-tokenizer_config.json",
         "x-special_tokens_map.json",
     ]
-    with pytest.raises(UserError, match="a file, where a folder is wanted"):
+    with pytest.raises(UserError, match="expected a folder, got a file"):
         inner.save_pretrained(tmp_path / "inner" / "tokenizer.json")

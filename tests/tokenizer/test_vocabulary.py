@@ -20,7 +20,7 @@ def test_from_sentencepiece(folder, tmp_path) -> None:
     assert ours.get_vocab() == known.get_vocab()
     assert (ours.bos_token_id, ours.pad_token_id, ours.eos_token_id, ours.unk_token_id) == (0, 1, 2, 3)
     assert ours.mask_token_id == len(ours) - 1
-    pieces, charsmap = read_sentencepiece(Path(name))
+    pieces, charsmap, _ = read_sentencepiece(Path(name))
     theirs = Reference(fairseq_vocabulary(pieces), _spm_precompiled_charsmap=charsmap or None)
     texts = [*TEXTS, *articles()[::40]]
     same(ours, theirs, texts, return_offsets_mapping=True)
@@ -67,7 +67,7 @@ def test_sentencepiece_files_both_ways(tmp_path) -> None:
     message.trainer_spec.vocab_size = 6
     message.trainer_spec.input_sentence_size = 2**40
     path.write_bytes(message.SerializeToString())
-    pieces, charsmap = read_sentencepiece(path)
+    pieces, charsmap, _ = read_sentencepiece(path)
     assert fairseq_vocabulary(pieces) == vocabulary
     assert charsmap == b"\x00\x01charsmap" * 40
     message.trainer_spec.model_type = 2

@@ -14,12 +14,18 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.tokenizer.call.settings import Side
 from xlmr_ray.tokenizer.sentencepiece import write_sentencepiece
 from xlmr_ray.tokenizer.special_tokens import NAMED, Token, content, stored_token
+from xlmr_ray.tokenizer.vocabulary import PreTokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
 CONFIG_FILE = "tokenizer_config.json"
 MAP_FILE = "special_tokens_map.json"
 ADDED_FILE = "added_tokens.json"
+
+
+# Classes of transformers that take a `tokenizer.json` as it is; the others make a tokenizer of its vocabulary.
+AS_FILED = ("PreTrainedTokenizer", "TokenizersBackend")
+CAMEMBERT = "CamembertTokenizer"
 
 
 class Settings(TypedDict, total=False):
@@ -36,6 +42,7 @@ class Settings(TypedDict, total=False):
     additional_special_tokens: Any
     added_tokens_decoder: dict[int, AddedToken]
     add_prefix_space: bool | None
+    pre_tokenizer: PreTokenizer | None
     model_max_length: int | None
     padding_side: Side | None
     truncation_side: Side | None
@@ -53,10 +60,20 @@ def vocabulary_file(folder: Path, source: str) -> Path:
     raise UserError(f"{source}: no tokenizer in {folder}: looked for {TOKENIZER_FILE} and {SENTENCEPIECE_FILE}")
 
 
+def tokenizer_class(folder: Path) -> str:
+    """The class of transformers that the folder names for its tokenizer, without "Fast"; XLMRobertaTokenizer where it
+    names none.
+    """
+    model = load_object(folder / "config.json")
+    named = load_object(folder / CONFIG_FILE).get("tokenizer_class") or model.get("tokenizer_class")
+    usual = CAMEMBERT if model.get("model_type") == "camembert" else "XLMRobertaTokenizer"
+    return str(named or usual).removesuffix("Fast")
+
+
 def stored_settings(folder: Path) -> Settings:
     """What the files beside the vocabulary say.
 
-    As in the reference, `special_tokens_map.json` goes before `tokenizer_config.json` unless that one lists the added
+    As in transformers, `special_tokens_map.json` goes before `tokenizer_config.json` unless that one lists the added
     tokens; a list of added tokens says how a special token is matched.
     """
     config = load_object(folder / CONFIG_FILE)
@@ -68,11 +85,11 @@ def stored_settings(folder: Path) -> Settings:
     if listed is None:
         special = {str(content(token)) for token in (*extra, *(config.get(name) for name in NAMED)) if token}
         added = {
-            place: AddedToken(token, special=token in special, normalized=token not in special)
-            for token, place in load_object(folder / ADDED_FILE).items()
+            index: AddedToken(token, special=token in special, normalized=token not in special)
+            for token, index in load_object(folder / ADDED_FILE).items()
         }
     else:
-        added = {int(place): _added(token) for place, token in listed.items()}
+        added = {int(index): _added(token) for index, token in listed.items()}
     settings = Settings()
     for name in NAMED:
         if name in config:
@@ -88,9 +105,14 @@ def stored_settings(folder: Path) -> Settings:
         settings["model_input_names"] = config["model_input_names"]
     if config.get("model_max_length"):
         settings["model_max_length"] = int(config["model_max_length"])
-    # A tokenizer.json has this in its own parts.
-    if config.get("add_prefix_space") is not None and not (folder / TOKENIZER_FILE).is_file():
+    by_json, kind = (folder / TOKENIZER_FILE).is_file(), tokenizer_class(folder)
+    settings["pre_tokenizer"] = "file" if kind in AS_FILED else "xlm-roberta"
+    # A tokenizer.json that is taken as it is has this in its own parts.
+    if config.get("add_prefix_space") is not None and not (by_json and kind in AS_FILED):
         settings["add_prefix_space"] = bool(config["add_prefix_space"])
+    if kind == CAMEMBERT:
+        mask = settings.get("mask_token", "<mask>")
+        settings["mask_token"] = AddedToken(mask, lstrip=True, special=True) if isinstance(mask, str) else mask
     return settings
 
 
@@ -114,7 +136,7 @@ def load_object(path: Path) -> dict[str, Any]:
 def save_tokenizer(backend: Tokenizer, folder: Path, config: dict[str, Any], prefix: str | None) -> tuple[str, ...]:
     """Write `tokenizer.json` and the two files of settings; the paths."""
     if folder.is_file():
-        raise UserError(f"{folder}: a file, where a folder is wanted")
+        raise UserError(f"{folder}: expected a folder, got a file")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{prefix + '-' if prefix else ''}{name}" for name in (TOKENIZER_FILE, CONFIG_FILE, MAP_FILE)]
     backend.save(str(paths[0]))

@@ -7,22 +7,35 @@ SentencePiece{1: piece, 2: score, 3: type}, TrainerSpec{3: model_type}, Normaliz
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from xlmr_ray.errors import UserError
 
 Vocabulary = list[tuple[str, float]]
 
 _UNIGRAM = 1
-# The three pieces that every sentencepiece model starts with; XLM-R's own list has <pad> among them.
+_USER_DEFINED = 4
+# The three pieces that every sentencepiece model starts with, in some order; XLM-R's own list has <pad> among them.
 _LEADING = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
 
 
-def read_sentencepiece(path: Path) -> tuple[list[tuple[str, float]], bytes]:
-    """The pieces with their scores, in the file's order, and the normalizer's precompiled character map.
+class SentencePieceModel(NamedTuple):
+    """The pieces with their scores, in the file's order, the normalizer's precompiled character map, and those of the
+    pieces that are the user's own symbols, which are found before a text is split.
+    """
+
+    pieces: Vocabulary
+    charsmap: bytes
+    symbols: tuple[str, ...]
+
+
+def read_sentencepiece(path: Path) -> SentencePieceModel:
+    """What the file of a sentencepiece model holds.
 
     Raises UserError when the file is not a Unigram sentencepiece model.
     """
-    pieces: list[tuple[str, float]] = []
+    pieces: Vocabulary = []
+    symbols: list[str] = []
     charsmap, model_type = b"", _UNIGRAM
     try:
         for field, value in _fields(path.read_bytes()):
@@ -33,6 +46,8 @@ def read_sentencepiece(path: Path) -> tuple[list[tuple[str, float]], bytes]:
                         piece = part.decode()
                     elif number == 2 and isinstance(part, bytes):
                         (score,) = struct.unpack("<f", part)
+                    elif number == 3 and part == _USER_DEFINED:
+                        symbols.append(piece)
                 pieces.append((piece, score))
             elif field == 2 and isinstance(value, bytes):
                 model_type = next((v for n, v in _fields(value) if n == 3 and isinstance(v, int)), model_type)
@@ -44,7 +59,7 @@ def read_sentencepiece(path: Path) -> tuple[list[tuple[str, float]], bytes]:
         raise UserError(f"{path}: not a sentencepiece model (got {len(pieces)} pieces)")
     if model_type != _UNIGRAM:
         raise UserError(f"{path}: sentencepiece model type {model_type}, XLM-R's is {_UNIGRAM} (Unigram)")
-    return pieces, charsmap
+    return SentencePieceModel(pieces, charsmap, tuple(symbols))
 
 
 def read_vocabulary_text(path: Path) -> Vocabulary:
@@ -81,6 +96,16 @@ def fairseq_vocabulary(
     """XLM-R's order of ids: four special tokens, the pieces after sentencepiece's own first three, the mask last."""
     special = [(token, 0.0) for token in (bos_token, pad_token, eos_token, unk_token)]
     return [*special, *pieces[len(_LEADING) :], (mask_token, 0.0)]
+
+
+def camembert_vocabulary(
+    pieces: Vocabulary, *, pad_token: str = "<pad>", unk_token: str = "<unk>", mask_token: str = "<mask>"
+) -> Vocabulary:
+    """CamemBERT's order of ids, as transformers' CamembertTokenizer makes it: only sentencepiece's first piece, the
+    unknown one, has another id, and its own <s> and </s> are used.
+    """
+    first = [("<s>NOTUSED", 0.0), (pad_token, 0.0), ("</s>NOTUSED", 0.0), (unk_token, 0.0), ("<unk>NOTUSED", -100.0)]
+    return [*first, *pieces[1:], (mask_token, 0.0)]
 
 
 def write_sentencepiece(

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, Unpack
 
 import pyarrow as pa
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import Unigram
 
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.errors import UserError
@@ -33,18 +34,32 @@ from xlmr_ray.tokenizer.call.settings import (
     whole,
 )
 from xlmr_ray.tokenizer.files import (
+    CAMEMBERT,
     SENTENCEPIECE_FILE,
     Settings,
     save_sentencepiece,
     save_tokenizer,
     stored_settings,
+    tokenizer_class,
     vocabulary_file,
 )
 from xlmr_ray.tokenizer.ragged import Ragged, TokenizerError, Truncation, as_strings, encode_ragged
-from xlmr_ray.tokenizer.sentencepiece import Vocabulary
+from xlmr_ray.tokenizer.sentencepiece import Vocabulary, camembert_vocabulary, read_sentencepiece
 from xlmr_ray.tokenizer.special_tokens import NAMED, Token, as_added, text_of
 from xlmr_ray.tokenizer.tokens import Tokens
-from xlmr_ray.tokenizer.vocabulary import as_vocabulary, backend_from_file, complete, prepends_space, unigram_backend
+from xlmr_ray.tokenizer.vocabulary import (
+    PRE_TOKENIZERS,
+    PreTokenizer,
+    as_vocabulary,
+    as_symbols,
+    as_xlm_roberta,
+    backend_from_file,
+    complete,
+    is_xlm_roberta,
+    prepends_space,
+    unigram_backend,
+    with_flags,
+)
 
 __all__ = ["BatchEncoding", "Ragged", "TokenizerError", "XLMRobertaTokenizer", "XLMRobertaTokenizerFast"]
 
@@ -80,6 +95,7 @@ class XLMRobertaTokenizer(Tokens):
         additional_special_tokens: Sequence[Token] = (),
         added_tokens_decoder: Mapping[int, AddedToken] | None = None,
         add_prefix_space: bool | None = None,
+        pre_tokenizer: PreTokenizer | None = None,
         precompiled_charsmap: bytes | None = None,
         model_max_length: int | None = None,
         padding_side: Side | None = None,
@@ -94,10 +110,13 @@ class XLMRobertaTokenizer(Tokens):
         `vocab_file`: a `sentencepiece.bpe.model`, its text of pieces and scores (`.vocab`), or a `tokenizer.json`.
         tokenizer_file: a `tokenizer.json`, taken as it is: it decides how special tokens are matched and, unless
         `add_prefix_space` is given, whether a space is put before a text (elsewhere it is).
+        pre_tokenizer: of a `tokenizer.json`: "file" (or None) is its own; with "xlm-roberta" words are what whitespace
+        separates, as in transformers' XLMRobertaTokenizer, whatever the file says. Without such a file always so.
         merges_file: accepted as in the reference; a Unigram vocabulary has no merges.
         precompiled_charsmap: the normalizer's character map that goes with `vocab`.
         model_input_names: the columns that a call gives unless told otherwise; "token_type_ids" may be one.
         """
+        one_of("pre_tokenizer", pre_tokenizer or "file", PRE_TOKENIZERS)
         if isinstance(vocab, (str, Path)):
             vocab, vocab_file = None, vocab_file or vocab
         file = vocab_file if tokenizer_file is None else tokenizer_file
@@ -115,15 +134,20 @@ class XLMRobertaTokenizer(Tokens):
         self.split_special_tokens = split_special_tokens
         self.model_input_names = list(model_input_names)
         self.vocab_file = Path(vocab_file) if vocab_file is not None else None
-        # Places 0 to 3 and the last of XLM-R's vocabulary are special tokens; where one is unset, its usual text.
-        first = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-        places = {name: self._special[name] or usual for name, usual in (first | {"mask_token": "<mask>"}).items()}
+        # Ids 0 to 3 and the last of XLM-R's vocabulary are special tokens; where one is unset, its usual text.
+        usual = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        in_order = {name: self._special[name] or text for name, text in (usual | {"mask_token": "<mask>"}).items()}
         if file is not None:
-            backend = backend_from_file(Path(file), places, add_prefix_space=add_prefix_space)
+            backend = backend_from_file(Path(file), in_order, add_prefix_space=add_prefix_space)
         else:
-            vocabulary = [(token, 0.0) for token in places.values()] if vocab is None else as_vocabulary(vocab)
+            vocabulary = [(token, 0.0) for token in in_order.values()] if vocab is None else as_vocabulary(vocab)
             prepend = add_prefix_space is not False
             backend = unigram_backend(vocabulary, precompiled_charsmap, add_prefix_space=prepend)
+        listed = [token for _, token in sorted((added_tokens_decoder or {}).items())]
+        remade = pre_tokenizer == "xlm-roberta" and isinstance(backend.model, Unigram)
+        backend = with_flags(backend, listed)
+        if remade:
+            as_xlm_roberta(backend, add_prefix_space=add_prefix_space is not False)
         self.add_prefix_space = prepends_space(backend)
         # A file may carry the settings of whoever saved it. Which side is kept; cut and pad are decided by each call.
         stored = (truncation_side or (backend.truncation or {}).get("direction", "right")).lower()
@@ -132,9 +156,8 @@ class XLMRobertaTokenizer(Tokens):
         self.padding_side: Side = one_of("padding_side", stored, SIDES)
         backend.no_truncation()
         backend.no_padding()
-        listed = [token for _, token in sorted((added_tokens_decoder or {}).items())]
         special = [as_added(token) for token in (*given.values(), *extra) if token is not None]
-        complete(backend, [*listed, *special], bos=places["bos_token"], eos=places["eos_token"])
+        complete(backend, [*listed, *special], bos=in_order["bos_token"], eos=in_order["eos_token"], template=remade)
         backend.encode_special_tokens = split_special_tokens
         self._warned_long = False
         self._set_backend(backend)
@@ -164,10 +187,13 @@ class XLMRobertaTokenizer(Tokens):
     ) -> Self:
         """From a folder, `embedded:NAME`, an object store prefix or a hub id.
 
-        `tokenizer.json` is loaded as it is; without one, a tokenizer is built from `sentencepiece.bpe.model`. Special
-        tokens, the greatest length and sides come from the files beside it; the constructor's arguments, given here, go
-        before them. `use_fast` and `trust_remote_code` are accepted and change nothing: there is one kind of tokenizer
-        and no code is loaded. Raises UserError when there is no such folder or neither file is in it.
+        Of `tokenizer.json`, or of `sentencepiece.bpe.model` where there is none. The ids are those of transformers'
+        AutoTokenizer: words are what whitespace separates, whatever pre-tokenizer `tokenizer.json` names, unless the
+        folder's `tokenizer_class` is PreTrainedTokenizerFast or TokenizersBackend, which take the file as it is;
+        `pre_tokenizer="file"` takes any as it is, as other servers do. Special tokens, the greatest length and sides
+        come from the files beside it; the constructor's arguments, given here, go before them. `use_fast` and
+        `trust_remote_code` are accepted and change nothing: there is one kind of tokenizer and no code is loaded.
+        Raises UserError when there is no such folder or neither file is in it.
         """
         folder = resolve(
             source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, weights=False
@@ -177,8 +203,19 @@ class XLMRobertaTokenizer(Tokens):
         if "additional_special_tokens" in overrides:
             del settings["extra_special_tokens"]
         settings.update(overrides)
-        by_json = file.suffix == ".json"
-        tokenizer = cls(tokenizer_file=file if by_json else None, vocab_file=None if by_json else file, **settings)
+        if file.suffix == ".json":
+            tokenizer = cls(tokenizer_file=file, **settings)
+        elif tokenizer_class(file.parent) == CAMEMBERT:
+            model = read_sentencepiece(file)
+            own = {
+                name: text_of(settings[name], name)
+                for name in ("pad_token", "unk_token", "mask_token")
+                if settings.get(name)
+            }
+            tokenizer = cls(camembert_vocabulary(model.pieces, **own), precompiled_charsmap=model.charsmap, **settings)
+            tokenizer.add_tokens(as_symbols(model.symbols))
+        else:
+            tokenizer = cls(vocab_file=file, **settings)
         tokenizer.name_or_path = str(source)
         if (file.parent / SENTENCEPIECE_FILE).is_file():
             tokenizer.vocab_file = file.parent / SENTENCEPIECE_FILE
@@ -384,9 +421,12 @@ class XLMRobertaTokenizer(Tokens):
     # Saving
 
     def save_pretrained(self, save_directory: str | Path, *, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`; the reference loads them."""
+        """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`, which transformers loads with
+        equal ids.
+        """
         config = {
-            "tokenizer_class": "XLMRobertaTokenizer",
+            # transformers makes XLM-R's tokenizer of the vocabulary anew; what that would change is read as it is.
+            "tokenizer_class": "XLMRobertaTokenizer" if is_xlm_roberta(self._backend) else "PreTrainedTokenizerFast",
             **self._special,
             "extra_special_tokens": self.extra_special_tokens,
             "add_prefix_space": self.add_prefix_space,
