@@ -1,87 +1,100 @@
-"""Outputs by transformers' names: dataclasses that also unpack and index as the tuple of what is there."""
+"""Outputs by transformers' names: ordered mappings of what is there, which also index as a tuple and have attributes."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from typing import Any, overload
+from collections import OrderedDict
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import GetAttrKey, register_pytree_node
 
 from xlmr_ray.model.generation.cache import DynamicCache
 
 States = tuple[Tensor, ...] | None
 
 
-class OnRead:
-    """A field that holds a tensor, or the function that makes it: it is called once, when the field is first read.
+class Entry:
+    """A field of an output: the entry of that name, None where there is none.
 
-    Logits over 250,002 entries take more memory than the rest of a training step, and beside a loss few read them.
+    A function may be set in place of a tensor: it is called once, when the entry is first read. Logits over 250,002
+    entries take more memory than the rest of a training step, and beside a loss few read them.
     """
 
-    def __set_name__(self, owner: type, name: str) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
 
-    @overload
-    def __get__(self, output: None, owner: type) -> None: ...
+    def __get__(self, output: "ModelOutput | None", owner: type) -> Any:
+        # Read off the class: the field's default.
+        return None if output is None else output.get(self.name)
 
-    @overload
-    def __get__(self, output: object, owner: type) -> Tensor | None: ...
-
-    def __get__(self, output: object | None, owner: type) -> Tensor | None:
-        if output is None:
-            return None  # read off the class: the field's default
-        value: Tensor | Callable[[], Tensor] | None = vars(output)[self.name]
-        if value is not None and not isinstance(value, Tensor):
-            value = value()
-            vars(output)[self.name] = value
-        return value
-
-    def __set__(self, output: object, value: Tensor | Callable[[], Tensor] | None) -> None:
-        vars(output)[self.name] = value
+    def __set__(self, output: "ModelOutput", value: Any) -> None:
+        if value is not None:
+            output[self.name] = value
+        elif self.name in output:
+            del output[self.name]
 
 
-@dataclass
-class ModelOutput:
-    """Fields that are None are left out of the tuple view, as in transformers."""
+class ModelOutput(OrderedDict[str, Any]):
+    """As in transformers, an ordered mapping without the fields that are None; integers and slices index its values.
+    Torch takes it apart and makes it anew (`torch.export`, `DataParallel`), from pairs or a mapping as first argument.
+    """
+
+    def __init_subclass__(cls) -> None:
+        for name in cls.__annotations__:
+            setattr(cls, name, Entry(name))
+        register_pytree_node(
+            cls,
+            lambda output: ([*output.values()], [*output]),
+            lambda values, names: cls(**dict(zip(names, values, strict=True))),
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+            flatten_with_keys_fn=lambda output: ([(GetAttrKey(k), v) for k, v in output.items()], [*output]),
+        )
+
+    def __post_init__(self) -> None:
+        first = next(iter(self), None)
+        if len(self) == 1 and first is not None and isinstance(self[first], Mapping | Iterator):
+            given = dict(self[first])
+            self.clear()
+            for name, value in given.items():
+                self[name] = value
 
     def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in self.keys())
+        return tuple(self[name] for name in self)
 
-    def keys(self) -> list[str]:
-        return [f.name for f in fields(self) if vars(self)[f.name] is not None]
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        value = super().__getitem__(key)
+        if isinstance(value, FunctionType):
+            value = value()
+            self[key] = value
+        return value
 
-    def values(self) -> list[Any]:
-        return list(self.to_tuple())
+    def __getattr__(self, name: str) -> Any:
+        """Of names that are no field."""
+        if name in self:
+            return self[name]
+        raise AttributeError(f"{type(self).__name__} has no {name!r}")
 
-    def items(self) -> list[tuple[str, Any]]:
-        return [(name, getattr(self, name)) for name in self.keys()]
+    # The dictionary's own would hand out a function that has not been called.
 
     def get(self, key: str, default: Any = None) -> Any:
-        return getattr(self, key) if key in self.keys() else default
+        return self[key] if key in self else default
 
-    def __getitem__(self, key: int | slice | str) -> Any:
-        names = self.keys()
-        if isinstance(key, slice):
-            return tuple(getattr(self, name) for name in names[key])
-        if isinstance(key, str) and key not in names:
-            raise KeyError(key)
-        return getattr(self, key if isinstance(key, str) else names[key])
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]
+        return ValuesView(self)
 
-    def __contains__(self, key: object) -> bool:
-        return key in self.keys()
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
+        return ItemsView(self)
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.to_tuple())
-
-    def __len__(self) -> int:
-        return len(self.keys())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+    def __reduce__(self) -> Any:
+        return type(self), (dict(self.items()),)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
-    # The order of the tuple that transformers returns, which is not that of its class.
+    # The order of the tuple that the reference returns, which is not that of its class.
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
     past_key_values: DynamicCache | None = None
@@ -90,25 +103,25 @@ class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
     cross_attentions: States = None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class CausalLMOutputWithCrossAttentions(ModelOutput):
     loss: Tensor | None = None
-    logits: OnRead = OnRead()
+    logits: Tensor | None = None
     past_key_values: DynamicCache | None = None
     hidden_states: States = None
     attentions: States = None
     cross_attentions: States = None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class MaskedLMOutput(ModelOutput):
     loss: Tensor | None = None
-    logits: OnRead = OnRead()
+    logits: Tensor | None = None
     hidden_states: States = None
     attentions: States = None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class SequenceClassifierOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -116,7 +129,7 @@ class SequenceClassifierOutput(ModelOutput):
     attentions: States = None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class MultipleChoiceModelOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -124,7 +137,7 @@ class MultipleChoiceModelOutput(ModelOutput):
     attentions: States = None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class TokenClassifierOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -132,7 +145,7 @@ class TokenClassifierOutput(ModelOutput):
     attentions: States = None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class QuestionAnsweringModelOutput(ModelOutput):
     loss: Tensor | None = None
     start_logits: Tensor | None = None

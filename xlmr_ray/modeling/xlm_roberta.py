@@ -63,15 +63,14 @@ class PreTrainedModel(Pretrained):
         assert isinstance(base, XLMRobertaModel)
         output = self.output(base.encode(self.folded(given), cache, trace), given)
         found = {
+            "past_key_values": cache if use_cache else None,
             "hidden_states": trace.hidden_states,
             "attentions": trace.attentions,
             "cross_attentions": trace.cross_attentions,
         }
-        for name, tensors in found.items():
-            if tensors is not None and hasattr(output, name):
-                setattr(output, name, tuple(tensors))
-        if use_cache and hasattr(output, "past_key_values"):
-            output.past_key_values = cache
+        for name, value in found.items():
+            if value is not None and hasattr(output, name):
+                setattr(output, name, tuple(value) if isinstance(value, list) else value)
         as_object = config.return_dict if given.return_dict is None else given.return_dict
         return output if as_object else output.to_tuple()
 

@@ -21,7 +21,7 @@ from xlmr_ray.model.outputs import ModelOutput
 NEW_TOKENS = 20  # transformers', where no length is set
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class GenerateDecoderOnlyOutput(ModelOutput):
     """`sequences (B, S)`; if asked for, `scores`: of every new token `(B, vocab)`, as it was chosen by; the cache."""
 
@@ -30,7 +30,7 @@ class GenerateDecoderOnlyOutput(ModelOutput):
     past_key_values: DynamicCache | None = None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class GenerateBeamDecoderOnlyOutput(ModelOutput):
     """`sequences (B, S)`; if scores are asked for, `sequences_scores (B)`; the cache."""
 
