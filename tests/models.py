@@ -14,7 +14,7 @@ def make_config(**values: object) -> transformers.XLMRobertaConfig:
     size = len(transformers.PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER / "tokenizer.json")))
     shape = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     return transformers.XLMRobertaConfig(
-        vocab_size=size, max_position_embeddings=66, type_vocab_size=1, initializer_range=0.2, **{**shape, **values}
+        vocab_size=size, type_vocab_size=1, initializer_range=0.2, **{"max_position_embeddings": 66, **shape, **values}
     )
 
 

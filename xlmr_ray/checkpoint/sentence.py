@@ -22,6 +22,7 @@ OLD_POOLING = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
+MULTI_VECTOR = "MultiVectorMask"  # the module that only folders of token vectors have
 LENGTH_FILES = ("bert", "roberta", "camembert", "xlm-roberta")
 
 
@@ -75,10 +76,9 @@ def read_sentence_config(folder: Path) -> SentenceConfig | None:
     Raises UserError for a module, a pooling or an option that would give other vectors than sentence-transformers if
     passed over.
     """
-    if not (folder / "modules.json").is_file():
+    steps = read_modules(folder)
+    if steps is None or any(kind == MULTI_VECTOR for kind, _ in steps):
         return None
-    modules = _json(folder / "modules.json", list)
-    steps = [_module(folder, entry) for entry in modules]
     kinds = [kind for kind, _ in steps]
     known = {"Transformer", "Pooling", "Dense", "Normalize", "Dropout"}
     for kind in kinds:
@@ -99,8 +99,8 @@ def read_sentence_config(folder: Path) -> SentenceConfig | None:
         )
     paths = dict(steps)
     pooling, include_prompt = _pooling(paths["Pooling"] / "config.json")
-    dense = tuple(_dense(path) for kind, path in steps if kind == "Dense")
-    max_seq_length, lower = _transformer(paths["Transformer"])
+    dense = tuple(read_dense(path) for kind, path in steps if kind == "Dense")
+    max_seq_length, lower = transformer_settings(paths["Transformer"])
     own_path = folder / "config_sentence_transformers.json"
     own = _json(own_path, dict) if own_path.is_file() else {}
     prompts = {str(k): str(v) for k, v in (own.get("prompts") or {}).items() if v is not None}
@@ -123,6 +123,13 @@ def read_sentence_config(folder: Path) -> SentenceConfig | None:
     )
 
 
+def read_modules(folder: Path) -> list[tuple[str, Path]] | None:
+    """The class name and folder of each module that `modules.json` lists; None for a folder without that file."""
+    if not (folder / "modules.json").is_file():
+        return None
+    return [_module(folder, entry) for entry in _json(folder / "modules.json", list)]
+
+
 def _module(folder: Path, entry: Any) -> tuple[str, Path]:
     try:
         kind, path = str(entry["type"]).rpartition(".")[2], str(entry["path"])
@@ -133,7 +140,7 @@ def _module(folder: Path, entry: Any) -> tuple[str, Path]:
     return kind, folder / path
 
 
-def _transformer(folder: Path) -> tuple[int | None, bool]:
+def transformer_settings(folder: Path) -> tuple[int | None, bool]:
     """`max_seq_length` and `do_lower_case`. The length is the tokenizer's own where the module's file gives none."""
     paths = (folder / f"sentence_{kind}_config.json" for kind in LENGTH_FILES)
     values: dict[str, Any] = next((_json(path, dict) for path in paths if path.is_file()), {})
@@ -158,14 +165,15 @@ def _pooling(path: Path) -> tuple[Pooling, bool]:
     return POOLING[modes[0]], bool(values.get("include_prompt", True))
 
 
-def _dense(folder: Path) -> Dense:
+def read_dense(folder: Path, level: str = "sentence_embedding") -> Dense:
+    """A Dense module over vectors of texts, or over those of tokens (`level` `token_embeddings`)."""
     path = folder / "config.json"
     values = _json(path, dict)
     if values.get("use_residual"):
         raise UserError(f"{path}: use_residual is not supported")
     for key in ("module_input_name", "module_output_name"):
-        if values.get(key, "sentence_embedding") not in ("sentence_embedding", None):
-            raise UserError(f"{path}: {key} {values[key]!r} is not supported; sentence_embedding is")
+        if (values.get(key) or "sentence_embedding") != level:
+            raise UserError(f"{path}: {key} {values.get(key)!r} is not supported; {level} is")
     activation = str(values.get("activation_function", "torch.nn.modules.activation.Tanh"))
     package, _, name = activation.rpartition(".")
     if not package.startswith("torch.nn") or name not in ACTIVATIONS:

@@ -11,6 +11,8 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.feature_extraction import FeatureExtraction
 from xlmr_ray.tasks.fill_mask import FillMask
+from xlmr_ray.tasks.hybrid_similarity import HybridSimilarity
+from xlmr_ray.tasks.multi_vector import MultiVector
 from xlmr_ray.tasks.multiple_choice import MultipleChoice
 from xlmr_ray.tasks.perplexity import Perplexity
 from xlmr_ray.tasks.pseudo_perplexity import PseudoPerplexity
@@ -18,6 +20,7 @@ from xlmr_ray.tasks.question_answering import QuestionAnswering
 from xlmr_ray.tasks.rerank import Rerank
 from xlmr_ray.tasks.sentence_similarity import SentenceSimilarity
 from xlmr_ray.tasks.task import Task
+from xlmr_ray.tasks.sparse import Sparse
 from xlmr_ray.tasks.text_classification import TextClassification
 from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tasks.token_classification import TokenClassification
@@ -27,12 +30,15 @@ TASKS: dict[str, type[Task]] = {
     "embedding": Embedding,
     "feature-extraction": FeatureExtraction,
     "fill-mask": FillMask,
+    "hybrid-similarity": HybridSimilarity,
+    "multi-vector": MultiVector,
     "multiple-choice": MultipleChoice,
     "perplexity": Perplexity,
     "pseudo-perplexity": PseudoPerplexity,
     "question-answering": QuestionAnswering,
     "rerank": Rerank,
     "sentence-similarity": SentenceSimilarity,
+    "sparse": Sparse,
     "text-classification": TextClassification,
     "text-generation": TextGeneration,
     "token-classification": TokenClassification,
