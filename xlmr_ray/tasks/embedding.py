@@ -21,7 +21,12 @@ from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.pooling import POOLINGS, pool
+<<<<<<< HEAD
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+=======
+from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.vector_precision import Ranges, as_column, check_precision, read_ranges, stored_type
+>>>>>>> c334722 (Vectors in 8 bits and in 1, as sentence-transformers quantizes them)
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "embedding"
@@ -32,7 +37,8 @@ class Embedding(EncoderTask):
     """Options, each None for what the folder says (for a folder of another kind: mean pooling, not normalized, no
     prompt): `pooling` (`cls`, `mean`, `max`, `mean_sqrt_len`), `normalize` to length 1, `prompt` (text put before
     every document) or `prompt_name` (one of the folder's), `dimensions` (the first so many, normalized again where
-    vectors are), `precision` of the stored vectors (`float32`, `float16`), `max_length` in tokens; past it, `long` is
+    vectors are), `precision` of the stored vectors (`float32`, `float16`; `int8`, `uint8` between the `ranges` of a
+    sample, the path of a JSON file or the numbers; `binary`, `ubinary`), `max_length` in tokens; past it, `long` is
     `cut` (flagged) or `windows` that share `stride` tokens (an eighth of a window if not said), whose vectors are
     averaged, weighted by the tokens that each adds, before they are normalized.
 
@@ -51,17 +57,19 @@ class Embedding(EncoderTask):
     long: str = "cut"
     stride: int | None = None
     precision: str = "float32"
+    ranges: Ranges | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
     folder: SentenceConfig | None = field(metadata={"option": False})
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Embedding":
-        return cls(**checked(cls, NAME, options), config=config, folder=read_sentence_config(folder))
+        known = dict(checked(cls, NAME, options))
+        known["ranges"] = read_ranges(NAME, known.get("ranges"))
+        return cls(**known, config=config, folder=read_sentence_config(folder))
 
     def __post_init__(self) -> None:
         one_of(NAME, "pooling", self.pooling, (None, *POOLINGS))
         one_of(NAME, "normalize", self.normalize, (None, True, False))
-        one_of(NAME, "precision", self.precision, ("float32", "float16"))
         at_least_one(NAME, "dimensions", self.dimensions)
         at_least_one(NAME, "max_length", self.max_length)
         check_long(NAME, self.long, self.stride)
@@ -75,6 +83,7 @@ class Embedding(EncoderTask):
             raise UserError(f"task {NAME}: the folder leaves the prompt out of the pooling, which is not supported")
         if self.dimensions is not None and self.dimensions > self.full_width:
             raise UserError(f"task {NAME}: dimensions {self.dimensions} is more than the model's {self.full_width}")
+        check_precision(NAME, self.precision, self.ranges, self.width)
 
     @property
     def prefix(self) -> str:
@@ -116,8 +125,7 @@ class Embedding(EncoderTask):
 
     @property
     def schema(self) -> pa.Schema:
-        number = pa.float32() if self.precision == "float32" else pa.float16()
-        return pa.schema([("embedding", pa.list_(number, self.width)), *length_fields(self.long)])
+        return pa.schema([("embedding", stored_type(self.precision, self.width)), *length_fields(self.long)])
 
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         texts = columns["text"]
@@ -148,13 +156,12 @@ class Embedding(EncoderTask):
         if self.long == "windows":
             means = torch.from_numpy(by_document(raw, self.long, encoded).astype(np.float32))
             numbers = (F.normalize(means, dim=-1) if self.normalized else means).numpy()
-        flat = numbers.astype(np.dtype(self.precision), copy=False).ravel()
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), self.width)
+        vectors = as_column(numbers, self.precision, self.ranges)
         return pa.table([vectors, *length_columns(self.long, encoded)], schema=self.schema)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         vectors = table["embedding"].combine_chunks()
-        return list(vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.width))
+        return list(vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, vectors.type.list_size))
 
 
 def dense_modules(dense: Dense) -> tuple[nn.Module, nn.Module]:

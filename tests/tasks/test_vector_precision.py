@@ -1,0 +1,63 @@
+"""Vectors in 8 bits and in 1, against sentence-transformers' `quantize_embeddings`."""
+
+import json
+
+import numpy as np
+import pytest
+from sentence_transformers.util.quantization import quantize_embeddings
+
+from tests.tasks.texts import corpus
+from xlmr_ray import UserError, pipeline
+from xlmr_ray.tasks.vector_precision import write_ranges
+
+TEXTS = corpus()
+
+
+@pytest.fixture(scope="module")
+def floats(plain_encoder):
+    return np.stack(pipeline("embedding", plain_encoder, device="cpu", normalize=True)(TEXTS))
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+def test_bytes_between_the_ranges_of_a_sample(plain_encoder, floats, tmp_path, precision):
+    """Numbers outside of the sample's range, too: it is taken from a part of the texts."""
+    path = tmp_path / "ranges.json"
+    write_ranges(path, floats[:20])
+    for ranges in (str(path), [floats[:20].min(0).tolist(), floats[:20].max(0).tolist()]):
+        pipe = pipeline("embedding", plain_encoder, device="cpu", normalize=True, precision=precision, ranges=ranges)
+        got = np.stack(pipe(TEXTS))
+        expected = quantize_embeddings(floats, precision, ranges=np.stack([floats[:20].min(0), floats[:20].max(0)]))
+        assert got.dtype == expected.dtype
+        assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("precision", ["binary", "ubinary"])
+@pytest.mark.parametrize("dimensions", [None, 21])
+def test_bits(plain_encoder, floats, precision, dimensions):
+    options = {"normalize": True, "precision": precision, "dimensions": dimensions}
+    got = np.stack(pipeline("embedding", plain_encoder, device="cpu", **options)(TEXTS))
+    expected = quantize_embeddings(floats[:, :dimensions], precision)
+    assert got.dtype == expected.dtype
+    assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int8"}, r"precision int8 needs ranges, .*xlmr-ray bench JOB\.yaml --ranges"),
+        ({"precision": "int4"}, "precision 'int4' is none of float32, float16, int8, uint8, binary, ubinary"),
+        ({"precision": "int8", "ranges": [[0.0], [1.0]]}, r"ranges: got \[1, 1\] numbers, expected \[48, 48\]"),
+        ({"precision": "int8", "ranges": [[1.0] * 48, [0.0] * 48]}, "a smallest number is above a largest"),
+        ({"precision": "int8", "ranges": "no-such.json"}, r"ranges: no-such\.json cannot be read"),
+        ({"precision": "int8", "ranges": 3}, "expected two lists of numbers, or a file with min and max"),
+        ({"precision": "binary", "ranges": [[0.0] * 48, [1.0] * 48]}, "ranges are for precision int8 and uint8"),
+    ],
+)
+def test_what_does_not_fit_is_refused(plain_encoder, options, message):
+    with pytest.raises(UserError, match=message):
+        pipeline("embedding", plain_encoder, device="cpu", **options)
+
+
+def test_ranges_say_of_how_many_vectors_they_are(tmp_path, floats):
+    write_ranges(tmp_path / "r.json", floats)
+    assert json.loads((tmp_path / "r.json").read_text())["vectors"] == len(floats)

@@ -1,0 +1,106 @@
+"""How the numbers of a vector are stored: in 32 or 16 bits, or in 8 or 1, as sentence-transformers'
+`quantize_embeddings` has them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from xlmr_ray.errors import UserError
+from xlmr_ray.tasks.task import one_of
+
+FLOATS = ("float32", "float16")
+BYTES = ("int8", "uint8")  # 255 steps between the smallest and the largest number of each dimension
+BITS = ("binary", "ubinary")  # a bit for each number, 1 above 0; eight of them a byte, signed or not
+PRECISIONS = (*FLOATS, *BYTES, *BITS)
+_TYPES = {
+    "float32": pa.float32(),
+    "float16": pa.float16(),
+    "int8": pa.int8(),
+    "uint8": pa.uint8(),
+    "binary": pa.int8(),
+    "ubinary": pa.uint8(),
+}
+Ranges = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def check_precision(task: str, precision: object, ranges: object, width: int) -> None:
+    """Raises UserError for a precision that there is not, or ranges that are missing, needless or of another width."""
+    one_of(task, "precision", precision, PRECISIONS)
+    if precision not in BYTES:
+        if ranges is not None:
+            raise UserError(f"task {task}: ranges are for precision {' and '.join(BYTES)}, got precision {precision}")
+        return
+    if ranges is None:
+        raise UserError(
+            f"task {task}: precision {precision} needs ranges, the smallest and the largest number of each dimension "
+            "in a sample: make them with `xlmr-ray bench JOB.yaml --ranges ranges.json` and say ranges: ranges.json"
+        )
+    sizes = [len(side) for side in ranges] if isinstance(ranges, tuple) else []
+    if sizes != [width, width]:
+        raise UserError(f"task {task}: ranges: got {sizes} numbers, expected [{width}, {width}], smallest and largest")
+
+
+def read_ranges(task: str, given: object) -> Ranges | None:
+    """The option `ranges`: two lists of numbers, or the path or URL of a JSON file with `min` and `max`."""
+    if given is None:
+        return None
+    content: Any = given
+    if isinstance(given, str):
+        try:
+            with fsspec.open(given, "rb") as file:
+                content = json.load(file)
+        except (OSError, ValueError) as error:
+            raise UserError(f"task {task}: ranges: {given} cannot be read as JSON ({type(error).__name__})") from None
+        content = [content.get("min"), content.get("max")] if isinstance(content, dict) else content
+    try:
+        low, high = (tuple(float(one) for one in side) for side in content)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"task {task}: ranges: expected two lists of numbers, or a JSON file with min and max"
+        ) from None
+    if len(low) != len(high) or not all(a <= b for a, b in zip(low, high, strict=True)):
+        raise UserError(f"task {task}: ranges: the two lists differ in length, or a smallest number is above a largest")
+    return low, high
+
+
+def write_ranges(path: Path, vectors: NDArray[np.float32]) -> None:
+    """The smallest and the largest number of each dimension of vectors `(N, width)`, for `read_ranges`."""
+    content = {"min": vectors.min(axis=0).tolist(), "max": vectors.max(axis=0).tolist(), "vectors": len(vectors)}
+    path.write_text(json.dumps(content) + "\n")
+
+
+def stored_type(precision: str, width: int) -> pa.DataType:
+    """The Arrow type of a vector of `width` numbers."""
+    return pa.list_(_TYPES[precision], -(-width // 8) if precision in BITS else width)
+
+
+def stored(numbers: NDArray[np.floating], precision: str, ranges: Ranges | None) -> NDArray[Any]:
+    """Vectors `(N, width)` as they are stored, `(N, width)` or `(N, ceil(width / 8))`; numbers outside the ranges as
+    the nearest inside.
+    """
+    kept: NDArray[Any]
+    if precision in FLOATS:
+        kept = numbers.astype(np.dtype(precision), copy=False)
+    elif precision in BITS:
+        packed = np.packbits(numbers > 0, axis=-1)
+        kept = packed if precision == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)
+    else:
+        assert ranges is not None
+        low, high = np.array(ranges, np.float32)
+        steps = (high - low) / 255
+        codes = np.floor((numbers.astype(np.float32) - low) / np.where(steps == 0, np.float32(1), steps))
+        codes = np.clip(codes, 0, 255)
+        kept = codes.astype(np.uint8) if precision == "uint8" else (codes - 128).astype(np.int8)
+    return kept
+
+
+def as_column(numbers: NDArray[np.floating], precision: str, ranges: Ranges | None) -> pa.Array:
+    """Vectors `(N, width)` as a column of `stored_type`."""
+    kept = stored(numbers, precision, ranges)
+    return pa.FixedSizeListArray.from_arrays(pa.array(kept.ravel()), kept.shape[-1])
