@@ -14,6 +14,7 @@ from xlmr_ray.tasks.fill_mask import FillMask
 from xlmr_ray.tasks.hybrid_similarity import HybridSimilarity
 from xlmr_ray.tasks.multi_vector import MultiVector
 from xlmr_ray.tasks.multiple_choice import MultipleChoice
+from xlmr_ray.tasks.passage_embedding import PassageEmbedding
 from xlmr_ray.tasks.perplexity import Perplexity
 from xlmr_ray.tasks.pseudo_perplexity import PseudoPerplexity
 from xlmr_ray.tasks.question_answering import QuestionAnswering
@@ -33,6 +34,7 @@ TASKS: dict[str, type[Task]] = {
     "hybrid-similarity": HybridSimilarity,
     "multi-vector": MultiVector,
     "multiple-choice": MultipleChoice,
+    "passage-embedding": PassageEmbedding,
     "perplexity": Perplexity,
     "pseudo-perplexity": PseudoPerplexity,
     "question-answering": QuestionAnswering,
