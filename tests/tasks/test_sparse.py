@@ -11,7 +11,6 @@ from tests.tasks.m3 import Oracle, save_m3
 from tests.tasks.texts import corpus
 from xlmr_ray import UserError, pipeline
 from xlmr_ray.engine.engine import Engine
-from xlmr_ray.engine.shared_pass import one_pass
 
 TOLERANCE = 1e-5
 TEXTS = [text for text in corpus() if text != "</s>"]
@@ -126,10 +125,11 @@ def test_all_three_in_one_pass(m3):
     engine = Engine.load(m3, [pipe.task for pipe in apart], device="cpu")
     encoded = [pipe.task.prepare(whole_table(*TEXTS), pipe.tokenizer) for pipe in apart]
     engine.stats.sequences = 0
-    results = one_pass(engine, encoded)
+    outputs = engine.outputs(encoded)
     assert engine.stats.sequences == len(TEXTS)
-    for pipe, table, result in zip(apart, encoded, results, strict=True):
-        together = pipe.task.postprocess(result.raw, table)
+    for pipe, output in zip(apart, outputs, strict=True):
+        together = output.table
+        assert not output.failed
         assert together.equals(pipe.table(TEXTS))
         for index in (0, 7, len(TEXTS) - 1):
             assert together.slice(index, 1).to_pylist() == pipe.table([TEXTS[index]]).to_pylist()

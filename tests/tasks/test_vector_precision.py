@@ -49,7 +49,7 @@ def test_bits(plain_encoder, floats, precision, dimensions):
         ({"precision": "int8", "ranges": [[0.0], [1.0]]}, r"ranges: got \[1, 1\] numbers, expected \[48, 48\]"),
         ({"precision": "int8", "ranges": [[1.0] * 48, [0.0] * 48]}, "a smallest number is above a largest"),
         ({"precision": "int8", "ranges": "no-such.json"}, r"ranges: no-such\.json cannot be read"),
-        ({"precision": "int8", "ranges": 3}, "expected two lists of numbers, or a file with min and max"),
+        ({"precision": "int8", "ranges": 3}, "expected two lists of numbers, or a JSON file with min and max"),
         ({"precision": "binary", "ranges": [[0.0] * 48, [1.0] * 48]}, "ranges are for precision int8 and uint8"),
     ],
 )

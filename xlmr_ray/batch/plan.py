@@ -28,7 +28,7 @@ from xlmr_ray.checkpoint.identity import encoder_identity
 from xlmr_ray.checkpoint.tensors import open_tensors
 from xlmr_ray.engine.runners import check_quantizable
 from xlmr_ray.errors import UserError
-from xlmr_ray.tasks.registry import canonical_task
+from xlmr_ray.tasks.registry import bind_task, canonical_task
 from xlmr_ray.tasks.task import Task
 from xlmr_ray.text.plural import plural
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
@@ -83,17 +83,18 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
         prefix = f"{section.name or section.task}_".replace("-", "_") if len(job.tasks) > 1 else ""
         folder = resolve(model)
         tokenizer = XLMRobertaTokenizer.from_pretrained(folder)
+        task = bind_task(section.task, folder, options)
         recipe = TaskRecipe(
             task=section.task,
             prefix=prefix,
             model=absolute(model),
-            weights=weights_digest(folder),
+            weights=weights_digest(folder, task.files),
             encoder=encoder_identity(folder),
-            stamp=files_stamp(folder),
+            stamp=files_stamp(folder, task.files),
             tokenizer=tokenizer.fingerprint,
-            options=options,
+            # As they were bound: what an option names, such as a file, has been read.
+            options={name: options_of(task)[name] for name in options},
         )
-        task = bound(recipe)
         check_quantizable(section.task, task, job.engine.quantization)
         # What does not fit the tokenizer is said now, and not by the first shard.
         task.prepare(pa.table({role: pa.array([], pa.string()) for role in task.roles}), tokenizer)

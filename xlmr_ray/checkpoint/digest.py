@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,15 +20,15 @@ PIECE = 32 * 2**20
 _known: dict[str, dict[str, list[str]]] = {}
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path, beside: Sequence[Path] = ()) -> str:
     """64 hex digits (SHA-256) over canonical name, dtype, shape and content of every weight, and of the layers that a
-    sentence-transformers folder has after the pooling. Raises UserError as loading does.
+    sentence-transformers folder has after the pooling and a task reads `beside` them. Raises UserError as loading does.
 
     Remembered in this process by the files' sizes and times of change.
     """
     check_encoder(folder)
     model = _digest(folder, lambda name: True)
-    files = layer_files(folder)
+    files = [*layer_files(folder), *beside]
     if not files:
         return model
     return hashlib.sha256("\n".join([model, *map(_file_hash, files)]).encode()).hexdigest()
@@ -52,11 +52,11 @@ def check_encoder(folder: Path) -> None:
         )
 
 
-def files_stamp(folder: Path) -> str:
+def files_stamp(folder: Path, beside: Sequence[Path] = ()) -> str:
     """Machine, path, inode, size and time of change of the weights' files: where it is equal, so is the digest,
     without reading the files again.
     """
-    files = [*open_tensors(model_folder(folder)).files, *layer_files(folder)]
+    files = [*open_tensors(model_folder(folder)).files, *layer_files(folder), *beside]
     stats = [(str(file.resolve()), file.stat()) for file in files]
     return repr([platform.node(), *((path, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for path, s in stats)])
 

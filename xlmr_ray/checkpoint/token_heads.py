@@ -2,7 +2,6 @@
 `colbert_linear.pt`, and the modules of a multi-vector folder of sentence-transformers.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,12 +30,6 @@ class TokenHead:
     @property
     def width(self) -> int:
         return self.weight.shape[0]
-
-    @property
-    def digest(self) -> str:
-        """16 hex digits over the file: part of what decides a run's answers."""
-        with self.file.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 @dataclass(frozen=True)

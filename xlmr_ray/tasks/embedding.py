@@ -21,12 +21,8 @@ from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.pooling import POOLINGS, pool
-<<<<<<< HEAD
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
-=======
-from xlmr_ray.tasks.task import at_least_one, checked, one_of
 from xlmr_ray.tasks.vector_precision import Ranges, as_column, check_precision, read_ranges, stored_type
->>>>>>> c334722 (Vectors in 8 bits and in 1, as sentence-transformers quantizes them)
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "embedding"

@@ -20,7 +20,7 @@ from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import lengths, whole_documents
 from xlmr_ray.tasks.sentence_inputs import sentence_limit
 from xlmr_ray.tasks.sparse import largest_weights, with_terms
-from xlmr_ray.tasks.task import at_least_one, checked
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked
 from xlmr_ray.tasks.token_heads import lexical_weights, token_layer, token_vectors
 from xlmr_ray.tasks.windows import row_splits
 from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
@@ -30,7 +30,7 @@ SCORES = ("dense", "sparse", "colbert", "sparse_dense", "colbert_sparse_dense")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HybridSimilarity:
+class HybridSimilarity(EncoderTask):
     """Scores of a pair (`text` as the query, `text_pair` as the passage) as BGE-M3 has them (Chen et al., 2024,
     arXiv:2402.03216, section 3.2): `dense`, the cosine of the first tokens' states; `sparse`, the sum over shared
     tokens of the two weights' product; `colbert`, for each of the query's vectors the largest dot product with one of
@@ -44,6 +44,9 @@ class HybridSimilarity:
     Output: `dense`, `sparse`, `colbert`, `sparse_dense`, `colbert_sparse_dense`; `tokens` of both texts, `truncated`
     where either was cut.
     """
+
+    roles = ("text", "text_pair")
+    unit = "token"
 
     weights: Sequence[float] = (1.0, 1.0, 1.0)
     sparse_file: str = SPARSE_FILE
@@ -82,20 +85,8 @@ class HybridSimilarity:
         return max(self.vector_layer.width, self.config.hidden_size)
 
     @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text", "text_pair")
-
-    @property
-    def unit(self) -> str:
-        return "token"
-
-    @property
-    def reads(self) -> str:
-        return "all"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
+    def files(self) -> tuple[Path, ...]:
+        return (self.sparse_layer.file, self.vector_layer.file)
 
     @property
     def schema(self) -> pa.Schema:

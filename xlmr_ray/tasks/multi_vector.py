@@ -24,7 +24,7 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import lengths
 from xlmr_ray.tasks.sentence_inputs import sentence_limit
-from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.token_heads import token_layer, token_vectors
 from xlmr_ray.tasks.windows import flat, row_splits, windows
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
@@ -33,7 +33,7 @@ NAME = "multi-vector"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiVector:
+class MultiVector(EncoderTask):
     """Vectors as BGE-M3 has them (Chen et al., 2024, arXiv:2402.03216, section 3.2): a linear layer over each token's
     last hidden state, to length 1, without the first token's; or as a sentence-transformers multi-vector folder says,
     where the first token's counts and the words of its skip list do not.
@@ -50,6 +50,9 @@ class MultiVector:
     Output: `vectors: list<fixed_size_list<float>>`, `start` and `end: list<int32>`, the characters of the text that a
     vector's token stands for (-1 for special tokens and for a prompt's); `tokens`, `truncated`.
     """
+
+    roles = ("text",)
+    unit = "token"
 
     head_file: str | None = None
     prompt: str | None = None
@@ -105,20 +108,8 @@ class MultiVector:
         return self.prompt or ("" if self.prompt_name is None else self.prompts[self.prompt_name])
 
     @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text",)
-
-    @property
-    def unit(self) -> str:
-        return "token"
-
-    @property
-    def reads(self) -> str:
-        return "all"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
+    def files(self) -> tuple[Path, ...]:
+        return () if self.layer is None or self.modules is not None else (self.layer.file,)
 
     @property
     def schema(self) -> pa.Schema:

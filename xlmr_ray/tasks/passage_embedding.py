@@ -16,7 +16,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.sentence_inputs import sentence_limit
-from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.vector_precision import FLOATS, as_column, stored_type
 from xlmr_ray.tasks.windows import (
     check_stride,
@@ -36,7 +36,7 @@ SENTENCE = re.compile(r"(?:[.!?…؟۔।॥։።]+[\"'»”’)\]]*(?=\s)|[。�
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassageEmbedding:
+class PassageEmbedding(EncoderTask):
     """The encoder reads the whole document, so that each token's state knows what stands around its passage; a
     passage's vector is the mean of its tokens' states, special tokens left out (late chunking; Guenther et al., 2024,
     arXiv:2409.04701).
@@ -54,6 +54,9 @@ class PassageEmbedding:
     Output: `embeddings: list<fixed_size_list<float>>`, `start` and `end: list<int32>`, the passages' characters in the
     text; `tokens`, `truncated` (never), `windows`.
     """
+
+    roles = ("text",)
+    unit = "token"
 
     passage: str = "tokens"
     passage_tokens: int | None = None
@@ -84,22 +87,6 @@ class PassageEmbedding:
     def normalized(self) -> bool:
         """Whether vectors are brought to length 1."""
         return (self.folder is not None and self.folder.normalize) if self.normalize is None else self.normalize
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text",)
-
-    @property
-    def unit(self) -> str:
-        return "token"
-
-    @property
-    def reads(self) -> str:
-        return "all"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
 
     @property
     def schema(self) -> pa.Schema:

@@ -20,8 +20,8 @@ from xlmr_ray.tasks.pseudo_perplexity import PseudoPerplexity
 from xlmr_ray.tasks.question_answering import QuestionAnswering
 from xlmr_ray.tasks.rerank import Rerank
 from xlmr_ray.tasks.sentence_similarity import SentenceSimilarity
-from xlmr_ray.tasks.task import Task
 from xlmr_ray.tasks.sparse import Sparse
+from xlmr_ray.tasks.task import Task
 from xlmr_ray.tasks.text_classification import TextClassification
 from xlmr_ray.tasks.text_generation import TextGeneration
 from xlmr_ray.tasks.token_classification import TokenClassification

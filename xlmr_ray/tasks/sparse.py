@@ -17,7 +17,7 @@ from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import documents, lengths
 from xlmr_ray.tasks.long_documents import check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.sentence_inputs import sentence_limit
-from xlmr_ray.tasks.task import at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.token_heads import lexical_weights, token_layer
 from xlmr_ray.tasks.windows import flat, row_splits
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
@@ -27,7 +27,7 @@ NO_TERM = -1  # in `terms`: a token that has no weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sparse:
+class Sparse(EncoderTask):
     """Weights as BGE-M3 has them (Chen et al., 2024, arXiv:2402.03216, section 3.2): a linear layer over each token's
     last hidden state, ReLU, and the largest of a token's occurrences; special and unknown tokens have none.
 
@@ -43,6 +43,9 @@ class Sparse:
     Output: `sparse: map<int32, float>`, token id to weight, ids ascending, weights above 0; with `pieces` the column
     `pieces: list<string>` in the same order; `tokens`, `truncated`, and `windows` where texts are read in windows.
     """
+
+    roles = ("text",)
+    unit = "token"
 
     head_file: str = SPARSE_FILE
     pieces: bool = False
@@ -65,20 +68,8 @@ class Sparse:
         check_long(NAME, self.long, self.stride)
 
     @property
-    def roles(self) -> tuple[str, ...]:
-        return ("text",)
-
-    @property
-    def unit(self) -> str:
-        return "token"
-
-    @property
-    def reads(self) -> str:
-        return "all"
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return ()
+    def files(self) -> tuple[Path, ...]:
+        return (self.layer.file,)
 
     @property
     def schema(self) -> pa.Schema:

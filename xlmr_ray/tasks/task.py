@@ -46,6 +46,11 @@ class Task(ABC):
     def schema(self) -> pa.Schema:
         """The columns of the output, fixed by the task's options and the checkpoint."""
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files with weights that the task reads beside those of the checkpoint: they count for a run's identity."""
+        return ()
+
     @abstractmethod
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         """Text columns (one row a document, no nulls) to the encoded table. Runs on a CPU."""

@@ -214,11 +214,11 @@ class Encode:
             torch.set_num_threads(recipe.engine.threads)
         sources = []
         for task in recipe.tasks:
-            folder = resolve(task.model)
+            folder, one = resolve(task.model), bound(task)
             # The files that the driver has hashed need no second reading.
-            if files_stamp(folder) != task.stamp:
-                check_same(task.model, "weights", weights_digest(folder), task.weights)
-            sources.append(TaskSource(bound(task), folder, (task.encoder, task.tokenizer)))
+            if files_stamp(folder, one.files) != task.stamp:
+                check_same(task.model, "weights", weights_digest(folder, one.files), task.weights)
+            sources.append(TaskSource(one, folder, (task.encoder, task.tokenizer)))
         self.loaded = load_runners(
             sources,
             dtype=recipe.engine.dtype,
