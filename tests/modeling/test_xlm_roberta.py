@@ -161,7 +161,7 @@ def test_logits_beside_a_loss_are_made_when_they_are_read(cls):
     wanted = model(IDS, use_cache=False).logits
     full.clear()
     with torch.no_grad():  # where they are read decides nothing
-        loss, logits = output
+        loss, logits = output.values()
     assert full == [whole]
     assert torch.equal(logits, wanted)
     assert output.logits is logits
@@ -189,18 +189,20 @@ def test_logits_are_those_of_the_weights_that_made_the_loss():
     assert output.logits.dtype is wanted.dtype is torch.bfloat16
 
 
-def test_outputs_unpack_index_and_name():
+def test_outputs_index_and_name():
     model = modeling.XLMRobertaForSequenceClassification(config(num_labels=3))
     output = model(IDS, labels=torch.tensor([1, 2]))
-    loss, logits = output
+    loss, logits = output.to_tuple()
     assert output[0] is loss
     assert output[:2] == (loss, logits)
     assert output["logits"] is output[-1] is logits
-    assert list(output.keys()) == ["loss", "logits"]
-    assert {**output}.keys() == {"loss", "logits"}
-    assert output.get("attentions") is None
+    assert list(output) == list(output.keys()) == ["loss", "logits"]
+    assert {**output} == dict(output) == dict(output.items()) == {"loss": loss, "logits": logits}
+    assert output.get("attentions") is output.attentions is None
     with pytest.raises(KeyError, match="attentions"):
         output["attentions"]
+    with pytest.raises(AttributeError, match="has no attention"):
+        output.attention  # noqa: B018
     with pytest.raises(IndexError):
         output[2]
     as_tuple = model(IDS, return_dict=False)

@@ -16,10 +16,15 @@ def check_shape(name: str, x: Tensor, *expected: int | str) -> None:
         raise UserError(f"{name}: got shape {tuple(x.shape)}, expected ({words})")
 
 
+def values_unknown() -> bool:
+    """Whether this call is compiled, exported or traced: what a tensor holds now says nothing of later calls."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+
+
 def check_range(name: str, ids: Tensor, size: int) -> None:
     """Raises UserError where an id has no row in a table of that size: a GPU would only say so by failing for good."""
-    if torch.compiler.is_compiling() or not ids.numel():
-        return  # what depends on values cannot be compiled
+    if values_unknown() or not ids.numel():
+        return
     lowest, highest = (int(x) for x in ids.aminmax())
     if lowest < 0 or highest >= size:
         raise UserError(f"{name}: got {lowest} to {highest}, expected 0 to {size - 1}")

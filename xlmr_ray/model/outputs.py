@@ -1,4 +1,4 @@
-"""Outputs by transformers' names: ordered mappings of what is there, which also index as a tuple and have attributes."""
+"""Outputs by transformers' names: ordered mappings that also index as a tuple and have their entries as attributes."""
 
 from collections import OrderedDict
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
@@ -80,7 +80,7 @@ class ModelOutput(OrderedDict[str, Any]):
     # The dictionary's own would hand out a function that has not been called.
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401 - the dictionary's own would hand out the function
 
     def values(self) -> ValuesView[Any]:  # type: ignore[override]
         return ValuesView(self)

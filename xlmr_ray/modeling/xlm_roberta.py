@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.argument_checks import check_range, check_shape
+from xlmr_ray.model.argument_checks import check_range, check_shape, values_unknown
 from xlmr_ray.model.attention.masks import visible
 from xlmr_ray.model.embeddings import Embeddings, positions_from_embeds, positions_from_ids
 from xlmr_ray.model.encoder import Encoder, Source, Trace
@@ -140,7 +140,7 @@ class XLMRobertaModel(PreTrainedModel):
         else:
             assert given.inputs_embeds is not None
             positions = positions_from_embeds(given.inputs_embeds, config.pad_token_id)
-        if past + positions.shape[1] > config.max_length:
+        if past + positions.shape[1] > config.max_length and not values_unknown():
             length = int(positions.max()) - config.pad_token_id
             if length > config.max_length:
                 raise UserError(
@@ -201,7 +201,8 @@ class XLMRobertaForCausalLM(PreTrainedModel):
             return CausalLMOutputWithCrossAttentions(logits=self.lm_head(hidden))
         labels = matching(given.labels, hidden)
         return CausalLMOutputWithCrossAttentions(
-            loss=lm_loss(hidden[..., :-1, :], labels[..., 1:], self.lm_head), logits=self.lm_head.later(hidden)
+            loss=lm_loss(hidden[..., :-1, :], labels[..., 1:], self.lm_head),
+            logits=self.lm_head.later(hidden),  # type: ignore[arg-type] # a function: see `Entry`
         )
 
 
@@ -243,7 +244,10 @@ class XLMRobertaForMaskedLM(PreTrainedModel):
         if given.labels is None:
             return MaskedLMOutput(logits=self.lm_head(hidden))
         labels = matching(given.labels, hidden)
-        return MaskedLMOutput(loss=lm_loss(hidden, labels, self.lm_head), logits=self.lm_head.later(hidden))
+        return MaskedLMOutput(
+            loss=lm_loss(hidden, labels, self.lm_head),
+            logits=self.lm_head.later(hidden),  # type: ignore[arg-type] # a function: see `Entry`
+        )
 
     def generate(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **arguments: Any) -> Any:
         """Texts as `XLMRobertaForCausalLM.generate` makes them, token by token after the prompt. As tokens read each

@@ -50,8 +50,8 @@ from xlmr_ray.tokenizer.tokens import Tokens
 from xlmr_ray.tokenizer.vocabulary import (
     PRE_TOKENIZERS,
     PreTokenizer,
-    as_vocabulary,
     as_symbols,
+    as_vocabulary,
     as_xlm_roberta,
     backend_from_file,
     complete,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.argument_checks import values_unknown
 
 
 def visible(name: str, mask: Tensor | None, keys: int, x: Tensor, heads: int) -> Tensor | None:
@@ -24,8 +25,7 @@ def visible(name: str, mask: Tensor | None, keys: int, x: Tensor, heads: int) ->
         raise UserError(f"{name}: got shape {sizes}, expected {(batch, keys)} or {full} (batch or heads may be 1)")
     if mask.dim() == 2 or mask.dtype is torch.bool:
         seen = mask.bool()
-        # What depends on values cannot be compiled.
-        if not torch.compiler.is_compiling() and bool(seen.all()):
+        if not values_unknown() and bool(seen.all()):
             return None
         return (seen[:, None, None, :] if mask.dim() == 2 else seen).to(x.device)
     if not mask.is_floating_point():

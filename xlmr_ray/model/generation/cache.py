@@ -1,10 +1,12 @@
 """Keys and values of the tokens that a decoder has seen, so that a step computes only the new ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from xlmr_ray.config import XLMRobertaConfig
 
@@ -94,3 +96,21 @@ class DynamicCache:
 
     def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None]]:
         return ((layer.keys, layer.values) for layer in self.layers)
+
+
+def tensors_of(cache: DynamicCache) -> tuple[list[Tensor], list[list[str]]]:
+    """The tensors of a cache, and which each layer has: what torch takes it apart into."""
+    names = [[name for name, tensor in vars(layer).items() if tensor is not None] for layer in cache.layers]
+    return [getattr(layer, name) for layer, has in zip(cache.layers, names, strict=True) for name in has], names
+
+
+def cache_of(tensors: Iterable[Any], names: list[list[str]]) -> DynamicCache:
+    """The cache that `tensors_of` took apart."""
+    found, cache = iter(tensors), DynamicCache()
+    cache.layers = [CachedLayer(**{name: next(found) for name in has}) for has in names]
+    return cache
+
+
+register_pytree_node(
+    DynamicCache, tensors_of, cache_of, serialized_type_name=f"{DynamicCache.__module__}.{DynamicCache.__qualname__}"
+)
