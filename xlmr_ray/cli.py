@@ -71,7 +71,7 @@ def run(
         if option not in content:
             raise UserError(f"{job}: nothing says the {option}; give --{option}")
     checked = check_job(content, job)
-    from xlmr_ray.batch.observe.summary import print_summary
+    from xlmr_ray.batch.observe.printing import print_summary
     from xlmr_ray.batch.run import run_job
 
     outcome = run_job(checked, console=Console(stderr=True), quiet=quiet, at_least_once=at_least_once, wait=wait)
@@ -167,8 +167,8 @@ def status(
     at_least_once: AtLeastOnce = False,
 ) -> None:
     """How far the runs in OUT are, and who drives them; from any machine."""
-    from xlmr_ray.batch.observe.summary import print_status, status_lines
-    from xlmr_ray.batch.store.base import open_store
+    from xlmr_ray.batch.observe.printing import print_status, status_lines
+    from xlmr_ray.batch.store.open import open_store
 
     store = open_store(out, at_least_once=at_least_once)
     if json:
@@ -205,10 +205,10 @@ def verify(
     at_least_once: AtLeastOnce = False,
 ) -> None:
     """Read records and files again: every checksum and every count."""
-    from xlmr_ray.batch.ledger.manifest import current
+    from xlmr_ray.batch.ledger.published import current
     from xlmr_ray.batch.ledger.verify import verify as verified
-    from xlmr_ray.batch.observe.summary import print_report
-    from xlmr_ray.batch.store.base import open_store
+    from xlmr_ray.batch.observe.printing import print_report
+    from xlmr_ray.batch.store.open import open_store
 
     store = open_store(out, at_least_once=at_least_once)
     published = None if run else current(store)
@@ -232,7 +232,7 @@ def report(
 ) -> None:
     """Make a run's report anew, a page and JSON, and say where it is; of an unfinished run, as far as it is."""
     from xlmr_ray.batch.observe.report.leave import leave_report, save_report
-    from xlmr_ray.batch.store.base import open_store
+    from xlmr_ray.batch.store.open import open_store
 
     store = open_store(out, at_least_once=at_least_once)
     where = leave_report(store, run, price=price) if to is None else save_report(store, run, to, price=price)
@@ -247,8 +247,8 @@ def sweep(
     at_least_once: AtLeastOnce = False,
 ) -> None:
     """Remove the files of attempts that crashed or lost."""
-    from xlmr_ray.batch.ledger.manifest import sweep as swept
-    from xlmr_ray.batch.store.base import open_store
+    from xlmr_ray.batch.ledger.sweep import sweep as swept
+    from xlmr_ray.batch.store.open import open_store
 
     store = open_store(out, at_least_once=at_least_once)
     console = Console()

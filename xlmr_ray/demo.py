@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xlmr_ray.batch.job import check_job
-from xlmr_ray.batch.observe.summary import print_summary
+from xlmr_ray.batch.observe.printing import print_summary
 from xlmr_ray.batch.progress import say
 from xlmr_ray.batch.run import run_job
 from xlmr_ray.checkpoint.files import resolve

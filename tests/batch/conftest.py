@@ -5,7 +5,7 @@ import pytest
 
 from tests.faulty_proxy import running_proxy
 from tests.seaweed import ACCESS_KEY, SECRET_KEY
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,10 @@ from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import InputChanged
 from xlmr_ray.batch.input.read_shard import read_shard
 from xlmr_ray.batch.input.source import find_inputs
-from xlmr_ray.batch.ledger.manifest import current, finish, read_manifest
-from xlmr_ray.batch.ledger.record import commit_shard, committed_shards, new_attempt
+from xlmr_ray.batch.ledger.commit import commit_shard
+from xlmr_ray.batch.ledger.manifest import finish, read_manifest
+from xlmr_ray.batch.ledger.published import current
+from xlmr_ray.batch.ledger.record import committed_shards, new_attempt
 from xlmr_ray.batch.ledger.snapshot import DATA, table_files
 from xlmr_ray.batch.run import commit_dead
 from xlmr_ray.batch.stages.rows import error_table, good_rows

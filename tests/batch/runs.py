@@ -3,8 +3,11 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, by_line, commit_shard, new_attempt, plan_key
-from xlmr_ray.batch.store.base import Exists, open_store
+from xlmr_ray.batch.ledger.commit import commit_shard
+from xlmr_ray.batch.ledger.json_by_line import by_line
+from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, new_attempt, plan_key
+from xlmr_ray.batch.store.base import Exists
+from xlmr_ray.batch.store.open import open_store
 
 RUN = "0123456789abcdef"
 

@@ -22,15 +22,17 @@ from xlmr_ray.batch.incremental import compare
 from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import check_job
-from xlmr_ray.batch.ledger.manifest import CURRENT, current, finish, publish
-from xlmr_ray.batch.ledger.record import Damaged, committed, planned_shards, run_id
+from xlmr_ray.batch.ledger.json_by_line import Damaged
+from xlmr_ray.batch.ledger.manifest import finish
+from xlmr_ray.batch.ledger.published import CURRENT, current, publish
+from xlmr_ray.batch.ledger.record import committed, planned_shards, run_id
 from xlmr_ray.batch.ledger.results import result_files
 from xlmr_ray.batch.ledger.snapshot import ERRORS, Head, read_head, table_key, table_problems
 from xlmr_ray.batch.ledger.verify import verify
-from xlmr_ray.batch.observe.summary import print_summary
+from xlmr_ray.batch.observe.printing import print_summary
 from xlmr_ray.batch.plan import write_plan
 from xlmr_ray.batch.run import run_job
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.errors import JobFailed, UserError
 
 

@@ -13,11 +13,13 @@ from tests.models import save_classifier
 from xlmr_ray.batch import plan as module
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import check_job
-from xlmr_ray.batch.ledger.record import Damaged, plan_key, planned_shards
+from xlmr_ray.batch.ledger.json_by_line import Damaged
+from xlmr_ray.batch.ledger.record import plan_key, planned_shards
 from xlmr_ray.batch.ledger.snapshot import planned_inputs
 from xlmr_ray.batch.plan import AS_STORED, columns_of, make_plan, precision, read_plan, task_recipes
 from xlmr_ray.batch.run import prepare
-from xlmr_ray.batch.store.base import Exists, open_store
+from xlmr_ray.batch.store.base import Exists
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.errors import UserError
 
 

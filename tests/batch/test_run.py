@@ -24,12 +24,12 @@ from tests.models import save_classifier
 from xlmr_ray import JobFailed, UserError, pipeline
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.lease import Holder, holder, lease_key
-from xlmr_ray.batch.ledger.manifest import current
+from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.run import Done, prepare, run_job, score
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 
 TEXTS = [
     "Hello World!",

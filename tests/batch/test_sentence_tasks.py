@@ -15,9 +15,10 @@ from xlmr_ray.batch import codes
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.run import prepare
 from xlmr_ray.batch.stages.block import from_block, raise_failure, to_block
-from xlmr_ray.batch.stages.encode import Encode, Tokenize
+from xlmr_ray.batch.stages.encode import Encode
 from xlmr_ray.batch.stages.recipe import shard_to_json
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.stages.tokenize import Tokenize
+from xlmr_ray.batch.store.open import open_store
 
 TEXTS = [articles[0] for articles in languages().values()][:8]
 PAIRED = [{"text": one, "text_pair": other} for one, other in zip(TEXTS, reversed(TEXTS), strict=True)]

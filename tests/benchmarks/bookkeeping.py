@@ -136,7 +136,8 @@ def synthetic(folder: str, done: int) -> object:
     import pyarrow as pa
 
     from tests.batch.runs import errors_of, rows_of
-    from xlmr_ray.batch.ledger.record import File, Record, Stats, record_key, to_parquet
+    from xlmr_ray.batch.ledger.commit import to_parquet
+    from xlmr_ray.batch.ledger.record import File, Record, Stats, record_key
     from xlmr_ray.batch.store.base import Entry
     from xlmr_ray.batch.store.local import LocalStore
 
@@ -215,8 +216,9 @@ def commits(count: int) -> None:
     """Commits shards on a real S3 server, and writes two objects of the same sizes, in turns of a hundred."""
     from tests.batch.runs import errors_of, rows_of
     from tests.seaweed import running_seaweed
-    from xlmr_ray.batch.ledger.record import commit_shard, new_attempt
-    from xlmr_ray.batch.store.base import open_store
+    from xlmr_ray.batch.ledger.commit import commit_shard
+    from xlmr_ray.batch.ledger.record import new_attempt
+    from xlmr_ray.batch.store.open import open_store
 
     rows, errors = rows_of("shard", ROWS), errors_of("shard", 0)
     seconds = [0.0, 0.0]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.faults.drivers import Driver, wait_until
 from tests.faults.lab import PATIENCE, Lab, Tally, Work
-from xlmr_ray.batch.ledger.manifest import current
+from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed
 
 PAIRS = 10

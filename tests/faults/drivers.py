@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 NO_PROGRESS = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
-WARM = ["xlmr_ray.cli", "xlmr_ray.batch.run", "xlmr_ray.batch.observe.summary", "xlmr_ray.batch.store.s3"]
+WARM = ["xlmr_ray.cli", "xlmr_ray.batch.run", "xlmr_ray.batch.observe.printing", "xlmr_ray.batch.store.s3"]
 
 
 def command_line(arguments: Sequence[str], environment: Mapping[str, str], log: str, *, leased: bool) -> None:

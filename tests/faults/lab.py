@@ -15,7 +15,8 @@ from tests.faults.machines import Machines
 from tests.faults.rows import Rows, difference, published
 from tests.faulty_proxy import FaultyProxy, running_proxy
 from tests.seaweed import SeaweedFS, running_seaweed
-from xlmr_ray.batch.store.base import Store, open_store
+from xlmr_ray.batch.store.base import Store
+from xlmr_ray.batch.store.open import open_store
 
 PATIENCE = 240.0  # seconds that one driver may take on a busy machine
 LEASE = "3"  # seconds after which a driver without a sign of life is replaced

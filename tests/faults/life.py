@@ -9,9 +9,11 @@ from typing import Any
 
 from tests.batch.runs import RUN, commit, plan
 from tests.faults.rows import Rows, published
-from xlmr_ray.batch.ledger.manifest import finish, publish
+from xlmr_ray.batch.ledger.manifest import finish
+from xlmr_ray.batch.ledger.published import publish
 from xlmr_ray.batch.ledger.record import committed_shards
-from xlmr_ray.batch.store.base import Store, open_store
+from xlmr_ray.batch.store.base import Store
+from xlmr_ray.batch.store.open import open_store
 
 SHARDS = 4
 CHANGES = ("create", "replace", "put", "delete")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xlmr_ray.batch.ledger.manifest import current, manifest_files
+from xlmr_ray.batch.ledger.manifest import manifest_files
+from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.store.base import Store
 
 ORDER = [("source", "ascending"), ("row", "ascending")]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tests.faults.lab import PATIENCE, Lab, Tally, Work, environment
 from tests.rclone import running_rclone
-from xlmr_ray.batch.store.base import DEADLINE, open_store
+from xlmr_ray.batch.store.base import DEADLINE
+from xlmr_ray.batch.store.open import open_store
 
 REFUSED = re.compile(r"was refused \(403( ExpiredToken)?\); check the credentials")
 RECORD = re.compile(r"/_runs/\w+/shards/.*\.json")

@@ -17,12 +17,13 @@ from xlmr_ray import JobFailed
 from xlmr_ray.batch import codes, run
 from xlmr_ray.batch.input.readers import line_shards, raw
 from xlmr_ray.batch.job import check_job
-from xlmr_ray.batch.ledger.manifest import current
+from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.stages.block import from_block, raise_failure, to_block
-from xlmr_ray.batch.stages.encode import Encode, Tokenize
+from xlmr_ray.batch.stages.encode import Encode
 from xlmr_ray.batch.stages.recipe import shard_to_json
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.stages.tokenize import Tokenize
+from xlmr_ray.batch.store.open import open_store
 
 FULL_SIZE = line_shards.BOMB_BYTES
 ANSWER = ("label", "score", "tokens", "truncated")

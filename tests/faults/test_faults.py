@@ -25,7 +25,7 @@ from xlmr_ray.batch.job import check_job, read_job
 from xlmr_ray.batch.ledger.record import committed
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.run import run_job
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.errors import JobFailed
 
 PATIENCE = 120

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from xlmr_ray.batch.ledger.manifest import current
+from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed, planned_shards
 from xlmr_ray.batch.ledger.results import result_files
 from xlmr_ray.batch.ledger.verify import verify
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 
 BIN = Path(sys.executable).parent
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # as the manifests have it

@@ -31,8 +31,10 @@ from xlmr_ray.batch.input.readers.raw import Source
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.shard_table import INPUT
-from xlmr_ray.batch.ledger.manifest import current, publish, publish_next, read_manifest
-from xlmr_ray.batch.ledger.record import Record, committed_shards, in_order, new_attempt, record_key, run_id
+from xlmr_ray.batch.ledger.in_order import in_order
+from xlmr_ray.batch.ledger.manifest import read_manifest
+from xlmr_ray.batch.ledger.published import current, publish, publish_next
+from xlmr_ray.batch.ledger.record import Record, committed_shards, new_attempt, record_key, run_id
 from xlmr_ray.batch.ledger.snapshot import DATA, Step, read_head, read_step, table_files, table_inputs, write_table
 from xlmr_ray.batch.plan import Plan, read_plan, write_plan
 from xlmr_ray.batch.store.base import Exists, Store

@@ -17,8 +17,9 @@ from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard_table import ShardTable
 from xlmr_ray.batch.job import Job
-from xlmr_ray.batch.ledger.record import Damaged, by_lines, canonical, lines_of, plan_key, run_id
-from xlmr_ray.batch.stages.encode import bound
+from xlmr_ray.batch.ledger.json_by_line import Damaged, by_lines, canonical, lines_of
+from xlmr_ray.batch.ledger.record import plan_key, run_id
+from xlmr_ray.batch.stages.checkpoints import bound
 from xlmr_ray.batch.stages.recipe import TaskRecipe
 from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest

@@ -18,20 +18,15 @@ from xlmr_ray.batch.input.file import InputChanged
 from xlmr_ray.batch.input.shard_table import ROWS
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.ledger.commit import commit_shard
+from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.lease import WAIT, leased
-from xlmr_ray.batch.ledger.manifest import Manifest, finish, publish, read_manifest
-from xlmr_ray.batch.ledger.record import (
-    ATTEMPT_FILE,
-    ERROR_SCHEMA,
-    commit_shard,
-    committed_shards,
-    in_order,
-    new_attempt,
-    read_record,
-    run_id,
-)
-from xlmr_ray.batch.observe.provenance import code_version, last_launch
-from xlmr_ray.batch.observe.watch import Watch, watched
+from xlmr_ray.batch.ledger.manifest import Manifest, finish, read_manifest
+from xlmr_ray.batch.ledger.published import publish
+from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, ERROR_SCHEMA, committed_shards, new_attempt, read_record, run_id
+from xlmr_ray.batch.observe.code_version import code_version
+from xlmr_ray.batch.observe.launches import last_launch
+from xlmr_ray.batch.observe.telemetry import Watch, watched
 from xlmr_ray.batch.plan import (
     AS_STORED,
     Dead,
@@ -46,7 +41,9 @@ from xlmr_ray.batch.plan import (
 from xlmr_ray.batch.progress import Display, Figures, say
 from xlmr_ray.batch.stages.block import raise_failure
 from xlmr_ray.batch.stages.recipe import EngineRecipe, Recipe
-from xlmr_ray.batch.store.base import NoConditionalWrites, Store, open_store, reading
+from xlmr_ray.batch.store.base import NoConditionalWrites, Store
+from xlmr_ray.batch.store.filesystem import reading
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.batch.stream import rows_of, stream
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import model_folder

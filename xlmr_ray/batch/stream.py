@@ -18,8 +18,9 @@ import ray.data
 from xlmr_ray.batch.cluster import WRITER_CPUS, Sizes
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.stages.block import to_block
-from xlmr_ray.batch.stages.encode import Encode, Tokenize
+from xlmr_ray.batch.stages.encode import Encode
 from xlmr_ray.batch.stages.recipe import Recipe, shard_to_json
+from xlmr_ray.batch.stages.tokenize import Tokenize
 from xlmr_ray.batch.stages.write import Write
 from xlmr_ray.errors import JobFailed
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xlmr_ray.batch.job import Job
-from xlmr_ray.batch.ledger.manifest import current
+from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.bench.result import Bench, Pipeline
 from xlmr_ray.bench.sample import Sample
 from xlmr_ray.errors import JobFailed

@@ -28,7 +28,7 @@ from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job, check_job
 from xlmr_ray.batch.ledger.results import iter_files
 from xlmr_ray.batch.run import prepare, run_job
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.checkpoint.files import resolve
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.batch.input.test_listing import lines
 from xlmr_ray.batch.input.source import find_inputs
-from xlmr_ray.batch.store.base import filesystem
+from xlmr_ray.batch.store.filesystem import filesystem
 from xlmr_ray.errors import UserError
 
 RUN = "data/3846e5b2cf3411dd"

@@ -25,7 +25,7 @@ from xlmr_ray.batch.input.read_shard import read_shard
 from xlmr_ray.batch.input.readers import csv, parquet, raw
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.source import find_inputs
-from xlmr_ray.batch.store.base import filesystem
+from xlmr_ray.batch.store.filesystem import filesystem
 from xlmr_ray.errors import UserError
 
 TEXT = Columns({"text": "text"})

@@ -7,7 +7,7 @@ from moto.server import ThreadedMotoServer
 
 from xlmr_ray.batch.input.file import Input, InputChanged, check_unchanged
 from xlmr_ray.batch.input.source import find_inputs
-from xlmr_ray.batch.store.base import filesystem, reading
+from xlmr_ray.batch.store.filesystem import filesystem, reading
 from xlmr_ray.errors import JobFailed, UserError
 
 

@@ -260,7 +260,7 @@ def test_a_release_that_fails_is_no_failure(local, clock):
 HOLD = """
 import sys, time
 from xlmr_ray.batch.ledger.lease import leased
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 with leased(open_store(sys.argv[1]), sys.argv[2], ttl=1000.0):
     print("held", flush=True)
     time.sleep(600)

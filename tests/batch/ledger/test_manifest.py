@@ -6,17 +6,10 @@ from dataclasses import replace
 import pytest
 
 from tests.batch.runs import RUN, commit, keys, plan
-from xlmr_ray.batch.ledger.manifest import (
-    CURRENT,
-    current,
-    finish,
-    manifest_files,
-    manifest_key,
-    publish,
-    read_manifest,
-    sweep,
-)
-from xlmr_ray.batch.ledger.record import Damaged, by_line
+from xlmr_ray.batch.ledger.json_by_line import Damaged, by_line
+from xlmr_ray.batch.ledger.manifest import finish, manifest_files, manifest_key, read_manifest
+from xlmr_ray.batch.ledger.published import CURRENT, current, publish
+from xlmr_ray.batch.ledger.sweep import sweep
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.errors import JobFailed
 

@@ -12,28 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.batch.runs import RUN, commit, commit_all, create_plan, errors_of, keys, plan, rows_of, table_of
-from xlmr_ray.batch.ledger import record as commits
+from xlmr_ray.batch.ledger import commit as commits
+from xlmr_ray.batch.ledger.commit import commit_shard, to_parquet
+from xlmr_ray.batch.ledger.json_by_line import Damaged, by_line, lines_of
 from xlmr_ray.batch.ledger.manifest import finish
 from xlmr_ray.batch.ledger.record import (
-    Damaged,
     File,
     Record,
     Stats,
-    by_line,
-    commit_shard,
     committed,
     committed_shards,
-    lines_of,
     new_attempt,
     plan_key,
     planned_shards,
     read_record,
     record_key,
     run_id,
-    to_parquet,
 )
 from xlmr_ray.batch.ledger.verify import verify
-from xlmr_ray.batch.store.base import Exists, open_store
+from xlmr_ray.batch.store.base import Exists
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.errors import JobFailed
 
 

@@ -20,11 +20,12 @@ from xlmr_ray.batch.input.planning import plan_shards
 from xlmr_ray.batch.input.read_shard import read_shard
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.source import find_inputs
-from xlmr_ray.batch.ledger.manifest import current
-from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, to_parquet
+from xlmr_ray.batch.ledger.commit import to_parquet
+from xlmr_ray.batch.ledger.published import current
+from xlmr_ray.batch.ledger.record import ERROR_SCHEMA
 from xlmr_ray.batch.ledger.results import as_json, as_sql, result_files
 from xlmr_ray.batch.stages.rows import error_table, good_rows, output_table
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.cli import app, main
 from xlmr_ray.errors import UserError
 

@@ -13,10 +13,11 @@ from tests.batch.days import launch, whole, write
 from tests.batch.runs import RUN, commit, create_plan, plan
 from xlmr_ray.batch.ledger import status as module
 from xlmr_ray.batch.ledger.lease import leased
-from xlmr_ray.batch.ledger.manifest import finish, publish
+from xlmr_ray.batch.ledger.manifest import finish
+from xlmr_ray.batch.ledger.published import publish
 from xlmr_ray.batch.ledger.record import record_key
 from xlmr_ray.batch.ledger.status import published, status
-from xlmr_ray.batch.observe.summary import print_status
+from xlmr_ray.batch.observe.printing import print_status
 from xlmr_ray.cli import app
 from xlmr_ray.errors import UserError
 

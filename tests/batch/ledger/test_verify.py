@@ -5,8 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.batch.runs import RUN, commit, keys, plan, rows_of
-from xlmr_ray.batch.ledger.manifest import finish, manifest_key, publish
-from xlmr_ray.batch.ledger.record import Record, by_line, plan_key, record_key
+from xlmr_ray.batch.ledger.json_by_line import by_line
+from xlmr_ray.batch.ledger.manifest import finish, manifest_key
+from xlmr_ray.batch.ledger.published import publish
+from xlmr_ray.batch.ledger.record import Record, plan_key, record_key
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.errors import UserError
 

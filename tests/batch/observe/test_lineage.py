@@ -14,7 +14,7 @@ from xlmr_ray import JobFailed, UserError
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.manifest import read_manifest
 from xlmr_ray.batch.observe.lineage import dataset
-from xlmr_ray.batch.observe.watch import watched
+from xlmr_ray.batch.observe.telemetry import watched
 
 
 def job(out, **lineage):

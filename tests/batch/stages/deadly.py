@@ -6,9 +6,10 @@ import signal
 
 import pyarrow as pa
 
-from xlmr_ray.batch.stages.encode import Encode, Scored, Tokenize, Tokenized
+from xlmr_ray.batch.stages.encode import Encode, Scored
 from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.stages.rows import good_rows
+from xlmr_ray.batch.stages.tokenize import Tokenize, Tokenized
 from xlmr_ray.batch.stream import TokenizeEach
 
 

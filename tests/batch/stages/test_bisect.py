@@ -14,14 +14,13 @@ from tests.models import save_classifier
 from xlmr_ray import JobFailed, UserError
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.run import prepare
-from xlmr_ray.batch.stages import encode as stages
-from xlmr_ray.batch.stages import suspects
+from xlmr_ray.batch.stages import encode, suspects, tokenize
 from xlmr_ray.batch.stages.bisect import by_halves
 from xlmr_ray.batch.stages.block import from_block, raise_failure, to_block
 from xlmr_ray.batch.stages.recipe import shard_to_json
 from xlmr_ray.batch.stages.rows import good_rows
 from xlmr_ray.batch.stages.suspects import Piece
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.tokenizer.tokenizer import TokenizerError
 
 
@@ -163,7 +162,7 @@ def test_in_pieces_the_answers_are_the_same_to_the_last_bit(tmp_path, model, tas
     texts = [f"{LONG * random.randint(0, 2)} number {n}" if n % 7 else "" for n in range(30)]
     whole, errors = scored(tmp_path, model, texts, tasks)
     done = []
-    for step, name in ((stages.Tokenize, "tokenized"), (stages.Encode, "scored")):
+    for step, name in ((tokenize.Tokenize, "tokenized"), (encode.Encode, "scored")):
         whole_step = getattr(step, name)
 
         def counted(self, *given, whole_step=whole_step):
@@ -194,10 +193,10 @@ def test_a_shard_whose_reading_kills_is_error_rows(tmp_path, model, monkeypatch)
     content = content.model_copy(update={"input": content.input.model_copy(update={"id": None, "keep": ["year"]})})
     prepared = prepare(content, open_store(str(tmp_path / "out")))
     monkeypatch.setattr(suspects.Suspects, "unreadable", lambda _: (codes.KILLED_WORKER, "died"))
-    monkeypatch.setattr(stages, "read_shard", lambda *_, **__: pytest.fail("read again"))
-    encoded = stages.Encode(prepared.recipe)
+    monkeypatch.setattr(tokenize, "read_shard", lambda *_, **__: pytest.fail("read again"))
+    encoded = encode.Encode(prepared.recipe)
     shard = prepared.plan.shards[1]
-    block = encoded(stages.Tokenize(prepared.recipe)(to_block(shard_to_json(shard), {})))
+    block = encoded(tokenize.Tokenize(prepared.recipe)(to_block(shard_to_json(shard), {})))
     raise_failure(block.to_pylist()[0])
     tables = from_block(block)[1]
     assert tables["output"].schema.field("year").type == pa.int64()  # one table with the other shards'
@@ -211,24 +210,24 @@ def test_an_error_that_loses_the_gpu_ends_the_process(monkeypatch, model, tmp_pa
     (tmp_path / "in.txt").write_text("\n".join(texts))
     content = job(model, tmp_path / "in.txt", tmp_path / "out")
     content = content.model_copy(update={"input": content.input.model_copy(update={"id": None, "keep": []})})
-    encode = stages.Encode(prepare(content, open_store(str(tmp_path / "out"))).recipe)
-    encode.check_device(ValueError())  # a CPU is never lost
+    step = encode.Encode(prepare(content, open_store(str(tmp_path / "out"))).recipe)
+    step.check_device(ValueError())  # a CPU is never lost
     ended = []
-    monkeypatch.setattr(stages.os, "_exit", ended.append)
+    monkeypatch.setattr(encode.os, "_exit", ended.append)
 
     class Device:
         type = "cuda"
 
-    encode.loaded[0].runner.device = Device()
-    monkeypatch.setattr(stages.torch.cuda, "synchronize", lambda _: None)
-    encode.check_device(ValueError())
+    step.loaded[0].runner.device = Device()
+    monkeypatch.setattr(encode.torch.cuda, "synchronize", lambda _: None)
+    step.check_device(ValueError())
     assert not ended
 
     def lost(_):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(stages.torch.cuda, "synchronize", lost)
-    encode.check_device(ValueError())
+    monkeypatch.setattr(encode.torch.cuda, "synchronize", lost)
+    step.check_device(ValueError())
     assert ended == [1]
 
 
@@ -236,7 +235,7 @@ def test_many_texts_that_the_tokenizer_cannot_take(tmp_path, model, monkeypatch)
     """It tells of one at a time, and is not asked as often as there are such texts."""
     texts = [f"`secret` {n}" if n % 3 == 0 else f"fine {n}" for n in range(240)]
     calls = []
-    whole = stages.TokenizedOnce.encode_ragged
+    whole = tokenize.TokenizedOnce.encode_ragged
 
     def encode_ragged(self, texts, *more, **how):
         calls.append(len(texts))
@@ -245,7 +244,7 @@ def test_many_texts_that_the_tokenizer_cannot_take(tmp_path, model, monkeypatch)
                 raise TokenizerError(place, f"PanicException: byte 1 is inside of {text}")
         return whole(self, texts, *more, **how)
 
-    monkeypatch.setattr(stages.TokenizedOnce, "encode_ragged", encode_ragged)
+    monkeypatch.setattr(tokenize.TokenizedOnce, "encode_ragged", encode_ragged)
     rows, errors = scored(tmp_path, model, texts, "several", rows=500)
     assert rows["row"].to_pylist() == [n for n in range(240) if n % 3]
     assert [(row["row"], row["code"]) for row in errors] == [(n, codes.TOKENIZER_ERROR) for n in range(0, 240, 3)]

@@ -17,7 +17,7 @@ from xlmr_ray import JobFailed
 from xlmr_ray.batch import run, stream
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.stages.suspects import ALONE, MOST_DEATHS, WARY, Piece, Suspects, edges
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_a_reading_that_kills_is_told_apart(store):
 
 HANGS = """
 import re
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.batch.stages.suspects import Suspects
 known = Suspects(open_store({folder!r}), "tokenize", timeout=0.5, actor={actor!r})
 with known.shard("s"):
@@ -203,7 +203,7 @@ def test_what_hangs_is_told_from_what_kills(tmp_path):
 def test_the_watch_ends_with_the_piece(tmp_path):
     program = f"""
 import time
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.batch.stages.suspects import Piece, Suspects
 known = Suspects(open_store({str(tmp_path)!r}), "tokenize", timeout=0.3)
 for error in (None, ValueError()):

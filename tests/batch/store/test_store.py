@@ -18,15 +18,9 @@ import pytest
 from tests.faulty_proxy import CODES
 from tests.rclone import running_rclone
 from tests.seaweed import ACCESS_KEY, BUCKET, OPEN_BUCKET, SECRET_KEY
-from xlmr_ray.batch.store.base import (
-    Changed,
-    Exists,
-    NoConditionalWrites,
-    etag_of,
-    filesystem,
-    open_store,
-    reading,
-)
+from xlmr_ray.batch.store.base import Changed, Exists, NoConditionalWrites, etag_of
+from xlmr_ray.batch.store.filesystem import filesystem, reading
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.errors import JobFailed, UserError
 
 
@@ -607,7 +601,7 @@ def test_a_quota_names_the_path(tmp_path):
     """The kernel's own limit on a file's size, in a process of its own."""
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "from xlmr_ray.batch.store.base import open_store\n"
+        "from xlmr_ray.batch.store.open import open_store\n"
         "try: open_store(sys.argv[1]).put('k', b'x' * 5000)\n"
         "except Exception as error: print(type(error).__name__, error)"
     )

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.seaweed import ACCESS_KEY, SECRET_KEY
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.batch.store.throttle import MOST, Throttle, throttle_of
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from tests.batch.runs import create_plan
 from xlmr_ray import UserError
-from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, commit_shard, new_attempt, record_key
+from xlmr_ray.batch.ledger.commit import commit_shard
+from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, new_attempt, record_key
 from xlmr_ray.batch.store.local import LocalStore
 from xlmr_ray.bench.result import Bench, Machine, Pipeline, Rate, Work
 from xlmr_ray.bench.sizing.command import SHAPES, SHARD_ROWS_CPU, SHARD_ROWS_GPU, duration, plan_command, size

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
-from xlmr_ray.batch.store.base import filesystem
+from xlmr_ray.batch.store.filesystem import filesystem
 from xlmr_ray.errors import UserError
 from xlmr_ray.text.printable import printable
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from xlmr_ray.batch.input.listing import fixed_part, is_hidden, is_pattern
-from xlmr_ray.batch.store.base import place
+from xlmr_ray.batch.store.filesystem import place
 from xlmr_ray.errors import UserError
 from xlmr_ray.text.redact import clean_url
 

@@ -24,7 +24,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from xlmr_ray.batch.ledger.record import VERSION, Damaged, canonical, new_attempt, parsed
+from xlmr_ray.batch.ledger.json_by_line import VERSION, Damaged, canonical, parsed
+from xlmr_ray.batch.ledger.record import new_attempt
 from xlmr_ray.batch.store.base import Changed, Exists, Store
 from xlmr_ray.errors import JobFailed, UserError
 

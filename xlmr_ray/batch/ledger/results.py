@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from xlmr_ray.batch.ledger.manifest import current
+from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import ERROR_SCHEMA
 from xlmr_ray.batch.ledger.snapshot import DATA, ERRORS, table_files
-from xlmr_ray.batch.store.base import filesystem, open_store
+from xlmr_ray.batch.store.filesystem import filesystem
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.errors import UserError
 
 if TYPE_CHECKING:

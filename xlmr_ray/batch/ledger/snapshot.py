@@ -24,8 +24,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.ledger.commit import ROW_GROUP
+from xlmr_ray.batch.ledger.json_by_line import Damaged, lines_of, parsed
 from xlmr_ray.batch.ledger.manifest import manifest_key
-from xlmr_ray.batch.ledger.record import ROW_GROUP, Damaged, File, lines_of, parsed, plan_key
+from xlmr_ray.batch.ledger.record import File, plan_key
 from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.errors import JobFailed
 

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
 
+from xlmr_ray.batch.ledger.in_order import in_order
+from xlmr_ray.batch.ledger.json_by_line import lines_of
 from xlmr_ray.batch.ledger.lease import Holder, holder
-from xlmr_ray.batch.ledger.manifest import Current, Manifest, current, read_manifest
-from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, Record, in_order, lines_of, plan_key, read_record
+from xlmr_ray.batch.ledger.manifest import Manifest, read_manifest
+from xlmr_ray.batch.ledger.published import Current, current
+from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, Record, plan_key, read_record
 from xlmr_ray.batch.ledger.snapshot import Head, read_head
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import UserError

@@ -10,25 +10,24 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xlmr_ray.batch.ledger.in_order import in_order
+from xlmr_ray.batch.ledger.json_by_line import Damaged, pieces_of
 from xlmr_ray.batch.ledger.manifest import (
     Manifest,
     Model,
     Tally,
     as_finished,
-    current,
     head_of,
     manifest_key,
     models_of,
-    orphans,
     read_manifest,
 )
+from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import (
-    Damaged,
     File,
     Record,
     committed_shards,
-    in_order,
-    pieces_of,
+    orphans,
     plan_key,
     planned_shards,
     read_record,

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from xlmr_ray.batch.job import Job, LineageSection
 from xlmr_ray.batch.ledger.manifest import Manifest, manifest_files
-from xlmr_ray.batch.observe.provenance import code_version
+from xlmr_ray.batch.observe.code_version import code_version
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import UserError
 from xlmr_ray.text.redact import redacted

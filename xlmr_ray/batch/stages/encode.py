@@ -3,10 +3,9 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,177 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.read_shard import read_shard, unread_shard
-from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.observe.machine import device_name, host, operations
-from xlmr_ray.batch.stages.bisect import by_halves
 from xlmr_ray.batch.stages.block import from_block, guarded, to_block
-from xlmr_ray.batch.stages.recipe import Recipe, TaskRecipe, shard_from_json
-from xlmr_ray.batch.stages.rows import error_table, fail, fail_all, fail_empty, good_rows, output_table
-from xlmr_ray.batch.stages.suspects import Suspects, restarted_actor
-from xlmr_ray.batch.stages.tokenized_once import TokenizedOnce
-from xlmr_ray.batch.store.base import reading
+from xlmr_ray.batch.stages.checkpoints import bound, check_same, tried
+from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json
+from xlmr_ray.batch.stages.rows import error_table, fail, good_rows, output_table
+from xlmr_ray.batch.stages.suspects import Suspects, in_pieces, restarted_actor
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.engine.results import TaskOutput
 from xlmr_ray.engine.runners import Loaded, TaskSource, load_runners
-from xlmr_ray.errors import JobFailed
-from xlmr_ray.tasks.encoded import documents, keep_documents
-from xlmr_ray.tasks.registry import bind_task
-from xlmr_ray.tasks.task import Task
-from xlmr_ray.tasks.unfit import UnfitRows
-from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
+from xlmr_ray.tasks.encoded import keep_documents
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-MOST_TRIES = 8  # to tokenize rows of which each time one fails
-
-
-def bound(recipe: TaskRecipe) -> Task:
-    """The task, its checkpoint fetched to this machine where it is not there yet."""
-    return bind_task(recipe.task, resolve(recipe.model), recipe.options)
-
-
-def tried(load: Callable[[], None]) -> Exception | None:
-    """What went wrong in loading. It is raised on the first shard: what a constructor raises, Ray wraps beyond
-    reading.
-    """
-    try:
-        load()
-    except Exception as error:
-        return error
-    return None
-
-
-def check_same(model: str, part: str, got: str, wanted: str) -> None:
-    """Raises JobFailed where this machine's checkpoint is not the run's."""
-    if got != wanted:
-        raise JobFailed(
-            f"{model}: the {part} on this machine are others ({got[:12]}) than the run's ({wanted[:12]}): "
-            "put the same checkpoint on all machines"
-        )
-
-
-@dataclass(frozen=True)
-class Tokenized:
-    """Rows of a shard, and for each task the encoded table of those without error."""
-
-    rows: pa.Table
-    encoded: list[pa.Table]
-
-
-class Tokenize:
-    """A shard's JSON to its rows and, for each task, the encoded table of the rows without error."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.tasks: list[Task] = []
-        self.tokenizers: list[TokenizedOnce] = []  # one a task; tasks of equal tokenizers have the same
-        self.suspects = Suspects(recipe.store, "tokenize", timeout=recipe.timeout, actor=restarted_actor())
-        self.broken = tried(self.load)
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        return guarded(self.tokenize, block)
-
-    def load(self) -> None:
-        """Tasks and tokenizers, checked to be the run's."""
-        # An actor is one core's worth; the cores are shared out by Ray, and the encoder wants the others.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        recipe = self.recipe
-        known: dict[tuple[str, int, str], TokenizedOnce] = {}
-        for task in recipe.tasks:
-            tokenizer = TokenizedOnce.from_pretrained(resolve(task.model))
-            check_same(task.model, "tokenizer's pieces", tokenizer.fingerprint, task.tokenizer)
-            # Of equal pieces, but with lengths of their own, each keeps its own.
-            same = (task.tokenizer, tokenizer.model_max_length, tokenizer.truncation_side)
-            self.tokenizers.append(known.setdefault(same, tokenizer))
-        self.tasks = [bound(task) for task in recipe.tasks]
-
-    def tokenize(self, block: pa.Table) -> pa.Table:
-        if self.broken:
-            raise self.broken
-        text, _ = from_block(block)
-        shard = shard_from_json(text)
-        began = time.time()
-        with self.suspects.shard(shard.id):
-            rows = self.read(shard)
-            if not self.recipe.score_empty:
-                rows = fail_empty(rows, list(self.recipe.columns.text))
-            done = joined(in_pieces(self.tokenized, rows, codes.TOKENIZER_ERROR, self.suspects))
-        meta = pa.table({"began": [began], "tokenized": [time.time()]})
-        encoded = {f"task{place}": table for place, table in enumerate(done.encoded)}
-        return to_block(text, {"rows": done.rows, "meta": meta, **encoded})
-
-    def read(self, shard: Shard) -> pa.Table:
-        recipe = self.recipe
-        if (failure := self.suspects.unreadable()) is not None:
-            return unread_shard(shard, recipe.columns, failure, readers=recipe.readers)
-        with self.suspects.reading(), reading(shard.input.key):
-            return read_shard(shard, recipe.columns, max_row_bytes=recipe.max_row_bytes, readers=recipe.readers)
-
-    def tokenized(self, rows: pa.Table) -> Tokenized:
-        for tokenizer in self.tokenizers:
-            tokenizer.forget()
-        tables: list[pa.Table] = []
-        for task, tokenizer in zip(self.tasks, self.tokenizers, strict=True):
-            before = rows
-            rows, encoded = prepare(task, tokenizer, rows)
-            if rows is not before:
-                # What an earlier task has encoded of a row that fails now goes, too.
-                kept = np.isin(good_rows(before), good_rows(rows))
-                tables = [keep_documents(table, kept)[0] for table in tables]
-            tables.append(encoded)
-        return Tokenized(rows, tables)
-
-
-def in_pieces(work: Callable[[pa.Table], T], rows: pa.Table, code: str, suspects: Suspects) -> list[T]:
-    """The results of `work` for the rows: at once where all is well, else in pieces and without the rows that fail."""
-    done: list[T] = []
-    for piece in suspects.pieces(rows.num_rows):
-        part = rows.slice(piece.start, piece.stop - piece.start)
-        if piece.failure is not None:
-            part = fail_all(part, piece.failure)
-        with suspects.trying(piece):
-            done += by_halves(work, part, code)
-    return done
-
-
-def joined(parts: list[Tokenized]) -> Tokenized:
-    """The parts of a shard as one; each numbers its documents from 0."""
-    if len(parts) == 1:
-        return parts[0]
-    counts = [len(good_rows(part.rows)) for part in parts]
-    encoded = []
-    for tables in zip(*(part.encoded for part in parts), strict=True):
-        first = 0
-        moved = []
-        for count, table in zip(counts, tables, strict=True):
-            if "document" in table.column_names:
-                numbers = pa.array(documents(table) + first, pa.int32())
-                table = table.set_column(table.column_names.index("document"), "document", numbers)
-            moved.append(table)
-            first += count
-        encoded.append(pa.concat_tables(moved))
-    return Tokenized(pa.concat_tables(part.rows for part in parts), encoded)
-
-
-def prepare(task: Task, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The task's encoded table of the good rows; a row that the tokenizer cannot take becomes an error row.
-
-    Raises RuntimeError where it tells of one row after another that it cannot take: fewer rows at a time cost less.
-    """
-    for _ in range(MOST_TRIES):
-        good = good_rows(rows)
-        try:
-            return rows, task.prepare(rows.take(good), tokenizer)
-        except UnfitRows as error:
-            rows = fail(rows, {int(good[place]): failure for place, failure in error.failures.items()})
-        except TokenizerError as error:
-            # A panic of Rust quotes the text between these.
-            reason = error.reason.partition("`")[0].strip()
-            rows = fail(rows, {int(good[error.index]): (codes.TOKENIZER_ERROR, reason)})
-    raise RuntimeError(f"more than {MOST_TRIES - 1} texts that the tokenizer cannot take")
 
 
 @dataclass(frozen=True)

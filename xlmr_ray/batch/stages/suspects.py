@@ -14,13 +14,17 @@ import faulthandler
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+import pyarrow as pa
 
 from xlmr_ray.batch import codes
+from xlmr_ray.batch.stages.bisect import by_halves
+from xlmr_ray.batch.stages.rows import fail_all
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import JobFailed
 
@@ -205,3 +209,18 @@ def restarted_actor() -> str:
     context = ray.get_runtime_context()
     id = context.get_actor_id()
     return id if id is not None and context.was_current_actor_reconstructed else ""
+
+
+T = TypeVar("T")
+
+
+def in_pieces(work: Callable[[pa.Table], T], rows: pa.Table, code: str, suspects: Suspects) -> list[T]:
+    """The results of `work` for the rows: at once where all is well, else in pieces and without the rows that fail."""
+    done: list[T] = []
+    for piece in suspects.pieces(rows.num_rows):
+        part = rows.slice(piece.start, piece.stop - piece.start)
+        if piece.failure is not None:
+            part = fail_all(part, piece.failure)
+        with suspects.trying(piece):
+            done += by_halves(work, part, code)
+    return done

@@ -5,7 +5,8 @@ import time
 
 import pyarrow as pa
 
-from xlmr_ray.batch.ledger.record import Stats, commit_shard, new_attempt
+from xlmr_ray.batch.ledger.commit import commit_shard
+from xlmr_ray.batch.ledger.record import Stats, new_attempt
 from xlmr_ray.batch.observe.report.counts import kinds, summarize
 from xlmr_ray.batch.stages.block import from_block, guarded
 from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json

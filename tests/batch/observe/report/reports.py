@@ -3,9 +3,12 @@
 import pyarrow as pa
 
 from tests.batch.runs import create_plan
-from xlmr_ray.batch.ledger.manifest import finish, publish
-from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, Stats, canonical, commit_shard, new_attempt
-from xlmr_ray.batch.observe.provenance import launches_key
+from xlmr_ray.batch.ledger.commit import commit_shard
+from xlmr_ray.batch.ledger.json_by_line import canonical
+from xlmr_ray.batch.ledger.manifest import finish
+from xlmr_ray.batch.ledger.published import publish
+from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, Stats, new_attempt
+from xlmr_ray.batch.observe.launches import launches_key
 from xlmr_ray.batch.observe.report.counts import summarize
 
 RUN = "0123456789abcdef"

@@ -12,12 +12,13 @@ from selenium.webdriver.common.keys import Keys
 from tests.batch.observe.report.reports import HOSTILE, RUN, hostile_run, plain_run
 from tests.batch.runs import commit, plan
 from tests.chromium import looks, needs_chromium, running_chromium
-from xlmr_ray.batch.ledger.manifest import finish, publish
+from xlmr_ray.batch.ledger.manifest import finish
+from xlmr_ray.batch.ledger.published import publish
 from xlmr_ray.batch.observe.report import plots
 from xlmr_ray.batch.observe.report.gather import gather
 from xlmr_ray.batch.observe.report.leave import save_report
 from xlmr_ray.batch.observe.report.page import page
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 
 
 class Elements(HTMLParser):

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.file import Input, InputChanged, check_unchanged
-from xlmr_ray.batch.store.base import filesystem
+from xlmr_ray.batch.store.filesystem import filesystem
 
 CHUNK = 8 << 20  # bytes asked of the store at a time
 BLOCK = 64 << 10  # bytes inflated at a time

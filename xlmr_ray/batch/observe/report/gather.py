@@ -20,9 +20,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xlmr_ray.batch.codes import CATALOGUE
-from xlmr_ray.batch.ledger.manifest import current, read_manifest
-from xlmr_ray.batch.ledger.record import committed, first_of, plan_key, planned_shards
-from xlmr_ray.batch.observe.provenance import Launch, launches
+from xlmr_ray.batch.ledger.json_by_line import first_of
+from xlmr_ray.batch.ledger.manifest import read_manifest
+from xlmr_ray.batch.ledger.published import current
+from xlmr_ray.batch.ledger.record import committed, plan_key, planned_shards
+from xlmr_ray.batch.observe.launches import Launch, launches
 from xlmr_ray.batch.observe.report.counts import Summary
 from xlmr_ray.batch.observe.report.peaks import peak
 from xlmr_ray.batch.store.base import Store

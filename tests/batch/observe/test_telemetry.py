@@ -8,7 +8,7 @@ from xlmr_ray import JobFailed
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.observe.report.leave import report_key
 from xlmr_ray.batch.run import run_job
-from xlmr_ray.batch.store.base import open_store
+from xlmr_ray.batch.store.open import open_store
 
 
 def test_a_run_that_ends_on_errors_and_then_well(ray_session, tmp_path):

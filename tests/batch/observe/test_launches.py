@@ -6,7 +6,8 @@ import pytest
 
 from xlmr_ray.batch.cluster import Sizes
 from xlmr_ray.batch.job import check_job
-from xlmr_ray.batch.observe.provenance import code_version, launches, leave_launch, without_secrets
+from xlmr_ray.batch.observe.code_version import code_version
+from xlmr_ray.batch.observe.launches import launches, leave_launch, without_secrets
 
 
 def test_secrets_are_starred_and_urls_cleaned():

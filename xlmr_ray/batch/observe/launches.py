@@ -5,20 +5,18 @@ A run may have several launches: one that went on where another stopped, perhaps
 
 from __future__ import annotations
 
-import functools
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from xlmr_ray.batch.cluster import Sizes
 from xlmr_ray.batch.job import Job
-from xlmr_ray.batch.ledger.record import canonical, parsed
+from xlmr_ray.batch.ledger.json_by_line import canonical, parsed
+from xlmr_ray.batch.observe.code_version import code_version
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.text.redact import clean_url
 
@@ -93,26 +91,6 @@ def launches(store: Store, run_id: str) -> Iterator[Launch]:
     for entry in store.list(launches_key(run_id)):
         content = parsed(store.get(entry.key)[0], store.url(entry.key))
         yield Launch(**{**content, "nodes": tuple(Node(**node) for node in content["nodes"])})
-
-
-@functools.cache
-def code_version() -> str:
-    """The package's version, and in a checkout of its sources the commit, `+` where it was changed since."""
-    said = version("xlmr-ray")
-    root = Path(__file__).parents[3]
-    if not (root / ".git").exists():
-        return said
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return said
-    return f"{said} ({done.stdout.strip()})"
 
 
 def without_secrets(content: Any, name: str = "") -> Any:

@@ -14,8 +14,8 @@ from rich.console import Console
 from xlmr_ray.batch.cluster import Sizes
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.manifest import Manifest
+from xlmr_ray.batch.observe.launches import leave_launch
 from xlmr_ray.batch.observe.lineage import Lineage
-from xlmr_ray.batch.observe.provenance import leave_launch
 from xlmr_ray.batch.observe.report.leave import leave_report, report_key
 from xlmr_ray.batch.progress import Figures, say
 from xlmr_ray.batch.store.base import Store

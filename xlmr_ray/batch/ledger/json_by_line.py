@@ -1,0 +1,94 @@
+"""Objects of a run as JSON: one spelling for equal content; long lists an item a line, so that they read by line."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from xlmr_ray.errors import JobFailed
+
+VERSION = 1
+
+
+class Damaged(JobFailed):
+    """An object of the run is not what was written: unreadable, or its checksum is wrong."""
+
+
+def canonical(content: object) -> bytes:
+    """JSON with one spelling for equal content."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def parsed(data: bytes, url: str) -> dict[str, Any]:
+    """A JSON object. Raises `Damaged`, naming `url`."""
+    try:
+        content = json.loads(data)
+    except ValueError:
+        raise Damaged(f"{url}: is damaged: not JSON") from None
+    if not isinstance(content, dict):
+        raise Damaged(f"{url}: is damaged: not a JSON object")
+    return content
+
+
+def by_line(head: Mapping[str, Any], name: str, items: Iterable[Mapping[str, Any]]) -> bytes:
+    """A JSON object whose last member is the list `name`, one item a line, so that it reads whole or by line."""
+    return by_lines({key: value for key, value in head.items() if key != name}, {name: items})
+
+
+def by_lines(head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str, Any]]]) -> bytes:
+    """The same for several lists, in the order given; the head and the name of the first list are the first line."""
+    out = io.BytesIO()
+    for piece in pieces_of(head, lists):
+        out.write(piece)
+    return out.getvalue()
+
+
+def pieces_of(head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str, Any]]]) -> Iterator[bytes]:
+    """What `by_lines` joins, an item at a time."""
+    start = canonical(head)[:-1]
+    yield start + (b"," if len(start) > 1 else b"")
+    before = b""
+    for name, items in lists.items():
+        yield before + json.dumps(name).encode() + b":["
+        separator = b"\n"
+        for item in items:
+            yield separator + canonical(item)
+            separator = b",\n"
+        before = b"\n],"
+    yield b"\n]}\n"
+
+
+def first_of(line: bytes, url: str) -> dict[str, Any]:
+    """The head of what `by_lines` wrote, from its first line. Raises `Damaged`."""
+    if line.endswith(b'":[\n'):  # a list, an item a line, comes next
+        line = line[: max(line.rfind(b',"'), 1)] + b"}"
+    return parsed(line, url)
+
+
+def lines_of(data: bytes, name: str, url: str) -> Iterator[Any]:
+    """The items of the list `name` in what `by_line` wrote, one at a time; any other JSON object is read whole."""
+    lines = io.BytesIO(data)
+    line = lines.readline()
+    wanted = json.dumps(name).encode() + b":[\n"
+    if not line.endswith(b":[\n"):
+        found = parsed(data, url).get(name)
+        if not isinstance(found, list):
+            raise Damaged(f"{url}: is damaged: has no list of {name}")
+        yield from found
+        return
+    while not line.endswith(wanted):
+        line = next((one for one in lines if one.startswith(b'],"')), b"")
+        if not line:
+            raise Damaged(f"{url}: is damaged: has no list of {name}")
+    for line in lines:
+        if line == b"]}\n":
+            if lines.read(1):
+                raise Damaged(f"{url}: is damaged: goes on after its end")
+            return
+        if line.startswith(b'],"'):
+            return
+        yield parsed(line.rstrip(b",\n"), url)
+    raise Damaged(f"{url}: is damaged: its end is missing")

@@ -1,0 +1,135 @@
+"""The step of the pipeline that reads a shard and tokenizes it, a callable on one shard."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from xlmr_ray.batch import codes
+from xlmr_ray.batch.input.read_shard import read_shard, unread_shard
+from xlmr_ray.batch.input.shard import Shard
+from xlmr_ray.batch.stages.block import from_block, guarded, to_block
+from xlmr_ray.batch.stages.checkpoints import bound, check_same, tried
+from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json
+from xlmr_ray.batch.stages.rows import fail, fail_empty, good_rows
+from xlmr_ray.batch.stages.suspects import Suspects, in_pieces, restarted_actor
+from xlmr_ray.batch.stages.tokenized_once import TokenizedOnce
+from xlmr_ray.batch.store.filesystem import reading
+from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.tasks.encoded import documents, keep_documents
+from xlmr_ray.tasks.task import Task
+from xlmr_ray.tasks.unfit import UnfitRows
+from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
+
+MOST_TRIES = 8  # to tokenize rows of which each time one fails
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Rows of a shard, and for each task the encoded table of those without error."""
+
+    rows: pa.Table
+    encoded: list[pa.Table]
+
+
+class Tokenize:
+    """A shard's JSON to its rows and, for each task, the encoded table of the rows without error."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.tasks: list[Task] = []
+        self.tokenizers: list[TokenizedOnce] = []  # one a task; tasks of equal tokenizers have the same
+        self.suspects = Suspects(recipe.store, "tokenize", timeout=recipe.timeout, actor=restarted_actor())
+        self.broken = tried(self.load)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return guarded(self.tokenize, block)
+
+    def load(self) -> None:
+        """Tasks and tokenizers, checked to be the run's."""
+        # An actor is one core's worth; the cores are shared out by Ray, and the encoder wants the others.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        recipe = self.recipe
+        known: dict[tuple[str, int, str], TokenizedOnce] = {}
+        for task in recipe.tasks:
+            tokenizer = TokenizedOnce.from_pretrained(resolve(task.model))
+            check_same(task.model, "tokenizer's pieces", tokenizer.fingerprint, task.tokenizer)
+            # Of equal pieces, but with lengths of their own, each keeps its own.
+            same = (task.tokenizer, tokenizer.model_max_length, tokenizer.truncation_side)
+            self.tokenizers.append(known.setdefault(same, tokenizer))
+        self.tasks = [bound(task) for task in recipe.tasks]
+
+    def tokenize(self, block: pa.Table) -> pa.Table:
+        if self.broken:
+            raise self.broken
+        text, _ = from_block(block)
+        shard = shard_from_json(text)
+        began = time.time()
+        with self.suspects.shard(shard.id):
+            rows = self.read(shard)
+            if not self.recipe.score_empty:
+                rows = fail_empty(rows, list(self.recipe.columns.text))
+            done = joined(in_pieces(self.tokenized, rows, codes.TOKENIZER_ERROR, self.suspects))
+        meta = pa.table({"began": [began], "tokenized": [time.time()]})
+        encoded = {f"task{place}": table for place, table in enumerate(done.encoded)}
+        return to_block(text, {"rows": done.rows, "meta": meta, **encoded})
+
+    def read(self, shard: Shard) -> pa.Table:
+        recipe = self.recipe
+        if (failure := self.suspects.unreadable()) is not None:
+            return unread_shard(shard, recipe.columns, failure, readers=recipe.readers)
+        with self.suspects.reading(), reading(shard.input.key):
+            return read_shard(shard, recipe.columns, max_row_bytes=recipe.max_row_bytes, readers=recipe.readers)
+
+    def tokenized(self, rows: pa.Table) -> Tokenized:
+        for tokenizer in self.tokenizers:
+            tokenizer.forget()
+        tables: list[pa.Table] = []
+        for task, tokenizer in zip(self.tasks, self.tokenizers, strict=True):
+            before = rows
+            rows, encoded = prepare(task, tokenizer, rows)
+            if rows is not before:
+                # What an earlier task has encoded of a row that fails now goes, too.
+                kept = np.isin(good_rows(before), good_rows(rows))
+                tables = [keep_documents(table, kept)[0] for table in tables]
+            tables.append(encoded)
+        return Tokenized(rows, tables)
+
+
+def joined(parts: list[Tokenized]) -> Tokenized:
+    """The parts of a shard as one; each numbers its documents from 0."""
+    if len(parts) == 1:
+        return parts[0]
+    counts = [len(good_rows(part.rows)) for part in parts]
+    encoded = []
+    for tables in zip(*(part.encoded for part in parts), strict=True):
+        first = 0
+        moved = []
+        for count, table in zip(counts, tables, strict=True):
+            if "document" in table.column_names:
+                numbers = pa.array(documents(table) + first, pa.int32())
+                table = table.set_column(table.column_names.index("document"), "document", numbers)
+            moved.append(table)
+            first += count
+        encoded.append(pa.concat_tables(moved))
+    return Tokenized(pa.concat_tables(part.rows for part in parts), encoded)
+
+
+def prepare(task: Task, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The task's encoded table of the good rows; a row that the tokenizer cannot take becomes an error row.
+
+    Raises RuntimeError where it tells of one row after another that it cannot take: fewer rows at a time cost less.
+    """
+    for _ in range(MOST_TRIES):
+        good = good_rows(rows)
+        try:
+            return rows, task.prepare(rows.take(good), tokenizer)
+        except UnfitRows as error:
+            rows = fail(rows, {int(good[place]): failure for place, failure in error.failures.items()})
+        except TokenizerError as error:
+            # A panic of Rust quotes the text between these.
+            reason = error.reason.partition("`")[0].strip()
+            rows = fail(rows, {int(good[error.index]): (codes.TOKENIZER_ERROR, reason)})
+    raise RuntimeError(f"more than {MOST_TRIES - 1} texts that the tokenizer cannot take")
