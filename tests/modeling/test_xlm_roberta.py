@@ -201,7 +201,7 @@ def test_outputs_index_and_name():
     assert output.get("attentions") is output.attentions is None
     with pytest.raises(KeyError, match="attentions"):
         output["attentions"]
-    with pytest.raises(AttributeError, match="has no attention"):
+    with pytest.raises(AttributeError, match="has no 'attention'"):
         output.attention  # noqa: B018
     with pytest.raises(IndexError):
         output[2]

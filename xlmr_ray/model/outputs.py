@@ -63,8 +63,10 @@ class ModelOutput(OrderedDict[str, Any]):
         return tuple(self[name] for name in self)
 
     def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            return tuple(self[name] for name in list(self)[key])
         if not isinstance(key, str):
-            return self.to_tuple()[key]
+            key = list(self)[key]
         value = super().__getitem__(key)
         if isinstance(value, FunctionType):
             value = value()

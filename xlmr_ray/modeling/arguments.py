@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.argument_checks import values_unknown
 from xlmr_ray.model.generation.cache import DynamicCache
 
 
@@ -53,17 +54,20 @@ CACHE = ("past_key_values", "use_cache")
 
 
 def called_with(*order: str) -> Callable[..., Any]:
-    """A `forward` that takes these arguments by position, in the reference's order, and those of every class by name.
+    """A `forward` that takes these arguments by position, in transformers' order, and those of every class by name.
 
     It hands `Arguments` to the model's `call`, and refuses by name what the class has no use for.
     """
     takes = {f.name: f for f in fields(Arguments) if f.name in order or f.name not in OWN}
+    rest = [key for key in takes if key not in order]
 
     def forward(self: Any, *positional: Any, **named: Any) -> Any:
         name = type(self).__name__
-        if len(positional) > len(order):
-            raise UserError(f"{name}: at most {len(order)} arguments by position, got {len(positional)}")
-        by_position = dict(zip(order, positional, strict=False))
+        # torch.onnx.export's older exporter gives every argument of the signature by position.
+        names = (*order, *rest) if values_unknown() else order
+        if len(positional) > len(names):
+            raise UserError(f"{name}: at most {len(names)} arguments by position, got {len(positional)}")
+        by_position = dict(zip(names, positional, strict=False))
         for key in named:
             if key in by_position:
                 raise UserError(f"{name}: {key} is given twice, by position and by name")
@@ -73,7 +77,6 @@ def called_with(*order: str) -> Callable[..., Any]:
                 raise UserError(f"{name}: no use for {key}; {hint}")
         return self.call(Arguments(**by_position, **named))
 
-    rest = [key for key in takes if key not in order]
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     for kind, keys in (
         (inspect.Parameter.POSITIONAL_OR_KEYWORD, list(order)),

@@ -21,7 +21,7 @@ from xlmr_ray.tasks.encoded import lengths, whole_documents
 from xlmr_ray.tasks.sentence_inputs import sentence_limit
 from xlmr_ray.tasks.sparse import largest_weights, with_terms
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked
-from xlmr_ray.tasks.token_heads import lexical_weights, token_layer, token_vectors
+from xlmr_ray.tasks.token_heads import LexicalLayer, token_layer, token_vectors
 from xlmr_ray.tasks.windows import row_splits
 from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
 
@@ -107,14 +107,14 @@ class HybridSimilarity(EncoderTask):
 
     def head(self) -> nn.Module:
         return nn.ModuleDict(
-            {"sparse_linear": token_layer(self.sparse_layer), "colbert_linear": token_layer(self.vector_layer)}
+            {"sparse_linear": LexicalLayer(self.sparse_layer), "colbert_linear": token_layer(self.vector_layer)}
         )
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """`(T, 1 + width)`: a token's lexical weight, and its vector. The first token of a sequence has no vector, and
         its state, to length 1, in this one's place; what is shorter ends with zeros.
         """
-        weights = lexical_weights(head.get_submodule("sparse_linear"), hidden[: batch.tokens])
+        weights = head.get_submodule("sparse_linear")(hidden[: batch.tokens])
         vectors = token_vectors(head.get_submodule("colbert_linear"), hidden, normalize=True)[: batch.tokens]
         vectors = F.pad(vectors, (0, self.width - vectors.shape[1]))
         dense = F.normalize(batch.first(hidden).float(), dim=-1)

@@ -141,11 +141,12 @@ class MultiVector(EncoderTask):
         return encoded.append_column("counted", pa.ListArray.from_arrays(splits, pa.array(counted)))
 
     def head(self) -> nn.Module:
-        return nn.Identity() if self.layer is None else token_layer(self.layer)
+        return nn.ModuleDict({"colbert_linear": nn.Identity() if self.layer is None else token_layer(self.layer)})
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Vectors `(T, width)` of the tokens."""
-        return token_vectors(head, hidden, normalize=self.normalized)[: batch.tokens]
+        layer = head.get_submodule("colbert_linear")
+        return token_vectors(layer, hidden, normalize=self.normalized)[: batch.tokens]
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         counted = flat(encoded["counted"]).to_numpy(zero_copy_only=False)

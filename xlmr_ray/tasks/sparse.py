@@ -18,7 +18,7 @@ from xlmr_ray.tasks.encoded import documents, lengths
 from xlmr_ray.tasks.long_documents import check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.sentence_inputs import sentence_limit
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
-from xlmr_ray.tasks.token_heads import lexical_weights, token_layer
+from xlmr_ray.tasks.token_heads import LexicalLayer
 from xlmr_ray.tasks.windows import flat, row_splits
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -85,11 +85,12 @@ class Sparse(EncoderTask):
         return with_terms(encoded, tokenizer, pieces=self.pieces)
 
     def head(self) -> nn.Module:
-        return token_layer(self.layer)
+        return nn.ModuleDict({"sparse_linear": LexicalLayer(self.layer)})
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Weights `(T, 1)` of the tokens, 0 or more."""
-        return lexical_weights(head, hidden[: batch.tokens])
+        weights: Tensor = head.get_submodule("sparse_linear")(hidden[: batch.tokens])
+        return weights
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         splits, terms, weights, where = largest_weights(raw[:, 0], encoded)
