@@ -54,6 +54,26 @@ def test_the_function_of_the_configuration(make_classifier, said):
     assert pipeline("rerank", folder, device="cpu")(PAIRS[:5]) == pytest.approx(reference(folder)[:5], abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["Identity", "Sigmoid", "Tanh", "ReLU", "Softplus"])
+def test_folders_as_sentence_transformers_saves_them(make_classifier, tmp_path, name):
+    """The function and the default prompt stand in `config_sentence_transformers.json`."""
+    prompts = {"prompts": {"query": "Frage: "}, "default_prompt_name": "query"} if name == "Tanh" else {}
+    model = CrossEncoder(
+        str(make_classifier(num_labels=1)), device="cpu", activation_fn=getattr(torch.nn, name)(), **prompts
+    )
+    model.save_pretrained(str(tmp_path))
+    assert "activation_fn" in json.loads((tmp_path / "config_sentence_transformers.json").read_text())
+    assert pipeline("rerank", tmp_path, device="cpu")(PAIRS) == pytest.approx(reference(tmp_path), abs=1e-5)
+
+
+def test_a_function_that_does_not_map_each_logit_is_refused(make_classifier):
+    folder = make_classifier(num_labels=1)
+    said = {"activation_fn": "torch.nn.modules.activation.Softmax"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=r"activation_fn torch\.nn\.modules\.activation\.Softmax is not supported"):
+        pipeline("rerank", folder, device="cpu")
+
+
 def test_the_output_table(folder):
     pipe = pipeline("rerank", folder, device="cpu")
     table = pipe.table([{"text": "q", "text_pair": "d"}, {"text": "q", "text_pair": "many words " * 60}])

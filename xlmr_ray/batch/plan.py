@@ -94,7 +94,7 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
             stamp=files_stamp(folder, task.files),
             tokenizer=tokenizer.fingerprint,
             # As they were bound: what an option names, such as a file, has been read.
-            options={name: options_of(task)[name] for name in options},
+            options={name: getattr(task, name) for name in options},
         )
         check_quantizable(section.task, task, job.engine.quantization)
         # What does not fit the tokenizer is said now, and not by the first shard.
@@ -169,9 +169,14 @@ def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> d
 
 
 def options_of(task: Task) -> dict[str, Any]:
-    """The task's options by name, defaults filled in."""
-    options = [one.name for one in fields(cast(Any, task)) if one.init and one.metadata.get("option", True)]
-    return {name: getattr(task, name) for name in options}
+    """The task's options by name, defaults filled in. One that was `added` to a task later counts where it is set: runs
+    from before there was such a thing keep their names.
+    """
+    options = [one for one in fields(cast(Any, task)) if one.init and one.metadata.get("option", True)]
+    values = {one.name: (getattr(task, one.name), one) for one in options}
+    return {
+        name: value for name, (value, one) in values.items() if not one.metadata.get("added") or value != one.default
+    }
 
 
 def precision(job: Job, recipes: Sequence[TaskRecipe]) -> str:

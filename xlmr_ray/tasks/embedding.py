@@ -53,7 +53,7 @@ class Embedding(EncoderTask):
     long: str = "cut"
     stride: int | None = None
     precision: str = "float32"
-    ranges: Ranges | None = None
+    ranges: Ranges | None = field(default=None, metadata={"added": True})
     config: XLMRobertaConfig = field(metadata={"option": False})
     folder: SentenceConfig | None = field(metadata={"option": False})
 

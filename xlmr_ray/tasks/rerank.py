@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from xlmr_ray.checkpoint.cross_encoder import CrossEncoderConfig, read_cross_encoder_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.batch_invariance import pad_rows
@@ -24,29 +26,34 @@ from xlmr_ray.tasks.windows import document_splits
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "rerank"
-# What sentence-transformers calls the functions, in the config.json of the cross-encoders that it saves.
-OF_CONFIG = {"Sigmoid": "sigmoid", "Identity": "none"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rerank(EncoderTask):
-    """Options: the `function_to_apply` to the logit (`sigmoid`; `none` for the logit itself; None: what the
-    checkpoint's configuration says, as sentence-transformers' CrossEncoder reads it, sigmoid else), `max_length` in
-    tokens of query (`text`) and document (`text_pair`) together; past it, `long` is `cut` (flagged) or `windows` that
-    share `stride` tokens (an eighth of a window if not said), of which the best one's score counts.
+    """Scores as sentence-transformers' CrossEncoder has them.
 
-    It is the longer text that is cut or goes by windows: the document, save where the query alone takes over half of
-    the tokens. So cut CrossEncoder and text-embeddings-inference, too.
+    Options:
+    - `function_to_apply` to the logit: `sigmoid`, or `none` for the logit itself (default: what the checkpoint's files
+      say, as sentence-transformers reads them, sigmoid else).
+    - `prompt`: text put before every query (default: the default prompt of the checkpoint's folder, where it has one).
+    - `max_length`: tokens of query (`text`) and document (`text_pair`) together (default: what the checkpoint allows).
+    - `long`: what is longer is `cut` and flagged, or read in `windows`, of which the best score counts (default: cut).
+    - `stride`: tokens that neighbouring windows share (default: an eighth of `max_length`).
+
+    It is the longer text that is cut or goes by windows: the document, save where the query takes over half of the
+    tokens. So cut CrossEncoder and text-embeddings-inference, too.
     """
 
     roles = ("text", "text_pair")
     reads = "first"
 
     function_to_apply: str | None = None
+    prompt: str | None = field(default=None, metadata={"added": True})
     max_length: int | None = None
     long: str = "cut"
     stride: int | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
+    folder: CrossEncoderConfig = field(default=CrossEncoderConfig(), metadata={"option": False})
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Rerank":
@@ -54,7 +61,8 @@ class Rerank(EncoderTask):
             raise UserError(
                 f"task {NAME}: {folder} scores {len(config.labels)} labels, a checkpoint with one is wanted"
             )
-        return cls(**checked(cls, NAME, options), config=config)
+        known = checked(cls, NAME, options)
+        return cls(**known, config=config, folder=read_cross_encoder_config(folder, config))
 
     def __post_init__(self) -> None:
         one_of(NAME, "function_to_apply", self.function_to_apply, (None, "sigmoid", "none"))
@@ -62,14 +70,12 @@ class Rerank(EncoderTask):
         check_long(NAME, self.long, self.stride)
 
     @property
-    def function(self) -> str:
-        """What is applied to logits: `sigmoid` or `none`."""
+    def function(self) -> nn.Module:
+        """What is applied to logits."""
         if self.function_to_apply is not None:
-            return self.function_to_apply
-        own = self.config.extra.get("sentence_transformers")
-        name = own.get("activation_fn") if isinstance(own, dict) else None
-        name = name or self.config.extra.get("sbert_ce_default_activation_function") or "Sigmoid"
-        return OF_CONFIG.get(str(name).rpartition(".")[2], "sigmoid")
+            return nn.Sigmoid() if self.function_to_apply == "sigmoid" else nn.Identity()
+        made: nn.Module = getattr(nn, self.folder.activation)()
+        return made
 
     @property
     def schema(self) -> pa.Schema:
@@ -78,6 +84,8 @@ class Rerank(EncoderTask):
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
         texts, pairs = columns["text"], columns["text_pair"]
+        if prompt := self.folder.prompt if self.prompt is None else self.prompt:
+            texts = pc.binary_join_element_wise(prompt, texts, "")
         return encode_documents(NAME, texts, pairs, tokenizer, max_length=limit, long=self.long, stride=self.stride)
 
     def head(self) -> nn.Module:
@@ -92,7 +100,7 @@ class Rerank(EncoderTask):
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         best = raw if self.long == "cut" else np.maximum.reduceat(raw, document_splits(encoded)[:-1])
         logits = torch.from_numpy(best.astype(np.float64))
-        scores = (logits.sigmoid() if self.function == "sigmoid" else logits).to(torch.float32).numpy()
+        scores = self.function(logits).to(torch.float32).numpy()
         return pa.table([pa.array(scores), *length_columns(self.long, encoded)], schema=self.schema)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -82,13 +83,11 @@ class ZeroShotClassification(EncoderTask):
             raise UserError(f"task {NAME}: candidate_labels must be a list of labels or a string, got {given!r}")
         if any(not label.strip() for label in self.labels):
             raise UserError(f"task {NAME}: candidate_labels: one of {list(self.labels)!r} is empty")
-        template = self.hypothesis_template
-        try:
-            fits = isinstance(template, str) and template.format("a") != template
-        except (LookupError, ValueError, AttributeError):
-            fits = False
-        if not fits:
-            raise UserError(f"task {NAME}: hypothesis_template must hold one {{}} for the label, got {template!r}")
+        if not is_template(self.hypothesis_template):
+            raise UserError(
+                f"task {NAME}: hypothesis_template must be a text with exactly one {{}}, for the label, and no other "
+                "field in braces, width, conversion, attribute or index"
+            )
         if len(self.config.labels) < 2 and (self.multi_label or len(self.labels) == 1):
             raise UserError(
                 f"task {NAME}: the checkpoint has one label; for multi_label, or one candidate, a head with entailment "
@@ -225,3 +224,14 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
     result: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
     return result
+
+
+def is_template(template: object) -> bool:
+    """Whether it is a text with one plain `{}`. A width such as `{:>300000000}` would take memory without bound."""
+    if not isinstance(template, str):
+        return False
+    try:
+        named = [field[1:] for field in Formatter().parse(template) if field[1] is not None]
+    except ValueError:
+        return False
+    return named == [("", "", None)]
