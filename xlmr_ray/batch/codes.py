@@ -50,20 +50,20 @@ SHARD_TOO_LARGE = _row("shard_too_large", "the Parquet rows before it in the sha
 # Scoring
 EMPTY_TEXT = _row("empty_text", "the text is empty and the job says `errors.empty: error`")
 TOKENIZER_ERROR = _row("tokenizer_error", "the tokenizer raised or panicked on the row")
-SCORING_ERROR = _row("scoring_error", "the model or the task raised an error on the row alone")
-KILLED_WORKER = _row("killed_worker", "the row, alone, killed the process that worked on it, twice")
-TIMED_OUT = _row("timed_out", "the row, alone, was not done in `errors.timeout` seconds")
+SCORING_ERROR = _row("scoring_error", "the model or the task raised an error on the row, also by itself")
+KILLED_WORKER = _row("killed_worker", "the row, by itself, killed the process that worked on it, twice")
+TIMED_OUT = _row("timed_out", "the row, by itself, took more than `errors.timeout` seconds")
 NON_FINITE = _row(error_codes.NON_FINITE, "the scores hold NaN or infinity")
-OUT_OF_MEMORY = _row(error_codes.OUT_OF_MEMORY, "the row alone does not fit in the memory of its device")
+OUT_OF_MEMORY = _row(error_codes.OUT_OF_MEMORY, "the row, by itself, does not fit in the memory of its device")
 NO_TOKENS = _row(error_codes.NO_TOKENS, "the tokenizer gives no token at all for the text, not even a special one")
 # As in tasks/unfit.py, which is not imported: writers do without torch.
 NO_MASK = _row("no_mask", "the text has no mask to fill")
-WRONG_CHOICES = _row("wrong_choices", "the choices are not a list of strings, one at least")
+WRONG_CHOICES = _row("wrong_choices", "the choices are not a list of at least one string")
 
 # Files
 EMPTY_FILE = _file("empty_file", "the file has zero bytes")
 FILE_GONE = _file("file_gone", "the file was listed, and deleted before it was planned")
-WRONG_FORMAT = _file("wrong_format", "the content is not what the ending says")
+WRONG_FORMAT = _file("wrong_format", "the content is not in the format that the file's ending says")
 CORRUPT_FOOTER = _file("corrupt_footer", "the Parquet footer is cut or damaged")
 CORRUPT_STREAM = _file(
     "corrupt_stream", "the gzip or zstd stream is cut or damaged; the rows before the damage are read"
