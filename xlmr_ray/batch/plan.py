@@ -19,6 +19,7 @@ from xlmr_ray.batch.input.shard_table import ShardTable
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.json_by_line import Damaged, by_lines, canonical, lines_of
 from xlmr_ray.batch.ledger.record import plan_key, run_id
+from xlmr_ray.batch.output_columns import check_output_columns
 from xlmr_ray.batch.stages.checkpoints import bound
 from xlmr_ray.batch.stages.recipe import TaskRecipe
 from xlmr_ray.batch.store.base import Exists, Store
@@ -114,16 +115,21 @@ def absolute(model: str) -> str:
 
 
 def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
-    """The columns to read: those that the tasks need. Raises UserError where the job names none for a role."""
+    """The columns to read: those that the tasks need. Raises UserError where the job names none for a role, or two
+    columns of the output would have one name.
+    """
     roles = ("text", "text_pair", "question", "context", "choices")
     named: dict[str, str | None] = {role: getattr(job.input, role, None) for role in roles}
     text: dict[str, str] = {}
-    for recipe in recipes:
-        for role in bound(recipe).roles:
+    tasks = [bound(recipe) for recipe in recipes]
+    for recipe, task in zip(recipes, tasks, strict=True):
+        for role in task.roles:
             column = named.get(role)
             if column is None:
                 raise UserError(f"input.{role}: task {recipe.task} reads it; name its column")
             text[role] = column
+    written = [(recipe.task, recipe.prefix, task.schema) for recipe, task in zip(recipes, tasks, strict=True)]
+    check_output_columns(job.input.keep, job.input.id, written)
     return Columns(text=text, id=job.input.id, keep=tuple(job.input.keep))
 
 
