@@ -89,17 +89,22 @@ def bench(
     encoders: Annotated[int | None, typer.Option(help="Encoders at once on a CPU; default: one a core.")] = None,
     pipeline: Annotated[bool, typer.Option("--pipeline", help="Measure a run with Ray, too.")] = False,
     quality: Annotated[bool, typer.Option("--quality", help="Only what fewer bits cost, in one table.")] = False,
+    ranges: Annotated[
+        Path | None, typer.Option(help="Only the ranges of vectors, for precision int8 and uint8, to this file.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="What was found, for `xlmr-ray plan`.")] = Path("bench.json"),
     chart: Annotated[Path | None, typer.Option(help="Where the time goes, as a picture (SVG).")] = None,
 ) -> None:
     """Measure a job's tokenizer and engine on this machine: rates, the share of what it could do, where time goes."""
-    from xlmr_ray.bench.command import bench_command, quality_command, read_call
+    from xlmr_ray.bench.command import bench_command, quality_command, ranges_command, read_call
 
     checked = read_call(job, input=input, model=model, settings=set or [])
     console = Console(highlight=False, soft_wrap=True)
     say = Console(stderr=True, highlight=False, soft_wrap=True).print
     if quality:
         quality_command(checked, documents=documents, console=console, say=say)
+    elif ranges is not None:
+        ranges_command(checked, documents=documents, output=ranges, console=console)
     else:
         bench_command(
             checked,

@@ -8,6 +8,7 @@ from sentence_transformers.util.quantization import quantize_embeddings
 
 from tests.tasks.texts import corpus
 from xlmr_ray import UserError, pipeline
+from xlmr_ray.cli import main
 from xlmr_ray.tasks.vector_precision import write_ranges
 
 TEXTS = corpus()
@@ -61,3 +62,19 @@ def test_what_does_not_fit_is_refused(plain_encoder, options, message):
 def test_ranges_say_of_how_many_vectors_they_are(tmp_path, floats):
     write_ranges(tmp_path / "r.json", floats)
     assert json.loads((tmp_path / "r.json").read_text())["vectors"] == len(floats)
+
+
+def test_ranges_of_a_jobs_sample_by_the_command(plain_encoder, tmp_path, capsys, monkeypatch):
+    """Of a job that says int8 already, and has no ranges yet."""
+    path, texts = tmp_path / "ranges.json", [text for text in TEXTS if text.strip()]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    call = ["bench", "embedding", "--model", str(plain_encoder), "--input", str(tmp_path / "in.jsonl")]
+    call += ["--set", "tasks.0.precision=int8", "--ranges", str(path)]
+    monkeypatch.setattr("sys.argv", ["xlmr-ray", *call])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert f"over {len(texts)} vectors" in capsys.readouterr().out
+    vectors = np.stack(pipeline("embedding", plain_encoder, device="cpu")(texts))
+    content = json.loads(path.read_text())
+    assert (content["min"], content["max"]) == (vectors.min(0).tolist(), vectors.max(0).tolist())
