@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import xlmr_ray
 from tests.models import save_classifier
 from xlmr_ray.cli import main
 
@@ -144,3 +145,7 @@ def test_status_and_verify_of_nothing(call, tmp_path):
     code, _, err = call("verify", tmp_path)
     assert code == 2
     assert "nothing is published there yet" in err
+
+
+def test_version(call):
+    assert call("--version") == (0, f"xlmr-ray {xlmr_ray.__version__}\n", "")

@@ -5,6 +5,7 @@ interrupted.
 import os
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -25,6 +26,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"xlmr-ray {version('xlmr-ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """XLM-RoBERTa over many documents: exactly-once batch scoring on Ray."""
+
 
 Output = Annotated[str, typer.Argument(metavar="OUT", help="The output folder or bucket of a job.")]
 FileFormat = Literal["lines", "json", "sql"]
