@@ -63,7 +63,7 @@ def test_the_output_table(folder):
     assert table.schema == pipe.task.schema
     truncated = pc_any(encoded)
     assert table["truncated"].to_pylist() == truncated
-    assert truncated[-2] is True
+    assert truncated[-1] is True
     assert truncated[-8] is False
     kept = np.arange(len(TEXTS)) % 2 == 1
     left, stayed = keep_documents(encoded, kept)

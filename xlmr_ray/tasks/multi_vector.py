@@ -53,6 +53,7 @@ class MultiVector(EncoderTask):
 
     roles = ("text",)
     unit = "token"
+    online = False
 
     head_file: str | None = None
     prompt: str | None = None

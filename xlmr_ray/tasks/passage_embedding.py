@@ -57,6 +57,7 @@ class PassageEmbedding(EncoderTask):
 
     roles = ("text",)
     unit = "token"
+    online = False
 
     passage: str = "tokens"
     passage_tokens: int | None = None

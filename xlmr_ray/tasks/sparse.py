@@ -46,6 +46,7 @@ class Sparse(EncoderTask):
 
     roles = ("text",)
     unit = "token"
+    online = False
 
     head_file: str = SPARSE_FILE
     pieces: bool = False

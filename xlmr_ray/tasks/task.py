@@ -28,8 +28,10 @@ class Task(ABC):
     where a token has none, if the task reads any; `document: int32`, the row of `prepare`'s columns that the sequence
     is of, ascending, if documents may have several; and what the output is made with.
 
-    What is a property here may be a plain class attribute of a task.
+    What is a property here may be a plain class attribute of a task. `online`: whether the service has a route for it.
     """
+
+    online = True
 
     @classmethod
     @abstractmethod

@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
 
 
 def test_every_task_is_compared() -> None:
-    assert CASES.keys() == TASKS.keys()
+    assert CASES.keys() == {name for name, task in TASKS.items() if task.online}
 
 
 @pytest.mark.parametrize("task", CASES)
