@@ -83,7 +83,8 @@ def start(folder: Path, settings: dict[str, Any], host: str = "127.0.0.1", port:
     file, said = folder / "serve.json", folder / "said"
     port = port or free_port(host)
     file.write_text(json.dumps({**settings, "http": {**settings.get("http", {}), "host": host, "port": port}}))
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    # As a user's, without what the Ray session of other tests has set.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     with said.open("wb") as output:
         process = subprocess.Popen(
             [BIN, "serve", file], stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True

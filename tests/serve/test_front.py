@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -53,13 +54,19 @@ def label(url: str, client: httpx.Client) -> httpx.Response:
 
 
 def raw(port: int, data: bytes, host: str = "127.0.0.1", seconds: float = 20) -> tuple[bytes, bytes]:
-    """The head and body of what is answered to these bytes until the connection is closed."""
+    """The head and body of what is answered to these bytes: as long as the head says, or until the connection ends.
+    Where a body is refused before all of it was sent, HAProxy keeps the connection for the rest, 30 s at most.
+    """
+    answer = b""
     with socket.create_connection((host, port), timeout=seconds) as connection:
         connection.sendall(data)
-        parts = []
         while part := connection.recv(65536):
-            parts.append(part)
-    head, _, body = b"".join(parts).partition(b"\r\n\r\n")
+            answer += part
+            head, _, body = answer.partition(b"\r\n\r\n")
+            length = re.search(rb"\r\ncontent-length: (\d+)", head.lower())
+            if length and len(body) >= int(length[1]):
+                break
+    head, _, body = answer.partition(b"\r\n\r\n")
     return head.lower(), body
 
 
@@ -137,7 +144,11 @@ def test_two_services_never_answer_for_each_other(services, requests):
         which = number % 2
         with httpx.Client(timeout=60) as client:
             while True:
-                answer = label(services[which].url, client)
+                try:
+                    answer = label(services[which].url, client)
+                except (httpx.RemoteProtocolError, httpx.ReadError):
+                    seen["ended"] += 1  # what a killed replica had begun to answer
+                    return
                 if answer.status_code != 503:
                     break
                 assert int(answer.headers["retry-after"]) > 0
@@ -311,9 +322,9 @@ def test_ends_when_the_group_is_signalled(services, tmp_path: Path):
     assert answers[503] > 0
     assert sum(answers.values()) - answers[200] - answers[503] <= len(threads)  # each its last, once the port was gone
     until(lambda: not [p for p in everything if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 20)
-    assert [line for line in two.lines if not line.startswith("{")][1:] == [
-        "stopping: no new requests, those that were accepted are answered"
-    ]
+    # Of the replica that an earlier test killed, Ray says so.
+    ours = [line for line in two.lines if not line.startswith("{") and "(raylet)" not in line]
+    assert ours[1:] == ["stopping: no new requests, those that were accepted are answered"]
 
     # Again at the same port, and killed without a word this time.
     again = start(tmp_path, TWO, host="::1", port=two.port)
