@@ -11,6 +11,7 @@ from tests.serve.texts import CASES, TEXTS
 from xlmr_ray import pipeline
 from xlmr_ray.engine.pipeline import columns as as_columns
 from xlmr_ray.errors import UserError
+from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.requests import (
     BackendFailed,
     Empty,
@@ -21,7 +22,7 @@ from xlmr_ray.serve.requests import (
     TooLarge,
     Unavailable,
 )
-from xlmr_ray.serve.service import Answer, Service
+from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 
 

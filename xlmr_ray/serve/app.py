@@ -101,7 +101,7 @@ def running(service: Service) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus' text format", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        service.metrics.state(service)
+        service.tell_state()
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
     return router

@@ -162,7 +162,7 @@ class Replica:
 
     async def tell(self, service: Service) -> None:
         while True:
-            service.metrics.state(service)
+            service.tell_state()
             await asyncio.sleep(STATE_S)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:

@@ -6,14 +6,12 @@ which every node exports, with `ray_` before the name and the replica beside the
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.queue.batcher import BatchStats
-
-if TYPE_CHECKING:
-    from xlmr_ray.serve.service import Answer, Service
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKENS = (16.0, 64.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0, 65536.0)
@@ -92,7 +90,7 @@ class Metrics:
         if self.mirror is not None:
             self.mirror(metric, labels, value)
 
-    def answered(self, task: str, model: str, answer: "Answer") -> None:
+    def answered(self, task: str, model: str, answer: Answer) -> None:
         """An answer of a service."""
         self.tell(INPUTS, answer.table.num_rows, task, model)
         self.tell(TASK_TOKENS, answer.tokens, task, model)
@@ -107,18 +105,11 @@ class Metrics:
         self.tell(COMPUTED, stats.tokens, engine)
         self.tell(PADDING, stats.padded, engine)
 
-    def state(self, service: "Service") -> None:
-        """How a service stands now: to be called before numbers are read."""
-        self.tell(READY, float(service.ready))
-        self.tell(HEALTHY, float(service.trouble() is None))
-        for lane in () if service.resident is None else service.resident.lanes:
-            self.tell(QUEUE_REQUESTS, lane.requests, lane.name)
-            self.tell(QUEUE_TOKENS, lane.backlog, lane.name)
-        made = self.made[MODEL.name]
+    def forget(self, gauge: Metric) -> None:
+        """Of a gauge, all labels that it had."""
+        made = self.made[gauge.name]
         assert isinstance(made, Gauge)
         made.clear()
-        for model in service.models.values():
-            self.tell(MODEL, 1.0, model.name, model.digest[:12], model.dtype)
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

@@ -13,14 +13,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_whole
-from xlmr_ray.serve.metrics import Metrics
+from xlmr_ray.serve.metrics import HEALTHY, MODEL, QUEUE_REQUESTS, QUEUE_TOKENS, READY, Metrics
 from xlmr_ray.serve.models import Model, Models, Served, load_models
 from xlmr_ray.serve.queue.admission import Coming
 from xlmr_ray.serve.queue.batcher import Ticket
@@ -43,21 +43,6 @@ KEPT_TASKS = 256
 QUEUED_BATCHES = 32
 # Threads that tokenize; more of them wait for the interpreter's lock.
 MOST_TOKENIZERS = 4
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`answers`: one a document, as the reference's pipeline has it. `table`: the columns of a batch job. `tokens` that
-    the engine computed, and the wall clock's seconds: tokenizing with checking, waiting, and from the first of its
-    batches to the last.
-    """
-
-    answers: list[Any]
-    table: pa.Table
-    tokens: int
-    tokenize_s: float
-    queue_s: float
-    inference_s: float
 
 
 class Service:
@@ -332,6 +317,18 @@ class Service:
         """Why the service is not healthy: an engine that hangs or is broken; None where all is well."""
         lanes = () if self.resident is None else self.resident.lanes
         return next((why for lane in lanes if (why := lane.trouble(self.limits.forward_s))), None)
+
+    def tell_state(self) -> None:
+        """How the service stands now, to its metrics: to be called before they are read."""
+        tell = self.metrics.tell
+        tell(READY, float(self.ready))
+        tell(HEALTHY, float(self.trouble() is None))
+        for lane in () if self.resident is None else self.resident.lanes:
+            tell(QUEUE_REQUESTS, lane.requests, lane.name)
+            tell(QUEUE_TOKENS, lane.backlog, lane.name)
+        self.metrics.forget(MODEL)
+        for model in self.models.values():
+            tell(MODEL, 1.0, model.name, model.digest[:12], model.dtype)
 
     def close(self) -> None:
         """No new requests; those that were accepted are still answered."""

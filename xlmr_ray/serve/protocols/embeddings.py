@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
+from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.models import Model
 from xlmr_ray.serve.protocols.reply import ask, counted, texts_of
 from xlmr_ray.serve.requests import Invalid, NotFound
-from xlmr_ray.serve.service import Answer, Service
+from xlmr_ray.serve.service import Service
 from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.sentence_similarity import similarities
 

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.limits import JsonRoute
 from xlmr_ray.serve.protocols import responses
 from xlmr_ray.serve.protocols import task_bodies as bodies
@@ -19,7 +20,7 @@ from xlmr_ray.serve.protocols.openai import as_base64
 from xlmr_ray.serve.protocols.reply import ask, counted, in_parameters, reply
 from xlmr_ray.serve.protocols.tei import error_body, nearness
 from xlmr_ray.serve.requests import ErrorBody, Invalid
-from xlmr_ray.serve.service import Answer, Service
+from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.tasks.rerank import rerank
 

@@ -10,8 +10,9 @@ import numpy as np
 import orjson
 from fastapi.responses import Response
 
+from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.requests import CURRENT, Empty, Invalid, ServiceError, TooLarge
-from xlmr_ray.serve.service import Answer, Service
+from xlmr_ray.serve.service import Service
 
 
 async def ask(

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import Discriminator, Tag
 
+from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.limits import JsonRoute
 from xlmr_ray.serve.models import Model as Resident
 from xlmr_ray.serve.protocols.body import Model, listed
@@ -27,7 +28,7 @@ from xlmr_ray.serve.protocols.tei_bodies import (
     Tokenize,
 )
 from xlmr_ray.serve.requests import ErrorBody, Invalid, NotFound, ServiceError
-from xlmr_ray.serve.service import Answer, Service
+from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 
 # One word for each status, where it has one there.
