@@ -23,8 +23,8 @@ def floats(plain_encoder):
 def test_bytes_between_the_ranges_of_a_sample(plain_encoder, floats, tmp_path, precision):
     """Numbers outside of the sample's range, too: it is taken from a part of the texts."""
     path = tmp_path / "ranges.json"
-    write_ranges(path, floats[:20])
-    for ranges in (str(path), [floats[:20].min(0).tolist(), floats[:20].max(0).tolist()]):
+    write_ranges(path, floats[:20], normalized=True)
+    for ranges in (str(path), [floats[:20].min(0).tolist(), floats[:20].max(0).tolist(), True]):
         pipe = pipeline("embedding", plain_encoder, device="cpu", normalize=True, precision=precision, ranges=ranges)
         got = np.stack(pipe(TEXTS))
         expected = quantize_embeddings(floats, precision, ranges=np.stack([floats[:20].min(0), floats[:20].max(0)]))
@@ -47,11 +47,19 @@ def test_bits(plain_encoder, floats, precision, dimensions):
     [
         ({"precision": "int8"}, r"precision int8 needs ranges, .*xlmr-ray bench JOB\.yaml --ranges"),
         ({"precision": "int4"}, "precision 'int4' is none of float32, float16, int8, uint8, binary, ubinary"),
-        ({"precision": "int8", "ranges": [[0.0], [1.0]]}, r"ranges: got \[1, 1\] numbers, expected \[48, 48\]"),
-        ({"precision": "int8", "ranges": [[1.0] * 48, [0.0] * 48]}, "a smallest number is above a largest"),
+        ({"precision": "int8", "ranges": [[0.0], [1.0], False]}, "ranges: got 1 dimensions, expected 48"),
+        ({"precision": "int8", "ranges": [[0.0] * 48, [1.0] * 48]}, "nothing says whether the vectors were normalized"),
+        ({"precision": "int8", "ranges": [[1.0] * 48, [0.0] * 48, False]}, "a smallest number is above a largest"),
         ({"precision": "int8", "ranges": "no-such.json"}, r"ranges: no-such\.json cannot be read"),
-        ({"precision": "int8", "ranges": 3}, "expected two lists of numbers, or a JSON file with min and max"),
-        ({"precision": "binary", "ranges": [[0.0] * 48, [1.0] * 48]}, "ranges are for precision int8 and uint8"),
+        ({"precision": "int8", "ranges": 3}, "expected two lists of numbers and whether .* min, max, normalized"),
+        (
+            {"precision": "int8", "ranges": [[0.0] * 48, [1.0] * 48, False], "normalize": True},
+            "ranges are of vectors not normalized, with normalize true they are of length 1",
+        ),
+        (
+            {"precision": "uint8", "ranges": [[0.0] * 48, [1.0] * 48, True]},
+            "ranges are of vectors of length 1, with normalize false they are not normalized",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(plain_encoder, options, message):
@@ -60,7 +68,7 @@ def test_what_does_not_fit_is_refused(plain_encoder, options, message):
 
 
 def test_ranges_say_of_how_many_vectors_they_are(tmp_path, floats):
-    write_ranges(tmp_path / "r.json", floats)
+    write_ranges(tmp_path / "r.json", floats, normalized=True)
     assert json.loads((tmp_path / "r.json").read_text())["vectors"] == len(floats)
 
 
@@ -74,7 +82,8 @@ def test_ranges_of_a_jobs_sample_by_the_command(plain_encoder, tmp_path, capsys,
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code
-    assert f"over {len(texts)} vectors" in capsys.readouterr().out
+    assert f"over {len(texts)} vectors that are not normalized" in capsys.readouterr().out
     vectors = np.stack(pipeline("embedding", plain_encoder, device="cpu")(texts))
     content = json.loads(path.read_text())
     assert (content["min"], content["max"]) == (vectors.min(0).tolist(), vectors.max(0).tolist())
+    assert content["normalized"] is False

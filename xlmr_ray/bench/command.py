@@ -13,6 +13,7 @@ from xlmr_ray.bench.quality import quality, show_quality
 from xlmr_ray.bench.sample import take_sample
 from xlmr_ray.bench.show import save_chart, show
 from xlmr_ray.errors import UserError
+from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.registry import TASKS
 from xlmr_ray.tasks.vector_precision import write_ranges
 
@@ -78,8 +79,11 @@ def ranges_command(job: Job, *, documents: int, output: Path, console: Console) 
     sample = take_sample(floats, documents)
     (found,) = load(floats, sample).outputs(sample.encoded)
     vectors = found.table["embedding"].combine_chunks().flatten().to_numpy().reshape(found.table.num_rows, -1)
-    write_ranges(output, vectors)
-    console.print(f"ranges of {vectors.shape[1]} dimensions over {len(vectors)} vectors written to {output}")
+    task = sample.tasks[0]
+    assert isinstance(task, Embedding)
+    write_ranges(output, vectors, normalized=task.normalized)
+    kind = "normalized vectors" if task.normalized else "vectors that are not normalized"
+    console.print(f"ranges of {vectors.shape[1]} dimensions over {len(vectors)} {kind} written to {output}")
 
 
 def quality_command(job: Job, *, documents: int, console: Console, say: Callable[[str], None]) -> None:

@@ -180,7 +180,10 @@ def wanted_tasks(section: ModelSection, folder: Path, config: XLMRobertaConfig) 
             raise UserError(f"model {section.called}: task {task} has no route in the service; use a job or Python")
     out = []
     for task, options in asked or [(task, {}) for task in default_tasks(folder, config)]:
-        out.append(Wanted(section.called, task, folder, options, task_class(task).bind(folder, config, options)))
+        bound = task_class(task).bind(folder, config, options)
+        # As they were bound: a file that an option names is read once, and requests cannot get another's content.
+        read = {name: getattr(bound, name) for name in options}
+        out.append(Wanted(section.called, task, folder, read, bound))
     return out
 
 

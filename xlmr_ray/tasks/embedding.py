@@ -18,9 +18,9 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.batch_invariance import pad_rows
 from xlmr_ray.model.packed_batch import PackedBatch
-from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.pooling import POOLINGS, pool
+from xlmr_ray.tasks.sentence_inputs import sentence_limit
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.vector_precision import Ranges, as_column, check_precision, read_ranges, stored_type
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
@@ -34,7 +34,8 @@ class Embedding(EncoderTask):
     prompt): `pooling` (`cls`, `mean`, `max`, `mean_sqrt_len`), `normalize` to length 1, `prompt` (text put before
     every document) or `prompt_name` (one of the folder's), `dimensions` (the first so many, normalized again where
     vectors are), `precision` of the stored vectors (`float32`, `float16`; `int8`, `uint8` between the `ranges` of a
-    sample, the path of a JSON file or the numbers; `binary`, `ubinary`), `max_length` in tokens; past it, `long` is
+    sample of vectors of the same kind, normalized or not: the path of a JSON file, or `[min, max, normalized]`;
+    `binary`, `ubinary`), `max_length` in tokens; past it, `long` is
     `cut` (flagged) or `windows` that share `stride` tokens (an eighth of a window if not said), whose vectors are
     averaged, weighted by the tokens that each adds, before they are normalized.
 
@@ -79,7 +80,7 @@ class Embedding(EncoderTask):
             raise UserError(f"task {NAME}: the folder leaves the prompt out of the pooling, which is not supported")
         if self.dimensions is not None and self.dimensions > self.full_width:
             raise UserError(f"task {NAME}: dimensions {self.dimensions} is more than the model's {self.full_width}")
-        check_precision(NAME, self.precision, self.ranges, self.width)
+        check_precision(NAME, self.precision, self.ranges, self.width, self.normalized)
 
     @property
     def prefix(self) -> str:
@@ -129,10 +130,7 @@ class Embedding(EncoderTask):
             texts = pc.binary_join_element_wise(self.prefix, texts, "")
         if self.folder is not None and self.folder.do_lower_case:
             texts = pc.utf8_lower(texts)
-        asked = self.max_length
-        if asked is None and self.folder is not None and self.folder.max_seq_length is not None:
-            asked = min(self.folder.max_seq_length, self.config.max_length)
-        limit = length_limit(NAME, asked, self.config.max_length, tokenizer)
+        limit = sentence_limit(NAME, self.max_length, self.folder, self.config, tokenizer)
         return encode_documents(NAME, texts, None, tokenizer, max_length=limit, long=self.long, stride=self.stride)
 
     def head(self) -> nn.Module:

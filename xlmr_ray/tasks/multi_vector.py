@@ -151,7 +151,7 @@ class MultiVector(EncoderTask):
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         counted = flat(encoded["counted"]).to_numpy(zero_copy_only=False)
-        kept = np.add.reduceat(counted, encoded["counted"].combine_chunks().offsets.to_numpy()[:-1], dtype=np.int64)
+        kept = np.add.reduceat(counted, row_splits(lengths(encoded))[:-1], dtype=np.int64)
         splits = pa.array(row_splits(kept), pa.int32())
         numbers = pa.array(raw[counted].astype(np.dtype(self.precision), copy=False).ravel())
         vectors = pa.ListArray.from_arrays(splits, pa.FixedSizeListArray.from_arrays(numbers, self.width))

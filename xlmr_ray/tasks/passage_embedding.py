@@ -15,6 +15,7 @@ from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
+from xlmr_ray.tasks.encoded import lengths
 from xlmr_ray.tasks.sentence_inputs import sentence_limit
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.vector_precision import FLOATS, as_column, stored_type
@@ -137,8 +138,7 @@ class PassageEmbedding(EncoderTask):
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         of_rows = document_splits(encoded)
-        splits = encoded["passage"].combine_chunks().offsets.to_numpy()
-        document = np.repeat(np.repeat(np.arange(len(of_rows) - 1), np.diff(of_rows)), np.diff(splits))
+        document = np.repeat(np.repeat(np.arange(len(of_rows) - 1), np.diff(of_rows)), lengths(encoded))
         passage = flat(encoded["passage"]).to_numpy()
         index = np.flatnonzero(passage >= 0)
         document, passage = document[index], passage[index]

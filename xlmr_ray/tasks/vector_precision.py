@@ -3,8 +3,9 @@
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -18,6 +19,7 @@ FLOATS = ("float32", "float16")
 BYTES = ("int8", "uint8")  # 255 steps between the smallest and the largest number of each dimension
 BITS = ("binary", "ubinary")  # a bit for each number, 1 above 0; eight of them a byte, signed or not
 PRECISIONS = (*FLOATS, *BYTES, *BITS)
+FILED = ("min", "max", "normalized")  # a file's names for the parts of `Ranges`
 _TYPES = {
     "float32": pa.float32(),
     "float16": pa.float16(),
@@ -26,28 +28,43 @@ _TYPES = {
     "binary": pa.int8(),
     "ubinary": pa.uint8(),
 }
-Ranges = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def check_precision(task: str, precision: object, ranges: object, width: int) -> None:
-    """Raises UserError for a precision that there is not, or ranges that are missing, needless or of another width."""
+class Ranges(NamedTuple):
+    """The smallest and the largest number of each dimension in a sample of vectors, `normalized` to length 1 or not."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    normalized: bool
+
+
+def check_precision(task: str, precision: object, ranges: Ranges | None, width: int, normalized: bool) -> None:
+    """Raises UserError for a precision that there is not, or that needs ranges where there are none, or those of
+    vectors of another width or kind.
+    """
     one_of(task, "precision", precision, PRECISIONS)
     if precision not in BYTES:
-        if ranges is not None:
-            raise UserError(f"task {task}: ranges are for precision {' and '.join(BYTES)}, got precision {precision}")
         return
     if ranges is None:
         raise UserError(
             f"task {task}: precision {precision} needs ranges, the smallest and the largest number of each dimension "
             "in a sample: make them with `xlmr-ray bench JOB.yaml --ranges ranges.json` and say ranges: ranges.json"
         )
-    sizes = [len(side) for side in ranges] if isinstance(ranges, tuple) else []
-    if sizes != [width, width]:
-        raise UserError(f"task {task}: ranges: got {sizes} numbers, expected [{width}, {width}], smallest and largest")
+    if len(ranges.low) != width:
+        raise UserError(f"task {task}: ranges: got {len(ranges.low)} dimensions, expected {width}")
+    if ranges.normalized != normalized:
+        kinds = {True: "of length 1", False: "not normalized"}
+        raise UserError(
+            f"task {task}: ranges are of vectors {kinds[ranges.normalized]}, with normalize {str(normalized).lower()} "
+            f"they are {kinds[normalized]}: measure ranges with normalize: {str(normalized).lower()}, or ask for the "
+            "others"
+        )
 
 
 def read_ranges(task: str, given: object) -> Ranges | None:
-    """The option `ranges`: two lists of numbers, or the path or URL of a JSON file with `min` and `max`."""
+    """The option `ranges`: the path or URL of a JSON file with `min`, `max` and `normalized`, such a mapping, or the
+    three in a list.
+    """
     if given is None:
         return None
     content: Any = given
@@ -57,21 +74,32 @@ def read_ranges(task: str, given: object) -> Ranges | None:
                 content = json.load(file)
         except (OSError, ValueError) as error:
             raise UserError(f"task {task}: ranges: {given} cannot be read as JSON ({type(error).__name__})") from None
-        content = [content.get("min"), content.get("max")] if isinstance(content, dict) else content
+    if isinstance(content, Mapping):
+        content = [content.get(name) for name in FILED]
+    if isinstance(content, list | tuple) and len(content) == 2:
+        content = [*content, None]
     try:
-        low, high = (tuple(float(one) for one in side) for side in content)
+        low, high = (tuple(float(one) for one in side) for side in content[:2])
+        (normalized,) = content[2:]
     except (TypeError, ValueError):
         raise UserError(
-            f"task {task}: ranges: expected two lists of numbers, or a JSON file with min and max"
+            f"task {task}: ranges: expected two lists of numbers and whether the vectors were normalized, or a JSON "
+            f"file with {', '.join(FILED)}"
         ) from None
+    if not isinstance(normalized, bool):
+        raise UserError(
+            f"task {task}: ranges: nothing says whether the vectors were normalized to length 1: measure them anew, or "
+            'add "normalized": true or false'
+        )
     if len(low) != len(high) or not all(a <= b for a, b in zip(low, high, strict=True)):
         raise UserError(f"task {task}: ranges: the two lists differ in length, or a smallest number is above a largest")
-    return low, high
+    return Ranges(low, high, normalized)
 
 
-def write_ranges(path: Path, vectors: NDArray[np.float32]) -> None:
+def write_ranges(path: Path, vectors: NDArray[np.float32], *, normalized: bool) -> None:
     """The smallest and the largest number of each dimension of vectors `(N, width)`, for `read_ranges`."""
-    content = {"min": vectors.min(axis=0).tolist(), "max": vectors.max(axis=0).tolist(), "vectors": len(vectors)}
+    sides = (vectors.min(axis=0).tolist(), vectors.max(axis=0).tolist(), normalized)
+    content = dict(zip(FILED, sides, strict=True)) | {"vectors": len(vectors)}
     path.write_text(json.dumps(content) + "\n")
 
 
@@ -92,7 +120,7 @@ def stored(numbers: NDArray[np.floating], precision: str, ranges: Ranges | None)
         kept = packed if precision == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)
     else:
         assert ranges is not None
-        low, high = np.array(ranges, np.float32)
+        low, high = np.array([ranges.low, ranges.high], np.float32)
         steps = (high - low) / 255
         codes = np.floor((numbers.astype(np.float32) - low) / np.where(steps == 0, np.float32(1), steps))
         codes = np.clip(codes, 0, 255)

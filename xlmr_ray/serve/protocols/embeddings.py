@@ -129,9 +129,9 @@ async def similar(
 async def from_embeddings(
     service: Service, texts: Sequence[str], options: Mapping[str, Any], cutting: Cutting, *, model: str | None
 ) -> tuple[list[float], Answer]:
-    """How near the first text is to each of the others."""
+    """How near the first text is to each of the others, by vectors in full precision whatever is served."""
     fields = {"text": "inputs", "prompt_name": "parameters.prompt_name"}
-    answer = await embedded(service, texts, options, cutting, model=model, fields=fields)
+    answer = await embedded(service, texts, {**options, "precision": "float32"}, cutting, model=model, fields=fields)
     bound = service.find("embedding", model).bound
     assert isinstance(bound, Embedding)
     measure = (bound.folder.similarity if bound.folder is not None else None) or "cosine"
