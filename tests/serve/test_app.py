@@ -69,6 +69,40 @@ def test_only_health_and_metrics_are_public(app, tmp_path):
         assert one(made, json={"inputs": "a"}, headers={"authorization": f"Bearer {key}"}).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/", "/page/page.js", "/openapi.json", "/v1/models"])
+def test_head_is_get_without_the_body(app, path):
+    made = app()
+    get, head = one(made, path, "GET"), one(made, path, "HEAD")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert int(head.headers["content-length"]) > 0
+
+
+def test_head_needs_a_key_where_get_does(app, tmp_path):
+    (tmp_path / "keys").write_text("one\n")
+    made = app(keys=KeysSection(file=str(tmp_path / "keys")))
+    assert [one(made, path, "HEAD").status_code for path in ("/health", "/", "/info")] == [200, 200, 401]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("HEAD", "/embed", "POST"),
+        ("GET", "/v1/embeddings", "POST"),
+        ("DELETE", "/", "GET, HEAD, POST"),
+        ("POST", "/health", "GET, HEAD"),
+        ("OPTIONS", "/v1/models/a", "GET, HEAD"),
+        ("PUT", "/tasks/embedding/info", "GET, HEAD"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+    ],
+)
+def test_405_says_what_is_allowed(app, method, path, allow):
+    response = one(app(), path, method)
+    assert (response.status_code, response.headers["allow"]) == (405, allow)
+    if method != "HEAD":
+        assert allow in response.text
+
+
 def test_bodies_that_are_too_large_or_no_json(app):
     made = app(limits={"body_bytes": 1000})
 

@@ -11,6 +11,7 @@ from tests.serve.texts import CASES, TEXTS
 from xlmr_ray import pipeline
 from xlmr_ray.engine.pipeline import columns as as_columns
 from xlmr_ray.errors import UserError
+from xlmr_ray.serve import bound_tasks
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.requests import (
     BackendFailed,
@@ -205,6 +206,23 @@ def test_failures_of_the_model_are_one_requests_own(service, monkeypatch):
     assert isinstance(bad, BackendFailed)
     assert "secret" not in str(bad)
     assert service.trouble() is None
+
+
+def test_options_that_are_kept_are_few_and_short(service, monkeypatch):
+    monkeypatch.setattr(bound_tasks, "KEPT_CHARACTERS", 10_000)
+    kept, served = service.bound, service.find("zero-shot-classification")
+    kept.clear()
+    short = [{"candidate_labels": [f"label {number}", "b"]} for number in range(300)]
+    tasks = [kept.find(served, options) for options in short]
+    assert len(kept.kept) < 300
+    assert kept.find(served, short[-1]) is tasks[-1]
+    assert kept.find(served, short[0]) is not tasks[0]
+    for number in range(100):
+        kept.find(served, {"candidate_labels": [f"{number} " + "long " * 1000]})
+        assert sum(len(said) for _, said in kept.kept) == kept.characters <= 10_000
+    assert not kept.find(served, {"candidate_labels": ["a" * 20_000]}).labels[0].strip("a")
+    assert not kept.kept
+    assert kept.characters == 0
 
 
 def test_models_are_replaced_without_a_refusal():

@@ -86,7 +86,7 @@ def test_targets(folder, reference, targets, caplog):
     caplog.set_level("WARNING")  # Ray, where it was started before, raises it
     pipe = pipeline("fill-mask", folder, device="cpu", targets=targets)
     same(answers(pipe, text=TEXTS[::6]), reference(TEXTS[::6], targets=targets))
-    assert ("target 'unheardofword' is not one token: its first piece" in caplog.text) == ("unheardofword" in targets)
+    assert ("is not one token: its first piece" in caplog.text) == ("unheardofword" in targets)
 
 
 def test_a_target_of_no_token_is_left_out(folder, caplog):
@@ -94,7 +94,7 @@ def test_a_target_of_no_token_is_left_out(folder, caplog):
     pipe = pipeline("fill-mask", folder, device="cpu", targets=["▁de", "\u200d"])
     assert len(pipe.task.target_ids) == 1
     assert "gives no token: left out" in caplog.text
-    with pytest.raises(UserError, match=r"task fill-mask: targets: none of .* gives a token"):
+    with pytest.raises(UserError, match=r"task fill-mask: targets: none of the \d gives a token"):
         pipeline("fill-mask", folder, device="cpu", targets=[])
 
 

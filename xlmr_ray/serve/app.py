@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -12,6 +12,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from xlmr_ray.serve import page
 from xlmr_ray.serve.keys import PUBLIC, Keys
@@ -68,14 +69,16 @@ def build_app(service: Service, settings: ServeSettings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.include_router(running(service))
-    app.include_router(page.router())
-    for protocol in protocols:
-        app.include_router(protocol.router(service, settings))
+    routers = [running(service), page.router(), *(protocol.router(service, settings) for protocol in protocols)]
+    routes = [route for part in (app, *routers) for route in part.routes if isinstance(route, Route)]
+    for router in routers:
+        app.include_router(router)
 
     async def failed(request: Request, error: Exception) -> Response:
         if isinstance(error, RequestValidationError):
             error = explained(error, request)
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            error = WrongMethod(allowed(routes, request.url.path))
         return answer_to(understood(error), request.url.path, shapes)
 
     for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
@@ -83,6 +86,12 @@ def build_app(service: Service, settings: ServeSettings) -> FastAPI:
     paths = frozenset([*app.openapi()["paths"], *page.PATHS])
     app.add_middleware(Front, service=service, shapes=shapes, paths=paths)
     return app
+
+
+def allowed(routes: Sequence[Route], path: str) -> tuple[str, ...]:
+    """The methods that a path takes."""
+    methods = {one for route in routes if route.path_regex.match(path) for one in route.methods or ()}
+    return tuple(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 def running(service: Service) -> APIRouter:
@@ -116,8 +125,6 @@ def understood(error: Exception) -> ServiceError:
     if isinstance(error, HTTPException):
         if error.status_code == 404:
             return NotFound("no such path; /openapi.json lists those there are")
-        if error.status_code == 405:
-            return WrongMethod("this path takes another method")
         made = ServiceError(str(error.detail))
         made.status = error.status_code
         return made
@@ -159,11 +166,14 @@ class Front:
         context = Context(request_id(headers.get("x-request-id")), time.monotonic() + self.service.limits.request_s)
         token = CURRENT.set(context)
         sent: list[int] = []
+        head = scope["method"] == "HEAD"
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 sent.append(message["status"])
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", context.id.encode())]
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         self.service.in_flight += 1
@@ -172,7 +182,9 @@ class Front:
                 if trace:
                     context.facts["trace"] = trace
                 try:
-                    await self.serve(scope, headers, receive, named, context)
+                    # HEAD is GET without the body, on every path.
+                    inner = {**scope, "method": "GET"} if head else scope
+                    await self.serve(inner, headers, receive, named, context)
                 except Gone:
                     context.facts["failure"] = "client_left"
                     sent.append(499)
@@ -192,7 +204,7 @@ class Front:
         path, limits = scope["path"], self.service.limits
         if self.front is not None and headers.get(FRONT_HEADER) != self.front:
             raise Misdirected("this replica is of another service")
-        if path in PUBLIC or (path in page.PATHS and scope["method"] in ("GET", "HEAD")):
+        if path in PUBLIC or (path in page.PATHS and scope["method"] == "GET"):
             await self.app(scope, receive, send)
             return
         if self.keys.settings != self.service.settings.keys:

@@ -5,7 +5,7 @@ No message holds a user's text: it names the field, its place, and what is wante
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +60,17 @@ class NotFound(ServiceError):
 
 
 class WrongMethod(ServiceError):
+    """`allowed`: the methods that the path takes."""
+
     status, kind = 405, "wrong_method"
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        super().__init__(f"this path takes {', '.join(allowed)}")
+        self.allowed = allowed
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"allow": ", ".join(self.allowed)}
 
 
 class TimedOut(ServiceError):

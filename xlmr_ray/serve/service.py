@@ -4,13 +4,11 @@ Without HTTP and without Ray: the protocols are thin over it, and a program may 
 """
 
 import asyncio
-import json
 import logging
 import math
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -19,6 +17,7 @@ import pyarrow as pa
 
 from xlmr_ray.errors import UserError
 from xlmr_ray.serve.answer import Answer
+from xlmr_ray.serve.bound_tasks import BoundTasks
 from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_whole
 from xlmr_ray.serve.metrics import HEALTHY, MODEL, QUEUE_REQUESTS, QUEUE_TOKENS, READY, Metrics
 from xlmr_ray.serve.models import Model, Models, Served, load_models
@@ -38,8 +37,6 @@ from xlmr_ray.tokenizer.tokenizer import TokenizerError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# Tasks with options of a request, kept for the next one that has the same.
-KEPT_TASKS = 256
 QUEUED_BATCHES = 32
 # Threads that tokenize; more of them wait for the interpreter's lock.
 MOST_TOKENIZERS = 4
@@ -59,8 +56,7 @@ class Service:
         self.in_flight = 0  # HTTP requests
         self.failure: str | None = None  # why the models that were asked for last are not those that are resident
         self._replacing = threading.Lock()
-        self._bound: OrderedDict[tuple[int, str], Task] = OrderedDict()
-        self._lock = threading.Lock()
+        self.bound = BoundTasks()
         wanted = settings.engine.tokenizers
         self.tokenizers = min(MOST_TOKENIZERS, os.cpu_count() or 1) if wanted == "auto" else wanted
         self.coming = Coming()
@@ -99,8 +95,7 @@ class Service:
             new.close()
             raise
         old, self.resident, self.settings, self.failure = self.resident, new, settings, None
-        with self._lock:
-            self._bound.clear()
+        self.bound.clear()
         self.ready = True
         if old is not None:
             old.close()
@@ -258,7 +253,7 @@ class Service:
         """The task with its options, the texts as a table, and the encoded table, all checked."""
         check_options(options, self.limits, fields)
         try:
-            task = self.bound(served, options)
+            task = self.bound.find(served, options)
         except UserError as error:
             raise Invalid(option_of(str(error), options, fields), plain(error)) from None
         table = check_columns(task, columns, self.limits, fields)
@@ -276,22 +271,6 @@ class Service:
         if whole:
             check_whole(encoded, fields.get(task.roles[-1], task.roles[-1]), served.model.max_length)
         return task, table, encoded
-
-    def bound(self, served: Served, options: Mapping[str, Any]) -> Task:
-        """The task with these options: requests that have the same ones share the object, and so the head's pass."""
-        if not options:
-            return served.bound
-        key = (id(served), json.dumps(options, sort_keys=True))
-        with self._lock:
-            if key in self._bound:
-                self._bound.move_to_end(key)
-                return self._bound[key]
-        made = served.with_options(options)
-        with self._lock:
-            self._bound[key] = made
-            if len(self._bound) > KEPT_TASKS:
-                self._bound.popitem(last=False)
-        return made
 
     def admit(self, served: Served, tokens: int, coming: int = 0) -> None:
         """Raises Overloaded where so many tokens more would wait too long, behind those that wait and those that are
@@ -362,6 +341,6 @@ def plain(error: UserError) -> str:
 
 def option_of(message: str, options: Mapping[str, Any], fields: Mapping[str, str]) -> str | None:
     """The option of the request that a message is about, by the caller's name for it."""
-    words = message.replace("'", " ").replace(":", " ").replace(",", " ").split()
+    words = message.replace("'", " ").replace(":", " ").replace(",", " ").replace(".", " ").split()
     name = next((word for word in words if word in options), None)
     return None if name is None else fields.get(name, name)

@@ -73,7 +73,7 @@ class FillMask(EncoderTask):
         if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
             raise UserError(f"task {NAME}: targets must be a word or a list of words, got {self.targets!r}")
         if not self.target_ids:
-            raise UserError(f"task {NAME}: targets: none of {list(words)!r} gives a token")
+            raise UserError(f"task {NAME}: targets: none of the {len(words)} gives a token")
 
     @cached_property
     def tokenizer(self) -> XLMRobertaTokenizer:
@@ -86,19 +86,18 @@ class FillMask(EncoderTask):
         words = [self.targets] if isinstance(self.targets, str) else self.targets or ()
         vocabulary = self.tokenizer.get_vocab() if words else {}
         found = set()
-        for word in words:
+        for place, word in enumerate(words):
             token = vocabulary.get(word)
             if token is None:
                 pieces = self.tokenizer(word, add_special_tokens=False)["input_ids"]
                 if not pieces:
-                    log.warning("fill-mask: target %r gives no token: left out", word)
+                    log.warning("fill-mask: targets.%d gives no token: left out", place)
                     continue
                 token = pieces[0]
-                piece = self.tokenizer.convert_ids_to_tokens(token)
-                log.warning("fill-mask: target %r is not one token: its first piece %r is scored", word, piece)
+                log.warning("fill-mask: targets.%d is not one token: its first piece is scored", place)
             if token >= self.config.vocab_size:
                 raise UserError(
-                    f"task {NAME}: target {word!r} is token {token}, the model has {self.config.vocab_size}"
+                    f"task {NAME}: targets.{place} is token {token}, the model has {self.config.vocab_size}"
                 )
             found.add(token)
         return tuple(sorted(found))

@@ -81,8 +81,9 @@ class ZeroShotClassification(EncoderTask):
         given = self.candidate_labels
         if not isinstance(given, str | list | tuple) or not all(isinstance(label, str) for label in given):
             raise UserError(f"task {NAME}: candidate_labels must be a list of labels or a string, got {given!r}")
-        if any(not label.strip() for label in self.labels):
-            raise UserError(f"task {NAME}: candidate_labels: one of {list(self.labels)!r} is empty")
+        for place, label in enumerate(self.labels):
+            if not label.strip():
+                raise UserError(f"task {NAME}: candidate_labels.{place} is empty")
         if not is_template(self.hypothesis_template):
             raise UserError(
                 f"task {NAME}: hypothesis_template must be a text with exactly one {{}}, for the label, and no other "
@@ -120,9 +121,9 @@ class ZeroShotClassification(EncoderTask):
         )
         rooms = limit - pair.added - (hypotheses.lengths - single.added)
         if rooms.min() < 1:
-            label = self.labels[int(rooms.argmin())]
             raise UserError(
-                f"task {NAME}: the hypothesis of label {label!r} leaves no room for a text in {limit} tokens"
+                f"task {NAME}: the hypothesis of candidate_labels.{rooms.argmin()} leaves no room for a text in "
+                f"{limit} tokens"
             )
         by_windows = self.long == "windows"
         texts = tokenizer.encode_ragged(

@@ -145,6 +145,29 @@ def test_empty_texts(http: httpx.Client) -> None:
             assert told(response).startswith(f"{field}: ")
 
 
+@pytest.mark.parametrize(
+    ("task", "inputs", "parameters"),
+    [
+        ("zero-shot-classification", "a", {"candidate_labels": [SECRET, " "]}),
+        ("zero-shot-classification", "a", {"candidate_labels": [SECRET * 90]}),
+        ("zero-shot-classification", "a", {"candidate_labels": ["a"], "hypothesis_template": SECRET}),
+        ("zero-shot-classification", "a", {"candidate_labels": ["a"], "hypothesis_template": f"{SECRET} {{:>9}}"}),
+        ("zero-shot-classification", "a", {"candidate_labels": ["a"], "hypothesis_template": SECRET * 90 + "{}"}),
+        ("fill-mask", "a <mask>", {"targets": ["", " "]}),
+        ("fill-mask", f"{SECRET} without a mask", {}),
+        ("token-classification", "a", {"ignore_labels": [SECRET], "long": "cut", "stride": 3}),
+        ("embedding", "a", {"prompt_name": SECRET}),
+    ],
+)
+def test_options_are_not_quoted(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture, task: str, inputs: str, parameters: dict[str, Any]
+) -> None:
+    body = {"inputs": inputs, **(parameters if task == "embedding" else {"parameters": parameters})}
+    line = told(refused(http, f"/tasks/{task}", json.dumps(body), 422))
+    assert "secret" not in line.lower()
+    assert "nobody else" not in line + caplog.text
+
+
 def test_too_long_a_body(http: httpx.Client) -> None:
     response = refused(http, "/embed", json.dumps({"inputs": "a" * 2_100_000}), 413)
     assert "2000000 bytes" in told(response)
