@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from xlmr_ray.tasks.registry import TASKS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "xlmr_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -104,6 +106,18 @@ def test_no_oracle_and_no_ray_where_none_belongs() -> None:
         assert not imports(path) & NEVER, path
         if LEVEL.get(part(dotted(path)), 99) < LEVEL["batch"]:
             assert "ray" not in imports(path), path
+
+
+def test_serve_knows_no_task_by_its_class() -> None:
+    """What serving needs to know of a task is an attribute or a method of the task."""
+    classes = {task.__name__ for task in TASKS.values()}
+    for path in FILES:
+        if part(dotted(path)) == "serve":
+            nodes = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)]
+            named = {
+                name.name for node in nodes if str(node.module).startswith("xlmr_ray.tasks") for name in node.names
+            }
+            assert not named & classes, f"{path} imports {named & classes}"
 
 
 def lines_of_code(path: Path) -> int:

@@ -30,7 +30,7 @@ from xlmr_ray.checkpoint.identity import encoder_identity
 from xlmr_ray.checkpoint.tensors import open_tensors
 from xlmr_ray.engine.runners import check_quantizable
 from xlmr_ray.errors import UserError
-from xlmr_ray.tasks.registry import bind_task, canonical_task
+from xlmr_ray.tasks.registry import bind_task, canonical_task, task_class
 from xlmr_ray.tasks.task import Task
 from xlmr_ray.text.plural import plural
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
@@ -80,8 +80,9 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
         options = section.options
         if job.engine.max_length != "auto":
             options.setdefault("max_length", job.engine.max_length)
-        if job.input.text_pair is not None and section.task == "text-classification":
-            options.setdefault("pairs", True)
+        for role, option in task_class(section.task).optional_roles.items():
+            if getattr(job.input, role) is not None:
+                options.setdefault(option, True)
         prefix = f"{section.name or section.task}_".replace("-", "_") if len(job.tasks) > 1 else ""
         folder = resolve(model)
         tokenizer = XLMRobertaTokenizer.from_pretrained(folder)

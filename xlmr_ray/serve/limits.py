@@ -7,31 +7,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.serve.requests import Empty, Invalid, TooLarge
 from xlmr_ray.serve.settings import LimitsSection
-from xlmr_ray.tasks.embedding import Embedding
-from xlmr_ray.tasks.encoded import documents, ragged, targets_of
-from xlmr_ray.tasks.feature_extraction import FeatureExtraction
-from xlmr_ray.tasks.fill_mask import FillMask
-from xlmr_ray.tasks.pseudo_perplexity import PseudoPerplexity
-from xlmr_ray.tasks.sentence_similarity import SentenceSimilarity
-from xlmr_ray.tasks.task import EncoderTask, Task
-from xlmr_ray.tasks.token_classification import TokenClassification
-from xlmr_ray.tasks.zero_shot_classification import ZeroShotClassification
+from xlmr_ray.tasks.encoded import documents, lengths
+from xlmr_ray.tasks.task import Task
 
 # Where the parsed body stands in the ASGI scope.
 PARSED = "xlmr_ray.json"
 # Digits of a whole number; 64 bits have 19.
 DIGITS = 19
-# Texts beside each other in generation.
-BESIDE = 8
 
 
 class JsonRequest(Request):
@@ -147,21 +136,15 @@ def check_text(text: str, field: str) -> None:
         raise Invalid(field, f"lone surrogate U+{code:04X} at character {error.start}") from None
 
 
-def check_options(options: Mapping[str, Any], limits: LimitsSection, fields: Mapping[str, str]) -> None:
-    """Raises Invalid for options that would take more memory or time than a request may."""
-    most = {"max_new_tokens": limits.new_tokens, "num_beams": BESIDE, "num_return_sequences": BESIDE}
-    for name, limit in most.items():
+def check_options(task: Task, options: Mapping[str, Any], limits: LimitsSection, fields: Mapping[str, str]) -> None:
+    """Raises Invalid or TooLarge for options that would take more memory or time than a request may."""
+    for name, bound in task.request_bounds.items():
+        most = getattr(limits, bound) if isinstance(bound, str) else bound
         value = options.get(name)
-        if isinstance(value, int | float) and value > limit:
-            raise Invalid(fields.get(name, name), f"at most {limit} here")
-    labels = options.get("candidate_labels")
-    if isinstance(labels, str):
-        labels = labels.split(",")
-    if isinstance(labels, list | tuple) and len(labels) > limits.sequences:
-        raise TooLarge(
-            f"{len(labels)} labels, at most {limits.sequences} are allowed",
-            field=fields.get("candidate_labels", "candidate_labels"),
-        )
+        if isinstance(value, int | float) and value > most:
+            raise Invalid(fields.get(name, name), f"at most {most} here")
+        if isinstance(value, list | tuple) and len(value) > most:
+            raise TooLarge(f"a list of {len(value)}, at most {most} are allowed", field=fields.get(name, name))
 
 
 def check_columns(
@@ -188,28 +171,28 @@ def check_columns(
         raise TooLarge(f"{counts[first]} texts, at most {limits.inputs} are allowed", field=names[first])
     table = {}
     for role in task.roles:
-        texts = [text_of(value, f"{names[role]}.{place}", role, limits) for place, value in enumerate(columns[role])]
+        several = role in task.list_roles
+        texts = [text_of(one, f"{names[role]}.{i}", limits, several=several) for i, one in enumerate(columns[role])]
         table[role] = pa.array(texts, pa.string())
-    sequences = 0
-    if isinstance(task, ZeroShotClassification):
-        sequences = counts[first] * len(task.labels)
-    elif "choices" in columns:
-        sequences = sum(map(len, columns["choices"]))
-    if sequences > limits.sequences:
-        raise TooLarge(f"{sequences} pairs of texts, at most {limits.sequences} are allowed")
-    check_windows(task, sum(len(text) for text in columns[first] if isinstance(text, str)), limits, fields)
+    if (sequences := task.sequences(columns)) > limits.sequences:
+        raise TooLarge(f"{sequences} sequences to compute, at most {limits.sequences} are allowed")
+    characters = sum(len(text) for text in columns[first] if isinstance(text, str))
+    if task.expands and characters > limits.request_tokens:
+        raise TooLarge(
+            f"{characters} characters, at most {limits.request_tokens} are allowed for this task with these options"
+        )
     return pa.table(table)
 
 
-def text_of(value: Any, field: str, role: str, limits: LimitsSection) -> str:
-    """A document's text of a role, as tasks read it."""
-    if role == "choices":
+def text_of(value: Any, field: str, limits: LimitsSection, *, several: bool) -> str:
+    """A document's text of a role as tasks read it, or its list of `several` texts as JSON."""
+    if several:
         if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
             raise Invalid(field, "a list of texts is wanted")
         if not value:
-            raise Empty("no choices are given", field=field)
-        for place, one in enumerate(value):
-            check_text(one, f"{field}.{place}")
+            raise Empty("no texts are given", field=field)
+        for index, one in enumerate(value):
+            check_text(one, f"{field}.{index}")
         return json.dumps(list(value), ensure_ascii=False)
     if not isinstance(value, str):
         raise Invalid(field, f"a text is wanted, got {json_type(value)}")
@@ -232,37 +215,27 @@ def json_type(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def check_windows(task: Task, characters: int, limits: LimitsSection, fields: Mapping[str, str]) -> None:
-    """Windows that share almost all of their tokens, and a pass a token, turn one text into thousands of its length."""
-    if isinstance(task, PseudoPerplexity) and task.long == "windows" and characters > limits.request_tokens:
-        raise TooLarge(f"{characters} characters, at most {limits.request_tokens} are allowed for pseudo-perplexity")
-    if not isinstance(task, EncoderTask):
-        return
-    config: XLMRobertaConfig | None = getattr(task, "config", None)
-    own = getattr(task, "max_length", None) or getattr(task, "max_seq_len", None)
-    length = own or (config.max_length if config else None)
-    for name in ("stride", "doc_stride"):
-        stride = getattr(task, name, None)
-        if isinstance(stride, int) and length is not None and stride > length // 2:
-            raise Invalid(fields.get(name, name), f"at most half of a window's {length} tokens here, got {stride}")
+def check_stride(task: Task, config: XLMRobertaConfig, fields: Mapping[str, str]) -> None:
+    """Raises Invalid for windows that share more than half of their tokens: they turn one text into thousands of its
+    length.
+    """
+    stride = getattr(task, task.stride_option, None)
+    length = getattr(task, task.length_option, None) or config.max_length
+    if isinstance(stride, int) and stride > length // 2:
+        field = fields.get(task.stride_option, task.stride_option)
+        raise Invalid(field, f"at most half of a window's {length} tokens here, got {stride}")
 
 
 def check_encoded(task: Task, encoded: pa.Table, limits: LimitsSection, config: XLMRobertaConfig, field: str) -> None:
     """Raises TooLarge for more sequences or results than a request may have, Empty for a text without tokens."""
     if encoded.num_rows > limits.sequences:
         raise TooLarge(f"{encoded.num_rows} sequences to compute, at most {limits.sequences} are allowed", field=field)
-    _, splits = ragged(encoded["input_ids"])
-    lengths = np.diff(splits)
-    if lengths.min(initial=1) == 0:
-        raise Empty(f"text {int(lengths.argmin())} has no tokens", field=field)
-    if not isinstance(task, EncoderTask):
-        return
-    if (longest := int(lengths.max(initial=0))) > config.max_length:
-        raise TooLarge(f"a sequence of {longest} tokens, the model has positions for {config.max_length}", field=field)
-    targets = targets_of(encoded)
-    rows = ResultRows.of(task.unit, splits, None if targets is None else ragged(targets)[0])
-    results = rows.total * width_of(task, config)
-    if results > limits.results:
+    tokens = lengths(encoded)
+    if tokens.min(initial=1) == 0:
+        raise Empty(f"text {int(tokens.argmin())} has no tokens", field=field)
+    if (longest := int(tokens.max(initial=0))) > (most := task.longest_sequence(config)):
+        raise TooLarge(f"a sequence of {longest} tokens, the model has positions for {most}", field=field)
+    if (results := task.results(encoded)) > limits.results:
         raise TooLarge(
             f"{results} numbers as the result, at most {limits.results} are allowed; send fewer texts or ask for less",
             field=field,
@@ -277,14 +250,3 @@ def check_whole(encoded: pa.Table, field: str, max_length: int) -> None:
         raise Invalid(
             f"{field}.{place}", f"more than the {max_length} tokens that the model takes; with truncate: true it is cut"
         )
-
-
-def width_of(task: Task, config: XLMRobertaConfig) -> int:
-    """Numbers that the model gives for a unit of a task."""
-    if isinstance(task, FillMask):
-        return 2 * task.count
-    if isinstance(task, Embedding | FeatureExtraction):
-        return task.width
-    if isinstance(task, SentenceSimilarity):
-        return task.embedding.width
-    return len(config.labels) if isinstance(task, TokenClassification) else 2

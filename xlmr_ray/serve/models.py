@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,13 +17,14 @@ from xlmr_ray.checkpoint.identity import encoder_identity
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.generator import Generator
+from xlmr_ray.engine.runners import TaskSource, check_quantizable, load_runners
 from xlmr_ray.errors import UserError
+from xlmr_ray.serve.queue.base import RequestQueue
 from xlmr_ray.serve.queue.batcher import Batcher, BatchStats
 from xlmr_ray.serve.queue.generation import Writer
-from xlmr_ray.serve.settings import EngineSection, ModelSection, ServeSettings
-from xlmr_ray.tasks.registry import canonical_task, task_class
-from xlmr_ray.tasks.task import EncoderTask, Task
-from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.serve.settings import ModelSection, ServeSettings
+from xlmr_ray.tasks.registry import canonical_task, default_tasks, task_class
+from xlmr_ray.tasks.task import Task
 from xlmr_ray.tokenizer.call.settings import Side
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -68,7 +69,7 @@ class Served:
     model: Model
     options: Mapping[str, Any]
     bound: Task
-    lane: Batcher | Writer
+    lane: RequestQueue
     place: int = 0
 
     def with_options(self, options: Mapping[str, Any]) -> Task:
@@ -84,7 +85,7 @@ class Models:
 
     models: Mapping[str, Model]
     served: tuple[Served, ...]
-    lanes: tuple[Batcher | Writer, ...]
+    lanes: tuple[RequestQueue, ...]
 
     def close(self) -> None:
         """Ends the threads once nothing waits any more; the weights go with the last request."""
@@ -111,35 +112,41 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
     folders: dict[str, Path] = {}
     configs: dict[str, XLMRobertaConfig] = {}
     tokenizers: dict[str, XLMRobertaTokenizer] = {}
-    groups: dict[tuple[str, str], list[Wanted]] = {}
-    causal: list[Wanted] = []
+    every: list[Wanted] = []
     for section in settings.models:
         name, folder = section.called, resolve(section.model)
         folders[name], tokenizers[name] = folder, XLMRobertaTokenizer.from_pretrained(folder)
         configs[name] = XLMRobertaConfig.from_dict(read_config(folder))
-        for one in wanted_tasks(section, folder, configs[name]):
-            if isinstance(one.bound, TextGeneration):
-                if settings.engine.quantization is not None:
-                    raise UserError(f"engine.quantization {settings.engine.quantization}: text-generation takes none")
-                causal.append(one)
-            else:
-                groups.setdefault((encoder_identity(folder), tokenizers[name].fingerprint), []).append(one)
-    engines = [(group, load_engine(settings.engine, group)) for group in groups.values()]
-    generators = [(one, load_generator(settings.engine, one, tokenizers[one.model])) for one in causal]
+        every += wanted_tasks(section, folder, configs[name])
+    for one in every:
+        check_quantizable(one.task, one.bound, settings.engine.quantization)
+    sources = [
+        TaskSource(
+            task=one.bound,
+            folder=one.folder,
+            shares=(encoder_identity(one.folder), tokenizers[one.model].fingerprint),
+            tokenizer=tokenizers[one.model],
+        )
+        for one in every
+    ]
+    loaded = load_runners(
+        sources,
+        dtype=settings.engine.dtype,
+        device=settings.engine.device,
+        attn_implementation=settings.engine.attn_implementation,
+        max_tokens=settings.engine.max_tokens,
+        quantization=settings.engine.quantization,
+        compile=settings.engine.compile,
+    )
 
     # Threads start when nothing can fail any more.
-    placed: dict[tuple[str, str], tuple[Batcher | Writer, int]] = {}
+    queues: dict[int, tuple[RequestQueue, int]] = {}
     dtypes: dict[str, str] = {}
-    for group, engine in engines:
-        label = group[0].model
-        batcher = Batcher(engine, label, partial(observe, label))
-        for place, one in enumerate(group):
-            placed[one.model, one.task] = batcher, place
-            dtypes[one.model] = str(next(engine.model.parameters()).dtype).removeprefix("torch.")
-    for one, generator in generators:
-        placed[one.model, one.task] = Writer(generator, f"{one.model}/{one.task}"), 0
-        dtypes[one.model] = str(generator.model.dtype).removeprefix("torch.")
-    every = [one for group, _ in engines for one in group] + causal
+    for group in loaded:
+        queue = queue_of(group.runner, every[group.indices[0]], observe)
+        for place, index in enumerate(group.indices):
+            queues[index] = queue, place
+            dtypes[every[index].model] = str(group.runner.dtype).removeprefix("torch.")
     models = {
         section.called: Model(
             name=section.called,
@@ -154,12 +161,10 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
         )
         for section in settings.models
     }
-    order = list(models)
     served = [
-        Served(one.task, models[one.model], one.options, one.bound, *placed[one.model, one.task])
-        for one in sorted(every, key=lambda one: order.index(one.model))
+        Served(one.task, models[one.model], one.options, one.bound, *queues[index]) for index, one in enumerate(every)
     ]
-    return Models(models, tuple(served), tuple({id(lane): lane for lane, _ in placed.values()}.values()))
+    return Models(models, tuple(served), tuple({id(queue): queue for queue, _ in queues.values()}.values()))
 
 
 def check_models(settings: ServeSettings) -> None:
@@ -187,52 +192,8 @@ def wanted_tasks(section: ModelSection, folder: Path, config: XLMRobertaConfig) 
     return out
 
 
-def load_engine(section: EngineSection, group: Sequence[Wanted]) -> Engine:
-    tasks = [task for one in group if isinstance(task := one.bound, EncoderTask)]
-    return Engine.load(
-        group[0].folder,
-        tasks,
-        head_folders=[one.folder for one in group],
-        dtype=section.dtype,
-        device=section.device,
-        attn_implementation=section.attn_implementation,
-        max_tokens=section.max_tokens,
-        quantization=section.quantization,
-        compile=section.compile,
-    )
-
-
-def load_generator(section: EngineSection, one: Wanted, tokenizer: XLMRobertaTokenizer) -> Generator:
-    assert isinstance(one.bound, TextGeneration)
-    return Generator.load(
-        one.folder,
-        one.bound,
-        tokenizer=tokenizer,
-        dtype=section.dtype,
-        device=section.device,
-        attn_implementation=section.attn_implementation,
-    )
-
-
-def default_tasks(folder: Path, config: XLMRobertaConfig) -> tuple[str, ...]:
-    """What a checkpoint is for, by its architecture. Raises UserError where that does not tell."""
-    if (folder / "modules.json").exists():
-        return ("embedding", "sentence-similarity", "feature-extraction")
-    kind = next(iter(config.architectures or []), "").removeprefix("XLMRoberta").removeprefix("Roberta")
-    if kind == "ForSequenceClassification":
-        if len(config.labels) == 1:
-            return ("rerank",)
-        nli = any(label.lower().startswith("entail") for label in config.labels)
-        return ("zero-shot-classification", "text-classification") if nli else ("text-classification",)
-    tasks = {
-        "ForTokenClassification": ("token-classification",),
-        "ForQuestionAnswering": ("question-answering",),
-        "ForMultipleChoice": ("multiple-choice",),
-        "ForMaskedLM": ("fill-mask",),
-        "ForCausalLM": ("text-generation",),
-        "Model": ("embedding", "sentence-similarity", "feature-extraction"),
-    }.get(kind)
-    if tasks is None:
-        named = ", ".join(config.architectures or []) or "no architecture"
-        raise UserError(f"{folder}: config.json names {named}, which does not tell a task; name one")
-    return tasks
+def queue_of(runner: Engine | Generator, first: Wanted, observe: Observe) -> RequestQueue:
+    """The queue of a runner, named after its first task's model."""
+    if isinstance(runner, Engine):
+        return Batcher(runner, first.model, partial(observe, first.model))
+    return Writer(runner, f"{first.model}/{first.task}")

@@ -18,19 +18,15 @@ import pyarrow as pa
 from xlmr_ray.errors import UserError
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.bound_tasks import BoundTasks
-from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_whole
+from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_stride, check_whole
 from xlmr_ray.serve.metrics import HEALTHY, MODEL, QUEUE_REQUESTS, QUEUE_TOKENS, READY, Metrics
 from xlmr_ray.serve.models import Model, Models, Served, load_models
 from xlmr_ray.serve.queue.admission import Coming
-from xlmr_ray.serve.queue.batcher import Ticket
-from xlmr_ray.serve.queue.generation import Prompt, Writer
 from xlmr_ray.serve.requests import CURRENT, Invalid, NotFound, Overloaded, TooLarge, Unavailable
 from xlmr_ray.serve.settings import LimitsSection, ServeSettings
 from xlmr_ray.serve.tracing import span
-from xlmr_ray.tasks.encoded import ragged, targets_of
 from xlmr_ray.tasks.registry import TASKS, canonical_task
-from xlmr_ray.tasks.task import EncoderTask, Task
-from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.tasks.task import Task
 from xlmr_ray.tasks.unfit import UnfitRows
 from xlmr_ray.tokenizer.tokenizer import TokenizerError
 
@@ -185,8 +181,9 @@ class Service:
     ) -> Answer:
         began = time.monotonic()
         self.admit(served, 0, self.coming.tokens(served.lane))
-        if served.task == "text-classification" and "text_pair" in columns:
-            options.setdefault("pairs", True)
+        for role, option in served.bound.optional_roles.items():
+            if role in columns:
+                options.setdefault(option, True)
         with span("tokenize", task=served.task, model=served.model.name), self.coming.of(served, columns):
             task, table, encoded = await self.in_pool(
                 lambda: self.prepare(served, columns, options, fields, whole, truncation_side)
@@ -200,46 +197,21 @@ class Service:
         self.admit(served, tokens)
         tokenized = time.monotonic()
         with span("inference", task=served.task, tokens=tokens):
-            if not isinstance(task, EncoderTask):
-                output, started, ended = await self.write(served, task, encoded, deadline)
-                answers = task.answers(output, table)
-            else:
-                assert not isinstance(served.lane, Writer)
-                ids, splits = ragged(encoded["input_ids"])
-                wanted = targets_of(encoded)
-                targets = None if wanted is None else ragged(wanted)[0]
-                ticket = Ticket(task, served.place, ids, splits, targets, deadline)
-                raw = await served.lane.submit(ticket)
-                started, ended = ticket.started, ticket.ended
-                plain = task
+            computed = await served.lane.process(task, served.place, encoded, deadline)
 
-                def finish() -> tuple[pa.Table, list[Any]]:
-                    done = plain.postprocess(raw, encoded)
-                    return done, plain.answers(done, table)
+            def finish() -> tuple[pa.Table, list[Any]]:
+                done = computed.finish()
+                return done, task.answers(done, table)
 
-                output, answers = await self.in_pool(finish)
+            output, answers = await self.in_pool(finish)
         return Answer(
             answers=answers,
             table=output,
             tokens=tokens,
             tokenize_s=tokenized - began,
-            queue_s=max(0.0, started - tokenized),
-            inference_s=max(0.0, ended - started),
+            queue_s=max(0.0, computed.started - tokenized),
+            inference_s=max(0.0, computed.ended - computed.started),
         )
-
-    async def write(
-        self, served: Served, task: Task, encoded: pa.Table, deadline: float | None
-    ) -> tuple[pa.Table, float, float]:
-        """The documents' texts, one after another; when the first was begun and the last ended."""
-        assert isinstance(served.lane, Writer)
-        assert isinstance(task, TextGeneration)
-        tables, started, ended = [], 0.0, 0.0
-        for row in range(encoded.num_rows):
-            document = encoded.slice(row, 1)
-            prompt = Prompt(task, document, task.computed_tokens(document), deadline)
-            tables.append(await served.lane.submit(prompt))
-            started, ended = started or prompt.started, prompt.ended
-        return pa.concat_tables(tables), started, ended
 
     def prepare(
         self,
@@ -251,12 +223,13 @@ class Service:
         truncation_side: str | None,
     ) -> tuple[Task, pa.Table, pa.Table]:
         """The task with its options, the texts as a table, and the encoded table, all checked."""
-        check_options(options, self.limits, fields)
+        check_options(served.bound, options, self.limits, fields)
         try:
             task = self.bound.find(served, options)
         except UserError as error:
             raise Invalid(option_of(str(error), options, fields), plain(error)) from None
         table = check_columns(task, columns, self.limits, fields)
+        check_stride(task, served.model.config, fields)
         role = fields.get(task.roles[0], task.roles[0])
         try:
             encoded = task.prepare(table, served.model.tokenizer_cutting(truncation_side))
@@ -278,8 +251,7 @@ class Service:
         """
         lane = served.lane
         if self.limits.queue_tokens == "auto":
-            batch = (lane.generator if isinstance(lane, Writer) else lane.engine).max_tokens
-            limit = max(QUEUED_BATCHES * batch, int(lane.rate * self.limits.request_s / 3))
+            limit = max(QUEUED_BATCHES * lane.max_tokens, int(lane.rate * self.limits.request_s / 3))
         else:
             limit = self.limits.queue_tokens
         backlog = lane.backlog + coming
@@ -318,15 +290,9 @@ class Service:
     async def _warm_up(self, models: Models) -> None:
         """One document through each task; a full batch through each encoder, which also measures its rate."""
         for served in models.served:
-            texts = {"choices": ["a", "b"], "text": "a"}
-            options: dict[str, Any] = {}
-            if served.task == "fill-mask":
-                texts["text"] = f"a {served.model.tokenizer.mask_token}"
-            if served.task == "zero-shot-classification":
-                options = {"candidate_labels": ["a", "b"]}
-            if served.task == "text-generation":
-                options = {"max_new_tokens": 2, "min_new_tokens": 0}
-            columns = {role: [texts.get(role, "a")] for role in served.bound.roles}
+            example = served.bound.example(served.model.tokenizer.mask_token)
+            columns = {role: [text] for role, text in example.items()}
+            options = dict(served.bound.example_options)
             try:
                 await self._answer(served, columns, options, None, {})
             except Invalid as error:

@@ -1,6 +1,6 @@
 """`embedding`: one vector a text, as the checkpoint's sentence-transformers folder says or as asked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Embedding(EncoderTask):
     """
 
     roles = ("text",)
+    architectures = ("Model",)
 
     pooling: str | None = None
     normalize: bool | None = None
@@ -105,6 +106,18 @@ class Embedding(EncoderTask):
         """Numbers in a vector."""
         of_folder = None if self.folder is None else self.folder.truncate_dim
         return self.dimensions or of_folder or self.full_width
+
+    @property
+    def result_width(self) -> int:
+        return self.width
+
+    @property
+    def vector_width(self) -> int:
+        return self.width
+
+    @property
+    def prompt_names(self) -> Sequence[str]:
+        return () if self.folder is None else tuple(self.folder.prompts)
 
     @property
     def pooled_by(self) -> str:

@@ -35,6 +35,8 @@ class FeatureExtraction(EncoderTask):
     """
 
     roles = ("text",)
+    architectures = ("Model",)
+    default_order = 2
 
     layers: tuple[int, ...] = (-1,)
     pooling: str | None = None
@@ -72,6 +74,10 @@ class FeatureExtraction(EncoderTask):
     @property
     def unit(self) -> str:
         return "token" if self.pooling is None else "sequence"
+
+    @property
+    def result_width(self) -> int:
+        return self.width
 
     @property
     def schema(self) -> pa.Schema:

@@ -48,6 +48,7 @@ class FillMask(EncoderTask):
     roles = ("text",)
     unit = "target"
     reads = "target"
+    architectures = ("ForMaskedLM",)
 
     top_k: int = 5
     targets: str | Sequence[str] | None = None
@@ -101,6 +102,13 @@ class FillMask(EncoderTask):
                 )
             found.add(token)
         return tuple(sorted(found))
+
+    def example(self, mask_token: str) -> dict[str, Any]:
+        return {"text": f"a {mask_token}"}
+
+    @property
+    def result_width(self) -> int:
+        return 2 * self.count
 
     @property
     def count(self) -> int:

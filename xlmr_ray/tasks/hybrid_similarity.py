@@ -86,6 +86,10 @@ class HybridSimilarity(EncoderTask):
         return max(self.vector_layer.width, self.config.hidden_size)
 
     @property
+    def result_width(self) -> int:
+        return 1 + self.width
+
+    @property
     def files(self) -> tuple[Path, ...]:
         return (self.sparse_layer.file, self.vector_layer.file)
 

@@ -1,6 +1,6 @@
 """`multi-vector`: a vector for each token of a text, for late interaction (ColBERT; bge-m3, sentence-transformers)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,18 @@ class MultiVector(EncoderTask):
     def width(self) -> int:
         """Numbers in a vector."""
         return self.config.hidden_size if self.layer is None else self.layer.width
+
+    @property
+    def result_width(self) -> int:
+        return self.width
+
+    @property
+    def vector_width(self) -> int:
+        return self.width
+
+    @property
+    def prompt_names(self) -> Sequence[str]:
+        return tuple(self.prompts)
 
     @property
     def normalized(self) -> bool:

@@ -1,7 +1,7 @@
 """`multiple-choice`: which of several continuations or answers fits a text best."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +34,8 @@ class MultipleChoice(EncoderTask):
 
     roles = ("text", "choices")
     reads = "first"
+    list_roles = ("choices",)
+    architectures = ("ForMultipleChoice",)
 
     max_length: int | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
@@ -59,6 +61,12 @@ class MultipleChoice(EncoderTask):
                 ("truncated", pa.bool_()),
             ]
         )
+
+    def example(self, mask_token: str) -> dict[str, Any]:
+        return {"text": "a", "choices": ["a", "b"]}
+
+    def sequences(self, columns: Mapping[str, Sequence[Any]]) -> int:
+        return sum(map(len, columns["choices"]))
 
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)

@@ -86,6 +86,14 @@ class PassageEmbedding(EncoderTask):
             raise UserError(f"task {NAME}: the folder has a layer behind its pooling, which passages do not support")
 
     @property
+    def result_width(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def vector_width(self) -> int:
+        return self.config.hidden_size
+
+    @property
     def normalized(self) -> bool:
         """Whether vectors are brought to length 1."""
         return (self.folder is not None and self.folder.normalize) if self.normalize is None else self.normalize

@@ -82,6 +82,10 @@ class PseudoPerplexity(EncoderTask):
         windows = [("windows", pa.int32())] if self.long == "windows" else []
         return pa.schema([*FIELDS, ("truncated", pa.bool_()), *windows])
 
+    @property
+    def expands(self) -> bool:
+        return self.long == "windows"
+
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         """A sequence a pass: `targets` are the tokens that it masks."""
         limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)

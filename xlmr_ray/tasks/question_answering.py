@@ -60,6 +60,9 @@ class QuestionAnswering(EncoderTask):
 
     roles = ("question", "context")
     unit = "token"
+    result_width = 2
+    stride_option, length_option = "doc_stride", "max_seq_len"
+    architectures = ("ForQuestionAnswering",)
 
     top_k: int = 1
     max_answer_len: int = 15

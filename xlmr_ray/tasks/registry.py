@@ -66,6 +66,18 @@ def task_class(name: str) -> type[Task]:
     return TASKS[name]
 
 
+def default_tasks(folder: Path, config: XLMRobertaConfig) -> tuple[str, ...]:
+    """What the checkpoint in a folder is for, by its architecture. Raises UserError where that does not tell."""
+    architecture = next(iter(config.architectures or []), "").removeprefix("XLMRoberta").removeprefix("Roberta")
+    if (folder / "modules.json").exists():
+        architecture = "Model"
+    names = [name for name, task in TASKS.items() if task.is_default(architecture, config)]
+    if not names:
+        named = ", ".join(config.architectures or []) or "no architecture"
+        raise UserError(f"{folder}: config.json names {named}, which does not tell a task; name one")
+    return tuple(sorted(names, key=lambda name: TASKS[name].default_order))
+
+
 def bind_task(name: str, folder: Path, options: Mapping[str, Any]) -> Task:
     """The task for the checkpoint in a folder."""
     return task_class(name).bind(folder, XLMRobertaConfig.from_dict(read_config(folder)), options)

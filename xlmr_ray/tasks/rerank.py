@@ -46,6 +46,7 @@ class Rerank(EncoderTask):
 
     roles = ("text", "text_pair")
     reads = "first"
+    architectures = ("ForSequenceClassification",)
 
     function_to_apply: str | None = None
     prompt: str | None = field(default=None, metadata={"added": True})
@@ -54,6 +55,10 @@ class Rerank(EncoderTask):
     stride: int | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
     folder: CrossEncoderConfig = field(default=CrossEncoderConfig(), metadata={"option": False})
+
+    @classmethod
+    def is_default(cls, architecture: str, config: XLMRobertaConfig) -> bool:
+        return architecture in cls.architectures and len(config.labels) == 1
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Rerank":

@@ -32,6 +32,8 @@ class SentenceSimilarity(EncoderTask):
     """
 
     roles = ("text", "text_pair")
+    architectures = ("Model",)
+    default_order = 1
 
     similarity: str | None = None
     pooling: str | None = None
@@ -74,6 +76,10 @@ class SentenceSimilarity(EncoderTask):
     @property
     def layers(self) -> tuple[int, ...]:
         return self.embedding.layers
+
+    @property
+    def result_width(self) -> int:
+        return self.embedding.width
 
     @property
     def schema(self) -> pa.Schema:

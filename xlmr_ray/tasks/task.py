@@ -4,10 +4,10 @@ and limits need to know of it. Each task says it in its own class.
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed_batch import PackedBatch
-from xlmr_ray.tasks.encoded import lengths
+from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
+from xlmr_ray.tasks.encoded import lengths, ragged, targets_of
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 
@@ -28,10 +28,34 @@ class Task(ABC):
     where a token has none, if the task reads any; `document: int32`, the row of `prepare`'s columns that the sequence
     is of, ascending, if documents may have several; and what the output is made with.
 
-    What is a property here may be a plain class attribute of a task. `online`: whether the service has a route for it.
+    What is a property here may be a plain class attribute of a task. The attributes with a default:
+
+    - `online`: whether the service can have the task.
+    - `list_roles`: those of `roles` of which a document has a list of texts, which `prepare` reads as JSON.
+    - `optional_roles`: roles that are read where an option is set, with the option's name.
+    - `request_bounds`: options of which a request may ask for no more than a number, or than the service's limit of
+      that name; of a list it is the length.
+    - `stride_option`, `length_option`: what the options for the tokens that windows share, and for a window's length,
+      are called, where the task has them.
+    - `example_options`: options that the task cannot do without, or that make its `example` quick.
+    - `architectures`: the ends of the architectures' names (`ForMaskedLM`) whose checkpoints are served for the task
+      where none is named; `default_order`: where it stands among the tasks of one checkpoint then.
     """
 
-    online = True
+    online: ClassVar[bool] = True
+    list_roles: ClassVar[tuple[str, ...]] = ()
+    optional_roles: ClassVar[Mapping[str, str]] = {}
+    request_bounds: ClassVar[Mapping[str, int | str]] = {}
+    stride_option: ClassVar[str] = "stride"
+    length_option: ClassVar[str] = "max_length"
+    example_options: ClassVar[Mapping[str, Any]] = {}
+    architectures: ClassVar[tuple[str, ...]] = ()
+    default_order: ClassVar[int] = 0
+
+    @classmethod
+    def is_default(cls, architecture: str, config: XLMRobertaConfig) -> bool:
+        """Whether a checkpoint of this architecture (`ForMaskedLM`) is served for the task where none is named."""
+        return architecture in cls.architectures
 
     @classmethod
     @abstractmethod
@@ -52,6 +76,47 @@ class Task(ABC):
     def files(self) -> tuple[Path, ...]:
         """Files with weights that the task reads beside those of the checkpoint: they count for a run's identity."""
         return ()
+
+    @property
+    def expands(self) -> bool:
+        """Whether a text may become many times its tokens, so that its characters are limited, too."""
+        return False
+
+    @property
+    def output_labels(self) -> Sequence[str] | None:
+        """The checkpoint's labels, where the output names some of them."""
+        return None
+
+    @property
+    def vector_width(self) -> int | None:
+        """Numbers of a vector of the output; None where it is of something else."""
+        return None
+
+    @property
+    def pooled_by(self) -> str | None:
+        """The pooling that makes one vector of a text; None where the output is something else."""
+        return None
+
+    @property
+    def prompt_names(self) -> Sequence[str] | None:
+        """The prompts that the option `prompt_name` takes; None for a task without them."""
+        return None
+
+    def example(self, mask_token: str) -> dict[str, Any]:
+        """A document to warm up with, by role: a text, or a list of texts."""
+        return dict.fromkeys(self.roles, "a")
+
+    def sequences(self, columns: Mapping[str, Sequence[Any]]) -> int:
+        """How many sequences these documents become at least, by role; known before they are tokenized."""
+        return len(columns[self.roles[0]])
+
+    def longest_sequence(self, config: XLMRobertaConfig) -> int:
+        """The most tokens that a sequence may have."""
+        return config.max_length
+
+    def results(self, encoded: pa.Table) -> int:
+        """Numbers that the model gives for an encoded table, to be held in memory."""
+        return 0
 
     @abstractmethod
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
@@ -89,6 +154,20 @@ class EncoderTask(Task):
         one, without an axis of layers.
         """
         return ()
+
+    @property
+    def result_width(self) -> int:
+        """Numbers that `forward` gives for a unit."""
+        return 1
+
+    def results(self, encoded: pa.Table) -> int:
+        targets = targets_of(encoded)
+        units: int = encoded.num_rows
+        if self.unit == "token":
+            units = int(lengths(encoded).sum())
+        elif self.unit == "target" and targets is not None:
+            units = int(np.count_nonzero(ragged(targets)[0] != IGNORED))
+        return units * self.result_width
 
     @abstractmethod
     def head(self) -> nn.Module:

@@ -1,9 +1,9 @@
 """`text-classification`: labels and scores of a text or a pair of texts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,9 @@ class TextClassification(EncoderTask):
     """
 
     reads = "first"
+    optional_roles: ClassVar[Mapping[str, str]] = {"text_pair": "pairs"}
+    architectures = ("ForSequenceClassification",)
+    default_order = 1
 
     top_k: int | None = 1
     function_to_apply: str | None = None
@@ -44,6 +47,10 @@ class TextClassification(EncoderTask):
     long: str = "cut"
     stride: int | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
+
+    @classmethod
+    def is_default(cls, architecture: str, config: XLMRobertaConfig) -> bool:
+        return architecture in cls.architectures and len(config.labels) != 1
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "TextClassification":
@@ -59,6 +66,14 @@ class TextClassification(EncoderTask):
     @property
     def roles(self) -> tuple[str, ...]:
         return ("text", "text_pair") if self.pairs else ("text",)
+
+    @property
+    def output_labels(self) -> Sequence[str]:
+        return self.config.labels
+
+    @property
+    def result_width(self) -> int:
+        return len(self.config.labels)
 
     @property
     def schema(self) -> pa.Schema:

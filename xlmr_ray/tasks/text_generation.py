@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -54,6 +54,13 @@ class TextGeneration(Task):
     """
 
     roles = ("text",)
+    request_bounds: ClassVar[Mapping[str, int | str]] = {
+        "max_new_tokens": "new_tokens",
+        "num_beams": 8,
+        "num_return_sequences": 8,
+    }
+    example_options: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 2, "min_new_tokens": 0}
+    architectures = ("ForCausalLM",)
 
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
@@ -114,6 +121,9 @@ class TextGeneration(Task):
     def room(self) -> int:
         """The most tokens that a prompt and its text can have; the last of them needs no position."""
         return self.config.max_position_embeddings - self.start + 1
+
+    def longest_sequence(self, config: XLMRobertaConfig) -> int:
+        return self.room
 
     @cached_property
     def settings(self) -> GenerationConfig:

@@ -54,6 +54,7 @@ class TokenClassification(EncoderTask):
 
     roles = ("text",)
     unit = "token"
+    architectures = ("ForTokenClassification",)
 
     aggregation_strategy: str = "none"
     ignore_labels: Sequence[str] | None = None
@@ -85,6 +86,14 @@ class TokenClassification(EncoderTask):
         fields = [("label", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32())]
         fields += [("text", pa.string()), ("word", pa.string())]
         return pa.struct([*fields, ("index", pa.int32())] if self.aggregation_strategy == "none" else fields)
+
+    @property
+    def output_labels(self) -> Sequence[str]:
+        return self.config.labels
+
+    @property
+    def result_width(self) -> int:
+        return len(self.config.labels)
 
     @property
     def schema(self) -> pa.Schema:

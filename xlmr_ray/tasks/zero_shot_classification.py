@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,9 @@ class ZeroShotClassification(EncoderTask):
 
     roles = ("text",)
     reads = "first"
+    request_bounds: ClassVar[Mapping[str, int | str]] = {"candidate_labels": "sequences"}
+    example_options: ClassVar[Mapping[str, Any]] = {"candidate_labels": ["a", "b"]}
+    architectures = ("ForSequenceClassification",)
 
     candidate_labels: str | Sequence[str] = ()
     hypothesis_template: str = "This example is {}."
@@ -61,6 +64,11 @@ class ZeroShotClassification(EncoderTask):
     long: str = "cut"
     stride: int | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
+
+    @classmethod
+    def is_default(cls, architecture: str, config: XLMRobertaConfig) -> bool:
+        entails = any(label.lower().startswith("entail") for label in config.labels)
+        return architecture in cls.architectures and len(config.labels) != 1 and entails
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "ZeroShotClassification":
@@ -100,6 +108,13 @@ class ZeroShotClassification(EncoderTask):
         """The candidate labels, in the order given."""
         given = self.candidate_labels
         return tuple(part.strip() for part in given.split(",") if part.strip()) if isinstance(given, str) else (*given,)
+
+    @property
+    def result_width(self) -> int:
+        return len(self.config.labels)
+
+    def sequences(self, columns: Mapping[str, Sequence[Any]]) -> int:
+        return len(columns["text"]) * len(self.labels)
 
     @property
     def schema(self) -> pa.Schema:

@@ -13,7 +13,6 @@ from xlmr_ray.serve.models import Model
 from xlmr_ray.serve.protocols.reply import ask, counted, texts_of
 from xlmr_ray.serve.requests import Invalid, NotFound
 from xlmr_ray.serve.service import Service
-from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.sentence_similarity import similarities
 
 FIELDS = {"text": "inputs"}
@@ -132,9 +131,8 @@ async def from_embeddings(
     """How near the first text is to each of the others, by vectors in full precision whatever is served."""
     fields = {"text": "inputs", "prompt_name": "parameters.prompt_name"}
     answer = await embedded(service, texts, {**options, "precision": "float32"}, cutting, model=model, fields=fields)
-    bound = service.find("embedding", model).bound
-    assert isinstance(bound, Embedding)
-    measure = (bound.folder.similarity if bound.folder is not None else None) or "cosine"
+    folder = read_sentence_config(service.find("embedding", model).model.folder)
+    measure = (folder.similarity if folder is not None else None) or "cosine"
     vectors: NDArray[np.float64] = np.asarray(answer.answers, np.float64)
     first = np.broadcast_to(vectors[:1], vectors[1:].shape)
     scores: list[float] = similarities(measure, first, vectors[1:]).astype(np.float32).tolist()

@@ -6,10 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from xlmr_ray.serve.models import Model, Served
-from xlmr_ray.serve.queue.generation import Writer
 from xlmr_ray.serve.service import Service
-from xlmr_ray.tasks.embedding import Embedding
-from xlmr_ray.tasks.rerank import Rerank
 
 
 class TaskCard(BaseModel):
@@ -50,7 +47,6 @@ class Info(BaseModel):
 def info(service: Service, served: Served) -> Info:
     """Of the service, with the model and task that `served` is in front."""
     model, limits = served.model, service.limits
-    engine = served.lane.generator if isinstance(served.lane, Writer) else served.lane.engine
     return Info(
         model_id=model.name,
         model_sha=model.digest,
@@ -58,7 +54,7 @@ def info(service: Service, served: Served) -> Info:
         model_type=model_type(served),
         max_concurrent_requests=limits.concurrent_requests,
         max_input_length=model.max_length,
-        max_batch_tokens=engine.max_tokens,
+        max_batch_tokens=served.lane.max_tokens,
         max_batch_requests=None,
         max_client_batch_size=limits.inputs,
         auto_truncate=False,
@@ -73,9 +69,8 @@ def info(service: Service, served: Served) -> Info:
 
 def model_type(served: Served) -> dict[str, dict[str, Any]]:
     """The kind that text-embeddings-inference knows a model as; of other tasks their own name."""
-    bound = served.bound
-    if isinstance(bound, Embedding):
-        return {"embedding": {"pooling": bound.pooled_by}}
+    if (pooling := served.bound.pooled_by) is not None:
+        return {"embedding": {"pooling": pooling}}
     kind = {"rerank": "reranker", "text-classification": "classifier"}.get(served.task, served.task)
     return {kind: names(served.model)}
 
@@ -89,10 +84,11 @@ def names(model: Model) -> dict[str, Any]:
 
 
 def card(served: Served) -> TaskCard:
-    bound = served.bound
-    if isinstance(bound, Embedding):
-        prompts = list(bound.folder.prompts) if bound.folder is not None else []
-        return TaskCard(task=served.task, model=served.model.name, dimensions=bound.width, prompts=prompts)
-    labelled = served.task in ("text-classification", "token-classification") and not isinstance(bound, Rerank)
-    labels = list(served.model.config.labels) if labelled else None
-    return TaskCard(task=served.task, model=served.model.name, labels=labels)
+    labels, prompts = served.bound.output_labels, served.bound.prompt_names
+    return TaskCard(
+        task=served.task,
+        model=served.model.name,
+        labels=None if labels is None else list(labels),
+        dimensions=served.bound.vector_width,
+        prompts=None if prompts is None else list(prompts),
+    )

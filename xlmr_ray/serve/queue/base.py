@@ -1,6 +1,54 @@
-"""Who is in a queue: a queue that is closed goes on until the last one has left, and then its thread ends."""
+"""What the queues of engines and of generators have in common. A queue that is closed goes on until the last request
+has left, and then its thread ends.
+"""
 
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from xlmr_ray.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A request that was computed. `finish` makes the task's output table, on any thread; `started` and `ended` are of
+    `time.monotonic()`, in seconds.
+    """
+
+    finish: Callable[[], pa.Table]
+    started: float
+    ended: float
+
+
+class RequestQueue(Protocol):
+    """Requests that wait for one model, and the thread that computes them."""
+
+    name: str
+    door: "Door"
+    rate: float  # tokens a second, of the last batches
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a batch."""
+
+    @property
+    def requests(self) -> int:
+        """How many wait."""
+
+    @property
+    def backlog(self) -> int:
+        """Tokens that wait or are computed now."""
+
+    def trouble(self, limit: float) -> str | None:
+        """Why it computes nothing any more: what takes more than `limit` seconds, or what broke."""
+
+    async def process(self, task: Task, index: int, encoded: pa.Table, deadline: float | None) -> Computed:
+        """An encoded table for the task at this index of the model's tasks. Raises TimedOut past the deadline,
+        BackendFailed where a document has no output. When the caller is cancelled, what has not begun never does.
+        """
 
 
 class Door:

@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from typing import cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -27,9 +29,10 @@ from xlmr_ray.engine.joint_batch import CallerSequences, compute_together
 from xlmr_ray.engine.memory import attempt, free
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.serve.logs import log_failure
-from xlmr_ray.serve.queue.base import Door
+from xlmr_ray.serve.queue.base import Computed, Door
 from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut, Unavailable
-from xlmr_ray.tasks.task import EncoderTask
+from xlmr_ray.tasks.encoded import ragged, targets_of
+from xlmr_ray.tasks.task import EncoderTask, Task
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +129,20 @@ class Batcher:
         self.broken: str | None = None
         self.thread = threading.Thread(target=self.run, name=f"engine-{name}", daemon=True)
         self.thread.start()
+
+    @property
+    def max_tokens(self) -> int:
+        return self.engine.max_tokens
+
+    async def process(self, task: Task, index: int, encoded: pa.Table, deadline: float | None) -> Computed:
+        """As `RequestQueue` says."""
+        computed = cast(EncoderTask, task)
+        ids, splits = ragged(encoded["input_ids"])
+        targets = targets_of(encoded)
+        flat = None if targets is None else ragged(targets)[0]
+        ticket = Ticket(computed, index, ids, splits, flat, deadline)
+        raw = await self.submit(ticket)
+        return Computed(lambda: computed.postprocess(raw, encoded), ticket.started, ticket.ended)
 
     async def submit(self, ticket: Ticket) -> NDArray[np.float32]:
         """The ticket's results `(R, ...)`. Raises TimedOut past its deadline, BackendFailed where the model has no

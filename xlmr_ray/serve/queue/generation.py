@@ -14,9 +14,9 @@ import torch
 
 from xlmr_ray.engine.generator import Generator, Unwanted
 from xlmr_ray.serve.logs import log_failure
-from xlmr_ray.serve.queue.base import Door
+from xlmr_ray.serve.queue.base import Computed, Door
 from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut, Unavailable
-from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class Prompt:
     """One document of a request, and the `tokens` that it may take with its text."""
 
-    task: TextGeneration
+    task: Task
     encoded: pa.Table
     tokens: int
     deadline: float | None
@@ -55,6 +55,20 @@ class Writer:
         self.broken: str | None = None
         self.thread = threading.Thread(target=self.run, name=f"generator-{name}", daemon=True)
         self.thread.start()
+
+    @property
+    def max_tokens(self) -> int:
+        return self.generator.max_tokens
+
+    async def process(self, task: Task, index: int, encoded: pa.Table, deadline: float | None) -> Computed:
+        """As `RequestQueue` says; the documents one after another."""
+        tables, started, ended = [], 0.0, 0.0
+        for row in range(encoded.num_rows):
+            document = encoded.slice(row, 1)
+            prompt = Prompt(task, document, task.computed_tokens(document), deadline)
+            tables.append(await self.submit(prompt))
+            started, ended = started or prompt.started, prompt.ended
+        return Computed(lambda: pa.concat_tables(tables), started, ended)
 
     async def submit(self, prompt: Prompt) -> pa.Table:
         """The document's row of the output table. Raises TimedOut past the deadline, BackendFailed where there is no
@@ -111,7 +125,7 @@ class Writer:
         table: pa.Table | None = None
         failure: ServiceError | None = None
         try:
-            self.generator.task = prompt.task
+            self.generator.set_tasks([prompt.task])
             written = self.generator.run(prompt.encoded, prompt.wanted)
             table = written.table
             for _, message in written.failed.values():
