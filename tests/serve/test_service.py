@@ -45,6 +45,17 @@ def test_alone_as_pipeline(service, task):
     assert answer.tokens > 0
 
 
+@pytest.mark.parametrize("task", CASES)
+def test_a_task_tells_how_many_numbers_its_result_has(service, task):
+    """The limits on results are kept before anything is computed."""
+    model, columns, options = CASES[task]
+    pipe = pipeline(task, service.models[model].source, **options)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    encoded = pipe.task.prepare(as_columns(rows, pipe.task.roles), pipe.tokenizer)
+    (results,) = pipe.engine.results([encoded])
+    assert pipe.task.results(encoded) == results.raw.size
+
+
 def test_generation_and_perplexity_as_pipeline(service):
     for task, options in (("text-generation", {"max_new_tokens": 4, "seed": 3}), ("perplexity", {})):
         answer = ask(service, task, {"text": TEXTS[:3]}, options)
