@@ -16,9 +16,12 @@ from xlmr_ray.errors import UserError
 
 @pytest.fixture
 def having(monkeypatch):
-    def have(machines=None, **there):
+    def have(machines=None, gpus=None, **there):
         monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {k: float(v) for k, v in there.items()})
         monkeypatch.setattr(cluster, "machines", lambda: machines or [float(there["CPU"])])
+        each = gpus or [there.get("GPU", 0)]
+        nodes = [{"Alive": True, "Resources": {"GPU": float(one)}} for one in each]
+        monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
 
     return have
 
@@ -30,6 +33,7 @@ def test_what_is_counted_is_there(cpus, gpus, memory, weights, shards):
             cluster.ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus), "memory": memory}
         )
         patch.setattr(cluster, "machines", lambda: [float(cpus)])
+        patch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": {"GPU": float(gpus)}}])
         size = sizes(ClusterSection(), "auto", weights, shards)
     assert 1 <= size.encoders <= shards
     assert size.tokenizers >= 1
@@ -99,10 +103,56 @@ def test_the_job_file_goes_before(having):
     assert (size.encoders, size.tokenizers, size.encoder_gpus) == (4, 3, 0.5)
 
 
-def test_gpus_that_are_not_there(having):
-    having(CPU=4)
-    with pytest.raises(UserError, match=r"0 GPUs, the job wants 1 an encoder; use engine\.device: cpu"):
-        sizes(ClusterSection(gpus_per_encoder=1), "auto", 0)
+@pytest.mark.parametrize(
+    ("gpus", "share", "encoders"),
+    [([2], 0.4, 4), ([1, 1], 0.4, 4), ([8, 8], 0.5, 32), ([3], 1 / 3, 9), ([8, 2], 4, 2), ([4, 4], 3, 2), ([8], 1, 8)],
+)
+def test_a_share_of_a_gpu_is_on_one_and_several_are_on_one_machine(having, gpus, share, encoders):
+    having(CPU=64, GPU=sum(gpus), gpus=gpus)
+    assert sizes(ClusterSection(gpus_per_encoder=share), "auto", 0).encoders == encoders
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "asked", "said"),
+    [
+        ([0], "auto", {"gpus_per_encoder": 1}, r"gpus_per_encoder: 1, but no machine .*use engine\.device: cpu"),
+        ([0], "cuda", {}, r"no machine of the cluster has as many \(GPUs in all: 0\)"),
+        ([1, 1], "auto", {"gpus_per_encoder": 2}, r"gpus_per_encoder: 2, but no machine"),
+        ([1], "auto", {"gpus_per_encoder": 0}, r"0 with encoders on GPUs; for CPUs use engine\.device: cpu"),
+        ([2], "auto", {"gpus_per_encoder": 0.4, "encoders": 5}, r"5 of 0\.4 GPUs, but this machine's 2 carry 4"),
+    ],
+)
+def test_gpus_that_are_not_there(having, gpus, device, asked, said):
+    having(CPU=4, GPU=sum(gpus), gpus=gpus)
+    with pytest.raises(UserError, match=said):
+        sizes(ClusterSection(**asked), device, 0)
+
+
+def test_a_cluster_that_may_grow_is_asked_for_more_than_it_has(having):
+    having(CPU=8, GPU=1)
+    assert sizes(ClusterSection(address="10.0.0.1:6379", encoders=4), "cuda", 0).encoders == 4
+
+
+def test_no_gpus_on_cpus(having):
+    having(CPU=4, memory=64e9)
+    assert sizes(ClusterSection(gpus_per_encoder=0), "auto", 0).encoder_gpus == 0
+    having(CPU=4, memory=64e9, GPU=2)
+    assert sizes(ClusterSection(gpus_per_encoder=0), "cpu", 0).encoder_gpus == 0
+
+
+def test_part_of_a_gpu_beside_a_whole_one_is_refused():
+    with pytest.raises(ValueError, match="a part of one GPU, or a whole number of them"):
+        ClusterSection(gpus_per_encoder=1.5)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "dtype"), [(["H200"], "bfloat16"), (["T4"], "float16"), (["A100", "T4"], "float16"), ([], "bfloat16")]
+)
+def test_auto_is_what_the_oldest_gpu_of_a_cluster_can_do(monkeypatch, kinds, dtype):
+    there = {"CPU": 8.0, "GPU": 1.0, **{f"accelerator_type:{kind}": 1.0 for kind in kinds}}
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: there)
+    assert cluster.gpus_dtype() == dtype
 
 
 def test_a_cluster_that_is_not_there(monkeypatch):

@@ -11,12 +11,13 @@ import torch
 
 from tests.models import save_classifier
 from xlmr_ray.batch import plan as module
+from xlmr_ray.batch import run as runs
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.json_by_line import Damaged
 from xlmr_ray.batch.ledger.record import plan_key, planned_shards
 from xlmr_ray.batch.ledger.snapshot import planned_inputs
-from xlmr_ray.batch.plan import AS_STORED, columns_of, make_plan, precision, read_plan, task_recipes
+from xlmr_ray.batch.plan import columns_of, make_plan, precision, read_plan, task_recipes
 from xlmr_ray.batch.run import prepare
 from xlmr_ray.batch.store.base import Exists
 from xlmr_ray.batch.store.open import open_store
@@ -208,19 +209,25 @@ def test_inputs_name_the_run_by_key_size_and_etag(name_of, corpus):
     assert name_of(input={"path": twice}) in names
 
 
-@pytest.mark.parametrize(("gpu", "wanted"), [(False, "float32"), (True, AS_STORED)])
-def test_auto_means_what_the_machine_makes_of_it(model, corpus, tmp_path, monkeypatch, gpu, wanted):
-    monkeypatch.setattr(module, "on_gpu", lambda device: gpu)
+@pytest.mark.parametrize(("gpu", "dtype", "device"), [(False, "float32", "auto"), (True, "float16", "cuda")])
+def test_auto_is_settled_with_the_plan(model, corpus, tmp_path, monkeypatch, name_of, gpu, dtype, device):
+    here = name_of()
+    for where in (module, runs):
+        monkeypatch.setattr(where, "on_gpu", lambda asked: gpu)
+    monkeypatch.setattr(module, "gpus_dtype", lambda: "float16")
     job = job_of(model, corpus, tmp_path)
-    assert precision(job, task_recipes(job)) == "float32"  # the files' own is that everywhere
-    tensors = safetensors.torch.load_file(model / "model.safetensors")
-    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    safetensors.torch.save_file(half, model / "model.safetensors", metadata={"format": "pt"})
-    assert precision(job, task_recipes(job)) == wanted
+    assert precision(job.engine) == dtype
     engine = prepare(job, open_store(str(tmp_path / "out"))).recipe.engine
-    assert (engine.dtype, engine.device) == (("auto", "cuda") if gpu else ("float32", "auto"))
-    asked = job_of(model, corpus, tmp_path, engine={"dtype": "float16"})
-    assert precision(asked, task_recipes(asked)) == "float16"
+    assert (engine.dtype, engine.device) == (dtype, device)
+    assert (name_of() == here) is not gpu
+    asked = job_of(model, corpus, tmp_path, engine={"dtype": "bfloat16"})
+    assert precision(asked.engine) == "bfloat16"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:1"])
+def test_a_device_that_is_none(model, corpus, tmp_path, device):
+    with pytest.raises(UserError, match=r"engine\.device.*'auto', 'cpu' or 'cuda'"):
+        job_of(model, corpus, tmp_path, engine={"device": device})
 
 
 # The plan's file

@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 
 from xlmr_ray.batch.job import ClusterSection
+from xlmr_ray.engine.device import gpu_dtype
 from xlmr_ray.errors import UserError
 
 # Tokenizing takes a small part of a core for each CPU encoder, and several cores for each GPU.
@@ -27,6 +28,8 @@ TOKENIZER_CPUS = 0.25
 WRITER_CPUS = 0.25
 ADDRESS = re.compile(r"([^:/]+):(\d+)")
 TOKENIZERS_PER_GPU = 8
+# GPUs whose matrix units know float16 only, by Ray's names (`ray.util.accelerators`).
+BEFORE_BFLOAT16 = frozenset({"K80", "P4", "P100", "T4", "V100"})
 # What an encoder's process needs beside its weights.
 PROCESS_BYTES = 1 << 30
 
@@ -151,6 +154,18 @@ def on_gpu(device: str) -> bool:
     return torch.cuda.is_available()
 
 
+def gpus_dtype() -> str:
+    """What `dtype: auto` is for encoders on GPUs: what the oldest kind of a connected cluster can do, whose machines
+    name theirs as a resource ("accelerator_type:T4"), else what this machine's can.
+    """
+    if ray.is_initialized():
+        kinds = {name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")}
+        return "float16" if kinds & BEFORE_BFLOAT16 else "bfloat16"
+    import torch
+
+    return gpu_dtype(torch.cuda.get_device_capability()) if torch.cuda.is_available() else "bfloat16"
+
+
 def sizes(cluster: ClusterSection, device: str, weights: int, shards: int = sys.maxsize) -> Sizes:
     """What the connected cluster carries, for `weights` of so many bytes in a process's memory, and no more encoders
     than there are `shards` to do, unless the job says how many.
@@ -159,11 +174,23 @@ def sizes(cluster: ClusterSection, device: str, weights: int, shards: int = sys.
     """
     there = ray.cluster_resources()
     cpus, gpus = int(there.get("CPU", 1)), float(there.get("GPU", 0))
-    share = cluster.gpus_per_encoder if cluster.gpus_per_encoder != "auto" else 1.0 if gpus and device != "cpu" else 0.0
-    if share and device != "cpu":
-        if gpus < share:
-            raise UserError(f"cluster: {gpus:g} GPUs, the job wants {share:g} an encoder; use engine.device: cpu")
-        encoders = cluster.encoders if cluster.encoders != "auto" else max(1, min(int(gpus / share), shards))
+    asked = cluster.gpus_per_encoder
+    if device == "cuda" or (device == "auto" and (gpus or asked not in ("auto", 0))):
+        share = 1.0 if asked == "auto" else asked
+        if not share:  # Ray would start one on every core, all on the same GPU
+            raise UserError("cluster.gpus_per_encoder: 0 with encoders on GPUs; for CPUs use engine.device: cpu")
+        fit = encoders_that_fit(share)
+        if not fit:
+            raise UserError(
+                f"cluster.gpus_per_encoder: {share:g}, but no machine of the cluster has as many (GPUs in all: "
+                f"{gpus:g}); add machines, ask for fewer, or use engine.device: cpu"
+            )
+        if cluster.encoders != "auto" and cluster.encoders > fit and not remote(cluster.address):
+            raise UserError(
+                f"cluster.encoders: {cluster.encoders} of {share:g} GPUs, but this machine's {gpus:g} carry {fit}; use "
+                "auto or fewer"
+            )
+        encoders = cluster.encoders if cluster.encoders != "auto" else max(1, min(fit, shards))
         room = max(1, cpus - encoders - 1)
         tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else min(room, TOKENIZERS_PER_GPU * encoders)
         return Sizes(encoders, 0.5, share, tokenizers, min(1.0, room / tokenizers), encoders, 0)
@@ -179,6 +206,15 @@ def sizes(cluster: ClusterSection, device: str, weights: int, shards: int = sys.
     encoder_cpus = largest_share(there_are, others, encoders)
     threads = min(cpus // encoders, int(max(there_are)))
     return Sizes(encoders, encoder_cpus, 0.0, tokenizers, tokenizer_cpus, writers, max(1, threads))
+
+
+def encoders_that_fit(share: float) -> int:
+    """How many encoders with that `share` of GPUs the connected cluster's machines carry. A share below one is on one
+    GPU; one above it on GPUs of one machine.
+    """
+    found = [float(node["Resources"].get("GPU", 0.0)) for node in ray.nodes() if node["Alive"]]
+    # Ray counts in ten-thousandths: a third of a GPU three times is one.
+    return sum(int(gpus) * int(1 / share + 1e-4) if share < 1 else int(gpus / share) for gpus in found)
 
 
 def machines() -> list[float]:

@@ -30,6 +30,12 @@ def known_format(name: str) -> str:
     return name
 
 
+def whole_above_one(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError("expected a part of one GPU, or a whole number of them")
+    return gpus
+
+
 class InputSection(Section):
     """`path`: a file, folder, glob, or a list of them. The text columns that a task does not need are not read.
 
@@ -88,7 +94,9 @@ class OutputSection(Section):
 
 
 class EngineSection(Section):
-    """`auto`: float32 and the CPU where there is no GPU; the checkpoint's own type on a GPU."""
+    """`device: auto` is GPUs where there are some; `dtype: auto` float32 on a CPU, half precision on a GPU (see
+    `Engine.load`).
+    """
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     attn_implementation: str = "auto"
@@ -96,7 +104,7 @@ class EngineSection(Section):
     max_length: Auto | Count = "auto"
     quantization: Literal["int8", "fp8", "nf4", "fp4", "int8-weights"] | None = None
     compile: bool = False
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class ClusterSection(Section):
@@ -105,7 +113,7 @@ class ClusterSection(Section):
     address: str = "auto"
     tokenizers: Auto | Count = "auto"
     encoders: Auto | Count = "auto"
-    gpus_per_encoder: Auto | Annotated[float, Field(ge=0)] = "auto"
+    gpus_per_encoder: Auto | Annotated[float, Field(ge=0), AfterValidator(whole_above_one)] = "auto"
     shard_rows: Auto | Count = "auto"
 
 

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
-import torch
 
-from xlmr_ray.batch.cluster import on_gpu
+from xlmr_ray.batch.cluster import gpus_dtype, on_gpu
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard_table import ShardTable
-from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.job import EngineSection, Job
 from xlmr_ray.batch.ledger.json_by_line import Damaged, by_lines, canonical, lines_of
 from xlmr_ray.batch.ledger.record import plan_key, run_id
 from xlmr_ray.batch.output_columns import check_output_columns
@@ -25,9 +24,8 @@ from xlmr_ray.batch.stages.recipe import TaskRecipe
 from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
-from xlmr_ray.checkpoint.folder import HEADS, encoder_folder, model_folder
+from xlmr_ray.checkpoint.folder import HEADS, encoder_folder
 from xlmr_ray.checkpoint.identity import encoder_identity
-from xlmr_ray.checkpoint.tensors import open_tensors
 from xlmr_ray.engine.runners import check_quantizable
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.registry import bind_task, canonical_task, task_class
@@ -39,8 +37,6 @@ from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 ANSWERS = 1
 # Begins the ids of shards that stand for a file that cannot be read at all: one error row, at row -1.
 FILES = "files"
-# Computed in the types of the checkpoint's files.
-AS_STORED = "as stored"
 
 
 @dataclass(frozen=True)
@@ -165,7 +161,7 @@ def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> d
         "answers": ANSWERS,
         "columns": asdict(columns),
         "tasks": tasks,
-        "precision": precision(job, recipes),
+        "precision": precision(job.engine),
         "attn_implementation": job.engine.attn_implementation,
         "quantization": job.engine.quantization,
         **({"compile": True} if job.engine.compile else {}),  # runs from before there was such a thing keep their names
@@ -186,20 +182,13 @@ def options_of(task: Task) -> dict[str, Any]:
     }
 
 
-def precision(job: Job, recipes: Sequence[TaskRecipe]) -> str:
-    """What the engine computes in: a dtype, or `AS_STORED` for checkpoints that are not all of float32, on a GPU.
-
-    So `dtype: auto` on a machine without a GPU and on one with it is one run where the answers are the same, and two
-    where they are not.
+def precision(engine: EngineSection) -> str:
+    """The dtype that the run's engines compute in. It is chosen once, from what is there now, and told to all actors:
+    a machine that joins later must not choose otherwise.
     """
-    engine = job.engine
     if engine.dtype != "auto":
         return engine.dtype
-    folders = [model_folder(resolve(recipe.model)) for recipe in recipes]
-    stored = {one.dtype for folder in folders for one in open_tensors(folder).stored.values()}
-    if engine.quantization is None and not any(one.is_floating_point and one != torch.float32 for one in stored):
-        return "float32"
-    return AS_STORED if on_gpu(engine.device) else "float32"
+    return gpus_dtype() if on_gpu(engine.device) else "float32"
 
 
 def check_quantization(job: Job) -> None:

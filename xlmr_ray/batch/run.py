@@ -28,7 +28,6 @@ from xlmr_ray.batch.observe.code_version import code_version
 from xlmr_ray.batch.observe.launches import last_launch
 from xlmr_ray.batch.observe.telemetry import Watch, watched
 from xlmr_ray.batch.plan import (
-    AS_STORED,
     Dead,
     Plan,
     check_quantization,
@@ -133,13 +132,12 @@ def prepare(job: Job, store: Store) -> Prepared:
             if upon
             else make_plan(store, job, recipes, columns, found.inputs, shard_rows=shard_rows(job))
         )
-    computed_in = precision(job, recipes)
+    device = job.engine.device
     engine = EngineRecipe(
-        # As the run's identity says, on every machine: an actor elsewhere than on a GPU must not choose otherwise.
-        dtype="auto" if computed_in == AS_STORED else computed_in,
+        dtype=precision(job.engine),
         attn_implementation=job.engine.attn_implementation,
         max_tokens=job.engine.max_tokens,
-        device="cuda" if computed_in == AS_STORED and job.engine.device == "auto" else job.engine.device,
+        device="cuda" if device == "auto" and on_gpu(device) else device,  # not the CPU where a GPU is out of order
         quantization=job.engine.quantization,
         compile=job.engine.compile,
         threads=0,
@@ -270,7 +268,9 @@ def score(
         encoders = {(task.encoder, task.tokenizer): task.model for task in prepared.recipe.tasks}
         weights = sum(4 * stored_values(model_folder(resolve(model))) for model in encoders.values())
         size = sizes(job.cluster, job.engine.device, weights, len(todo))
-        recipe = replace(prepared.recipe, engine=replace(prepared.recipe.engine, threads=size.threads))
+        recipe = replace(
+            prepared.recipe, engine=replace(prepared.recipe.engine, threads=size.threads, gpus=size.encoder_gpus)
+        )
         if watch is not None:
             watch.launched(size, figures)
         display.note(f"starting {size.tokenizers} tokenizer and {size.encoders} encoder actors")

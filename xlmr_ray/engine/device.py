@@ -10,21 +10,31 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.quantized.fp8 import CAPABILITY as FP8
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# The compute capability from which on a GPU's matrix units know bfloat16 (Ampere):
+# https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/compute-capabilities.html
+BFLOAT16 = (8, 0)
 
 
-def device_and_dtype(device: str, dtype: str) -> tuple[torch.device, torch.dtype | None]:
-    """The device that `auto` or a name stands for, and the dtype, None for the files' own. Raises UserError where it is
-    not there or not known.
+def gpu_dtype(capability: tuple[int, int]) -> str:
+    """What `dtype: auto` is on a GPU of that compute capability. Half precision, whatever the checkpoint's files hold:
+    in float32 a GPU has neither packed attention nor its matrix units.
     """
+    return "bfloat16" if capability >= BFLOAT16 else "float16"
+
+
+def device_and_dtype(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """The device and the dtype that `auto` or names stand for. Raises UserError where it is not there or not known."""
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device}: torch {torch.__version__} finds no GPU; use device: cpu or auto")
     if dtype != "auto" and dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
-    return where, DTYPES[dtype] if dtype != "auto" else torch.float32 if where.type == "cpu" else None
+    if dtype == "auto":
+        dtype = gpu_dtype(torch.cuda.get_device_capability(where)) if where.type == "cuda" else "float32"
+    return where, DTYPES[dtype]
 
 
-def check_int8(device: torch.device, dtype: torch.dtype | None) -> None:
+def check_int8(device: torch.device, dtype: torch.dtype) -> None:
     """Raises UserError where products in eight bits are not to be had."""
     if device.type != "cpu":
         raise UserError(
@@ -36,7 +46,7 @@ def check_int8(device: torch.device, dtype: torch.dtype | None) -> None:
         )
 
 
-def check_fp8(device: torch.device, dtype: torch.dtype | None) -> None:
+def check_fp8(device: torch.device, dtype: torch.dtype) -> None:
     """Raises UserError where products of eight-bit floats are not to be had."""
     if device.type != "cuda":
         raise UserError(f"quantization fp8 is for GPUs, got device {device}; on a CPU take int8")
@@ -46,7 +56,7 @@ def check_fp8(device: torch.device, dtype: torch.dtype | None) -> None:
             f"quantization fp8 wants a GPU of compute capability {FP8[0]}.{FP8[1]} or newer, got {got} "
             f"({torch.cuda.get_device_name(device)}); leave it out"
         )
-    if dtype not in (None, torch.bfloat16):
+    if dtype is not torch.bfloat16:
         raise UserError(f"quantization fp8 computes in bfloat16 between its products, got {dtype}; use dtype: auto")
 
 

@@ -20,7 +20,7 @@ from xlmr_ray.checkpoint.quantization import SCHEMES, make_int8_batch_invariant,
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.batching import longest_first, next_batch
 from xlmr_ray.engine.device import check_fp8, check_int8, device_and_dtype, to_host, token_budget
-from xlmr_ray.engine.error_codes import NO_TOKENS, NON_FINITE, OUT_OF_MEMORY
+from xlmr_ray.engine.error_codes import NO_TOKENS, NON_FINITE, OUT_OF_MEMORY, not_finite
 from xlmr_ray.engine.last_layer import rows_read
 from xlmr_ray.engine.memory import CutBudget, attempt, free
 from xlmr_ray.engine.parts import Part, part_of
@@ -111,11 +111,12 @@ class Engine:
         """Loads the encoder from a checkpoint's folder, and the heads of the tasks from it or from `head_folders`, one
         a task: checkpoints that share the encoder's weights, which is the caller's to know.
 
-        `dtype="auto"` is the checkpoint's own on a GPU and float32 on a CPU; `device="auto"` is a GPU where there is
-        one. `quantization` is the encoder's products in eight bits, for speed, `int8` on a CPU and `fp8` on a GPU; or
-        `nf4`, `fp4` or `int8-weights`, its weights in fewer bits and products in floating point, for memory and not
-        for speed. `compile`, on a GPU: see `Encoder.compile_layers`; it takes a minute, and changes answers by
-        rounding. On a CPU it is left out with a warning: e5 went at 0.6 of the rate (AVX-512, two threads).
+        `dtype="auto"` is float32 on a CPU, and on a GPU bfloat16, or float16 before compute capability 8.0, whatever
+        the files hold; `device="auto"` is a GPU where there is one. `quantization` is the encoder's matmuls in eight
+        bits, for speed, `int8` on a CPU and `fp8` on a GPU; or `nf4`, `fp4` or `int8-weights`, its weights in fewer
+        bits and matmuls in floating point, for memory and not for speed. `compile`, on a GPU: see
+        `Encoder.compile_layers`; it takes a minute, and changes answers by rounding. On a CPU it is left out with a
+        warning: e5 went at 0.6 of the rate (AVX-512, two threads).
 
         Raises UserError for an argument or a checkpoint that does not fit.
         """
@@ -147,10 +148,10 @@ class Engine:
             check_fp8(where, wanted)
         elif quantization is not None and quantization not in SCHEMES:
             raise UserError(f"quantization {quantization!r} is none of {', '.join((*PRODUCTS, *SCHEMES))}")
-        how = None if quantization is None or products else scheme(quantization, wanted or torch.bfloat16)
-        # Of eight-bit floats the GPU's kernels give bfloat16 alone.
-        dtype_read = torch.bfloat16 if quantization == "fp8" else wanted
-        report = load_tensors(whole, folder, dtype=dtype_read, device=where, quantization=how)
+        if where.type == "cuda" and wanted is torch.float32:
+            log.warning("dtype float32 on a GPU: no packed attention and no matrix units; auto is several times faster")
+        how = None if quantization is None or products else scheme(quantization, wanted)
+        report = load_tensors(whole, folder, dtype=wanted, device=where, quantization=how)
         make_int8_batch_invariant(whole)
         for head in joined:
             for name, _ in list(head.named_children()):
@@ -303,7 +304,7 @@ class Engine:
                 results[rows] = values
                 finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))  # there may be no rows
                 for bad in np.unique(owners[~finite]).tolist():
-                    failed[bad] = (NON_FINITE, "the model's result holds NaN or infinity")
+                    failed[bad] = (NON_FINITE, not_finite(self.dtype))
         self.stats.seconds += time.perf_counter() - start
         return Results(raw, failed)
 

@@ -1,5 +1,13 @@
 """Why a sequence has no result: the codes of error rows."""
 
+import torch
+
 NO_TOKENS = "no_tokens"
 OUT_OF_MEMORY = "out_of_memory"
 NON_FINITE = "non_finite"
+
+
+def not_finite(dtype: torch.dtype) -> str:
+    """What to say of a result that is not a number."""
+    hint = "; float16 ends at 65,504, dtype bfloat16 or float32 do not" if dtype is torch.float16 else ""
+    return f"the model's result holds NaN or infinity{hint}"

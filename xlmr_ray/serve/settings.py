@@ -56,7 +56,7 @@ class EngineSection(Section):
     max_tokens: Auto | Count = "auto"
     quantization: Literal["int8", "fp8", "nf4", "fp4", "int8-weights"] | None = None
     compile: bool = False
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Auto | Count = "auto"
     tokenizers: Auto | Count = "auto"
 

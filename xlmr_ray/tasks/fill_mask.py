@@ -204,7 +204,9 @@ class FillMask(EncoderTask):
         """Scores and tokens of each mask's fills, best first: `(M, 2 * count)`. Tokens are below 2^24, so fp32 holds
         them.
         """
-        wanted = torch.tensor(self.target_ids, device=hidden.device)
+        wanted = torch.tensor(self.target_ids, dtype=torch.int64)
+        if hidden.device.type == "cuda":  # a copy out of other memory than pinned would wait for the device
+            wanted = wanted.pin_memory().to(hidden.device, non_blocking=True)
         out = []
         for states in torch.split(batch.at_targets(hidden), CHUNK):
             logits = head.get_submodule("lm_head")(pad_rows(states))[: len(states)]

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import xlmr_ray
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.attention import varlen
+from xlmr_ray.model.attention import backends, varlen
 from xlmr_ray.model.attention.backends import ATTENTION, attention, best_packed
 from xlmr_ray.model.layout import Packed, Padded
 
@@ -340,6 +340,19 @@ def test_auto_is_the_fastest_there_is(on_cpu, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
     best_packed.cache_clear()
     assert best_packed(device, torch.float16, 64)[0] == "sdpa"
+
+
+def test_auto_is_version_3_on_hopper_in_bfloat16(on_cpu, monkeypatch):
+    device = torch.device("cpu")
+    install(monkeypatch, "flash_attn", "fa3_fwd_interface")
+    assert best_packed(device, torch.bfloat16, 64)[0] == "flash_attention_2"
+    best_packed.cache_clear()
+    monkeypatch.setattr(backends, "on_hopper", lambda device: True)
+    assert best_packed(device, torch.bfloat16, 64)[0] == "flash_attention_3"
+    assert best_packed(device, torch.float16, 64)[0] == "flash_attention_2"
+    install(monkeypatch)
+    best_packed.cache_clear()
+    assert best_packed(device, torch.bfloat16, 64)[0] == "varlen"
 
 
 def test_auto_on_the_cpu_is_sdpa_to_the_bit():

@@ -53,6 +53,8 @@ class Encode:
         recipe = self.recipe
         if recipe.engine.threads:
             torch.set_num_threads(recipe.engine.threads)
+        if 0 < recipe.engine.gpus < 1:
+            torch.cuda.set_per_process_memory_fraction(recipe.engine.gpus)  # others have the rest
         sources = []
         for task in recipe.tasks:
             folder, one = resolve(task.model), bound(task)

@@ -32,7 +32,9 @@ class TaskRecipe:
 
 @dataclass(frozen=True)
 class EngineRecipe:
-    """See `Engine.load`; `threads` of the CPU for each encoder, 0 for torch's own choice."""
+    """See `Engine.load`; `threads` of the CPU for each encoder, 0 for torch's own choice, and `gpus`, or its part of
+    one.
+    """
 
     dtype: str
     attn_implementation: str
@@ -41,6 +43,7 @@ class EngineRecipe:
     quantization: str | None
     compile: bool
     threads: int
+    gpus: float = 0.0
 
 
 @dataclass(frozen=True)

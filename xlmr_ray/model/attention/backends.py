@@ -92,10 +92,17 @@ def over_layouts(dense: Dense) -> Attention:
     return attend
 
 
+def on_hopper(device: torch.device) -> bool:
+    """Whether the device is a GPU of compute capability 9, which FlashAttention 3 is written for."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
 @cache
 def best_packed(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[str, Attention]:
     """The fastest back end that is there for packed sequences on that device, with its name."""
-    for name in ("flash_attention_2", "varlen"):
+    for name in ("flash_attention_3", "flash_attention_2", "varlen"):
+        if name == "flash_attention_3" and not (on_hopper(device) and dtype is torch.bfloat16):
+            continue  # its wheel has no other dtype
         try:
             check_tensors(name, device, dtype, head_dim, HALF)
             return name, OPTIONAL[name]()
