@@ -1,7 +1,6 @@
 import pytest
 
 from xlmr_ray.errors import UserError
-from xlmr_ray.serve.models import check_models
 from xlmr_ray.serve.settings import ServeSettings, from_call
 from xlmr_ray.validation import checked
 
@@ -54,9 +53,3 @@ def test_of_the_command_line(tmp_path):
         from_call(file, model="embedded:mini", tasks=(), host=None, port=None)
     with pytest.raises(UserError, match="--task goes with --model"):
         from_call(file, model=None, tasks=["embedding"], host=None, port=None)
-
-
-def test_a_task_without_a_route_is_refused_before_anything_is_loaded():
-    asked = settings(models=[{"model": "embedded:mini", "tasks": ["sparse"]}])
-    with pytest.raises(UserError, match="model mini: task sparse has no route in the service; use a job"):
-        check_models(asked)

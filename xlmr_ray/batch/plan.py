@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 
@@ -29,7 +29,7 @@ from xlmr_ray.checkpoint.identity import encoder_identity
 from xlmr_ray.engine.runners import check_quantizable
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.registry import bind_task, canonical_task, task_class
-from xlmr_ray.tasks.task import Task
+from xlmr_ray.tasks.task import Task, option_fields
 from xlmr_ray.text.plural import plural
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -175,8 +175,7 @@ def options_of(task: Task) -> dict[str, Any]:
     """The task's options by name, defaults filled in. One that was `added` to a task later counts where it is set: runs
     from before there was such a thing keep their names.
     """
-    options = [one for one in fields(cast(Any, task)) if one.init and one.metadata.get("option", True)]
-    values = {one.name: (getattr(task, one.name), one) for one in options}
+    values = {one.name: (getattr(task, one.name), one) for one in option_fields(task)}
     return {
         name: value for name, (value, one) in values.items() if not one.metadata.get("added") or value != one.default
     }

@@ -137,7 +137,12 @@ def check_text(text: str, field: str) -> None:
 
 
 def check_options(task: Task, options: Mapping[str, Any], limits: LimitsSection, fields: Mapping[str, str]) -> None:
-    """Raises Invalid or TooLarge for options that would take more memory or time than a request may."""
+    """Raises Invalid or TooLarge for options that a request may not set, or that would take more memory or time than
+    it may.
+    """
+    for name in task.fixed_options:
+        if name in options:
+            raise Invalid(fields.get(name, name), "is set in the service's settings, not by a request")
     for name, bound in task.request_bounds.items():
         most = getattr(limits, bound) if isinstance(bound, str) else bound
         value = options.get(name)

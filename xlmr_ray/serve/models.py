@@ -180,9 +180,6 @@ def wanted_tasks(section: ModelSection, folder: Path, config: XLMRobertaConfig) 
     names = [task for task, _ in asked]
     if twice := next((task for task in names if names.count(task) > 1), None):
         raise UserError(f"model {section.called}: task {twice} is there twice; name the model twice for two of a task")
-    for task in names:
-        if not task_class(task).online:
-            raise UserError(f"model {section.called}: task {task} has no route in the service; use a job or Python")
     out = []
     for task, options in asked or [(task, {}) for task in default_tasks(folder, config)]:
         bound = task_class(task).bind(folder, config, options)

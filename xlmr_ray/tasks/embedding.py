@@ -45,6 +45,7 @@ class Embedding(EncoderTask):
 
     roles = ("text",)
     architectures = ("Model",)
+    fixed_options = ("ranges",)
 
     pooling: str | None = None
     normalize: bool | None = None

@@ -47,7 +47,7 @@ class HybridSimilarity(EncoderTask):
 
     roles = ("text", "text_pair")
     unit = "token"
-    online = False
+    fixed_options = ("sparse_file", "multi_vector_file")
 
     weights: Sequence[float] = (1.0, 1.0, 1.0)
     sparse_file: str = SPARSE_FILE

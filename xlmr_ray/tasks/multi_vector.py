@@ -53,7 +53,7 @@ class MultiVector(EncoderTask):
 
     roles = ("text",)
     unit = "token"
-    online = False
+    fixed_options = ("head_file",)
 
     head_file: str | None = None
     prompt: str | None = None

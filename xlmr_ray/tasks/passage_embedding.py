@@ -58,7 +58,6 @@ class PassageEmbedding(EncoderTask):
 
     roles = ("text",)
     unit = "token"
-    online = False
 
     passage: str = "tokens"
     passage_tokens: int | None = None

@@ -46,7 +46,7 @@ class Sparse(EncoderTask):
 
     roles = ("text",)
     unit = "token"
-    online = False
+    fixed_options = ("head_file",)
 
     head_file: str = SPARSE_FILE
     pieces: bool = False

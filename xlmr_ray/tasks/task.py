@@ -5,9 +5,9 @@ and limits need to know of it. Each task says it in its own class.
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +30,9 @@ class Task(ABC):
 
     What is a property here may be a plain class attribute of a task. The attributes with a default:
 
-    - `online`: whether the service can have the task.
     - `list_roles`: those of `roles` of which a document has a list of texts, which `prepare` reads as JSON.
     - `optional_roles`: roles that are read where an option is set, with the option's name.
+    - `fixed_options`: those that only the service's settings set, not a request: files of weights, for example.
     - `request_bounds`: options of which a request may ask for no more than a number, or than the service's limit of
       that name; of a list it is the length.
     - `stride_option`, `length_option`: what the options for the tokens that windows share, and for a window's length,
@@ -42,9 +42,9 @@ class Task(ABC):
       where none is named; `default_order`: where it stands among the tasks of one checkpoint then.
     """
 
-    online: ClassVar[bool] = True
     list_roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[Mapping[str, str]] = {}
+    fixed_options: ClassVar[tuple[str, ...]] = ()
     request_bounds: ClassVar[Mapping[str, int | str]] = {}
     stride_option: ClassVar[str] = "stride"
     length_option: ClassVar[str] = "max_length"
@@ -188,9 +188,14 @@ class EncoderTask(Task):
         """
 
 
-def checked(cls: type[Any], task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+def option_fields(task: Task | type[Task]) -> list[Field[Any]]:
+    """The options of a task, or of its class, as the fields of its dataclass."""
+    return [one for one in fields(cast(Any, task)) if one.init and one.metadata.get("option", True)]
+
+
+def checked(cls: type[Task], task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """The options, if the dataclass has a public field for each. Raises UserError that names the nearest one."""
-    known = [f.name for f in fields(cls) if f.init and f.metadata.get("option", True)]
+    known = [one.name for one in option_fields(cls)]
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)

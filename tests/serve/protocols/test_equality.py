@@ -1,13 +1,19 @@
 """What the service answers is what `pipeline()` answers, for every task."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 from tests.serve.server import Running
+from tests.tasks.m3 import save_m3
 from xlmr_ray import pipeline
+from xlmr_ray.serve.app import build_app
+from xlmr_ray.serve.service import Service
+from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.tasks.registry import TASKS
 
 TEXTS = [
@@ -40,9 +46,67 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "zero-shot-classification": ("entailment", TEXTS[:2], {"candidate_labels": ["law", "war"], "multi_label": True}),
 }
 
+# Of a checkpoint with bge-m3's layers, by the route that any task has: task -> inputs of it, options
+M3_CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "hybrid-similarity": (PAIRS, {"weights": [0.4, 0.2, 0.4]}),
+    "multi-vector": (TEXTS, {"normalize": False, "max_length": 20}),
+    "passage-embedding": (TEXTS, {"passage_tokens": 7, "stride": 5}),
+    "sparse": (TEXTS, {"pieces": True, "long": "windows"}),
+}
+
 
 def test_every_task_is_compared() -> None:
-    assert CASES.keys() == {name for name, task in TASKS.items() if task.online}
+    assert CASES.keys() | M3_CASES.keys() == TASKS.keys()
+
+
+@pytest.fixture(scope="module")
+def m3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, TestClient]]:
+    folder = str(save_m3(tmp_path_factory.mktemp("m3")))
+    settings = ServeSettings.model_validate(
+        {"models": [{"model": folder, "tasks": list(M3_CASES)}], "engine": {"threads": 1, "tokenizers": 1}}
+    )
+    service = Service.load(settings)
+    yield folder, TestClient(build_app(service, settings))
+    service.close()
+
+
+@pytest.mark.parametrize("task", M3_CASES)
+def test_same_as_pipeline_by_the_route_of_any_task(m3: tuple[str, TestClient], task: str) -> None:
+    folder, client = m3
+    inputs, options = M3_CASES[task]
+    response = client.post(f"/tasks/{task}", json={"inputs": inputs, "parameters": options})
+    assert response.status_code == 200, response.text
+    assert_same(response.json(), pipeline(task, folder, **options)(inputs))
+    response = client.post(f"/tasks/{task}", json={"inputs": inputs[0]})
+    one = pipeline(task, folder)(inputs[0])
+    assert_same(response.json(), {str(key): value for key, value in one.items()} if isinstance(one, dict) else one)
+
+
+@pytest.mark.parametrize(
+    ("task", "body", "status", "message"),
+    [
+        ("sparse", {"inputs": TEXTS[0], "parameters": {"peaces": True}}, 422, "did you mean 'pieces'?"),
+        ("sparse", {"inputs": TEXTS[0], "parameters": {"head_file": "x"}}, 422, "parameters.head_file: no such field"),
+        ("sparse", {"inputs": TEXTS[0], "parameters": {"pieces": 1}}, 422, "parameters.pieces: a boolean is wanted"),
+        ("sparse", {"inputs": {"txt": "a"}}, 422, "inputs: a document has the fields text and no other"),
+        ("sparse", {"inputs": [TEXTS[0], ""]}, 400, "inputs.1: the text is empty"),
+        ("sparse", {"inputs": []}, 400, "no texts are given"),
+        ("hybrid-similarity", {"inputs": PAIRS[0] | {"text_pair": ""}}, 400, "inputs.text_pair: the text is empty"),
+        ("hybrid-similarity", {"inputs": "a"}, 422, "inputs.text_pair: a text is wanted, got null"),
+        ("hybrid-similarity", {"inputs": PAIRS[0], "parameters": {"weights": [0, 0, 1]}}, 422, "weights: "),
+        ("rerank", {"inputs": PAIRS[0]}, 404, "task rerank is not one of this service"),
+    ],
+)
+def test_what_the_route_of_any_task_refuses(
+    m3: tuple[str, TestClient], task: str, body: dict[str, Any], status: int, message: str
+) -> None:
+    response = m3[1].post(f"/tasks/{task}", json=body)
+    assert (response.status_code, message in response.json()["error"]) == (status, True), response.text
+
+
+def test_options_that_only_the_settings_have_are_none_of_a_request(m3: tuple[str, TestClient]) -> None:
+    body = m3[1].get("/openapi.json").json()["components"]["schemas"]["SparseParameters"]["properties"]
+    assert body.keys() == {"pieces", "max_length", "long", "stride"}
 
 
 @pytest.mark.parametrize("task", CASES)

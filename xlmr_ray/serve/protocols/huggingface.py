@@ -7,11 +7,13 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.limits import JsonRoute
 from xlmr_ray.serve.protocols import responses
 from xlmr_ray.serve.protocols import task_bodies as bodies
+from xlmr_ray.serve.protocols.any_task import add_route
 from xlmr_ray.serve.protocols.body import Model, Parameters, listed
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import Cutting, embedded
@@ -22,6 +24,7 @@ from xlmr_ray.serve.protocols.tei import error_body, nearness
 from xlmr_ray.serve.requests import ErrorBody, Invalid
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.tasks.registry import TASKS
 from xlmr_ray.tasks.rerank import rerank
 
 LABELS = list[list[responses.Label]]
@@ -44,11 +47,12 @@ def errors(path: str) -> ErrorBody | None:
 def router(service: Service, settings: ServeSettings) -> APIRouter:
     routes = APIRouter(route_class=JsonRoute, tags=["Tasks"])
 
+    def is_served(task: str) -> bool:
+        return not service.models or has_task(service, task, None)
+
     def told(task: str, answer: Any, summary: str) -> dict[str, Any]:
-        served = any(task in model.tasks for model in service.models.values())
-        return documented(
-            f"POST /tasks/{task}", answer, responses.PlainError, summary=summary, show=served or not service.models
-        )
+        show = is_served(task)
+        return documented(f"POST /tasks/{task}", answer, responses.PlainError, summary=summary, show=show)
 
     async def texts(
         task: str, inputs: str | list[str], parameters: Parameters | None, model: str | None, **set_: Any
@@ -133,6 +137,11 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     @routes.post("/tasks/rerank", **told("rerank", RANKED, "Documents by how well they answer a query"))
     async def reranking(body: bodies.Ranking, model: Model = None) -> Response:
         return await ranked(service, body, model)
+
+    written = {route.path for route in routes.routes if isinstance(route, APIRoute)}
+    for name, task in TASKS.items():
+        if f"/tasks/{name}" not in written:
+            add_route(routes, service, name, task, show=is_served(name))
 
     @routes.get(
         "/tasks/{task}/info",

@@ -66,7 +66,7 @@ def reply(value: Any, answer: Answer | None = None) -> Response:
 
 
 def told(value: Any, headers: Mapping[str, str]) -> Response:
-    body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
     return Response(body, media_type="application/json", headers=dict(headers))
 
 
