@@ -9,7 +9,7 @@ import torch
 
 from tests.engine.test_engine import documents
 from tests.models import save_classifier
-from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.engine import IN_FLIGHT, Engine
 from xlmr_ray.engine.memory import MOST_PATIENCE, PATIENCE, CutBudget, attempt, out_of_memory
 from xlmr_ray.tasks.registry import bind_task
 
@@ -102,3 +102,23 @@ def test_a_batch_that_failed_is_gone_before_memory_is_freed(tmp_path, monkeypatc
     assert not got.failed
     assert len(failed) == 3  # 120, 64 and 32 tokens' worth
     assert not any(alive)
+
+
+def test_results_do_not_wait_for_the_whole_shard(tmp_path, monkeypatch) -> None:
+    folder = save_classifier(tmp_path)
+    engine = Engine.load(folder, [bind_task("feature-extraction", folder, {})], device="cpu", max_tokens=32)
+    kept: list[weakref.ref[torch.Tensor]] = []
+    most: list[int] = []
+    real = Engine.compute
+
+    def counted(self, batch, parts):
+        outputs = real(self, batch, parts)
+        kept.extend(map(weakref.ref, outputs))
+        most.append(sum(ref() is not None for ref in kept))
+        return outputs
+
+    monkeypatch.setattr(Engine, "compute", counted)
+    got = engine.run(documents([16] * 40))
+    assert not got.failed
+    assert len(most) == 20
+    assert max(most) <= IN_FLIGHT + 2

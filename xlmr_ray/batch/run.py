@@ -38,6 +38,7 @@ from xlmr_ray.batch.plan import (
     task_recipes,
 )
 from xlmr_ray.batch.progress import Display, Figures, say
+from xlmr_ray.batch.shard_rows import shard_rows
 from xlmr_ray.batch.stages.block import raise_failure
 from xlmr_ray.batch.stages.recipe import EngineRecipe, Recipe
 from xlmr_ray.batch.store.base import NoConditionalWrites, Store
@@ -50,10 +51,6 @@ from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.errors import JobFailed
 from xlmr_ray.text.plural import plural
 from xlmr_ray.text.redact import clean_url
-
-# Rows of a shard where the job does not say: seconds of work each, so that a crash costs little and progress shows.
-SHARD_ROWS_CPU = 16
-SHARD_ROWS_GPU = 8192
 
 
 @dataclass(frozen=True)
@@ -124,13 +121,13 @@ def prepare(job: Job, store: Store) -> Prepared:
                 columns,
                 found.inputs,
                 drop=drop,
-                shard_rows=shard_rows(job),
+                shard_rows=shard_rows(job, recipes),
                 readers=job.input.readers,
             )
         plan = (
             planned(store, upon)
             if upon
-            else make_plan(store, job, recipes, columns, found.inputs, shard_rows=shard_rows(job))
+            else make_plan(store, job, recipes, columns, found.inputs, shard_rows=shard_rows(job, recipes))
         )
     device = job.engine.device
     engine = EngineRecipe(
@@ -304,13 +301,6 @@ def probed(url: str, *, at_least_once: bool) -> Store:
         store = open_store(url, at_least_once=True)
         store.probe()
     return store
-
-
-def shard_rows(job: Job) -> int:
-    """As asked, or by what the encoders will be on."""
-    if job.cluster.shard_rows != "auto":
-        return job.cluster.shard_rows
-    return SHARD_ROWS_GPU if on_gpu(job.engine.device) else SHARD_ROWS_CPU
 
 
 def earlier(store: Store, plan: Plan, figures: Figures, withdrawn: frozenset[str] = frozenset()) -> Done:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -45,6 +46,9 @@ log = logging.getLogger(__name__)
 
 # CPU: 1,024 tokens stay in the caches; 2,048 were up to 9 % slower where others use these too, 512 always were.
 MAX_TOKENS = {"cpu": 1024, "cuda": 16384}
+# Batches whose results are on their way from the device while the next ones compute. More would only take memory: with
+# vectors of tokens a shard's results are gigabytes.
+IN_FLIGHT = 2
 # What does the encoder's products in eight bits, once its weights are there.
 PRODUCTS = {"int8": eight_bits, "fp8": eight_bit_floats}
 
@@ -281,13 +285,13 @@ class Engine:
         failed: dict[int, tuple[str, str]] = dict.fromkeys(
             np.flatnonzero(lengths == 0).tolist(), (NO_TOKENS, "the text has no tokens")
         )
-        done: list[tuple[NDArray[np.int64], list[Tensor]]] = []
+        in_flight: deque[tuple[NDArray[np.int64], list[Tensor], torch.cuda.Event | None]] = deque()
         order = longest_first(lengths)[: len(lengths) - len(failed)]
         while len(order):
             chosen = next_batch(lengths, order, self.max_tokens)
             outputs = attempt(partial(self.compute_some, ids, row_splits, chosen, wanted, heads))
             if outputs is not None:
-                done.append((chosen, outputs))
+                in_flight.append((chosen, outputs, computed(self.device)))
             elif len(chosen) > 1:
                 self.shrink(int(lengths[chosen].sum()))
                 continue
@@ -296,15 +300,17 @@ class Engine:
                 alone = int(chosen[0])
                 failed[alone] = (OUT_OF_MEMORY, f"{lengths[alone]} tokens do not fit in the memory of {self.device}")
             order = order[len(chosen) :]
-        self.synchronize()  # the results' copies, once for all batches
-        for chosen, outputs in done:
-            for results, rows_of, output in zip(raw, places, outputs, strict=True):
-                values = output.numpy()
-                rows, owners = rows_of.rows(chosen)
-                results[rows] = values
-                finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))  # there may be no rows
-                for bad in np.unique(owners[~finite]).tolist():
-                    failed[bad] = (NON_FINITE, not_finite(self.dtype))
+            while len(in_flight) > (IN_FLIGHT if len(order) else 0):
+                which, outputs, event = in_flight.popleft()
+                if event is not None:
+                    event.synchronize()
+                for results, rows_of, output in zip(raw, places, outputs, strict=True):
+                    values = output.numpy()
+                    rows, owners = rows_of.rows(which)
+                    results[rows] = values
+                    finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))  # there may be no rows
+                    for bad in np.unique(owners[~finite]).tolist():
+                        failed[bad] = (NON_FINITE, not_finite(self.dtype))
         self.stats.seconds += time.perf_counter() - start
         return Results(raw, failed)
 
@@ -366,6 +372,15 @@ class Engine:
         self.max_tokens = self.memory.cut(self.max_tokens, tokens)
         log.warning("out of memory with %d tokens in a batch: going on with at most %d", tokens, self.max_tokens)
         free(self.device)
+
+
+def computed(device: torch.device) -> torch.cuda.Event | None:
+    """What tells when all that was asked of a GPU so far is done; None for a CPU, which is done."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def sharing_weights(model: Pretrained) -> Pretrained:

@@ -15,7 +15,7 @@ from xlmr_ray.batch.ledger.commit import commit_shard
 from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, new_attempt, record_key
 from xlmr_ray.batch.store.local import LocalStore
 from xlmr_ray.bench.result import Bench, Machine, Pipeline, Rate, Work
-from xlmr_ray.bench.sizing.command import SHAPES, SHARD_ROWS_CPU, SHARD_ROWS_GPU, duration, plan_command, size
+from xlmr_ray.bench.sizing.command import SHAPES, duration, plan_command, size
 from xlmr_ray.bench.sizing.estimate import RECORD_BYTES, REQUESTS, Amount, estimate
 from xlmr_ray.bench.sizing.hardware import HARDWARE, hardware
 from xlmr_ray.bench.sizing.rates import PIPELINE_SHARE, START_SECONDS, UTILIZATION, Rates, estimated, measured
@@ -164,12 +164,6 @@ def test_requests_and_bytes_of_a_shard_are_those_that_a_commit_makes(tmp_path, m
     )
     assert len(calls) == REQUESTS, calls
     assert store.head(record_key("run", "0-0")).size < RECORD_BYTES
-
-
-def test_shards_are_cut_as_a_run_cuts_them():
-    from xlmr_ray.batch import run
-
-    assert (run.SHARD_ROWS_CPU, run.SHARD_ROWS_GPU) == (SHARD_ROWS_CPU, SHARD_ROWS_GPU)
 
 
 def call(**arguments):

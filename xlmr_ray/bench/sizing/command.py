@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from xlmr_ray.batch.shard_rows import SHARD_ROWS_CPU, SHARD_ROWS_GPU
 from xlmr_ray.bench.result import read_bench
 from xlmr_ray.bench.sizing.estimate import Amount, Estimate, estimate
 from xlmr_ray.bench.sizing.hardware import hardware
@@ -16,7 +17,6 @@ from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 
-SHARD_ROWS_CPU, SHARD_ROWS_GPU = 16, 8192  # as a run cuts them
 # Names for the two shapes that XLM-RoBERTa comes in; anything else is a checkpoint.
 SHAPES = {
     "base": XLMRobertaConfig(),
