@@ -65,7 +65,7 @@ def test_labels_second_and_documents_of_a_query():
     got = zero("No one shall be held in slavery.", labels, hypothesis_template="{}")
     assert got["sequence"] == "No one shall be held in slavery."
     assert got["labels"] == labels
-    with pytest.raises(UserError, match="one argument is wanted, got 3"):
+    with pytest.raises(UserError, match="got 3 arguments, expected one; give options by keyword"):
         zero("a", labels, "b")
     score = pipeline("rerank", "embedded:mini/heads/relevance", device="cpu")
     documents = ["свобода и равенство людей", "the slave trade shall be prohibited in all its forms"]

@@ -24,10 +24,6 @@ from xlmr_ray.tasks.task import Task
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 Text = str | Mapping[str, Any]
-# Where one text comes in, one answer goes out; of this one the reference makes a list all the same.
-ALWAYS_LISTS = ("text-classification",)
-# And of this one, it takes the one answer out of a list of one text.
-NEVER_LISTS_OF_ONE = ("fill-mask",)
 
 
 class Pipeline:
@@ -46,26 +42,26 @@ class Pipeline:
         self.name, self.folder, self.config, self.options = name, folder, config, options
         self.task, self.engine, self.tokenizer = task, engine, tokenizer
 
-    def __call__(self, inputs: Text | Sequence[Text] | None = None, *labels: Any, **more: Any) -> Any:
+    def __call__(self, inputs: Text | Sequence[Text] | None = None, *values: Any, **more: Any) -> Any:
         """The answer to one text, or a list of answers to several, in their order.
 
         A text is a string, or a mapping of the task's roles to strings (`{"question": …, "context": …}`), which may
         also be given by keyword, each a string or a list. Other keywords are options of the task, for this call.
-        As in the reference, zero-shot classification also takes its `candidate_labels` second; and reranking takes
-        `{"query": …, "documents": [...]}`, with what else `rerank` of `tasks/rerank.py` has.
+        A task may take one option by position (zero-shot classification its `candidate_labels`, as in transformers);
+        and reranking takes `{"query": …, "documents": [...]}`, with what else `rerank` of `tasks/rerank.py` has.
         """
-        if labels and self.name == "zero-shot-classification" and len(labels) == 1:
-            more = {"candidate_labels": labels[0], **more}
-        elif labels:
-            raise UserError(f"{self.name}: one argument is wanted, got {1 + len(labels)}; options go by keyword")
+        if (name := self.task.positional_option) is not None and len(values) == 1:
+            more = {name: values[0], **more}
+        elif values:
+            raise UserError(f"{self.name}: got {1 + len(values)} arguments, expected one; give options by keyword")
         if self.name == "rerank" and isinstance(inputs, Mapping) and "query" in inputs:
             return rerank(self, **inputs, **more)
         texts, single, options = self.taken(inputs, more)
         task = self.bound(options)
         given = columns(texts, task.roles)
         answers = task.answers(self.scored(task, given), given)
-        single = single or (len(texts) == 1 and self.name in NEVER_LISTS_OF_ONE)
-        return answers[0] if single and self.name not in ALWAYS_LISTS else answers
+        single = single or (len(texts) == 1 and task.unwraps_lists_of_one)
+        return answers[0] if single and not task.always_lists else answers
 
     def table(self, inputs: Text | Sequence[Text], **options: Any) -> pa.Table:
         """The answers as the output table of a batch job has them."""
@@ -111,9 +107,10 @@ class Pipeline:
             raise UserError(f"{self.name}: no text is given")
         single = isinstance(inputs, str | Mapping)
         texts: list[Text] = [inputs] if isinstance(inputs, str | Mapping) else list(inputs)
-        # The reference tells pairs by what comes in; a batch job has to know its columns beforehand.
-        if self.name == "text-classification" and any(isinstance(t, Mapping) and "text_pair" in t for t in texts):
-            options.setdefault("pairs", True)
+        # A batch job knows its columns beforehand; here they are known by what comes in, as in transformers.
+        for role, option in self.task.optional_roles.items():
+            if any(isinstance(text, Mapping) and role in text for text in texts):
+                options.setdefault(option, True)
         return texts, single, options
 
 

@@ -116,6 +116,8 @@ def load_runners(
                 max_tokens=max_tokens,
             )
             loaded.append(Loaded((index,), generator))
+        elif not isinstance(source.task, EncoderTask):
+            raise TypeError(f"nothing computes a {type(source.task).__name__}: derive it from EncoderTask")
     return loaded
 
 

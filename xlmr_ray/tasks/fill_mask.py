@@ -48,6 +48,7 @@ class FillMask(EncoderTask):
     roles = ("text",)
     unit = "target"
     reads = "target"
+    unwraps_lists_of_one = True
     architectures = ("ForMaskedLM",)
 
     top_k: int = 5

@@ -38,6 +38,9 @@ class Task(ABC):
     - `stride_option`, `length_option`: what the options for the tokens that windows share, and for a window's length,
       are called, where the task has them.
     - `example_options`: options that the task cannot do without, or that make its `example` quick.
+    - `positional_option`: the option that `pipeline()` takes as its second argument, too.
+    - `always_lists`: of one text `pipeline()` gives a list of one answer; `unwraps_lists_of_one`: of a list of one text
+      it gives the answer and no list. So transformers does it.
     - `architectures`: the ends of the architectures' names (`ForMaskedLM`) whose checkpoints are served for the task
       where none is named; `default_order`: where it stands among the tasks of one checkpoint then.
     """
@@ -49,6 +52,9 @@ class Task(ABC):
     stride_option: ClassVar[str] = "stride"
     length_option: ClassVar[str] = "max_length"
     example_options: ClassVar[Mapping[str, Any]] = {}
+    positional_option: ClassVar[str | None] = None
+    always_lists: ClassVar[bool] = False
+    unwraps_lists_of_one: ClassVar[bool] = False
     architectures: ClassVar[tuple[str, ...]] = ()
     default_order: ClassVar[int] = 0
 

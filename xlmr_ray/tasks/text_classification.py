@@ -36,6 +36,7 @@ class TextClassification(EncoderTask):
     """
 
     reads = "first"
+    always_lists = True
     optional_roles: ClassVar[Mapping[str, str]] = {"text_pair": "pairs"}
     architectures = ("ForSequenceClassification",)
     default_order = 1

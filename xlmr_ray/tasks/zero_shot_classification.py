@@ -55,6 +55,7 @@ class ZeroShotClassification(EncoderTask):
     reads = "first"
     request_bounds: ClassVar[Mapping[str, int | str]] = {"candidate_labels": "sequences"}
     example_options: ClassVar[Mapping[str, Any]] = {"candidate_labels": ["a", "b"]}
+    positional_option = "candidate_labels"
     architectures = ("ForSequenceClassification",)
 
     candidate_labels: str | Sequence[str] = ()
