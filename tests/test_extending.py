@@ -4,35 +4,35 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.extending import PAGE, SECTIONS
 from xlmr_ray.model.attention.backends import ATTENTION
 from xlmr_ray.serve import app
+from xlmr_ray.tasks.registry import TASKS
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
-SECTIONS = {
-    section.split("\n", 1)[0]: re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-    for section in PAGE.read_text("utf-8").split("\n## ")[1:]
-}
+REGISTRIES: tuple[dict[str, Any], ...] = (ATTENTION, TASKS)
 
 
 @pytest.fixture
 def undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Registries as they were, afterwards, and the files of the examples forgotten."""
     monkeypatch.setattr(app, "PROTOCOLS", app.PROTOCOLS)
-    back_ends, modules = dict(ATTENTION), set(sys.modules)
+    before = [(registry, dict(registry)) for registry in REGISTRIES]
+    modules = set(sys.modules)
     yield
-    ATTENTION.clear()
-    ATTENTION.update(back_ends)
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
     for name in set(sys.modules) - modules:
         if getattr(sys.modules[name], "__file__", None) is None or "extending" in str(sys.modules[name].__file__):
             del sys.modules[name]
 
 
 def test_there_is_a_section_for_each_thing_that_can_be_added() -> None:
-    assert list(SECTIONS) == ["An attention back end", "A protocol"]
+    assert list(SECTIONS) == ["A task", "An attention back end", "A protocol"]
     assert all(blocks for blocks in SECTIONS.values())
 
 
