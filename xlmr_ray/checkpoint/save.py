@@ -16,16 +16,22 @@ from xlmr_ray.errors import UserError
 
 
 def save_pretrained(
-    module: nn.Module, config: XLMRobertaConfig, folder: Path, *, max_shard_size: int | str = "5GB"
+    module: nn.Module,
+    config: XLMRobertaConfig,
+    folder: Path,
+    *,
+    max_shard_size: int | str = "5GB",
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes `config.json` and safetensors: one file, or shards of at most `max_shard_size` (bytes, or "200MB") and
     their index.
 
-    Tied parameters are written once, fused q, k and v as three. A new folder appears whole or not at all. In one that
+    Tied parameters are written once, fused q, k and v as three. The tensors are those of a `state_dict` where one is
+    given: gathered from several devices, say, or only some. A new folder appears whole or not at all. In one that
     exists only the configuration and the weights are replaced, the old weights leaving first: cut short, it has none,
     never a mixture.
     """
-    write_folder(state_to_save(module), config, folder, max_shard_size=max_shard_size)
+    write_folder(state_to_save(module, state_dict), config, folder, max_shard_size=max_shard_size)
 
 
 def write_folder(
@@ -71,17 +77,21 @@ def write_folder(
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def state_to_save(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors to write by name: tied ones once, under the name that transformers keeps."""
+def state_to_save(module: nn.Module, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The tensors to write by name, the module's own or those given by its names: tied ones once, under the name that
+    transformers keeps.
+    """
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     whole = module.state_dict(keep_vars=True)
-    for name in sorted(whole, key=lambda n: n.endswith((DECODER_WEIGHT, DECODER_BIAS))):
+    content = whole if given is None else given
+    for name in sorted(content, key=lambda n: n.endswith((DECODER_WEIGHT, DECODER_BIAS))):
+        own = whole.get(name)
         # Only parameters are tied: quantized layers may share a table, which each of them has in the file.
-        if id(whole[name]) not in seen:
-            if isinstance(whole[name], nn.Parameter):
-                seen.add(id(whole[name]))
-            state |= unfused(name, whole[name])
+        if id(own) not in seen:
+            if isinstance(own, nn.Parameter):
+                seen.add(id(own))
+            state |= unfused(name, content[name])
     return state
 
 

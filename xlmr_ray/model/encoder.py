@@ -1,6 +1,9 @@
 """The stack of layers. Module names are the checkpoint's, so that loading renames nothing but a prefix."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -209,6 +212,9 @@ class Encoder(nn.Module):
         if config.add_cross_attention and not config.is_decoder:
             raise UserError("config: add_cross_attention=True is for decoders: set is_decoder=True, too")
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        # How a layer is called whose activations are not kept for the backward pass, but computed again.
+        self.recompute: Callable[..., Any] | None = None
+        self.recompute_every = 1
 
     def forward(
         self,
@@ -220,8 +226,9 @@ class Encoder(nn.Module):
         rows: Tensor | None = None,
     ) -> Tensor:
         """`x: (*tokens, hidden)` to the last layer's output, same shape; a `trace` with lists in it is filled, a
-        `cache` goes on. `source` is for a model with cross-attention. `rows (M)` are the packed tokens whose output is
-        wanted: for the others the last layer ends with its attention, and they come as zeros.
+        `cache` goes on, except through layers that are computed again. `source` is for a model with cross-attention.
+        `rows (M)` are the packed tokens whose output is wanted: for the others the last layer ends with its attention,
+        and they come as zeros.
         """
         trace = trace or Trace()
         want_probs = trace.attentions is not None
@@ -234,9 +241,10 @@ class Encoder(nn.Module):
         tokens, last = x.shape, len(self.layer) - 1
         for i, layer in enumerate(self.layer):
             wanted = rows if i == last else None
-            x, probs, cross_probs = layer(
-                x, layout, want_probs, source, None if cache is None else cache.layer(i), wanted
-            )
+            again = self.recompute is not None and self.training and i % self.recompute_every == 0
+            call = functools.partial(self.recompute, layer) if again and self.recompute is not None else layer
+            cached = None if cache is None or again else cache.layer(i)
+            x, probs, cross_probs = call(x, layout, want_probs, source, cached, wanted)
             if trace.hidden_states is not None:
                 trace.hidden_states.append(x)
             if trace.attentions is not None and probs is not None:

@@ -45,8 +45,11 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
 
 
-def lm_loss(hidden: Tensor, labels: Tensor, head: LMHead, *, chunk: int = 256) -> Tensor:
-    """Mean cross-entropy, in fp32, of the vocabulary at every token with a label; NaN where there is none.
+def lm_loss(
+    hidden: Tensor, labels: Tensor, head: LMHead, *, items: int | Tensor | None = None, chunk: int = 256
+) -> Tensor:
+    """Mean cross-entropy, in fp32, of the vocabulary at every token with a label; NaN where there is none. With `items`
+    the sum over that number, which is one of several batches whose losses are added up.
 
     `hidden (*tokens, hidden)`, `labels (*tokens)`, -100 for a token without. Logits are made for `chunk` labelled
     tokens at a time and made again in the backward pass, so that memory grows with the chunk and not with tokens x
@@ -78,7 +81,7 @@ def lm_loss(hidden: Tensor, labels: Tensor, head: LMHead, *, chunk: int = 256) -
     total = hidden.new_zeros((), dtype=torch.float32)
     for some_hidden, some_labels in zip(torch.split(hidden, chunk), torch.split(labels, chunk), strict=True):
         total = total + checkpoint(part, some_hidden, some_labels, use_reentrant=False, preserve_rng_state=False)
-    return total / len(labels)
+    return total / (len(labels) if items is None else torch.as_tensor(items, device=total.device))
 
 
 def question_answering_loss(

@@ -1,45 +1,72 @@
 """What all the model classes share: a configuration, and weights from and to a folder."""
 
+import contextlib
 import copy
 import difflib
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from xlmr_ray.checkpoint.device_map import CPU, DeviceMap, Devices, automatic, checked_device, connect, device_of
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
+from xlmr_ray.checkpoint.push import Pushed
 from xlmr_ray.checkpoint.quantization import OUTPUT_EMBEDDINGS, BitsAndBytesConfig
 from xlmr_ray.checkpoint.save import save_pretrained
 from xlmr_ray.config import ALIASES, PARAMETERS, XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.foreign import Foreign
 from xlmr_ray.model.attention.backends import attention
+from xlmr_ray.model.encoder import Encoder
 from xlmr_ray.model.generation.config import GenerationConfig
 from xlmr_ray.model.meta_device import shapes_only
+from xlmr_ray.stand_in import StandIn
 
+SAVING = Foreign(
+    "save_pretrained",
+    ignored={
+        "safe_serialization": "weights are always written as safetensors",
+        "save_function": "each process writes by itself, or does not",
+        "save_peft_format": "adapters are peft's models, which save themselves",
+        "save_original_format": "names are always those of the published checkpoints",
+    },
+    refused={
+        "variant": "a folder has one set of weights: save another one elsewhere",
+        "distributed_checkpoint": "give the whole state_dict, gathered from all processes",
+    },
+)
 # Arguments of the reference that ask for what is always done: tensor by tensor, safetensors first, no code of a model.
 ALREADY_SO = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors", "weights_only")
 # Those that a misspelt one may mean.
 ARGUMENTS = ("attn_implementation", "device_map", "ignore_mismatched_sizes", "local_files_only", "quantization_config")
 
 
-class Pretrained(nn.Module):
+class Pretrained(StandIn, Pushed, nn.Module):
     """What all the classes share: a configuration, weights from and to a folder, and fresh weights where there are
     none.
     """
 
+    stands_in_for = ("transformers.modeling_utils", "PreTrainedModel")
     config: XLMRobertaConfig
     load_report: LoadReport | None = None
     # Of the class that has such a file beside its configuration.
     generation_config: GenerationConfig | None = None
     base_model_prefix = "roberta"
+    main_input_name = "input_ids"
+    # What transformers' Trainer asks: it may pass `num_items_in_batch`.
+    accepts_loss_kwargs = True
+    _keys_to_ignore_on_save: list[str] | None = None
+    _require_grads_hook: RemovableHandle | None = None
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__()
@@ -149,11 +176,33 @@ class Pretrained(nn.Module):
             )
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
-        """Writes `config.json` and safetensors that transformers loads; quantized layers as they are."""
-        save_pretrained(self, self.config_to_save(), Path(folder), max_shard_size=max_shard_size)
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "5GB",
+        **others: Any,
+    ) -> None:
+        """Writes `config.json` and safetensors that transformers loads; quantized layers as they are.
+
+        `state_dict`: these tensors and not the model's own. Of several processes only the main one writes. `others` are
+        arguments of transformers without use here (SAVING), and with `push_to_hub` those of that method; `repo_id` is
+        then the folder's name unless given.
+        """
+        others = SAVING.left(others)
+        if others and not push_to_hub:
+            raise UserError(f"save_pretrained: no argument {', '.join(others)}")
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        config = self.config_to_save()
+        save_pretrained(self, config, folder, max_shard_size=max_shard_size, state_dict=state_dict)
         if self.generation_config is not None:
             self.generation_config.save_pretrained(folder)
+        if push_to_hub:
+            self.push_to_hub(**{"repo_id": folder.name, **others})
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -259,6 +308,64 @@ class Pretrained(nn.Module):
         self.config.vocab_size = size
         return words
 
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """In training, the activations of every so many layers are not kept but computed again in the backward pass;
+        with `offload`, what a layer was given waits in the host's memory.
+
+        The keywords are those of `torch.utils.checkpoint.checkpoint`, but for `use_reentrant`: of its two ways, which
+        give the same gradients, the one that is right for every input is taken.
+        """
+        how = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False}
+
+        def recompute(layer: nn.Module, *arguments: Any) -> Any:
+            with save_on_cpu(pin_memory=self.device.type == "cuda") if offload else contextlib.nullcontext():
+                return checkpoint(layer, *arguments, **how)
+
+        self.recompute(recompute, every_n_layers)
+
+    def activation_checkpointing_disable(self) -> None:
+        """All activations are kept again."""
+        self.recompute(None)
+
+    def recompute(self, how: Callable[..., Any] | None, every: int = 1) -> None:
+        """Sets how the encoder's layers are called in training, None for as ever."""
+        encoder = self.base_model.get_submodule("encoder")
+        assert isinstance(encoder, Encoder)
+        encoder.recompute, encoder.recompute_every = how, every
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        return self.base_model.get_submodule("encoder").recompute is not None
+
+    # The older name.
+
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, every_n_layers, offload)
+
+    gradient_checkpointing_disable = activation_checkpointing_disable
+    is_gradient_checkpointing = is_activation_checkpointing
+
+    def enable_input_require_grads(self) -> None:
+        """Embeddings of words have a gradient though their weights are frozen, so that it reaches what comes before."""
+        self.disable_input_require_grads()
+        hook = self.get_input_embeddings().register_forward_hook(lambda module, given, out: out.requires_grad_(True))
+        self._require_grads_hook = hook
+
+    def disable_input_require_grads(self) -> None:
+        if self._require_grads_hook is not None:
+            self._require_grads_hook.remove()
+        self._require_grads_hook = None
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -268,9 +375,13 @@ class Pretrained(nn.Module):
         """Of the first parameter, the word embeddings, which are never quantized."""
         return next(self.parameters()).dtype
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many numbers the model has, quantized ones counted as what they stand for."""
-        counted = [p for p in self.parameters() if p.requires_grad or not only_trainable]
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the model has, quantized ones counted as what they stand for. An embedding that is a last
+        product's weight, too, is not excluded.
+        """
+        embeddings = [m.weight for m in self.modules() if isinstance(m, nn.Embedding)] if exclude_embeddings else []
+        left_out = {id(weight) for weight in embeddings} - {id(getattr(self.get_output_embeddings(), "weight", None))}
+        counted = [p for p in self.parameters() if id(p) not in left_out and (p.requires_grad or not only_trainable)]
         states = [getattr(p, "quant_state", None) for p in counted]
         return sum(
             p.numel() if state is None else state.shape.numel() for p, state in zip(counted, states, strict=True)

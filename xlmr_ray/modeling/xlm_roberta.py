@@ -181,6 +181,7 @@ class XLMRobertaForCausalLM(PreTrainedModel):
 
     forward = called_with(*INPUTS, *SOURCE, "labels", *CACHE, "logits_to_keep")
     generate = generate
+    loss_type = "ForCausalLM"
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__(config)
@@ -201,7 +202,7 @@ class XLMRobertaForCausalLM(PreTrainedModel):
             return CausalLMOutputWithCrossAttentions(logits=self.lm_head(hidden))
         labels = matching(given.labels, hidden)
         return CausalLMOutputWithCrossAttentions(
-            loss=lm_loss(hidden[..., :-1, :], labels[..., 1:], self.lm_head),
+            loss=lm_loss(hidden[..., :-1, :], labels[..., 1:], self.lm_head, items=given.num_items_in_batch),
             logits=self.lm_head.later(hidden),  # type: ignore[arg-type] # a function: see `Entry`
         )
 

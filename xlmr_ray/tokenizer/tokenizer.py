@@ -16,7 +16,9 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import Unigram
 
 from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.checkpoint.push import Pushed
 from xlmr_ray.errors import UserError
+from xlmr_ray.stand_in import StandIn
 from xlmr_ray.tokenizer.backends import Cut
 from xlmr_ray.tokenizer.batch_encoding import BatchEncoding
 from xlmr_ray.tokenizer.call.inputs import as_items, has_pairs
@@ -68,13 +70,14 @@ log = logging.getLogger(__name__)
 Texts = str | Sequence[str] | Sequence[tuple[str, str]] | Sequence[Sequence[str]]
 
 
-class XLMRobertaTokenizer(Tokens):
+class XLMRobertaTokenizer(StandIn, Pushed, Tokens):
     """Texts to XLM-R ids and back.
 
     Safe to share between threads that encode and decode: the library's tokenizer that this one holds is never changed
     (`add_tokens` puts another in its place), and each distinct truncation and padding has a clone of its own.
     """
 
+    stands_in_for = ("transformers.tokenization_utils_tokenizers", "TokenizersBackend")
     is_fast = True
 
     def __init__(
