@@ -139,7 +139,7 @@ def test_a_request_that_takes_too_long(app, service, monkeypatch):
 
         async def go():
             nonlocal response
-            monkeypatch.setattr(service, "admit", lambda *_: None)
+            monkeypatch.setattr("xlmr_ray.serve.service.admit", lambda *_, **__: None)
             monkeypatch.setattr(lane, "submit", lambda ticket: asyncio.sleep(10))
             monkeypatch.setattr(lane.door, "enter", lambda: True)
             monkeypatch.setattr(lane.door, "leave", lambda: None)

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from xlmr_ray.serve import page
+from xlmr_ray.serve.json_body import PARSED, Parser
 from xlmr_ray.serve.keys import PUBLIC, Keys
-from xlmr_ray.serve.limits import PARSED, Parser
 from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.metrics import CONTENT_TYPE, FAILURES, IN_FLIGHT, LATENCY, REQUESTS
 from xlmr_ray.serve.protocols.explain import explained

@@ -5,7 +5,6 @@ Without HTTP and without Ray: the protocols are thin over it, and a program may 
 
 import asyncio
 import logging
-import math
 import os
 import threading
 import time
@@ -21,8 +20,8 @@ from xlmr_ray.serve.bound_tasks import BoundTasks
 from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_stride, check_whole
 from xlmr_ray.serve.metrics import HEALTHY, MODEL, QUEUE_REQUESTS, QUEUE_TOKENS, READY, Metrics
 from xlmr_ray.serve.models import Model, Models, Served, load_models
-from xlmr_ray.serve.queue.admission import Coming
-from xlmr_ray.serve.requests import CURRENT, Invalid, NotFound, Overloaded, TooLarge, Unavailable
+from xlmr_ray.serve.queue.admission import Tokenizing, admit
+from xlmr_ray.serve.requests import CURRENT, Invalid, NotFound, TooLarge, Unavailable
 from xlmr_ray.serve.settings import LimitsSection, ServeSettings
 from xlmr_ray.serve.tracing import span
 from xlmr_ray.tasks.registry import TASKS, canonical_task
@@ -33,7 +32,6 @@ from xlmr_ray.tokenizer.tokenizer import TokenizerError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-QUEUED_BATCHES = 32
 # Threads that tokenize; more of them wait for the interpreter's lock.
 MOST_TOKENIZERS = 4
 
@@ -55,7 +53,7 @@ class Service:
         self.bound = BoundTasks()
         wanted = settings.engine.tokenizers
         self.tokenizers = min(MOST_TOKENIZERS, os.cpu_count() or 1) if wanted == "auto" else wanted
-        self.coming = Coming()
+        self.tokenizing = Tokenizing()
         self.pool = ThreadPoolExecutor(self.tokenizers, thread_name_prefix="tokenize")
 
     @classmethod
@@ -180,11 +178,11 @@ class Service:
         truncation_side: str | None = None,
     ) -> Answer:
         began = time.monotonic()
-        self.admit(served, 0, self.coming.tokens(served.lane))
+        admit(served.lane, 0, self.limits, tokenizing=self.tokenizing.tokens(served.lane))
         for role, option in served.bound.optional_roles.items():
             if role in columns:
                 options.setdefault(option, True)
-        with span("tokenize", task=served.task, model=served.model.name), self.coming.of(served, columns):
+        with span("tokenize", task=served.task, model=served.model.name), self.tokenizing.of(served, columns):
             task, table, encoded = await self.in_pool(
                 lambda: self.prepare(served, columns, options, fields, whole, truncation_side)
             )
@@ -194,7 +192,7 @@ class Service:
                 f"the request has {tokens} tokens to compute, at most {self.limits.request_tokens} are allowed; "
                 "send fewer or shorter texts",
             )
-        self.admit(served, tokens)
+        admit(served.lane, tokens, self.limits)
         tokenized = time.monotonic()
         with span("inference", task=served.task, tokens=tokens):
             computed = await served.lane.process(task, served.place, encoded, deadline)
@@ -244,22 +242,6 @@ class Service:
         if whole:
             check_whole(encoded, fields.get(task.roles[-1], task.roles[-1]), served.model.max_length)
         return task, table, encoded
-
-    def admit(self, served: Served, tokens: int, coming: int = 0) -> None:
-        """Raises Overloaded where so many tokens more would wait too long, behind those that wait and those that are
-        `coming`; an empty queue takes any request.
-        """
-        lane = served.lane
-        if self.limits.queue_tokens == "auto":
-            limit = max(QUEUED_BATCHES * lane.max_tokens, int(lane.rate * self.limits.request_s / 3))
-        else:
-            limit = self.limits.queue_tokens
-        backlog = lane.backlog + coming
-        if backlog and backlog + tokens > limit:
-            seconds = backlog / lane.rate if lane.rate else 1.0
-            raise Overloaded(
-                f"{backlog} tokens wait already, at most {limit} may; try again later", max(1, math.ceil(seconds))
-            )
 
     async def in_pool(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)

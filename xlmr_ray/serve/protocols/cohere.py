@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from xlmr_ray.serve.limits import JsonRoute
+from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols.body import Body, Refused
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.reply import ask, counted, reply

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
 from xlmr_ray.serve.answer import Answer
-from xlmr_ray.serve.limits import JsonRoute
+from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols import responses
 from xlmr_ray.serve.protocols import task_bodies as bodies
 from xlmr_ray.serve.protocols.any_task import add_route

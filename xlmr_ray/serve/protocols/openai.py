@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import Field
 
-from xlmr_ray.serve.limits import JsonRoute
+from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols.body import Body
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import Cutting, embedded, given_texts

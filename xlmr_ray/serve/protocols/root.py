@@ -7,7 +7,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import Discriminator, Tag
 
-from xlmr_ray.serve.limits import JsonRoute
+from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols import huggingface, tei
 from xlmr_ray.serve.protocols.body import Model
 from xlmr_ray.serve.protocols.documented import documented

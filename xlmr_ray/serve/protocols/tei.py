@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from pydantic import Discriminator, Tag
 
 from xlmr_ray.serve.answer import Answer
-from xlmr_ray.serve.limits import JsonRoute
+from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.models import Model as Resident
 from xlmr_ray.serve.protocols.body import Model, listed
 from xlmr_ray.serve.protocols.cohere import Reranking, reranked

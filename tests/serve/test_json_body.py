@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlmr_ray.serve.limits import Parser
+from xlmr_ray.serve.json_body import Parser
 from xlmr_ray.serve.requests import Invalid
 
 DEPTH = 32
