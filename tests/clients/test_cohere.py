@@ -4,6 +4,8 @@ import cohere
 import pytest
 
 from tests.clients.conftest import DOCUMENTS, QUERY
+from tests.serve.server import Running
+from xlmr_ray import pipeline
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -29,6 +31,13 @@ def test_errors_are_the_clients_own(client: Any) -> None:
         client.rerank(model="relevance", query=QUERY, documents=DOCUMENTS, top_n=0)
     with pytest.raises(cohere.BadRequestError, match=r"documents\.1"):
         client.rerank(model="relevance", query=QUERY, documents=["a", ""])
+
+
+def test_40_documents(client: Any, server: Running) -> None:
+    documents = [f"{number}: {DOCUMENTS[number % 3]}" for number in range(40)]
+    scores = pipeline("rerank", server.source("relevance"))([{"text": QUERY, "text_pair": one} for one in documents])
+    answer = client.rerank(model="relevance", query=QUERY, documents=documents)
+    assert [one.relevance_score for one in answer.results] == pytest.approx(sorted(scores, reverse=True))
 
 
 def test_documents_with_fields(url: str) -> None:

@@ -7,6 +7,8 @@ import openai
 import pytest
 
 from tests.clients.conftest import TEXTS
+from tests.serve.server import Running
+from xlmr_ray import pipeline
 
 
 @pytest.fixture
@@ -65,10 +67,26 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as empty:
         client.embeddings.create(model="mini", input=["a", ""])
     assert empty.value.param == "input.1"
-    with pytest.raises(openai.UnprocessableEntityError) as long:
+    with pytest.raises(openai.APIStatusError) as long:
         client.embeddings.create(model="mini", input=["a", "word " * 600])
+    assert long.value.status_code == 413
     assert long.value.param == "input.1"
-    assert "512 tokens" in long.value.message
+    assert "512 tokens that the model takes; with truncate: true it is cut" in long.value.message
+
+
+def test_long_texts_are_cut_where_asked(client: openai.OpenAI, server: Running) -> None:
+    def of(text: str, **more: object) -> list[float]:
+        return client.embeddings.create(model="mini", input=text, extra_body=more).data[0].embedding
+
+    long = "word " * 600
+    embed = pipeline("embedding", "embedded:mini", normalize=True)
+    for more in ({"truncate": True}, {"truncate_prompt_tokens": -1}):
+        np.testing.assert_allclose(of(long, **more), embed([long])[0], atol=1e-6)
+    short = pipeline("embedding", "embedded:mini", normalize=True, max_length=7)
+    np.testing.assert_allclose(of(TEXTS[0], truncate_prompt_tokens=7), short(TEXTS[:1])[0], atol=1e-6)
+    for wrong in (0, 513):
+        with pytest.raises(openai.UnprocessableEntityError, match="truncate_prompt_tokens"):
+            of(long, truncate_prompt_tokens=wrong)
 
 
 def test_ids_of_another_tokenizer_are_refused(client: openai.OpenAI, vectors: list[list[float]], url: str) -> None:

@@ -88,7 +88,7 @@ def test_rerank(url: str, relevance: list[float]) -> None:
 def test_long_texts(client: HttpClient) -> None:
     long = "right " * 800 + "end"
     told = httpx.post(client.client.base_url.join("embed"), json={"inputs": ["a", long]})
-    assert (told.status_code, told.json()["error_type"]) == (422, "Validation")
+    assert (told.status_code, told.json()["error_type"]) == (413, "Validation")
     assert told.json()["error"].startswith("inputs.1: ")
     right = client.embed(long, truncate=True)
     left = client.embed(long, truncate=True, truncation_direction=TruncationDirection.Left)

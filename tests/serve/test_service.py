@@ -112,7 +112,7 @@ def test_find(service):
     [
         ("embedding", {"text": []}, {}, Empty, "text"),
         ("embedding", {"text": ["a", ""]}, {}, Empty, "text.1"),
-        ("embedding", {"text": ["a"] * 33}, {}, TooLarge, "text"),
+        ("embedding", {"text": ["a"] * 5000}, {}, TooLarge, None),
         ("embedding", {"text": ["a", 3]}, {}, Invalid, "text.1"),
         ("embedding", {"text": ["a", "b\ud800"]}, {}, Invalid, "text.1"),
         ("embedding", {"text": ["a"]}, {"dimension": 3}, Invalid, "dimension"),

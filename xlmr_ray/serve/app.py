@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +19,7 @@ from xlmr_ray.serve import page
 from xlmr_ray.serve.json_body import PARSED, Parser
 from xlmr_ray.serve.keys import PUBLIC, Keys
 from xlmr_ray.serve.logs import log_failure
+from xlmr_ray.serve.members import check_members
 from xlmr_ray.serve.metrics import CONTENT_TYPE, FAILURES, IN_FLIGHT, LATENCY, REQUESTS
 from xlmr_ray.serve.protocols.explain import explained
 from xlmr_ray.serve.requests import (
@@ -43,6 +45,8 @@ from xlmr_ray.serve.tracing import note, request_span
 
 log = logging.getLogger("xlmr_ray.serve.access")
 
+# Bytes of a body that are read in the event loop; longer ones in a thread.
+IN_LOOP = 32_768
 # Each has `router(service, settings)` and `errors(path)`: its body of an error where the path is one of its own.
 PROTOCOLS = ("openai", "cohere", "huggingface", "root", "tei")
 
@@ -146,6 +150,13 @@ def answer_to(error: ServiceError, path: str, shapes: list[Callable[[str], Error
     return JSONResponse(dict(body(error)), error.status, headers=error.headers)
 
 
+def parsed(body: bytes, depth: int) -> Any:
+    """The body's JSON. Raises Invalid or TooLarge."""
+    value = Parser(depth).parse(body)
+    check_members(value)
+    return value
+
+
 class Front:
     """In front of the routes: request ids, keys, the body's limits, how many at once, time, clients that leave, a line
     of the log and the metrics.
@@ -247,7 +258,8 @@ class Front:
                 raise WrongType("the body must be JSON: content-type: application/json")
             if headers.get("content-encoding", "identity") != "identity":
                 raise WrongType("the body must not be compressed")
-            scope[PARSED] = Parser(self.service.limits.json_depth).parse(body)
+            parse = partial(parsed, body, self.service.limits.json_depth)
+            scope[PARSED] = await self.service.in_pool(parse) if len(body) > IN_LOOP else parse()
         return body
 
     async def until_gone(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:

@@ -15,6 +15,9 @@ from xlmr_ray.serve.settings import LimitsSection
 from xlmr_ray.tasks.encoded import documents, lengths
 from xlmr_ray.tasks.task import Task
 
+# Characters of texts that a task turns into many times their tokens.
+EXPANDED = 32_768
+
 
 def check_options(task: Task, options: Mapping[str, Any], limits: LimitsSection, fields: Mapping[str, str]) -> None:
     """Raises Invalid or TooLarge for options that a request may not set, or that would take more memory or time than
@@ -52,8 +55,6 @@ def check_columns(
             raise Invalid(names[role], f"{counts[role]} texts for the {counts[first]} of {names[first]}")
     if not counts[first]:
         raise Empty("no texts are given", field=names[first])
-    if counts[first] > limits.inputs:
-        raise TooLarge(f"{counts[first]} texts, at most {limits.inputs} are allowed", field=names[first])
     table = {}
     for role in task.roles:
         several = role in task.list_roles
@@ -62,10 +63,8 @@ def check_columns(
     if (sequences := task.sequences(columns)) > limits.sequences:
         raise TooLarge(f"{sequences} sequences to compute, at most {limits.sequences} are allowed")
     characters = sum(len(text) for text in columns[first] if isinstance(text, str))
-    if task.expands and characters > limits.request_tokens:
-        raise TooLarge(
-            f"{characters} characters, at most {limits.request_tokens} are allowed for this task with these options"
-        )
+    if task.expands and characters > EXPANDED:
+        raise TooLarge(f"{characters} characters, at most {EXPANDED} are allowed for this task with these options")
     return pa.table(table)
 
 
@@ -127,11 +126,12 @@ def check_encoded(task: Task, encoded: pa.Table, limits: LimitsSection, config: 
         )
 
 
-def check_whole(encoded: pa.Table, field: str, max_length: int) -> None:
-    """Raises Invalid for the first text that does not fit."""
+def check_whole(encoded: pa.Table, field: str, max_length: int, cut_with: str | None) -> None:
+    """Raises TooLarge for the first text that does not fit: what may be sent again, shorter or to be `cut_with` an
+    option of the caller's protocol.
+    """
     cut = encoded["truncated"].to_numpy()
     if cut.any():
         place = int(documents(encoded)[cut.argmax()])
-        raise Invalid(
-            f"{field}.{place}", f"more than the {max_length} tokens that the model takes; with truncate: true it is cut"
-        )
+        hint = f"; with {cut_with} it is cut" if cut_with else ""
+        raise TooLarge(f"more than the {max_length} tokens that the model takes{hint}", field=f"{field}.{place}")

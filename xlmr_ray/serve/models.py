@@ -87,6 +87,15 @@ class Models:
     served: tuple[Served, ...]
     lanes: tuple[RequestQueue, ...]
 
+    def called(self, name: str) -> Model | None:
+        """The model of this name, or whose checkpoint the settings call so, with or without its revision."""
+        if name in self.models:
+            return self.models[name]
+        for model in self.models.values():
+            if name in (model.source, model.source.partition("@")[0]):
+                return model
+        return None
+
     def close(self) -> None:
         """Ends the threads once nothing waits any more; the weights go with the last request."""
         for lane in self.lanes:

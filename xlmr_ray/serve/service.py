@@ -20,8 +20,8 @@ from xlmr_ray.serve.bound_tasks import BoundTasks
 from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_stride, check_whole
 from xlmr_ray.serve.metrics import HEALTHY, MODEL, QUEUE_REQUESTS, QUEUE_TOKENS, READY, Metrics
 from xlmr_ray.serve.models import Model, Models, Served, load_models
-from xlmr_ray.serve.queue.admission import Tokenizing, admit
-from xlmr_ray.serve.requests import CURRENT, Invalid, NotFound, TooLarge, Unavailable
+from xlmr_ray.serve.queue.admission import Tokenizing, admit, check_tokens
+from xlmr_ray.serve.requests import CURRENT, Invalid, NotFound, Unavailable
 from xlmr_ray.serve.settings import LimitsSection, ServeSettings
 from xlmr_ray.serve.tracing import span
 from xlmr_ray.tasks.registry import TASKS, canonical_task
@@ -101,17 +101,23 @@ class Service:
         resident = self.resident
         if resident is None:
             raise Unavailable("the models are being loaded")
-        name = canonical_task(task)
-        if model is not None and model not in resident.models:
-            raise NotFound(f"no model {model[:64]!r}; there are: {', '.join(resident.models)}", field="model")
-        for one in resident.served:
-            if one.task == name and model in (None, one.model.name):
+        name, wanted = canonical_task(task), None if model is None else self.model(model)
+        of_it = [one for one in resident.served if wanted in (None, one.model)]
+        for one in of_it:
+            if one.task == name:
                 return one
-        there = dict.fromkeys(one.task for one in resident.served if model in (None, one.model.name))
+        there = dict.fromkeys(one.task for one in of_it)
         if name not in TASKS:
             raise NotFound(f"no task {task!r}; here are: {', '.join(there)}", field="task")
-        of = "this service" if model is None else f"model {model!r}"
+        of = "this service" if wanted is None else f"model {wanted.name!r}"
         raise NotFound(f"task {name} is not one of {of}, which has: {', '.join(there)}", field="task")
+
+    def model(self, name: str) -> Model:
+        """The model of a name. Raises NotFound, which says what there is."""
+        found = None if self.resident is None else self.resident.called(name)
+        if found is None:
+            raise NotFound(f"no model {name[:64]!r}; there are: {', '.join(self.models)}", field="model")
+        return found
 
     def entered(self, task: str, model: str | None) -> Served:
         """As `find`, and in its queue, which goes on for as long though other models take its place meanwhile."""
@@ -139,7 +145,7 @@ class Service:
 
         `options` are the task's own, over those of the settings. `deadline` is of `time.monotonic()`; if None, that of
         the HTTP request, or `limits.request_s` from now. `fields` are what the caller's protocol calls roles and
-        options, for messages.
+        options, and `truncate` how it asks for long texts to be cut, for messages.
 
         Texts longer than the model are cut, at the tokenizer's own side or `truncation_side`; where they have to stay
         `whole`, the request is refused.
@@ -187,11 +193,7 @@ class Service:
                 lambda: self.prepare(served, columns, options, fields, whole, truncation_side)
             )
         tokens = task.computed_tokens(encoded)
-        if tokens > self.limits.request_tokens:
-            raise TooLarge(
-                f"the request has {tokens} tokens to compute, at most {self.limits.request_tokens} are allowed; "
-                "send fewer or shorter texts",
-            )
+        check_tokens(served.lane, tokens, self.limits)
         admit(served.lane, tokens, self.limits)
         tokenized = time.monotonic()
         with span("inference", task=served.task, tokens=tokens):
@@ -240,7 +242,8 @@ class Service:
             raise Invalid(option_of(str(error), options, fields), plain(error)) from None
         check_encoded(task, encoded, self.limits, served.model.config, role)
         if whole:
-            check_whole(encoded, fields.get(task.roles[-1], task.roles[-1]), served.model.max_length)
+            last = task.roles[-1]
+            check_whole(encoded, fields.get(last, last), served.model.max_length, fields.get("truncate"))
         return task, table, encoded
 
     async def in_pool(self, work: Callable[[], T]) -> T:

@@ -65,18 +65,22 @@ class LimitsSection(Section):
     """What a request may take and how many may wait. Beyond: 413 for one request's size, 429 for all requests', 408
     for time.
 
-    `sequences`: pairs and windows that a request's inputs become; `results`: numbers that the model gives for it;
-    `queue_tokens: auto` is what a third of `request_s` computes, 32 batches at least; `forward_s`: a forward pass that
-    takes longer counts as hanging, and the replica as unhealthy; `new_tokens`: what text generation may write; `empty`
-    texts are refused, or scored.
+    `inputs` of a request in text-embeddings-inference's and Hugging Face's forms, `openai_inputs` in OpenAI's, vLLM's
+    and infinity's, `cohere_inputs` in Cohere's and Jina's; `request_tokens` of all of them together, fewer where the
+    engine computes fewer in `request_s`; `sequences`: pairs and windows that a request's inputs become; `results`:
+    numbers that the model gives for it; `queue_tokens: auto` is what a third of `request_s` computes, 32 batches at
+    least; `forward_s`: a forward pass that takes longer counts as hanging, and the replica as unhealthy; `new_tokens`:
+    what text generation may write; `empty` texts are refused, or scored.
     """
 
     concurrent_requests: Count = 512
     body_bytes: Count = 2_000_000
     json_depth: Count = 32
     inputs: Count = 32
+    openai_inputs: Count = 2048
+    cohere_inputs: Count = 1000
     sequences: Count = 4096
-    request_tokens: Count = 32_768
+    request_tokens: Count = 300_000
     results: Count = 33_554_432
     new_tokens: Count = 512
     queue_tokens: Auto | Count = "auto"

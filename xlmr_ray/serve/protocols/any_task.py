@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import Field, create_model
 
-from xlmr_ray.serve.protocols.body import Body, Model, Parameters
+from xlmr_ray.serve.protocols.body import Asked, Model, Parameters, Several
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.reply import ask, in_parameters, reply
 from xlmr_ray.serve.protocols.responses import PlainError
@@ -15,7 +15,7 @@ from xlmr_ray.serve.requests import Invalid
 from xlmr_ray.serve.service import Service
 from xlmr_ray.tasks.task import Task, option_fields
 
-Document = str | dict[str, str | list[str]]
+Document = str | dict[str, str | Several[str]]
 
 
 def add_route(routes: APIRouter, service: Service, name: str, task: type[Task], *, show: bool) -> None:
@@ -26,6 +26,7 @@ def add_route(routes: APIRouter, service: Service, name: str, task: type[Task], 
     @routes.post(f"/tasks/{name}", **documented(f"POST /tasks/{name}", Any, PlainError, summary=summary, show=show))
     async def answer(body: kind, model: Model = None) -> Response:  # type: ignore[valid-type]
         given, parameters = body.inputs, body.parameters  # type: ignore[attr-defined]
+        model = body.which(model)  # type: ignore[attr-defined]
         bound = service.find(name, model).bound
         documents: Sequence[Document] = given if isinstance(given, list) else [given]
         columns = columns_of(bound, documents)
@@ -38,7 +39,7 @@ def add_route(routes: APIRouter, service: Service, name: str, task: type[Task], 
         return reply(found.answers if isinstance(given, list) else found.answers[0], found)
 
 
-def body_of(task: type[Task]) -> type[Body]:
+def body_of(task: type[Task]) -> type[Asked]:
     """`inputs` and, with the options that a request may set, `parameters`."""
     hints = get_type_hints(task)
     options: dict[str, Any] = {
@@ -46,9 +47,9 @@ def body_of(task: type[Task]) -> type[Body]:
     }
     parameters = create_model(f"{task.__name__}Parameters", __base__=Parameters, __doc__=task.__doc__, **options)
     described = Field(description="A text, an object of texts by role, or a list of either.")
-    inputs: Any = Annotated[Document | list[Document], described]
+    inputs: Any = Annotated[Document | Several[Document], described]
     said: dict[str, Any] = {"inputs": (inputs, ...), "parameters": (parameters | None, None)}
-    return create_model(task.__name__, __base__=Body, **said)
+    return create_model(task.__name__, __base__=Asked, **said)
 
 
 def columns_of(task: Task, documents: Sequence[Document]) -> dict[str, list[Any]]:

@@ -1,10 +1,12 @@
 """What the bodies of all protocols are made of: strict types, no unknown field, options by name."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from xlmr_ray.serve.requests import Invalid
 
 
 class Body(BaseModel):
@@ -32,7 +34,12 @@ Refused = Annotated[
     None, BeforeValidator(refused), Field(description="Not supported: anything but null or false is refused.")
 ]
 Count = Annotated[int, Field(ge=1, le=100_000)]
-Texts = str | list[str]
+# vLLM's way to have texts cut.
+Cut = Annotated[Literal[-1] | Annotated[int, Field(ge=1)], Field(description="Tokens that are kept; -1: the model's.")]
+T = TypeVar("T")
+# The first item that is wrong ends the reading: an error for each of half a million takes gigabytes.
+Several = Annotated[list[T], Field(fail_fast=True)]
+Texts = str | Several[str]
 Long = Annotated[
     Literal["cut", "windows"],
     Field(description="Texts longer than the model: cut, or read in windows."),
@@ -41,6 +48,32 @@ Model = Annotated[
     str | None,
     Query(description="Which of the models, by its name in `/info`; the first that has the task if not given."),
 ]
+
+
+class HubOptions(Body):
+    """How Hugging Face's own service is to go about it. Changes nothing here."""
+
+    wait_for_model: bool | None = None
+    use_cache: bool | None = None
+    use_gpu: bool | None = None
+    dont_load_model: bool | None = None
+
+
+class Nothing(Body):
+    """No field at all."""
+
+
+class Asked(Body):
+    """What all bodies of text-embeddings-inference's and Hugging Face's forms may have."""
+
+    model: Annotated[str | None, Field(description="As `?model=` of the path.")] = None
+    options: HubOptions | None = None
+
+    def which(self, model: str | None) -> str | None:
+        """The model that is named in the body or in the path. Raises Invalid for two."""
+        if self.model is not None and model not in (None, self.model):
+            raise Invalid("model", "the body and the path name two models")
+        return model or self.model
 
 
 class Parameters(Body):

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from xlmr_ray.serve.json_body import JsonRoute
-from xlmr_ray.serve.protocols.body import Body, Refused
+from xlmr_ray.serve.protocols.body import Body, Cut, Refused, Several
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.reply import ask, counted, reply
 from xlmr_ray.serve.protocols.responses import CohereError, Rerankings
@@ -31,18 +31,20 @@ class Document(BaseModel):
 
 class Reranking(Body):
     """Documents longer than the model are cut, as there, which the header `x-truncated` tells; `truncation: false`
-    refuses them. Of `rank_fields`, documents have `text` alone, and each is read in one piece.
+    refuses them, `truncate_prompt_tokens` (vLLM's) cuts query and document at so many tokens. Of `rank_fields`,
+    documents have `text` alone, and each is read in one piece.
     """
 
     query: str
-    documents: list[str | Document]
+    documents: Several[str | Document]
     model: str | None = None
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool | None = None
     truncation: bool | None = None
-    rank_fields: list[str] | None = None
+    rank_fields: Several[str] | None = None
     max_chunks_per_doc: int | None = None
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
+    truncate_prompt_tokens: Cut | None = None
     relevant_spans: Refused = None
     priority: int | None = None
 
@@ -71,17 +73,26 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
 async def reranked(service: Service, body: Reranking) -> Response:
     served = service.find("rerank", body.model)
-    counted(service, body.documents, "documents")
+    most = service.limits.cohere_inputs
+    counted(service, body.documents, "documents", most)
     check(body, served.model.max_length)
+    length = None if body.truncate_prompt_tokens == -1 else body.truncate_prompt_tokens
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
     answer = await ask(
         service,
         "rerank",
         {"text": [body.query] * len(texts), "text_pair": texts},
+        {} if length is None else {"max_length": length},
         model=served.model.name,
-        fields={"text": "query", "text_pair": "documents"},
+        fields={
+            "text": "query",
+            "text_pair": "documents",
+            "max_length": "truncate_prompt_tokens",
+            "truncate": "truncation: true",
+        },
         once=("query",),
         whole=body.truncation is False,
+        most=most,
     )
     results = rerank(lambda pairs: answer.answers, body.query, texts, top_n=body.top_n)
     if body.return_documents:

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.models import Model
-from xlmr_ray.serve.protocols.reply import ask, counted, texts_of
+from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, texts_of
 from xlmr_ray.serve.requests import Invalid, NotFound
 from xlmr_ray.serve.service import Service
 from xlmr_ray.tasks.sentence_similarity import similarities
 
-FIELDS = {"text": "inputs"}
+TRUNCATE = "truncate: true"
+IN_PARAMETERS = f"parameters.{TRUNCATE}"
+FIELDS = {"text": "inputs", "truncate": TRUNCATE}
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,21 @@ class Cutting:
 
 
 async def given_texts(
-    service: Service, inputs: str | list[str] | list[int] | list[list[int]], model: Model, field: str
+    service: Service,
+    inputs: str | list[str] | list[int] | list[list[int]],
+    model: Model,
+    field: str,
+    most: int | None = None,
 ) -> tuple[list[str], bool]:
     """The texts of inputs that may be ids of the model's tokenizer, and whether one came alone."""
     if isinstance(inputs, str):
         return [inputs], True
     ids = [one for one in inputs if isinstance(one, int)]
-    counted(service, [ids] if ids else inputs, field)
+    counted(service, [ids] if ids else inputs, field, most)
     rows = [ids] if ids else [one for one in inputs if isinstance(one, list)]
     if not rows:
         return [one for one in inputs if isinstance(one, str)], False
+    check_ids(service, rows, field)
     return await service.in_pool(lambda: texts_of(model.tokenizer, rows, field)), bool(ids)
 
 
@@ -55,8 +62,11 @@ async def embedded(
     model: str | None,
     fields: Mapping[str, str] = FIELDS,
     single: bool = False,
+    most: int | None = None,
 ) -> Answer:
-    """The vectors of texts; options that are None are left to the model."""
+    """The vectors of texts, of which `most` are allowed, `limits.inputs` if None; options that are None are left to the
+    model.
+    """
     said = {name: value for name, value in options.items() if value is not None}
     served = service.find("embedding", model)
     if "prompt_name" in said:
@@ -71,6 +81,7 @@ async def embedded(
         once=(fields["text"],) if single else (),
         whole=cutting.whole,
         truncation_side=cutting.side,
+        most=most,
     )
 
 
@@ -99,7 +110,7 @@ async def similar(
     `sentence-similarity`, from its embeddings.
     """
     counted(service, sentences, "inputs.sentences")
-    fields = {"text": "inputs.source_sentence", "text_pair": "inputs.sentences"}
+    fields = {"text": "inputs.source_sentence", "text_pair": "inputs.sentences", "truncate": IN_PARAMETERS}
     said = {"prompt_name": prompt_name} if prompt_name is not None else {}
     try:
         served = service.find("sentence-similarity", model)
@@ -129,8 +140,10 @@ async def from_embeddings(
     service: Service, texts: Sequence[str], options: Mapping[str, Any], cutting: Cutting, *, model: str | None
 ) -> tuple[list[float], Answer]:
     """How near the first text is to each of the others, by vectors in full precision whatever is served."""
-    fields = {"text": "inputs", "prompt_name": "parameters.prompt_name"}
-    answer = await embedded(service, texts, {**options, "precision": "float32"}, cutting, model=model, fields=fields)
+    fields = {"text": "inputs", "prompt_name": "parameters.prompt_name", "truncate": IN_PARAMETERS}
+    said = {**options, "precision": "float32"}
+    most = service.limits.inputs + 1
+    answer = await embedded(service, texts, said, cutting, model=model, fields=fields, most=most)
     folder = read_sentence_config(service.find("embedding", model).model.folder)
     measure = (folder.similarity if folder is not None else None) or "cosine"
     vectors: NDArray[np.float64] = np.asarray(answer.answers, np.float64)

@@ -16,7 +16,7 @@ from xlmr_ray.serve.protocols import task_bodies as bodies
 from xlmr_ray.serve.protocols.any_task import add_route
 from xlmr_ray.serve.protocols.body import Model, Parameters, listed
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import Cutting, embedded
+from xlmr_ray.serve.protocols.embeddings import TRUNCATE, Cutting, embedded
 from xlmr_ray.serve.protocols.info import Info, info
 from xlmr_ray.serve.protocols.openai import as_base64
 from xlmr_ray.serve.protocols.reply import ask, counted, in_parameters, reply
@@ -63,15 +63,15 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
     @routes.post("/tasks/text-classification", **told("text-classification", LABELS, "Labels of texts or pairs"))
     async def text_classification(body: bodies.TextClassification, model: Model = None) -> Response:
-        return await labelled(service, body, model)
+        return await labelled(service, body, body.which(model))
 
     @routes.post("/tasks/token-classification", **told("token-classification", ENTITIES, "Entities in texts"))
     async def token_classification(body: bodies.TokenClassification, model: Model = None) -> Response:
-        return reply(*await texts("token-classification", body.inputs, body.parameters, model))
+        return reply(*await texts("token-classification", body.inputs, body.parameters, body.which(model)))
 
     @routes.post("/tasks/fill-mask", **told("fill-mask", FILLS, "What fits in place of <mask>"))
     async def fill_mask(body: bodies.FillMask, model: Model = None) -> Response:
-        return reply(*await texts("fill-mask", body.inputs, body.parameters, model))
+        return reply(*await texts("fill-mask", body.inputs, body.parameters, body.which(model)))
 
     @routes.post("/tasks/question-answering", **told("question-answering", SPANS, "Answers found in a context"))
     async def question_answering(body: bodies.QuestionAnswering, model: Model = None) -> Response:
@@ -79,14 +79,18 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         columns = {"question": [one.question for one in given], "context": [one.context for one in given]}
         single = not isinstance(body.inputs, list)
         names = {"question": "inputs.question", "context": "inputs.context"}
-        answer = await asked(service, "question-answering", columns, body.parameters, model, single, names=names)
+        answer = await asked(
+            service, "question-answering", columns, body.parameters, body.which(model), single, names=names
+        )
         return reply(answer.answers[0] if single else answer.answers, answer)
 
     @routes.post(
         "/tasks/zero-shot-classification", **told("zero-shot-classification", SCORED, "Labels of the caller's own")
     )
     async def zero_shot(body: bodies.ZeroShot, model: Model = None) -> Response:
-        answers, answer = await texts("zero-shot-classification", listed(body.inputs), body.parameters, model)
+        answers, answer = await texts(
+            "zero-shot-classification", listed(body.inputs), body.parameters, body.which(model)
+        )
         scored = [
             [{"label": label, "score": score} for label, score in zip(one["labels"], one["scores"], strict=True)]
             for one in answers
@@ -102,41 +106,43 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         }
         single = not isinstance(body.inputs, list)
         names = {"text": "inputs.text", "choices": "inputs.choices"}
-        answer = await asked(service, "multiple-choice", columns, body.parameters, model, single, names=names)
+        answer = await asked(
+            service, "multiple-choice", columns, body.parameters, body.which(model), single, names=names
+        )
         return reply(answer.answers[0] if single else answer.answers, answer)
 
     @routes.post("/tasks/text-generation", **told("text-generation", WRITTEN, "What follows on a prompt"))
     async def text_generation(body: bodies.TextGeneration, model: Model = None) -> Response:
-        return reply(*await texts("text-generation", body.inputs, body.parameters, model))
+        return reply(*await texts("text-generation", body.inputs, body.parameters, body.which(model)))
 
     @routes.post("/tasks/perplexity", **told("perplexity", LIKELY, "How well a causal model foretells texts"))
     async def perplexity(body: bodies.Perplexity, model: Model = None) -> Response:
-        return reply(*await texts("perplexity", body.inputs, body.parameters, model))
+        return reply(*await texts("perplexity", body.inputs, body.parameters, body.which(model)))
 
     @routes.post(
         "/tasks/pseudo-perplexity", **told("pseudo-perplexity", LIKELY, "How well a masked model guesses texts")
     )
     async def pseudo_perplexity(body: bodies.PseudoPerplexity, model: Model = None) -> Response:
-        return reply(*await texts("pseudo-perplexity", body.inputs, body.parameters, model))
+        return reply(*await texts("pseudo-perplexity", body.inputs, body.parameters, body.which(model)))
 
     @routes.post("/tasks/embedding", **told("embedding", VECTORS, "A vector a text"))
     async def embedding(body: bodies.Embedding, model: Model = None) -> Response:
-        return await vectors(service, body, model)
+        return await vectors(service, body, body.which(model))
 
     @routes.post("/tasks/feature-extraction", **told("feature-extraction", STATES, "Vectors of texts or tokens"))
     async def feature_extraction(body: bodies.Extraction, model: Model = None) -> Response:
-        pooled = body.parameters is None and has_task(service, "embedding", model)
-        return await (vectors if pooled else states)(service, body, model)
+        pooled = body.parameters is None and has_task(service, "embedding", body.which(model))
+        return await (vectors if pooled else states)(service, body, body.which(model))
 
     @routes.post(
         "/tasks/sentence-similarity", **told("sentence-similarity", list[float], "How near sentences are to another")
     )
     async def sentence_similarity(body: bodies.Similarity, model: Model = None) -> Response:
-        return await nearness(service, body, model)
+        return await nearness(service, body, body.which(model))
 
     @routes.post("/tasks/rerank", **told("rerank", RANKED, "Documents by how well they answer a query"))
     async def reranking(body: bodies.Ranking, model: Model = None) -> Response:
-        return await ranked(service, body, model)
+        return await ranked(service, body, body.which(model))
 
     written = {route.path for route in routes.routes if isinstance(route, APIRoute)}
     for name, task in TASKS.items():
@@ -188,7 +194,7 @@ async def labelled(service: Service, body: bodies.TextClassification, model: str
     return reply([[one] if isinstance(one, dict) else one for one in answer.answers], answer)
 
 
-async def vectors(service: Service, body: bodies.Embedding, model: str | None) -> Response:
+async def vectors(service: Service, body: bodies.Vectors, model: str | None) -> Response:
     options = {"normalize": body.normalize, "prompt_name": body.prompt_name, "dimensions": body.dimensions}
     cutting = Cutting.asked(body.truncate, body.truncation_direction)
     single = isinstance(body.inputs, str)
@@ -213,7 +219,7 @@ async def states(service: Service, body: bodies.Extraction, model: str | None) -
         {"text": listed(body.inputs)},
         {**said, "return_tensors": True},
         model=model,
-        fields=in_parameters(said, text="inputs"),
+        fields=in_parameters(said, text="inputs", truncate=TRUNCATE),
         once=("inputs",) if single else (),
         whole=cutting.whole,
         truncation_side=cutting.side,
@@ -255,5 +261,6 @@ async def ranked(service: Service, body: bodies.Ranking, model: str | None) -> R
 
 
 def has_task(service: Service, task: str, model: str | None) -> bool:
-    """Whether the model has the task, or any, where none is named."""
-    return any(task in one.tasks for one in service.models.values() if model in (None, one.name))
+    """Whether the model has the task, or any, where none is named. Raises NotFound where there is no such model."""
+    asked = service.models.values() if model is None else [service.model(model)]
+    return any(task in one.tasks for one in asked)

@@ -11,13 +11,13 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from xlmr_ray.serve.json_body import JsonRoute
-from xlmr_ray.serve.protocols.body import Body
+from xlmr_ray.serve.protocols.body import Body, Cut
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import Cutting, embedded, given_texts
+from xlmr_ray.serve.protocols.embeddings import TRUNCATE, Cutting, embedded, given_texts
 from xlmr_ray.serve.protocols.reply import reply
 from xlmr_ray.serve.protocols.responses import ModelCard, ModelCards, OpenAIError, Vectors
 from xlmr_ray.serve.protocols.tei_bodies import Inputs
-from xlmr_ray.serve.requests import ErrorBody, Invalid, NotFound, ServiceError
+from xlmr_ray.serve.requests import ErrorBody, Invalid, ServiceError
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 
@@ -26,17 +26,21 @@ TYPES = {401: "authentication_error", 408: "timeout", 429: "requests", 404: "not
 
 
 class Embeddings(Body):
-    """Vectors have length 1. Texts longer than the model are refused. `user` changes nothing.
+    """Vectors have length 1. Texts longer than the model are refused; with `truncate` they are cut at the model's
+    length, with `truncate_prompt_tokens` (vLLM's) at so many tokens, -1 for the model's. `user` changes nothing.
+    Without `model`, the first one for embeddings answers.
 
     `input` may be token ids with `token_ids: true` alone, which says that they are of this model's tokenizer (those of
     `/tokenize`).
     """
 
     input: Inputs
-    model: str
+    model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None
+    truncate: bool | None = None
+    truncate_prompt_tokens: Cut | None = None
     token_ids: bool | None = None
 
 
@@ -69,15 +73,17 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
                 "token ids of another tokenizer mean nothing to this model: send text (LangChain's OpenAIEmbeddings: "
                 "check_embedding_ctx_length=False), or say token_ids: true if they are of this model's /tokenize",
             )
-        texts, single = await given_texts(service, body.input, served.model, "input")
+        most = service.limits.openai_inputs
+        texts, single = await given_texts(service, body.input, served.model, "input", most)
         answer = await embedded(
             service,
             texts,
-            {"normalize": True, "dimensions": body.dimensions},
-            Cutting(whole=True, side=None),
+            {"normalize": True, "dimensions": body.dimensions, "max_length": at_most(body.truncate_prompt_tokens)},
+            Cutting(whole=not body.truncate and body.truncate_prompt_tokens is None, side=None),
             model=served.model.name,
-            fields={"text": "input"},
+            fields={"text": "input", "max_length": "truncate_prompt_tokens", "truncate": TRUNCATE},
             single=single,
+            most=most,
         )
         encode = as_base64 if body.encoding_format == "base64" else np.asarray
         return reply(
@@ -104,11 +110,14 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         "/v1/models/{model:path}", **documented("GET /v1/models/{model}", ModelCard, OpenAIError, summary="A model")
     )
     async def model(model: str) -> ModelCard:
-        if model not in service.models:
-            raise NotFound(f"no such model; there are: {', '.join(service.models)}", field="model")
-        return card(model)
+        return card(service.model(model).name)
 
     return routes
+
+
+def at_most(tokens: int | None) -> int | None:
+    """The option `max_length` that `truncate_prompt_tokens` asks for."""
+    return None if tokens == -1 else tokens
 
 
 def has_ids(inputs: str | list[str] | list[int] | list[list[int]]) -> bool:

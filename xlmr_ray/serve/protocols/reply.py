@@ -26,10 +26,13 @@ async def ask(
     once: Sequence[str] = (),
     whole: bool = False,
     truncation_side: str | None = None,
+    most: int | None = None,
 ) -> Answer:
     """The service's answer. `fields`: what the protocol calls the task's columns and options; those that are there
-    `once`, and in no list, have no place in their name.
+    `once`, and in no list, have no place in their name; `most` inputs are allowed, `limits.inputs` if None.
     """
+    role, first = next(iter(columns.items()))
+    counted(service, first, fields[role], most)
     try:
         return await service.answer(
             task,
@@ -47,12 +50,15 @@ async def ask(
         raise
 
 
-def counted(service: Service, inputs: Sequence[Any], field: str) -> None:
-    """Raises Empty or TooLarge for a number of inputs that a request cannot have."""
+def counted(service: Service, inputs: Sequence[Any], field: str, most: int | None = None) -> None:
+    """Raises Empty or TooLarge for a number of inputs that a request cannot have: `most` are allowed, `limits.inputs`
+    if None.
+    """
+    most = service.limits.inputs if most is None else most
     if not inputs:
         raise Empty("the list is empty: one at least is wanted", field=field)
-    if len(inputs) > service.limits.inputs:
-        raise TooLarge(f"{len(inputs)} inputs, at most {service.limits.inputs} are allowed", field=field)
+    if len(inputs) > most:
+        raise TooLarge(f"{len(inputs)} inputs, at most {most} are allowed", field=field)
 
 
 def in_parameters(options: Mapping[str, Any], **others: str) -> dict[str, str]:
@@ -93,6 +99,13 @@ def cut_places(answer: Answer) -> list[int]:
         return []
     places: list[int] = np.flatnonzero(answer.table["truncated"].to_numpy(zero_copy_only=False)).tolist()
     return places
+
+
+def check_ids(service: Service, rows: Sequence[Sequence[int]], field: str) -> None:
+    """Raises TooLarge for more ids than a request may have tokens."""
+    ids, most = sum(map(len, rows)), service.limits.request_tokens
+    if ids > most:
+        raise TooLarge(f"{ids} ids, at most {most} are allowed", field=field)
 
 
 def texts_of(tokenizer: Any, ids: Sequence[Sequence[int]], field: str) -> list[str]:

@@ -51,8 +51,8 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         )
         async def classify(body: Classified, model: Model = None) -> Response:
             if isinstance(body, TextClassification):
-                return await labelled(service, body, model)
-            return await labels(service, body, model)
+                return await labelled(service, body, body.which(model))
+            return await labels(service, body, body.which(model))
 
         return routes
     path = TEI.get(first or "", f"/tasks/{first}")

@@ -2,14 +2,24 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from xlmr_ray.serve.protocols.body import Body, Count, Direction, Long, Parameters, Refused
+from xlmr_ray.serve.protocols.body import (
+    Asked,
+    Body,
+    Count,
+    Direction,
+    Long,
+    Nothing,
+    Parameters,
+    Refused,
+    Several,
+    Texts,
+)
 from xlmr_ray.serve.protocols.tei_bodies import Similarity
 
 __all__ = ["Similarity"]
 
-Texts = str | list[str]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -35,10 +45,10 @@ class ClassificationParameters(LongTexts):
     top_k: Count | None = None
 
 
-class TextClassification(Body):
+class TextClassification(Asked):
     """A text, a pair, or a list of either kind."""
 
-    inputs: str | list[str] | Pair | list[Pair]
+    inputs: Texts | Pair | Several[Pair]
     parameters: ClassificationParameters | None = None
 
 
@@ -46,10 +56,10 @@ class TokenParameters(LongTexts):
     """Long texts go by windows if not said otherwise, so that nothing is lost."""
 
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
-    ignore_labels: list[str] | None = None
+    ignore_labels: Several[str] | None = None
 
 
-class TokenClassification(Body):
+class TokenClassification(Asked):
     inputs: Texts
     parameters: TokenParameters | None = None
 
@@ -57,11 +67,11 @@ class TokenClassification(Body):
 class FillParameters(LongTexts):
     """`targets`: words to score alone."""
 
-    targets: str | list[str] | None = None
+    targets: Texts | None = None
     top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
 
 
-class FillMask(Body):
+class FillMask(Asked):
     """Texts with the tokenizer's mask, `<mask>`, in them."""
 
     inputs: Texts
@@ -83,33 +93,49 @@ class AnsweringParameters(Parameters):
     top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
 
 
-class QuestionAnswering(Body):
-    inputs: Question | list[Question]
+def in_inputs(body: Any) -> Any:
+    if not isinstance(body, dict) or "inputs" in body or not {"question", "context"} & body.keys():
+        return body
+    inputs = {name: body[name] for name in ("question", "context") if name in body}
+    return {"inputs": inputs} | {name: value for name, value in body.items() if name not in inputs}
+
+
+class QuestionAnswering(Asked):
+    """`question` and `context` may also stand in the body itself."""
+
+    inputs: Question | Several[Question]
     parameters: AnsweringParameters | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def bare(cls, body: Any) -> Any:
+        return in_inputs(body)
 
 
 class ZeroShotParameters(LongTexts):
-    candidate_labels: Annotated[list[str], Field(min_length=1)]
+    """`candidate_labels`: a list, or one text with commas between them."""
+
+    candidate_labels: Annotated[Texts, Field(min_length=1)]
     hypothesis_template: str | None = None
     multi_label: bool | None = None
 
 
-class ZeroShot(Body):
+class ZeroShot(Asked):
     inputs: Texts
     parameters: ZeroShotParameters
 
 
 class Choices(Body):
     text: str
-    choices: Annotated[list[str], Field(min_length=1)]
+    choices: Annotated[Several[str], Field(min_length=1)]
 
 
 class MultipleChoiceParameters(Parameters):
     max_length: Count | None = None
 
 
-class MultipleChoice(Body):
-    inputs: Choices | list[Choices]
+class MultipleChoice(Asked):
+    inputs: Choices | Several[Choices]
     parameters: MultipleChoiceParameters | None = None
 
 
@@ -130,7 +156,7 @@ class GenerationParameters(Parameters):
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     return_full_text: bool | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
-    stop: Annotated[list[str], Field(max_length=16)] | None = None
+    stop: Annotated[Several[str], Field(max_length=16)] | None = None
     temperature: Annotated[float, Field(gt=0)] | None = None
     top_k: Count | None = None
     top_p: Share | None = None
@@ -152,7 +178,7 @@ class GenerationParameters(Parameters):
         return said
 
 
-class TextGeneration(Body):
+class TextGeneration(Asked):
     """A prompt, or a list of them. Of one that is too long, the end is kept."""
 
     inputs: Texts
@@ -160,7 +186,7 @@ class TextGeneration(Body):
     stream: Refused = None
 
 
-class Embedding(Body):
+class Vectors(Asked):
     """Texts longer than the model are refused; with `truncate` they are cut."""
 
     inputs: Texts
@@ -172,15 +198,19 @@ class Embedding(Body):
     encoding_format: Literal["float", "base64"] | None = None
 
 
+class Embedding(Vectors):
+    parameters: Nothing | None = None
+
+
 class ExtractionParameters(Parameters):
     """`layers`: the hidden states to give, 0 for the embeddings', negative ones from the end."""
 
-    layers: Annotated[list[int], Field(min_length=1, max_length=64)] | None = None
+    layers: Annotated[Several[int], Field(min_length=1, max_length=64)] | None = None
     pooling: Literal["cls", "mean", "max", "mean_sqrt_len"] | None = None
     max_length: Count | None = None
 
 
-class Extraction(Embedding):
+class Extraction(Vectors):
     """A vector a text, of models that are served for `embedding`; with `parameters`, and of other models, the hidden
     states: a vector a token, which take `truncate` and `truncation_direction` of the other options.
     """
@@ -190,7 +220,7 @@ class Extraction(Embedding):
 
 class Query(Body):
     query: str
-    documents: list[str]
+    documents: Several[str]
 
 
 class RankingParameters(LongTexts):
@@ -201,10 +231,10 @@ class RankingParameters(LongTexts):
     return_documents: bool | None = None
 
 
-class Ranking(Body):
+class Ranking(Asked):
     """A query with documents gives them best first; pairs of query and document give a score each."""
 
-    inputs: Query | Pair | list[Pair]
+    inputs: Query | Pair | Several[Pair]
     parameters: RankingParameters | None = None
 
 
@@ -212,7 +242,7 @@ class PerplexityParameters(LongTexts):
     pass
 
 
-class Perplexity(Body):
+class Perplexity(Asked):
     inputs: Texts
     parameters: PerplexityParameters | None = None
 
@@ -223,6 +253,6 @@ class PseudoPerplexityParameters(LongTexts):
     passes: Annotated[int, Field(ge=1, le=512)] | Literal["all"] | None = None
 
 
-class PseudoPerplexity(Body):
+class PseudoPerplexity(Asked):
     inputs: Texts
     parameters: PseudoPerplexityParameters | None = None

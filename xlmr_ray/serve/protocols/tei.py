@@ -13,9 +13,9 @@ from xlmr_ray.serve.models import Model as Resident
 from xlmr_ray.serve.protocols.body import Model, listed
 from xlmr_ray.serve.protocols.cohere import Reranking, reranked
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import Cutting, embedded, given_texts, prompt, similar
+from xlmr_ray.serve.protocols.embeddings import FIELDS, TRUNCATE, Cutting, embedded, given_texts, prompt, similar
 from xlmr_ray.serve.protocols.info import Info, info
-from xlmr_ray.serve.protocols.reply import ask, counted, cut_places, headers, reply, told
+from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, cut_places, headers, reply, told
 from xlmr_ray.serve.protocols.responses import Label, PlainError, Rank, Rerankings, Token
 from xlmr_ray.serve.protocols.tei_bodies import (
     Decode,
@@ -27,10 +27,12 @@ from xlmr_ray.serve.protocols.tei_bodies import (
     SimilarityParameters,
     Tokenize,
 )
-from xlmr_ray.serve.requests import ErrorBody, Invalid, NotFound, ServiceError
+from xlmr_ray.serve.requests import ErrorBody, Invalid, NotFound, ServiceError, TooLarge
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 
+# That `/tokenize` tells of: each takes a hundred times its text.
+TOLD_TOKENS = 65_536
 # One word for each status, where it has one there.
 WORDS = {
     400: "Empty",
@@ -70,14 +72,14 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
     @routes.post("/embed", **documented("POST /embed", list[list[float]], PlainError, summary="A vector a text"))
     async def embed(body: Embed, model: Model = None) -> Response:
-        return await vectors(service, body, model)
+        return await vectors(service, body, body.which(model))
 
     @routes.post(
         "/embed_all",
         **documented("POST /embed_all", list[list[list[float]]], PlainError, summary="A vector a token of each text"),
     )
     async def embed_all(body: EmbedAll, model: Model = None) -> Response:
-        served = service.find("feature-extraction", model)
+        served = service.find("feature-extraction", body.which(model))
         texts, single = await given_texts(service, body.inputs, served.model, "inputs")
         before = prompt(served.model, body.prompt_name, "prompt_name")
         cutting = Cutting.asked(body.truncate, body.truncation_direction)
@@ -87,7 +89,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
             {"text": [before + text for text in texts]},
             {"pooling": None, "layers": [-1], "return_tensors": True},
             model=served.model.name,
-            fields={"text": "inputs"},
+            fields=FIELDS,
             once=("inputs",) if single else (),
             whole=cutting.whole,
             truncation_side=cutting.side,
@@ -108,7 +110,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         **documented("POST /predict", list[Label] | list[list[Label]], PlainError, summary="Scores of all labels"),
     )
     async def predict(body: Predict, model: Model = None) -> Response:
-        return await labels(service, body, model)
+        return await labels(service, body, body.which(model))
 
     @routes.post(
         "/rerank",
@@ -117,36 +119,38 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         ),
     )
     async def rerank(body: AnyRerank, model: Model = None) -> Response:
-        return await reranked(service, body) if isinstance(body, Reranking) else await ranks(service, body, model)
+        return (
+            await reranked(service, body)
+            if isinstance(body, Reranking)
+            else await ranks(service, body, body.which(model))
+        )
 
     @routes.post(
         "/similarity",
         **documented("POST /similarity", list[float], PlainError, summary="How near sentences are to another"),
     )
     async def similarity(body: Similarity, model: Model = None) -> Response:
-        return await nearness(service, body, model)
+        return await nearness(service, body, body.which(model))
 
     @routes.post("/tokenize", **documented("POST /tokenize", list[list[Token]], PlainError, summary="Tokens of texts"))
     async def tokenize(body: Tokenize, model: Model = None) -> Response:
-        resident = resident_model(service, model)
+        resident = resident_model(service, body.which(model))
         before = prompt(resident, body.prompt_name, "prompt_name")
         texts = [before + text for text in listed(body.inputs)]
         counted(service, texts, "inputs")
         special = body.add_special_tokens is not False
-        return reply(await service.in_pool(lambda: tokens(resident, texts, special)))
+        most = min(TOLD_TOKENS, service.limits.request_tokens)
+        return await service.in_pool(lambda: reply(tokens(resident, texts, special, most)))
 
     @routes.post("/decode", **documented("POST /decode", list[str], PlainError, summary="Texts of tokens"))
     async def decode(body: Decode, model: Model = None) -> Response:
-        resident = resident_model(service, model)
+        resident = resident_model(service, body.which(model))
         ids = [one for one in body.ids if isinstance(one, int)]
         rows = [ids] if ids else [one for one in body.ids if isinstance(one, list)]
         counted(service, rows, "ids")
-        for place, row in enumerate(rows):
-            if (over := max(row, default=0)) >= len(resident.tokenizer):
-                raise Invalid(f"ids.{place}", f"id {over} is not among the {len(resident.tokenizer)} of the vocabulary")
+        check_ids(service, rows, "ids")
         skip = body.skip_special_tokens is not False
-        decoded = [resident.tokenizer.decode(row, skip_special_tokens=skip) for row in rows]
-        return reply(decoded)
+        return await service.in_pool(lambda: reply(decoded(resident, rows, skip)))
 
     @routes.get("/info", **documented("GET /info", Info, PlainError, summary="The models, their tasks and limits"))
     async def about(model: Model = None) -> Info:
@@ -188,7 +192,7 @@ async def labels(service: Service, body: Predict, model: str | None) -> Response
             {role: [rows[place][column] for place in places] for column, role in enumerate(roles)},
             options,
             model=model,
-            fields={"text": "inputs", "text_pair": "inputs", "function_to_apply": "raw_scores"},
+            fields={**FIELDS, "text_pair": "inputs", "function_to_apply": "raw_scores"},
             once=() if several else ("inputs",),
             whole=cutting.whole,
             truncation_side=cutting.side,
@@ -209,12 +213,12 @@ async def ranks(service: Service, body: Rerank, model: str | None) -> Response:
         {"text": [body.query] * len(body.texts), "text_pair": body.texts},
         {"function_to_apply": "none"} if body.raw_scores else {},
         model=model,
-        fields={"text": "query", "text_pair": "texts", "function_to_apply": "raw_scores"},
+        fields={"text": "query", "text_pair": "texts", "function_to_apply": "raw_scores", "truncate": TRUNCATE},
         once=("query",),
         whole=cutting.whole,
         truncation_side=cutting.side,
     )
-    best = sorted(range(len(body.texts)), key=lambda place: -answer.answers[place])
+    best = sorted(range(len(body.texts)), key=lambda place: -answer.answers[place])[: body.top_n]
     return reply(
         [
             {"index": place, "score": answer.answers[place]} | ({"text": body.texts[place]} if body.return_text else {})
@@ -234,16 +238,27 @@ async def nearness(service: Service, body: Similarity, model: str | None) -> Res
 
 def resident_model(service: Service, name: str | None) -> Resident:
     """The model of a name, the first one without. Raises NotFound."""
-    if name is None:
-        return next(iter(service.models.values()))
-    if name not in service.models:
-        raise NotFound(f"no model {name[:64]!r}; there are: {', '.join(service.models)}", field="model")
-    return service.models[name]
+    return next(iter(service.models.values())) if name is None else service.model(name)
 
 
-def tokens(model: Resident, texts: list[str], special: bool) -> list[list[dict[str, Any]]]:
-    """The tokens of each text, with the characters that they stand for; a special token stands for none."""
+def decoded(model: Resident, rows: list[list[int]], skip: bool) -> list[str]:
+    """The texts of ids, without special tokens where these are to be skipped."""
+    size = len(model.tokenizer)
+    for place, row in enumerate(rows):
+        if (over := max(row, default=0)) >= size:
+            raise Invalid(f"ids.{place}", f"id {over} is not among the {size} of the vocabulary")
+    return [model.tokenizer.decode(row, skip_special_tokens=skip) for row in rows]
+
+
+def tokens(model: Resident, texts: list[str], special: bool, most: int) -> list[list[dict[str, Any]]]:
+    """The tokens of each text, with the characters that they stand for; a special token stands for none. Raises
+    TooLarge for more than `most`, before each becomes an object of ten times its size.
+    """
     tokenizer = model.tokenizer
+    ragged = tokenizer.encode_ragged(texts, max_length=most, truncation="do_not_truncate")
+    count = len(ragged.input_ids)
+    if count > most:
+        raise TooLarge(f"{count} tokens, at most {most} are allowed", field="inputs")
     encoded = tokenizer(
         texts,
         add_special_tokens=special,

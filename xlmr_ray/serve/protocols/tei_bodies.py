@@ -4,14 +4,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from xlmr_ray.serve.protocols.body import Body, Direction
+from xlmr_ray.serve.protocols.body import Asked, Body, Direction, Nothing, Several, Texts
 
 Id = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Inputs = str | list[str] | list[Id] | list[list[Id]]
-OneOrPair = Annotated[list[str], Field(min_length=1, max_length=2)]
+Inputs = str | Several[str] | Several[Id] | Several[Several[Id]]
+OneOrPair = Annotated[Several[str], Field(min_length=1, max_length=2)]
 
 
-class Cut(Body):
+class Cut(Asked):
     """Texts longer than the model are refused; with `truncate` they are cut."""
 
     truncate: bool | None = None
@@ -27,6 +27,7 @@ class Embed(Cut):
     normalize: bool | None = True
     prompt_name: str | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
+    parameters: Nothing | None = None
 
 
 class EmbedAll(Cut):
@@ -37,12 +38,13 @@ class EmbedAll(Cut):
     inputs: Inputs
     normalize: bool | None = None
     prompt_name: str | None = None
+    parameters: Nothing | None = None
 
 
 class Predict(Cut):
     """`"a text"`, `["a text", "and its pair"]`, or several of both: `[["a text"], ["a text", "and its pair"]]`."""
 
-    inputs: str | OneOrPair | list[OneOrPair]
+    inputs: str | OneOrPair | Several[OneOrPair]
     raw_scores: bool | None = False
 
 
@@ -50,16 +52,18 @@ class Compared(Body):
     """One sentence, and those that it is compared with."""
 
     source_sentence: str
-    sentences: list[str]
+    sentences: Several[str]
 
 
-class SimilarityParameters(Cut):
+class SimilarityParameters(Body):
     """A prompt goes before each sentence."""
 
+    truncate: bool | None = None
+    truncation_direction: Direction | None = None
     prompt_name: str | None = None
 
 
-class Similarity(Body):
+class Similarity(Asked):
     """The measure is the model's own, cosine where it names none."""
 
     inputs: Compared
@@ -67,24 +71,25 @@ class Similarity(Body):
 
 
 class Rerank(Cut):
-    """`raw_scores`: the head's numbers as they are, not brought between 0 and 1."""
+    """`raw_scores`: the head's numbers as they are, not brought between 0 and 1. `top_n`: the best so many."""
 
     query: str
-    texts: list[str]
+    texts: Several[str]
     raw_scores: bool | None = False
     return_text: bool | None = False
+    top_n: Annotated[int, Field(ge=1)] | None = None
 
 
-class Tokenize(Body):
+class Tokenize(Asked):
     """A prompt goes before each text."""
 
-    inputs: str | list[str]
+    inputs: Texts
     add_special_tokens: bool | None = True
     prompt_name: str | None = None
 
 
-class Decode(Body):
+class Decode(Asked):
     """Ids of one text or of several."""
 
-    ids: list[Id] | list[list[Id]]
+    ids: Several[Id] | Several[Several[Id]]
     skip_special_tokens: bool | None = True

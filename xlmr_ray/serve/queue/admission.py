@@ -13,13 +13,24 @@ from typing import Any
 
 from xlmr_ray.serve.models import Served
 from xlmr_ray.serve.queue.base import RequestQueue
-from xlmr_ray.serve.requests import Overloaded
+from xlmr_ray.serve.requests import Overloaded, TooLarge
 from xlmr_ray.serve.settings import LimitsSection
 
 # Of `queue_tokens: auto`, at least.
 QUEUED_BATCHES = 32
 # The fewest tokens that so many characters are likely to become: few languages have more characters a token.
 CHARACTERS = 6
+
+
+def check_tokens(queue: RequestQueue, tokens: int, limits: LimitsSection) -> None:
+    """Raises TooLarge for more tokens than a request may have, or than can be computed in its time."""
+    most = limits.request_tokens
+    if queue.full_rate and tokens > queue.max_tokens:
+        most = min(most, max(queue.max_tokens, int(queue.full_rate * limits.request_s)))
+    if tokens > most:
+        raise TooLarge(
+            f"the request has {tokens} tokens to compute, at most {most} are allowed; send fewer or shorter texts"
+        )
 
 
 def admit(queue: RequestQueue, tokens: int, limits: LimitsSection, *, tokenizing: int = 0) -> None:

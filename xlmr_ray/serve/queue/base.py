@@ -29,6 +29,7 @@ class RequestQueue(Protocol):
     name: str
     door: "Door"
     rate: float  # tokens a second, of the last batches
+    full_rate: float  # of the last ones that were at least half full; 0 where none was
 
     @property
     def max_tokens(self) -> int:
@@ -80,3 +81,8 @@ class Door:
         """Whether the thread is to end now, which shuts the door. The lock is held, and nothing waits."""
         self.shut = self.closing and not self.users
         return self.shut
+
+
+def smoothed(rate: float, last: float) -> float:
+    """The rate of the last batches, after another one."""
+    return last if not rate else 0.8 * rate + 0.2 * last

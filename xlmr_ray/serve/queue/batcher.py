@@ -29,7 +29,7 @@ from xlmr_ray.engine.joint_batch import CallerSequences, compute_together
 from xlmr_ray.engine.memory import attempt, free
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.serve.logs import log_failure
-from xlmr_ray.serve.queue.base import Computed, Door
+from xlmr_ray.serve.queue.base import Computed, Door, smoothed
 from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut, Unavailable
 from xlmr_ray.tasks.encoded import ragged, targets_of
 from xlmr_ray.tasks.task import EncoderTask, Task
@@ -126,6 +126,7 @@ class Batcher:
         self.tokens = 0  # of sequences that wait
         self.computing: tuple[float, int] | None = None  # since when, how many tokens
         self.rate = 0.0  # tokens a second, of the last batches
+        self.full_rate = 0.0  # of the last ones that were at least half full
         self.broken: str | None = None
         self.thread = threading.Thread(target=self.run, name=f"engine-{name}", daemon=True)
         self.thread.start()
@@ -256,7 +257,9 @@ class Batcher:
             self.compute_smaller(shares)
             return
         seconds = time.monotonic() - began
-        self.rate = tokens / seconds if not self.rate else 0.8 * self.rate + 0.2 * tokens / seconds
+        self.rate = smoothed(self.rate, tokens / seconds)
+        if 2 * tokens >= self.engine.max_tokens:
+            self.full_rate = smoothed(self.full_rate, tokens / seconds)
         sequences = sum(len(share.sequences) for share in shares)
         self.observe(BatchStats(sequences, tokens, stats.padded - padded, len(shares), seconds))
         ended: list[tuple[Ticket, ServiceError | None]] = []

@@ -14,7 +14,7 @@ import torch
 
 from xlmr_ray.engine.generator import Generator, Unwanted
 from xlmr_ray.serve.logs import log_failure
-from xlmr_ray.serve.queue.base import Computed, Door
+from xlmr_ray.serve.queue.base import Computed, Door, smoothed
 from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut, Unavailable
 from xlmr_ray.tasks.task import Task
 
@@ -52,6 +52,7 @@ class Writer:
         self.queue: deque[Prompt] = deque()
         self.computing: tuple[float, int] | None = None
         self.rate = 0.0
+        self.full_rate = 0.0  # a prompt is what is computed at once: there are no batches
         self.broken: str | None = None
         self.thread = threading.Thread(target=self.run, name=f"generator-{name}", daemon=True)
         self.thread.start()
@@ -139,7 +140,7 @@ class Writer:
             failure = BackendFailed("the model failed on this request")
         prompt.ended = time.monotonic()
         rate = prompt.tokens / (prompt.ended - prompt.started)
-        self.rate = rate if not self.rate else 0.8 * self.rate + 0.2 * rate
+        self.rate = smoothed(self.rate, rate)
         loop = prompt.done.get_loop()
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, prompt, table, failure)
