@@ -90,7 +90,7 @@ def test_same_as_pipeline_by_the_route_of_any_task(m3: tuple[str, TestClient], t
         ("sparse", {"inputs": TEXTS[0], "parameters": {"pieces": 1}}, 422, "parameters.pieces: a boolean is wanted"),
         ("sparse", {"inputs": {"txt": "a"}}, 422, "inputs: a document has the fields text and no other"),
         ("sparse", {"inputs": [TEXTS[0], ""]}, 400, "inputs.1: the text is empty"),
-        ("sparse", {"inputs": []}, 400, "no texts are given"),
+        ("sparse", {"inputs": []}, 400, "the list is empty"),
         ("hybrid-similarity", {"inputs": PAIRS[0] | {"text_pair": ""}}, 400, "inputs.text_pair: the text is empty"),
         ("hybrid-similarity", {"inputs": "a"}, 422, "inputs.text_pair: a text is wanted, got null"),
         ("hybrid-similarity", {"inputs": PAIRS[0], "parameters": {"weights": [0, 0, 1]}}, 422, "weights: "),
