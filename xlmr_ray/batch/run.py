@@ -38,6 +38,7 @@ from xlmr_ray.batch.plan import (
     task_recipes,
 )
 from xlmr_ray.batch.progress import Display, Figures, say
+from xlmr_ray.batch.ranges import known_ranges, measured
 from xlmr_ray.batch.shard_rows import shard_rows
 from xlmr_ray.batch.stages.block import raise_failure
 from xlmr_ray.batch.stages.recipe import EngineRecipe, Recipe
@@ -257,6 +258,7 @@ def score(
             commit_dead(store, plan.run_id, file)
             figures.add(0, 1, 0, 0)
     check_errors(job, store, plan, figures)
+    known = known_ranges(prepared.recipe, prepared.found.after if prepared.found else None)
     todo = np.flatnonzero(~done.shards)
     if not len(todo):
         return
@@ -265,11 +267,10 @@ def score(
         encoders = {(task.encoder, task.tokenizer): task.model for task in prepared.recipe.tasks}
         weights = sum(4 * stored_values(model_folder(resolve(model))) for model in encoders.values())
         size = sizes(job.cluster, job.engine.device, weights, len(todo))
-        recipe = replace(
-            prepared.recipe, engine=replace(prepared.recipe.engine, threads=size.threads, gpus=size.encoder_gpus)
-        )
+        recipe = replace(known, engine=replace(known.engine, threads=size.threads, gpus=size.encoder_gpus))
         if watch is not None:
             watch.launched(size, figures)
+        recipe = measured(recipe, plan.shards, size, display.note)
         display.note(f"starting {size.tokenizers} tokenizer and {size.encoders} encoder actors")
         for row in rows_of(stream((plan.shards[int(at)] for at in todo), len(todo), recipe, size)):
             check()

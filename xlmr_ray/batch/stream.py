@@ -43,8 +43,8 @@ class TokenizeEach:
             yield self.step(to_block(shard, {}))
 
 
-def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes) -> ray.data.Dataset:
-    """The lazy pipeline over `count` shards."""
+def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes, last: type[Any] = Write) -> ray.data.Dataset:
+    """The lazy pipeline over `count` shards, whose `last` step gives the row of each."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -70,7 +70,7 @@ def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes) -> ra
             num_gpus=size.encoder_gpus,
         )
         .map_batches(
-            Write,
+            last,
             fn_constructor_args=(recipe,),
             batch_size=None,
             batch_format="pyarrow",

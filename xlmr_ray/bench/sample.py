@@ -1,7 +1,7 @@
 """A job's own documents and tasks, as many as a measurement wants, read and tokenized as a run does it."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,11 @@ from xlmr_ray.batch.plan import columns_of, task_recipes
 from xlmr_ray.batch.stages.rows import fail_empty, good_rows
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.errors import UserError
+from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.encoded import ragged
 from xlmr_ray.tasks.registry import bind_task
 from xlmr_ray.tasks.task import EncoderTask
+from xlmr_ray.tasks.vector_precision import UNMEASURED, Ranges
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 # Documents are taken in groups of so many, from places spread evenly over the first files that hold GROUPS of them.
@@ -66,6 +68,9 @@ def take_sample(job: Job, documents: int) -> Sample:
         task = bind_task(recipe.task, folder, recipe.options)
         if not isinstance(task, EncoderTask):
             raise UserError(f"{job.name}: task {recipe.task} has no fixed cost a document, and is not measured")
+        if isinstance(task, Embedding) and task.ranges == UNMEASURED:
+            # Those that the run would measure: any cost the same.
+            task = replace(task, ranges=Ranges((-1.0,) * task.width, (1.0,) * task.width, task.normalized))
         tasks.append(task)
     columns = columns_of(job, recipes)
     found = find_inputs(job.input.path, format=job.input.format)

@@ -38,6 +38,9 @@ class Ranges(NamedTuple):
     normalized: bool
 
 
+UNMEASURED = Ranges((), (), False)  # of a job whose run has yet to take its sample
+
+
 def check_precision(task: str, precision: object, ranges: Ranges | None, width: int, normalized: bool) -> None:
     """Raises UserError for a precision that there is not, or that needs ranges where there are none, or those of
     vectors of another width or kind.
@@ -48,8 +51,11 @@ def check_precision(task: str, precision: object, ranges: Ranges | None, width: 
     if ranges is None:
         raise UserError(
             f"task {task}: precision {precision} needs ranges, the smallest and the largest number of each dimension "
-            "in a sample: make them with `xlmr-ray bench JOB.yaml --ranges ranges.json` and say ranges: ranges.json"
+            "in a sample: name a table that a job has made with this precision, or make them with `xlmr-ray bench "
+            "JOB.yaml --ranges ranges.json` and say ranges: ranges.json"
         )
+    if ranges == UNMEASURED:
+        return
     if len(ranges.low) != width:
         raise UserError(f"task {task}: ranges: got {len(ranges.low)} dimensions, expected {width}")
     if ranges.normalized != normalized:
@@ -62,18 +68,18 @@ def check_precision(task: str, precision: object, ranges: Ranges | None, width: 
 
 
 def read_ranges(task: str, given: object) -> Ranges | None:
-    """The option `ranges`: the path or URL of a JSON file with `min`, `max` and `normalized`, such a mapping, or the
-    three in a list.
+    """The option `ranges`: the path or URL of a JSON file with `min`, `max` and `normalized`, or of a job's output,
+    whose published run has measured them; such a mapping, or the three in a list.
     """
-    if given is None:
-        return None
+    if given is None or given == UNMEASURED:
+        return None if given is None else UNMEASURED
     content: Any = given
-    if isinstance(given, str):
-        try:
-            with fsspec.open(given, "rb") as file:
-                content = json.load(file)
-        except (OSError, ValueError) as error:
-            raise UserError(f"task {task}: ranges: {given} cannot be read as JSON ({type(error).__name__})") from None
+    if isinstance(given, str | Path):
+        url = str(given)
+        if not url.endswith(".json"):
+            run = read_json(task, f"{url.rstrip('/')}/_current.json").get("run_id")
+            url = f"{url.rstrip('/')}/_runs/{run}/ranges/{task}.json"
+        content = read_json(task, url)
     if isinstance(content, Mapping):
         content = [content.get(name) for name in FILED]
     if isinstance(content, list | tuple) and len(content) == 2:
@@ -91,16 +97,34 @@ def read_ranges(task: str, given: object) -> Ranges | None:
             f"task {task}: ranges: nothing says whether the vectors were normalized to length 1: measure them anew, or "
             'add "normalized": true or false'
         )
-    if len(low) != len(high) or not all(a <= b for a, b in zip(low, high, strict=True)):
-        raise UserError(f"task {task}: ranges: the two lists differ in length, or a smallest number is above a largest")
+    if not low or len(low) != len(high) or not all(a <= b for a, b in zip(low, high, strict=True)):
+        raise UserError(
+            f"task {task}: ranges: the two lists are empty or differ in length, or a smallest number is above a largest"
+        )
     return Ranges(low, high, normalized)
+
+
+def read_json(task: str, url: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError where there is none."""
+    try:
+        with fsspec.open(url, "rb") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"task {task}: ranges: {url} cannot be read as JSON ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"task {task}: ranges: {url}: got a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+def to_json(ranges: Ranges, vectors: int) -> str:
+    """Ranges over so many vectors, for `read_ranges`."""
+    return json.dumps(dict(zip(FILED, ranges, strict=True)) | {"vectors": vectors}) + "\n"
 
 
 def write_ranges(path: Path, vectors: NDArray[np.float32], *, normalized: bool) -> None:
     """The smallest and the largest number of each dimension of vectors `(N, width)`, for `read_ranges`."""
-    sides = (vectors.min(axis=0).tolist(), vectors.max(axis=0).tolist(), normalized)
-    content = dict(zip(FILED, sides, strict=True)) | {"vectors": len(vectors)}
-    path.write_text(json.dumps(content) + "\n")
+    low, high = vectors.min(axis=0).tolist(), vectors.max(axis=0).tolist()
+    path.write_text(to_json(Ranges(low, high, normalized), len(vectors)))
 
 
 def stored_type(precision: str, width: int) -> pa.DataType:
@@ -120,6 +144,7 @@ def stored(numbers: NDArray[np.floating], precision: str, ranges: Ranges | None)
         kept = packed if precision == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)
     else:
         assert ranges is not None
+        assert ranges != UNMEASURED
         low, high = np.array([ranges.low, ranges.high], np.float32)
         steps = (high - low) / 255
         codes = np.floor((numbers.astype(np.float32) - low) / np.where(steps == 0, np.float32(1), steps))

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xlmr_ray.batch.ledger.published import current
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 PATTERN = re.compile(r"([*?\[])")
 
 
-def result_files(output: str, *, errors: bool = False, at_least_once: bool = False) -> list[str]:
+def result_files(output: str | Path, *, errors: bool = False, at_least_once: bool = False) -> list[str]:
     """URLs or paths of the committed files that the published table is made of: its rows, or its error rows.
 
     Read them rather than the folder `OUT/data/`, where runs lie side by side, replaced and unfinished ones, too. Raises
@@ -30,9 +31,9 @@ def result_files(output: str, *, errors: bool = False, at_least_once: bool = Fal
     return list(iter_files(output, errors=errors, at_least_once=at_least_once))
 
 
-def iter_files(output: str, *, errors: bool = False, at_least_once: bool = False) -> Iterator[str]:
+def iter_files(output: str | Path, *, errors: bool = False, at_least_once: bool = False) -> Iterator[str]:
     """The same, one at a time; what is raised, is at once."""
-    store = open_store(output, at_least_once=at_least_once)
+    store = open_store(str(output), at_least_once=at_least_once)
     published = current(store)
     if published is None:
         raise UserError(f"{output}: nothing is published there; a run publishes when all of its shards are committed")
@@ -40,12 +41,13 @@ def iter_files(output: str, *, errors: bool = False, at_least_once: bool = False
     return (store.url(file.key) for file in found)
 
 
-def read_results(output: str, *, errors: bool = False) -> ray.data.Dataset:
+def read_results(output: str | Path, *, errors: bool = False) -> ray.data.Dataset:
     """The rows (or error rows) of the published table in `output`, a folder or URL: exactly the committed ones, each
     once, over all runs that make the table, whatever else lies there. Raises UserError where nothing is published.
     """
     import ray.data
 
+    output = str(output)
     files = result_files(output, errors=errors)
     if not files:
         return ray.data.from_arrow(ERROR_SCHEMA.empty_table()) if errors else ray.data.from_items([])
