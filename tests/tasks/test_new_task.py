@@ -44,7 +44,7 @@ print(json.dumps([answers, over_http, shorter, card["task"]]))
 
 
 def test_through_python_a_job_and_http(tmp_path: Path, mini: Path) -> None:
-    package = package_with(tmp_path / "package", "A task", "tasks/registry.py", 'TASKS["token-count"] = TokenCount')
+    package = package_with(tmp_path / "package", {"A task": ("tasks/registry.py", 'TASKS["token-count"] = TokenCount')})
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), "utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(

@@ -1,83 +1,36 @@
-"""A new input format is one file and one line of the registry: this one is this file's `Paragraphs`, from the job file
-to the published rows.
+"""A new input format is one file and one line of the registry: that of docs/extending.md, from the job file to what
+actors read. Its rows in a job: `tests/test_extending.py`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
 from pathlib import Path
-from typing import Annotated, ClassVar
 
 import pyarrow as pa
 import pytest
-from pydantic import Field
 
+from tests.extending import SECTIONS, loaded
 from tests.models import save_classifier
-from xlmr_ray import UserError, pipeline
+from xlmr_ray import UserError
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.columns import Columns, Problem, Rows
+from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.read_shard import read_shard
 from xlmr_ray.batch.input.readers import READERS, csv
-from xlmr_ray.batch.input.readers.line_shards import checked_content, cut
-from xlmr_ray.batch.input.readers.raw import Source, chunks, lines
-from xlmr_ray.batch.input.readers.reader import Cut, Reader
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job, check_job
-from xlmr_ray.batch.ledger.results import iter_files
-from xlmr_ray.batch.run import prepare, run_job
+from xlmr_ray.batch.run import prepare
 from xlmr_ray.batch.store.open import open_store
-from xlmr_ray.checkpoint.files import resolve
-
-
-class Paragraphs(Reader):
-    """Documents of several lines, each ended by a line of `end`."""
-
-    name: ClassVar[str] = "paragraphs"
-    endings: ClassVar[tuple[str, ...]] = (".par",)
-    compressed: ClassVar[bool] = True
-
-    end: Annotated[str, Field(min_length=1)] = "--"
-
-    def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
-        pieces = cut(
-            self.records(checked_content(source)),
-            shard_rows=shard_rows,
-            shard_bytes=shard_bytes,
-            is_blank=lambda record, size: not record.strip(),
-        )
-        return Cut(("string",) * len(columns.extra), pieces)
-
-    def read(self, source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
-        rows = Rows(columns, lambda row: f"paragraph {row + 1}")
-        for number, (record, size) in enumerate(self.records(chunks(source, shard.start, shard.stop)), shard.first_row):
-            if not record.strip():
-                continue
-            if size > max_row_bytes:
-                rows.bad(number, Problem(codes.ROW_TOO_LARGE, f"{size} bytes, the limit is {max_row_bytes}"))
-            else:
-                rows.good(number, "", [record])
-        return rows.table()
-
-    def records(self, content: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
-        held: list[bytes] = []
-        size = 0
-        for line, length in lines(content):
-            size += length
-            if line.decode() == self.end:
-                yield b"\n".join(held), size
-                held, size = [], 0
-            else:
-                held.append(line)
-        if size:
-            yield b"\n".join(held), size
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(READERS, "paragraphs", Paragraphs())  # the registry's line
+def registered(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    module = loaded(SECTIONS["An input format"][0], tmp_path_factory.mktemp("readers"))
+    del sys.modules[module.__name__]
+    monkeypatch.setitem(READERS, "paragraphs", module.Paragraphs())  # the registry's line
 
 
 TEXTS = [f"first line of {number}\nand a second one" for number in range(10)]
@@ -150,19 +103,6 @@ def test_without_its_line_in_the_registry_there_is_no_such_format(tmp_path: Path
         UserError, match=r"format: expected one of auto, parquet, jsonl, csv, tsv, text, got 'paragraphs'"
     ):
         job(model, tmp_path, format="paragraphs")
-
-
-@pytest.mark.usefixtures("ray_session", "registered")
-def test_a_job_scores_it(tmp_path: Path, model: Path) -> None:
-    write(tmp_path / "in" / "a.par", end="==")
-    run_job(job(model, tmp_path, paragraphs={"end": "=="}), quiet=True)
-    (rows,) = [pa.concat_tables(pa.parquet.read_table(file) for file in iter_files(str(tmp_path / "out")))]
-    expected = pipeline("text-classification", model=str(resolve(str(model))))(TEXTS)
-    got = {row["row"]: (row["label"], row["score"]) for row in rows.to_pylist()}
-    assert sorted(got) == list(range(10))
-    for number, answer in enumerate(expected):
-        assert got[number][0] == answer["label"]
-        assert got[number][1] == pytest.approx(answer["score"], abs=1e-6)
 
 
 def test_no_name_of_an_option_is_a_key_of_the_input_section() -> None:

@@ -14,12 +14,22 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
 from xlmr_ray.errors import UserError
 
 DEADLINE = 120.0  # seconds that one operation may go on retrying
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a store is, and how it is opened: see `open_store`."""
+
+    url: str
+    options: Mapping[str, object] = field(repr=False)
+    at_least_once: bool
+    deadline: float
 
 
 class Exists(Exception):
