@@ -49,6 +49,7 @@ from xlmr_ray.batch.stream import rows_of, stream
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
+from xlmr_ray.engine.cpu_precision import cpu_capabilities, precision_hint
 from xlmr_ray.errors import JobFailed
 from xlmr_ray.text.plural import plural
 from xlmr_ray.text.redact import clean_url
@@ -224,6 +225,9 @@ def drive(
     done = earlier(store, plan, figures, prepared.found.withdrawn if prepared.found else frozenset())
     if not quiet:
         say(console, describe(prepared, done))
+        hint = precision_hint(prepared.recipe.engine.dtype, job.engine.quantization, cpu_capabilities())
+        if hint and not on_gpu(job.engine.device) and not remote(job.cluster.address):
+            say(console, hint)
     try:
         score(job, store, prepared, done, figures, console, quiet=quiet, check=check, watch=watch)
     except TooManyErrors:

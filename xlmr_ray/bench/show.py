@@ -10,6 +10,7 @@ from rich.text import Text
 
 from xlmr_ray.bench.result import Bench
 from xlmr_ray.bench.shares import NAMES
+from xlmr_ray.engine.cpu_precision import cpu_capabilities, precision_hint
 
 COLORS = {"products": "#3366cc", "attention": "#dc7a28", "quantizing": "#8a5fb5", "rest": "#8c8c8c"}
 WIDTH, HEIGHT, LEFT = 640, 30, 110
@@ -50,6 +51,9 @@ def show(bench: Bench, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    hint = None if machine.on_gpu else precision_hint(work.dtype, work.quantization, cpu_capabilities())
+    if hint:
+        console.print(hint, highlight=False, soft_wrap=True)
     if bench.pipeline is not None:
         run = bench.pipeline
         console.print(
