@@ -119,6 +119,11 @@ class Service:
             raise NotFound(f"no model {name[:64]!r}; there are: {', '.join(self.models)}", field="model")
         return found
 
+    def has(self, task: str, model: str | None) -> bool:
+        """Whether the model has the task, or any, where none is named. Raises NotFound where there is no such model."""
+        asked = self.models.values() if model is None else [self.model(model)]
+        return any(task in one.tasks for one in asked)
+
     def entered(self, task: str, model: str | None) -> Served:
         """As `find`, and in its queue, which goes on for as long though other models take its place meanwhile."""
         while True:

@@ -219,11 +219,11 @@ def refused(http: httpx.Client, path: str, body: str | bytes, status: int) -> ht
 def told(response: httpx.Response) -> str:
     """The line of an error, in the shape of its path's protocol."""
     path, body = response.request.url.path, response.json()
-    if path.startswith("/v1/embeddings"):
+    if path in ("/v1/embeddings", "/embeddings", "/classify", "/score", "/v1/score", "/pooling"):
         assert body.keys() == {"error"}
         assert body["error"].keys() == {"message", "type", "param", "code"}
         return str(body["error"]["message"])
-    if path in ("/v1/rerank", "/v2/rerank"):
+    if path in ("/v1/rerank", "/v2/rerank", "/v1/embed", "/v2/embed"):
         assert body.keys() == {"message"}
         return str(body["message"])
     assert body.keys() == {"error", "error_type"}

@@ -54,6 +54,8 @@ def assert_same(got: Any, wanted: Any) -> None:
         for key, value in wanted.items():
             if key == "id" and isinstance(value, str):
                 assert uuid.UUID(got[key])
+            elif key == "created":
+                assert got[key] >= value
             elif key == "embedding" and isinstance(value, str):
                 assert len(got[key]) == len(value)
             else:

@@ -56,6 +56,31 @@ REQUESTS: dict[str, dict[str, Any]] = {
         }
         for path in ("/v1/rerank", "/v2/rerank")
     },
+    "POST /embeddings": {"numbers": {"model": "mini", "input": ["Everyone has the right to life."], "dimensions": 4}},
+    "POST /classify": {"texts": {"model": "script", "input": ["Everyone", "Каждый"]}},
+    **{
+        f"POST {path}": {
+            "one with several": {
+                "model": "relevance",
+                "text_1": "Who may go to school?",
+                "text_2": ["No one shall be held in slavery.", "Everyone has the right to education."],
+            }
+        }
+        for path in ("/score", "/v1/score")
+    },
+    "POST /pooling": {"a vector": {"model": "mini", "input": "Everyone", "task": "embed", "dimensions": 4}},
+    **{
+        f"POST {path}": {
+            "two encodings": {
+                "model": "mini",
+                "texts": ["Everyone has the right to life."],
+                "input_type": "search_document",
+                "embedding_types": ["float", "ubinary"],
+                "output_dimension": 8,
+            }
+        }
+        for path in ("/v1/embed", "/v2/embed")
+    },
     "POST /tasks/text-classification": {
         "best two": {"inputs": "Everyone has the right to life.", "parameters": {"top_k": 2}}
     },

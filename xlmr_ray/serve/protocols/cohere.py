@@ -1,5 +1,6 @@
 """Reranking as Cohere's and Jina's clients ask for it."""
 
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ class Document(BaseModel):
 class Reranking(Body):
     """Documents longer than the model are cut, as there, which the header `x-truncated` tells; `truncation: false`
     refuses them, `truncate_prompt_tokens` (vLLM's) cuts query and document at so many tokens. Of `rank_fields`,
-    documents have `text` alone, and each is read in one piece.
+    documents have `text` alone, and each is read in one piece. `raw_scores`: the head's numbers as they are.
     """
 
     query: str
@@ -45,6 +46,7 @@ class Reranking(Body):
     max_chunks_per_doc: int | None = None
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
     truncate_prompt_tokens: Cut | None = None
+    raw_scores: bool | None = None
     relevant_spans: Refused = None
     priority: int | None = None
 
@@ -71,7 +73,8 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     return routes
 
 
-async def reranked(service: Service, body: Reranking) -> Response:
+async def reranked(service: Service, body: Reranking, *, plain: bool = False) -> Response:
+    """`plain`: in infinity's form, in which a document that is a text comes back as a text."""
     served = service.find("rerank", body.model)
     most = service.limits.cohere_inputs
     counted(service, body.documents, "documents", most)
@@ -82,12 +85,13 @@ async def reranked(service: Service, body: Reranking) -> Response:
         service,
         "rerank",
         {"text": [body.query] * len(texts), "text_pair": texts},
-        {} if length is None else {"max_length": length},
+        ({} if length is None else {"max_length": length}) | ({"function_to_apply": "none"} if body.raw_scores else {}),
         model=served.model.name,
         fields={
             "text": "query",
             "text_pair": "documents",
             "max_length": "truncate_prompt_tokens",
+            "function_to_apply": "raw_scores",
             "truncate": "truncation: true",
         },
         once=("query",),
@@ -98,9 +102,11 @@ async def reranked(service: Service, body: Reranking) -> Response:
     if body.return_documents:
         for one in results:
             given = body.documents[one["index"]]
-            one["document"] = {"text": given} if isinstance(given, str) else given.model_dump()
+            text = given if plain else {"text": given}
+            one["document"] = text if isinstance(given, str) else given.model_dump()
     return reply(
-        {
+        ({"object": "rerank", "created": int(time.time())} if plain else {})
+        | {
             "id": str(uuid.uuid4()),
             "model": served.model.name,
             "results": results,

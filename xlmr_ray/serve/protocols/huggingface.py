@@ -48,7 +48,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     routes = APIRouter(route_class=JsonRoute, tags=["Tasks"])
 
     def is_served(task: str) -> bool:
-        return not service.models or has_task(service, task, None)
+        return not service.models or service.has(task, None)
 
     def told(task: str, answer: Any, summary: str) -> dict[str, Any]:
         show = is_served(task)
@@ -131,7 +131,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
     @routes.post("/tasks/feature-extraction", **told("feature-extraction", STATES, "Vectors of texts or tokens"))
     async def feature_extraction(body: bodies.Extraction, model: Model = None) -> Response:
-        pooled = body.parameters is None and has_task(service, "embedding", body.which(model))
+        pooled = body.parameters is None and service.has("embedding", body.which(model))
         return await (vectors if pooled else states)(service, body, body.which(model))
 
     @routes.post(
@@ -258,9 +258,3 @@ async def ranked(service: Service, body: bodies.Ranking, model: str | None) -> R
         return_documents=bool(with_documents),
     )
     return reply(best, answer)
-
-
-def has_task(service: Service, task: str, model: str | None) -> bool:
-    """Whether the model has the task, or any, where none is named. Raises NotFound where there is no such model."""
-    asked = service.models.values() if model is None else [service.model(model)]
-    return any(task in one.tasks for one in asked)

@@ -10,8 +10,10 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import Field
 
+from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.json_body import JsonRoute
-from xlmr_ray.serve.protocols.body import Body, Cut
+from xlmr_ray.serve.models import Model
+from xlmr_ray.serve.protocols.body import Body, Cut, Direction
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import TRUNCATE, Cutting, embedded, given_texts
 from xlmr_ray.serve.protocols.reply import reply
@@ -21,14 +23,15 @@ from xlmr_ray.serve.requests import ErrorBody, Invalid, ServiceError
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 
+BEGAN = int(time.time())
 CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
 TYPES = {401: "authentication_error", 408: "timeout", 429: "requests", 404: "not_found_error"}
 
 
 class Embeddings(Body):
     """Vectors have length 1. Texts longer than the model are refused; with `truncate` they are cut at the model's
-    length, with `truncate_prompt_tokens` (vLLM's) at so many tokens, -1 for the model's. `user` changes nothing.
-    Without `model`, the first one for embeddings answers.
+    length, with `truncate_prompt_tokens` (vLLM's) at so many tokens, -1 for the model's, at the end that
+    `truncation_side` says. `user` changes nothing. Without `model`, the first one for embeddings answers.
 
     `input` may be token ids with `token_ids: true` alone, which says that they are of this model's tokenizer (those of
     `/tokenize`).
@@ -41,6 +44,7 @@ class Embeddings(Body):
     user: str | None = None
     truncate: bool | None = None
     truncate_prompt_tokens: Cut | None = None
+    truncation_side: Direction | None = None
     token_ids: bool | None = None
 
 
@@ -62,49 +66,15 @@ def errors(path: str) -> ErrorBody | None:
 
 def router(service: Service, settings: ServeSettings) -> APIRouter:
     routes = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
-    began = int(time.time())
 
     @routes.post("/v1/embeddings", **documented("POST /v1/embeddings", Vectors, OpenAIError, summary="A vector a text"))
     async def embeddings(body: Embeddings) -> Response:
-        served = service.find("embedding", body.model)
-        if has_ids(body.input) and not body.token_ids:
-            raise Invalid(
-                "input",
-                "token ids of another tokenizer mean nothing to this model: send text (LangChain's OpenAIEmbeddings: "
-                "check_embedding_ctx_length=False), or say token_ids: true if they are of this model's /tokenize",
-            )
-        most = service.limits.openai_inputs
-        texts, single = await given_texts(service, body.input, served.model, "input", most)
-        answer = await embedded(
-            service,
-            texts,
-            {"normalize": True, "dimensions": body.dimensions, "max_length": at_most(body.truncate_prompt_tokens)},
-            Cutting(whole=not body.truncate and body.truncate_prompt_tokens is None, side=None),
-            model=served.model.name,
-            fields={"text": "input", "max_length": "truncate_prompt_tokens", "truncate": TRUNCATE},
-            single=single,
-            most=most,
-        )
-        encode = as_base64 if body.encoding_format == "base64" else np.asarray
-        return reply(
-            {
-                "object": "list",
-                "model": served.model.name,
-                "data": [
-                    {"object": "embedding", "index": place, "embedding": encode(vector)}
-                    for place, vector in enumerate(answer.answers)
-                ],
-                "usage": {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens},
-            },
-            answer,
-        )
-
-    def card(name: str) -> ModelCard:
-        return ModelCard(id=name, object="model", created=began, owned_by="xlmr-ray")
+        whole = not body.truncate and body.truncate_prompt_tokens is None
+        return await vectors(service, body, Cutting(whole=whole, side=body.truncation_side))
 
     @routes.get("/v1/models", **documented("GET /v1/models", ModelCards, OpenAIError, summary="The models"))
     async def models() -> ModelCards:
-        return ModelCards(object="list", data=[card(name) for name in service.models])
+        return cards(service)
 
     @routes.get(
         "/v1/models/{model:path}", **documented("GET /v1/models/{model}", ModelCard, OpenAIError, summary="A model")
@@ -113,6 +83,54 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         return card(service.model(model).name)
 
     return routes
+
+
+def card(name: str) -> ModelCard:
+    return ModelCard(id=name, object="model", created=BEGAN, owned_by="xlmr-ray")
+
+
+def cards(service: Service) -> ModelCards:
+    return ModelCards(object="list", data=[card(name) for name in service.models])
+
+
+async def vectors(service: Service, body: Embeddings, cutting: Cutting) -> Response:
+    served = service.find("embedding", body.model)
+    texts, single = await texts_given(service, body.input, body.token_ids, served.model)
+    answer = await embedded(
+        service,
+        texts,
+        {"normalize": True, "dimensions": body.dimensions, "max_length": at_most(body.truncate_prompt_tokens)},
+        cutting,
+        model=served.model.name,
+        fields={"text": "input", "max_length": "truncate_prompt_tokens", "truncate": TRUNCATE},
+        single=single,
+        most=service.limits.openai_inputs,
+    )
+    encode = as_base64 if body.encoding_format == "base64" else np.asarray
+    data = [
+        {"object": "embedding", "index": place, "embedding": encode(vector)}
+        for place, vector in enumerate(answer.answers)
+    ]
+    return reply({"object": "list", "model": served.model.name, "data": data, "usage": usage(answer)}, answer)
+
+
+async def texts_given(
+    service: Service, given: str | list[str] | list[int] | list[list[int]], ours: bool | None, model: Model
+) -> tuple[list[str], bool]:
+    """The texts of `input`, and whether one came alone. Raises Invalid for ids that are not said to be of the model's
+    own tokenizer.
+    """
+    if has_ids(given) and not ours:
+        raise Invalid(
+            "input",
+            "token ids of another tokenizer mean nothing to this model: send text (LangChain's OpenAIEmbeddings: "
+            "check_embedding_ctx_length=False), or say token_ids: true if they are of this model's /tokenize",
+        )
+    return await given_texts(service, given, model, "input", service.limits.openai_inputs)
+
+
+def usage(answer: Answer) -> dict[str, int]:
+    return {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens}
 
 
 def at_most(tokens: int | None) -> int | None:

@@ -75,7 +75,7 @@ class Document(BaseModel):
 class Ranked(Out):
     index: int
     relevance_score: float
-    document: Document | None = None
+    document: Document | str | None = None
 
 
 class Token(Out):
@@ -119,10 +119,67 @@ class ModelCards(Out):
 
 
 class Rerankings(Out):
+    """`object`, `created`, and documents that are strings, are infinity's."""
+
+    object: str | None = None
+    created: int | None = None
     id: str
     model: str
     results: list[Ranked]
     usage: dict[str, int]
+    meta: dict[str, Any]
+
+
+class Classifications(Out):
+    """infinity's: of each text all labels, best first."""
+
+    object: str
+    data: list[list[Label]]
+    model: str
+    usage: Usage
+    id: str
+    created: int
+
+
+class Scored(Out):
+    index: int
+    object: str
+    score: float
+
+
+class Scores(Out):
+    id: str
+    object: str
+    created: int
+    model: str
+    data: list[Scored]
+    usage: Usage
+
+
+class Pooled(Out):
+    """A vector, a vector a token, or the scores of labels; base64 of little-endian fp32."""
+
+    index: int
+    object: str
+    data: list[float] | list[list[float]] | str
+
+
+class Poolings(Out):
+    id: str
+    object: str
+    created: int
+    model: str
+    data: list[Pooled]
+    usage: Usage
+
+
+class CohereVectors(Out):
+    """`embeddings`: by encoding; at `/v1/embed`, where none is named, the bare vectors."""
+
+    response_type: str
+    id: str
+    embeddings: dict[str, list[list[float]] | list[list[int]] | list[str]] | list[list[float]]
+    texts: list[str]
     meta: dict[str, Any]
 
 

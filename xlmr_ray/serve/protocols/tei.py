@@ -119,11 +119,9 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         ),
     )
     async def rerank(body: AnyRerank, model: Model = None) -> Response:
-        return (
-            await reranked(service, body)
-            if isinstance(body, Reranking)
-            else await ranks(service, body, body.which(model))
-        )
+        if isinstance(body, Reranking):
+            return await reranked(service, body, plain=True)
+        return await ranks(service, body, body.which(model))
 
     @routes.post(
         "/similarity",
