@@ -12,7 +12,7 @@ import xlmr_ray
 from tests.checkpoint.conftest import SIZES
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.modeling import pretrained
+from xlmr_ray.modeling import loading, pretrained
 
 SEQ = "XLMRobertaForSequenceClassification"
 MLM = "XLMRobertaForMaskedLM"
@@ -115,7 +115,7 @@ def test_with_and_without_a_pooler(folder: Path) -> None:
 
 def test_misspelt_arguments_have_their_names_to_be_near_to() -> None:
     known = set(inspect.signature(pretrained.Pretrained.from_pretrained).parameters)
-    assert set(pretrained.ARGUMENTS) < known
+    assert set(loading.ARGUMENTS) < known
 
 
 def test_from_config() -> None:

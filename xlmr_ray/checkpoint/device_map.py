@@ -65,12 +65,16 @@ def spread(sizes: Mapping[str, int], free: Mapping[str, int]) -> dict[str, str]:
     return placed
 
 
-def automatic(model: nn.Module, float_bytes: float, linear_bytes: float) -> dict[str, str]:
-    """The map for the GPUs of this machine. Weights of linear layers take `linear_bytes` a number, others
-    `float_bytes`.
+def automatic(
+    model: nn.Module, float_bytes: float, linear_bytes: float, most: Mapping[str, int] | None = None
+) -> dict[str, str]:
+    """The map for the GPUs of this machine, of which `most` are the bytes to use, or all but those of a GPU that it
+    has not. Weights of linear layers take `linear_bytes` a number, others `float_bytes`.
     """
     # Activations, and the work space of quantization, want room too.
     free = {f"cuda:{i}": int(0.9 * torch.cuda.mem_get_info(i)[0]) for i in range(torch.cuda.device_count())}
+    if most:
+        free = {device: min(size, most[device]) for device, size in free.items() if device in most}
     sizes, together = unit_sizes(model, float_bytes, linear_bytes)
     placed = spread(sizes, free)
     return {name: placed[first] for name, first in together.items()}

@@ -44,12 +44,13 @@ def fetch_hub(
     local_files_only: bool,
     token: str | bool | None = None,
     weights: bool = True,
-    head: str | None = None,
+    inside: str = "",
+    force_download: bool = False,
 ) -> Path:
-    """The snapshot of a hub model: its safetensors, or its `.bin` files instead; of a `head` saved beside it, the
-    folder in the snapshot. Raises UserError, JobFailed.
+    """The snapshot of a hub model: its safetensors, or its `.bin` files instead; of a folder `inside` it, that folder
+    in the snapshot, such as a head saved beside its encoder. Raises UserError, JobFailed.
     """
-    beside = [f"{HEADS}/{head}/*"] if head else []
+    head = inside.startswith(f"{HEADS}/")  # with its encoder, whose weights are its own, too
 
     def snapshot(patterns: list[str]) -> Path:
         got = snapshot_download(
@@ -58,15 +59,18 @@ def fetch_hub(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             token=token,
-            allow_patterns=patterns + beside,
-            ignore_patterns=IGNORE,
+            allow_patterns=[f"{inside}/{one}" for one in patterns if inside] + (patterns if head or not inside else []),
+            # What is asked for by name is not ignored.
+            ignore_patterns=[one for one in IGNORE if not fnmatch(f"{inside}/", one)],
+            force_download=force_download,
         )
         return Path(got)
 
     at = f"{model}@{revision}" if revision else model
     try:
         folder = snapshot(SMALL + SAFE if weights else SMALL)
-        if weights and not any(folder.glob("model*.safetensors")) and not any(folder.glob("0_*/model*.safetensors")):
+        where = folder if head else folder / inside
+        if weights and not any(where.glob("model*.safetensors")) and not any(where.glob("0_*/model*.safetensors")):
             folder = snapshot(SMALL + PICKLED)
     except GatedRepoError:
         raise UserError(f"{at}: gated: accept its terms at https://huggingface.co/{model} and set HF_TOKEN") from None
@@ -87,9 +91,9 @@ def fetch_hub(
     except Exception as error:
         # The client raises its HTTP library's own errors; none of them is the user's doing.
         raise JobFailed(f"{at}: could not be downloaded from the hub: {_line(error)}") from error
-    if head and not (folder / HEADS / head).is_dir():
-        raise UserError(f"{at}: no {HEADS}/{head} in it")
-    return folder / HEADS / head if head else folder
+    if inside and not (folder / inside).is_dir():
+        raise UserError(f"{at}: no {inside} in it")
+    return folder / inside
 
 
 def fetch_url(

@@ -22,19 +22,24 @@ def resolve(
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
     weights: bool = True,
+    subfolder: str = "",
+    force_download: bool = False,
 ) -> Path:
-    """A local folder for what the user named.
+    """A local folder for what the user named, or for a `subfolder` of it.
 
     `source` is a folder, `embedded:NAME`, the URL of a prefix (`s3://…` or another fsspec store) or a hub id, or one of
     these with `/heads/NAME` for a head that was saved beside its encoder; each but
     a `Path` may end in `@revision`. On the hub a revision is a branch, a tag or a commit. Folders and prefixes have no
     history: there it is the beginning (8 hex digits or more) of `weights_digest`, and the weights must have it.
 
+    `force_download` fetches anew what the hub's cache has; what comes from a store is always compared by its etags.
     `token` is the hub's; None is the one that `HF_TOKEN` or `hf auth login` set. With `weights=False` (only a
     tokenizer) no weights are downloaded and the folder's content is not looked at.
     Raises UserError, one line, when there is no such thing, it may not or cannot be had, or it is no XLM-R checkpoint.
     """
     name = str(source)
+    inside = subfolder.strip("/")
+    usual = revision == "main"  # scripts name the hub's usual branch wherever the checkpoint is
     if isinstance(source, str) and not Path(source).expanduser().exists():
         name, at = _split(source)
         if at and revision and at != revision:
@@ -44,6 +49,10 @@ def resolve(
         raise UserError("model: an empty name; give a folder, s3://…, a hub id or embedded:mini")
     hub = False
     here = _here(source, name)
+    if here is not None:
+        here = here / inside
+    elif inside and "://" in name:
+        name = f"{name.rstrip('/')}/{inside}"
     if here is None:
         # Every process of a run imports this file; few download.
         from xlmr_ray.checkpoint.fetch import fetch_hub, fetch_url
@@ -67,7 +76,8 @@ def resolve(
             local_files_only=local_files_only,
             token=token,
             weights=weights,
-            head=head or None,
+            inside=f"{HEADS}/{head}" if head else inside,
+            force_download=force_download,
         )
     else:
         raise UserError(f"{name}: no such folder, and not the form of a hub id (owner/name)")
@@ -78,7 +88,7 @@ def resolve(
         where = model_folder(folder)
         read_config(where)
         find_weights(where)
-        if revision and not hub:
+        if revision and not usual and not hub:
             _check_digest(name, folder, revision)
         return folder
     # A head's tokenizer is its encoder's.

@@ -60,6 +60,8 @@ class LoadReport:
     ignored: tuple[str, ...]
     tied: tuple[tuple[str, str], ...]
     untied: tuple[tuple[str, str], ...]
+    # Of those in `mismatched`: name, shape in the files, shape in the module.
+    misfits: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
     quantized: tuple[str, ...] = ()
     quantization: BitsAndBytesConfig | None = None
 
@@ -146,6 +148,7 @@ def load_tensors(
     members: dict[Slot, list[Slot]] = {}
     missing: list[list[Slot]] = []
     mismatched: list[list[Slot]] = []
+    misfits: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
     untied: list[tuple[str, str]] = []
     for group in groups:
         present = [slot for slot in group if slot.canonical in names.on_disk]
@@ -180,6 +183,7 @@ def load_tensors(
         if got == expected or is_encoder(slot.canonical) or not ignore_mismatched_sizes:
             raise _misfit(slot, sources[slot], tensors)
         del sources[slot]
+        misfits.append((slot.name, tuple(got), expected))
         mismatched.append(members.pop(slot))
 
     floats = [tensors.stored[name].dtype for slot, name in sources.items() if slot not in beside]
@@ -223,6 +227,7 @@ def load_tensors(
         loaded=len(sources),
         missing=tuple(group[0].name for group in missing),
         mismatched=tuple(group[0].name for group in mismatched),
+        misfits=tuple(misfits),
         unexpected=tuple(name for name in names.on_disk.values() if name not in taken),
         ignored=names.ignored,
         tied=tuple((s.name, group[0].name) for group in _groups(module) for s in group[1:]),

@@ -2,11 +2,10 @@
 
 import contextlib
 import copy
-import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,20 +15,30 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from xlmr_ray.checkpoint.device_map import CPU, DeviceMap, Devices, automatic, checked_device, connect, device_of
+from xlmr_ray.checkpoint.device_map import CPU, DeviceMap, connect, device_of
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.checkpoint.push import Pushed
 from xlmr_ray.checkpoint.quantization import OUTPUT_EMBEDDINGS, BitsAndBytesConfig
 from xlmr_ray.checkpoint.save import save_pretrained
-from xlmr_ray.config import ALIASES, PARAMETERS, XLMRobertaConfig
+from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.foreign import Foreign
 from xlmr_ray.model.attention.backends import attention
 from xlmr_ray.model.encoder import Encoder
 from xlmr_ray.model.generation.config import GenerationConfig
 from xlmr_ray.model.meta_device import shapes_only
+from xlmr_ray.modeling.loading import (
+    LOADING,
+    check_names,
+    configuration,
+    dtype_of,
+    folder_of,
+    loading_info,
+    placement,
+    quantization_of,
+)
 from xlmr_ray.stand_in import StandIn
 
 SAVING = Foreign(
@@ -45,10 +54,6 @@ SAVING = Foreign(
         "distributed_checkpoint": "give the whole state_dict, gathered from all processes",
     },
 )
-# Arguments of the reference that ask for what is always done: tensor by tensor, safetensors first, no code of a model.
-ALREADY_SO = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors", "weights_only")
-# Those that a misspelt one may mean.
-ARGUMENTS = ("attn_implementation", "device_map", "ignore_mismatched_sizes", "local_files_only", "quantization_config")
 
 
 class Pretrained(StandIn, Pushed, nn.Module):
@@ -92,48 +97,65 @@ class Pretrained(StandIn, Pushed, nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path | None,
         *,
-        config: XLMRobertaConfig | None = None,
+        config: XLMRobertaConfig | str | Path | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         device_map: str | int | torch.device | DeviceMap | None = None,
+        max_memory: Mapping[int | str, int | str] | None = None,
         quantization_config: BitsAndBytesConfig | Mapping[str, Any] | None = None,
         attn_implementation: str | None = None,
+        generation_config: GenerationConfig | None = None,
         revision: str | None = None,
+        subfolder: str = "",
         local_files_only: bool = False,
+        force_download: bool = False,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
         add_pooling_layer: bool | None = None,
         **overrides: Any,
-    ) -> Self:
+    ) -> Any:
         """Loads a checkpoint: a folder, an object store's prefix, a hub id (each with an optional `@revision`) or
         `embedded:mini`; a head saved beside its encoder is `ENCODER/heads/NAME`.
 
-        `overrides` are parameters of XLMRobertaConfig (`num_labels`, `id2label`, `problem_type`, ...). `dtype` (once
-        `torch_dtype`) is the files' own where it is None or "auto". `device_map` is a device, "auto" (layers over the
-        GPUs that there are by their free memory, the rest on the CPU), or a map of module names to devices, "" for all
-        the others. `quantization_config` quantizes while loading, on a GPU if there is one and no device is named; a
-        checkpoint that is quantized needs none.
+        `overrides` are parameters of XLMRobertaConfig (`num_labels`, `id2label`, `problem_type`, ...), or arguments of
+        transformers without use here (LOADING). `config` goes before the checkpoint's own, and with a `state_dict` its
+        tensors before those of the files, which may be None then. `dtype` (once `torch_dtype`) is the files' own where
+        it is None or "auto". `device_map` is a device, "auto" (layers over the GPUs that there are by their free
+        memory, or by `max_memory`, the rest on the CPU), or a map of module names to devices, "" for all the others.
+        `quantization_config` quantizes while loading, on a GPU if there is one and no device is named; a checkpoint
+        that is quantized needs none.
 
         A head whose tensors are not in the files, or of another size with `ignore_mismatched_sizes`, is made anew and
-        warned of; what was found and what was not is in `model.load_report`. The model comes back in evaluation mode.
-        Raises UserError, one line.
+        warned of; what was found and what was not is in `model.load_report`, and with `output_loading_info` also
+        beside the model, by transformers' names. The model comes back in evaluation mode. Raises UserError, one line.
         """
         wanted = dtype_of(dtype, torch_dtype)
         quantization = quantization_of(quantization_config)
-        check_names({name for name in overrides if name not in ALREADY_SO})
-        overrides = {name: value for name, value in overrides.items() if name not in ALREADY_SO}
-        folder = resolve(
-            pretrained_model_name_or_path,
-            revision=revision,
-            local_files_only=local_files_only,
-            cache_dir=cache_dir,
-            token=token,
-        )
+        overrides = LOADING.left(overrides)
+        check_names(overrides)
+        config = configuration(config)
+        folder = None
+        if pretrained_model_name_or_path is not None:
+            folder = resolve(
+                pretrained_model_name_or_path,
+                revision=revision,
+                subfolder=subfolder,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                cache_dir=cache_dir,
+                token=token,
+                weights=state_dict is None,
+            )
+        elif config is None or state_dict is None:
+            raise UserError("from_pretrained: name a checkpoint, or give both config= and state_dict=")
         if config is None:
+            assert folder is not None
             config = XLMRobertaConfig.from_dict(read_config(folder), **overrides)
         elif overrides:
             raise UserError(f"from_pretrained: give config= or {', '.join(overrides)}, not both")
@@ -146,24 +168,26 @@ class Pretrained(StandIn, Pushed, nn.Module):
         with shapes_only():
             model = cls(config, **own)
         quantized_on_disk = bool(config.extra.get("quantization_config"))
-        devices = placement(model, device, device_map, wanted, quantization, quantized_on_disk)
+        devices = placement(model, device, device_map, max_memory, wanted, quantization, quantized_on_disk)
         if quantization is not None and quantization.llm_int8_enable_fp32_cpu_offload and isinstance(devices, Mapping):
             skipped = [*(quantization.llm_int8_skip_modules or OUTPUT_EMBEDDINGS)]
             skipped += [name for name in devices if device_of(devices, name).type == CPU]
             quantization = replace(quantization, llm_int8_skip_modules=skipped)
-        report = load_tensors(
-            model,
-            folder,
-            dtype=wanted,
-            device=devices,
-            quantization=quantization,
-            new_head=True,
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
-            init=model.init_weights,
-        )
-        model.load_report = report
+        with folder_of(state_dict, config, folder) as files:
+            report = load_tensors(
+                model,
+                files,
+                dtype=wanted,
+                device=devices,
+                quantization=quantization,
+                new_head=True,
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
+                init=model.init_weights,
+            )
+        model.load_report = report = replace(report, folder=folder or Path("state_dict"))
         if model.generation_config is not None:
-            model.generation_config = GenerationConfig.from_pretrained(folder) or model.generation_config
+            stored = None if folder is None else GenerationConfig.from_pretrained(folder)
+            model.generation_config = GenerationConfig.of(generation_config) or stored or model.generation_config
         if isinstance(devices, Mapping):
             connect(model, devices)
         config.extra.pop("quantization_config", None)
@@ -172,9 +196,9 @@ class Pretrained(StandIn, Pushed, nn.Module):
         fresh = [name for name in report.missing if not name.startswith("pooler.")]
         if fresh:
             warnings.warn(
-                f"{folder}: no weights for {', '.join(fresh)}: made anew, train them before use", stacklevel=2
+                f"{report.folder}: no weights for {', '.join(fresh)}: made anew, train them before use", stacklevel=2
             )
-        return model.eval()
+        return (model.eval(), loading_info(report)) if output_loading_info else model.eval()
 
     def save_pretrained(
         self,
@@ -406,66 +430,3 @@ def resized(tensor: Tensor, size: int, fresh: float | None) -> Tensor:
     else:
         added *= fresh
     return torch.cat([tensor, added.to(tensor.dtype)])
-
-
-def dtype_of(dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A dtype by either of the argument's names; None for the files' own. Raises UserError."""
-    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
-        raise UserError(f"dtype {dtype} and torch_dtype {torch_dtype}: two names of one argument: give one")
-    given = torch_dtype if dtype is None else dtype
-    if given is None or given == "auto":
-        return None
-    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UserError(f"dtype {given!r} is no floating point type of torch; float32, float16 and bfloat16 are usual")
-    return found
-
-
-def quantization_of(given: Any) -> BitsAndBytesConfig | None:
-    """The configuration from an object of ours, of transformers', or a dictionary. Raises UserError."""
-    if given is None or isinstance(given, BitsAndBytesConfig):
-        found = given
-    else:
-        values = given.to_dict() if callable(getattr(given, "to_dict", None)) else given
-        if not isinstance(values, Mapping):
-            raise UserError(f"quantization_config: a BitsAndBytesConfig or a dictionary is wanted, got {given!r}")
-        found = BitsAndBytesConfig.from_dict(values)
-    if found is not None:
-        found.bits  # noqa: B018 (raises where it asks for nothing)
-    return found
-
-
-def check_names(names: set[str]) -> None:
-    """Raises UserError for a name that is no argument and no parameter of the configuration."""
-    for name in sorted(names - {*PARAMETERS, *ALIASES}):
-        if name in {f.name for f in fields(BitsAndBytesConfig)}:
-            raise UserError(f"from_pretrained: {name} goes into quantization_config=BitsAndBytesConfig({name}=…)")
-        near = difflib.get_close_matches(name, [*PARAMETERS, *ARGUMENTS], 1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"from_pretrained: {name!r} is no argument and no parameter of XLMRobertaConfig{hint}")
-
-
-def placement(
-    model: nn.Module,
-    device: torch.device | str | None,
-    device_map: str | int | torch.device | DeviceMap | None,
-    dtype: torch.dtype | None,
-    quantization: BitsAndBytesConfig | None,
-    quantized_on_disk: bool,
-) -> Devices:
-    """The device, or the map of devices, that the arguments mean. Raises UserError."""
-    if device is not None and device_map is not None:
-        raise UserError("from_pretrained: give device or device_map, not both")
-    if device is None and device_map is None:
-        on_gpu = (quantization is not None or quantized_on_disk) and torch.cuda.is_available()
-        return torch.device("cuda" if on_gpu else CPU)
-    if isinstance(device_map, Mapping):
-        return {name: checked_device(where) for name, where in device_map.items()}
-    if device_map != "auto":
-        chosen = device if device_map is None else device_map
-        assert chosen is not None
-        return checked_device(chosen)
-    if torch.cuda.device_count() == 0:
-        return torch.device(CPU)
-    each = 4 if dtype is None else dtype.itemsize
-    return automatic(model, each, each if quantization is None else quantization.bits / 8)

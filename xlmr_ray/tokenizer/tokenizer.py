@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Self, cast
 
 import pyarrow as pa
 from tokenizers import AddedToken, Tokenizer
@@ -19,6 +19,7 @@ from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.push import Pushed
 from xlmr_ray.errors import UserError
 from xlmr_ray.stand_in import StandIn
+from xlmr_ray.tokenizer.arguments import FOREIGN, kept_aside, warn_unknown
 from xlmr_ray.tokenizer.backends import Cut
 from xlmr_ray.tokenizer.batch_encoding import BatchEncoding
 from xlmr_ray.tokenizer.call.inputs import as_items, has_pairs
@@ -39,16 +40,14 @@ from xlmr_ray.tokenizer.files import (
     CAMEMBERT,
     SENTENCEPIECE_FILE,
     Settings,
-    save_sentencepiece,
-    save_tokenizer,
     stored_settings,
     tokenizer_class,
     vocabulary_file,
 )
 from xlmr_ray.tokenizer.ragged import Ragged, TokenizerError, Truncation, as_strings, encode_ragged
+from xlmr_ray.tokenizer.saved import Saved
 from xlmr_ray.tokenizer.sentencepiece import Vocabulary, camembert_vocabulary, read_sentencepiece
 from xlmr_ray.tokenizer.special_tokens import NAMED, Token, as_added, text_of
-from xlmr_ray.tokenizer.tokens import Tokens
 from xlmr_ray.tokenizer.vocabulary import (
     PRE_TOKENIZERS,
     PreTokenizer,
@@ -57,7 +56,6 @@ from xlmr_ray.tokenizer.vocabulary import (
     as_xlm_roberta,
     backend_from_file,
     complete,
-    is_xlm_roberta,
     prepends_space,
     unigram_backend,
     with_flags,
@@ -70,7 +68,7 @@ log = logging.getLogger(__name__)
 Texts = str | Sequence[str] | Sequence[tuple[str, str]] | Sequence[Sequence[str]]
 
 
-class XLMRobertaTokenizer(StandIn, Pushed, Tokens):
+class XLMRobertaTokenizer(StandIn, Pushed, Saved):
     """Texts to XLM-R ids and back.
 
     Safe to share between threads that encode and decode: the library's tokenizer that this one holds is never changed
@@ -130,8 +128,9 @@ class XLMRobertaTokenizer(StandIn, Pushed, Tokens):
         self._special = {name: None if token is None else text_of(token, name) for name, token in given.items()}
         extra = extra_special_tokens or additional_special_tokens
         extra = list(extra.values() if isinstance(extra, Mapping) else extra)
-        self.extra_special_tokens = [text_of(token, "extra_special_tokens") for token in extra]
+        self.extra_special_tokens = extra
         self.name_or_path = ""
+        self.aside = {}
         self.model_max_length = model_max_length or NO_LIMIT
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.split_special_tokens = split_special_tokens
@@ -178,15 +177,15 @@ class XLMRobertaTokenizer(StandIn, Pushed, Tokens):
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
         revision: str | None = None,
         local_files_only: bool = False,
+        force_download: bool = False,
         cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
         subfolder: str = "",
-        use_fast: bool = True,
-        trust_remote_code: bool = False,
-        **overrides: Unpack[Settings],
+        **overrides: Any,
     ) -> Self:
         """From a folder, `embedded:NAME`, an object store prefix or a hub id.
 
@@ -194,18 +193,27 @@ class XLMRobertaTokenizer(StandIn, Pushed, Tokens):
         AutoTokenizer: words are what whitespace separates, whatever pre-tokenizer `tokenizer.json` names, unless the
         folder's `tokenizer_class` is PreTrainedTokenizerFast or TokenizersBackend, which take the file as it is;
         `pre_tokenizer="file"` takes any as it is, as other servers do. Special tokens, the greatest length and sides
-        come from the files beside it; the constructor's arguments, given here, go before them. `use_fast` and
-        `trust_remote_code` are accepted and change nothing: there is one kind of tokenizer and no code is loaded.
+        come from the files beside it; the constructor's arguments, given here, go before them (`Settings`); other ones
+        of transformers' are in FOREIGN, and a name that is in neither is kept in `init_kwargs` and warned of, as there.
         Raises UserError when there is no such folder or neither file is in it.
         """
+        source = str(pretrained_model_name_or_path)
         folder = resolve(
-            source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, weights=False
+            pretrained_model_name_or_path,
+            revision=revision,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            cache_dir=cache_dir,
+            token=token,
+            weights=False,
         )
-        file = vocabulary_file(folder / subfolder, str(source))
+        file = vocabulary_file(folder / subfolder, source)
         settings = stored_settings(file.parent)
         if "additional_special_tokens" in overrides:
             del settings["extra_special_tokens"]
-        settings.update(overrides)
+        given = FOREIGN.left(overrides)
+        unknown = kept_aside("from_pretrained", given, Settings.__annotations__)
+        settings.update(cast("Settings", {name: value for name, value in given.items() if name not in unknown}))
         if file.suffix == ".json":
             tokenizer = cls(tokenizer_file=file, **settings)
         elif tokenizer_class(file.parent) == CAMEMBERT:
@@ -219,7 +227,8 @@ class XLMRobertaTokenizer(StandIn, Pushed, Tokens):
             tokenizer.add_tokens(as_symbols(model.symbols))
         else:
             tokenizer = cls(vocab_file=file, **settings)
-        tokenizer.name_or_path = str(source)
+        tokenizer.name_or_path = source
+        tokenizer.aside = unknown
         if (file.parent / SENTENCEPIECE_FILE).is_file():
             tokenizer.vocab_file = file.parent / SENTENCEPIECE_FILE
         return tokenizer
@@ -232,12 +241,10 @@ class XLMRobertaTokenizer(StandIn, Pushed, Tokens):
         text_pair: Texts | None = None,
         text_target: Texts | None = None,
         text_pair_target: Texts | None = None,
-        *,
         add_special_tokens: bool = True,
         padding: bool | str = False,
         truncation: bool | str | None = None,
         max_length: int | None = None,
-        max_target_length: int | None = None,
         stride: int = 0,
         is_split_into_words: bool = False,
         pad_to_multiple_of: int | None = None,
@@ -249,8 +256,11 @@ class XLMRobertaTokenizer(StandIn, Pushed, Tokens):
         return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
         return_length: bool = False,
-        split_special_tokens: bool | None = None,
         verbose: bool = True,
+        *,
+        max_target_length: int | None = None,
+        split_special_tokens: bool | None = None,
+        **unknown: Any,
     ) -> BatchEncoding:
         """Encode a text, a pair of texts, or lists of either, as the reference does.
 
@@ -258,9 +268,10 @@ class XLMRobertaTokenizer(StandIn, Pushed, Tokens):
         "only_second"; without `max_length` both go by `model_max_length`; `max_length` alone truncates.
         With `is_split_into_words`, a text is a list of words. With `return_overflowing_tokens`, a text gives one
         sequence a window, `stride` tokens shared, and `overflow_to_sample_mapping` tells whose it is.
-        The ids of `text_target` become `labels`; without `text` they are the inputs.
+        The ids of `text_target` become `labels`; without `text` they are the inputs. Unknown keywords are warned of.
         Raises TokenizerError with the index of the text that cannot be encoded.
         """
+        warn_unknown("a call of the tokenizer", unknown)
 
         def encoded(text: Any, text_pair: Any, max_length: int | None) -> BatchEncoding:
             items, batched = as_items(text, text_pair, words=is_split_into_words)
@@ -370,15 +381,17 @@ class XLMRobertaTokenizer(StandIn, Pushed, Tokens):
         truncation: bool | str | None = None,
         max_length: int | None = None,
         stride: int = 0,
+        padding_side: Side | None = None,
+        return_tensors: Literal["pt", "np"] | None = None,
         *,
         is_split_into_words: bool = False,
         pad_to_multiple_of: int | None = None,
-        padding_side: Side | None = None,
-        return_tensors: Literal["pt", "np"] | None = None,
         return_overflowing_tokens: bool = False,
         split_special_tokens: bool | None = None,
+        **unknown: Any,
     ) -> Any:
         """The ids of one text or pair: a list, or with `return_tensors` a tensor or array of shape (1, length)."""
+        warn_unknown("encode", unknown)
         return self(
             text,
             text_pair,
@@ -403,8 +416,10 @@ class XLMRobertaTokenizer(StandIn, Pushed, Tokens):
         *,
         is_split_into_words: bool = False,
         split_special_tokens: bool | None = None,
+        **unknown: Any,
     ) -> list[str]:
         """The pieces of a text, as strings."""
+        warn_unknown("tokenize", unknown)
         return self(
             text,
             pair,
@@ -420,36 +435,6 @@ class XLMRobertaTokenizer(StandIn, Pushed, Tokens):
             log.warning(
                 "a text has %d tokens and the model takes %d: pass truncation=True", length, self.model_max_length
             )
-
-    # Saving
-
-    def save_pretrained(self, save_directory: str | Path, *, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`, which transformers loads with
-        equal ids.
-        """
-        config = {
-            # transformers makes XLM-R's tokenizer of the vocabulary anew; what that would change is read as it is.
-            "tokenizer_class": "XLMRobertaTokenizer" if is_xlm_roberta(self._backend) else "PreTrainedTokenizerFast",
-            **self._special,
-            "extra_special_tokens": self.extra_special_tokens,
-            "add_prefix_space": self.add_prefix_space,
-            "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
-            "split_special_tokens": self.split_special_tokens,
-            "model_input_names": self.model_input_names,
-            "model_max_length": self.model_max_length,
-            "padding_side": self.padding_side,
-            "truncation_side": self.truncation_side,
-        }
-        return save_tokenizer(self._backend, Path(save_directory), config, filename_prefix)
-
-    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str]:
-        """Write `sentencepiece.bpe.model`: a copy of the file that this came with, or one made of the vocabulary.
-
-        Tokens that were added are not in it. Raises UserError for a vocabulary that is not in XLM-R's order.
-        """
-        names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
-        special = [str(self._special[name]) for name in names]
-        return (save_sentencepiece(self._backend, self.vocab_file, Path(save_directory), filename_prefix, special),)
 
     def __repr__(self) -> str:
         return f"XLMRobertaTokenizer({len(self)} tokens, model_max_length={self.model_max_length})"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from tokenizers import AddedToken, Tokenizer
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.tokenizer.arguments import warn_unknown
 from xlmr_ray.tokenizer.backends import Clones, Pad, with_tokens
 from xlmr_ray.tokenizer.batch_encoding import BatchEncoding
 from xlmr_ray.tokenizer.call.padding import pad
@@ -36,7 +37,7 @@ class Tokens:
     padding_side: Side
     truncation_side: Side
     model_input_names: list[str]
-    extra_special_tokens: list[str]
+    _extra: list[str]
     _special: dict[str, str | None]
 
     def _set_backend(self, backend: Tokenizer) -> None:
@@ -53,11 +54,13 @@ class Tokens:
         token_ids: TokenIds,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
+        **unknown: Any,
     ) -> Any:
         """The text of a sequence of ids; a list of texts for a batch. Lists, arrays and tensors alike.
 
         As in the reference, ids beyond the vocabulary give nothing. Raises UserError for what is no id.
         """
+        warn_unknown("decode", unknown)
         clean = clean_up_tokenization_spaces
         clean = self.clean_up_tokenization_spaces if clean is None else clean
         ids = as_ids(token_ids)
@@ -70,8 +73,10 @@ class Tokens:
         sequences: TokenIds,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
+        **unknown: Any,
     ) -> list[str]:
         """As `decode`, always a list."""
+        warn_unknown("batch_decode", unknown)
         texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
         return [texts] if isinstance(texts, str) else texts
 
@@ -122,6 +127,15 @@ class Tokens:
     @property
     def all_special_ids(self) -> list[int]:
         return [self.convert_tokens_to_ids(token) for token in self.all_special_tokens]
+
+    @property
+    def extra_special_tokens(self) -> list[str]:
+        """A copy: what is added to it is not added to the tokenizer (`add_special_tokens` does)."""
+        return list(self._extra)
+
+    @extra_special_tokens.setter
+    def extra_special_tokens(self, tokens: Sequence[Token]) -> None:
+        self._extra = [text_of(token, "extra_special_tokens") for token in tokens]
 
     @property
     def extra_special_tokens_ids(self) -> list[int]:

@@ -130,6 +130,15 @@ class GenerationConfig:
         )
 
     @classmethod
+    def of(cls, given: Any) -> Self | None:
+        """Settings that are given as ours or as transformers' GenerationConfig; None for None. Raises UserError."""
+        if given is None or isinstance(given, cls):
+            return given
+        if not callable(getattr(given, "to_dict", None)):
+            raise UserError(f"generate: generation_config: expected a GenerationConfig, got {type(given).__name__}")
+        return cls.from_dict(given.to_dict())
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """From the content of a `generation_config.json`. Raises UserError for a setting that would change the text
         and is not supported: answers without it would silently be others.

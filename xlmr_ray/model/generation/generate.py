@@ -129,14 +129,11 @@ def in_force(given: Any, model: LanguageModel) -> GenerationConfig:
     own = getattr(model, "generation_config", None)
     if not isinstance(own, GenerationConfig):
         own = GenerationConfig.of_model(model.config)
-    if given is None:
+    settings = GenerationConfig.of(given)
+    if settings is None:
         return own
-    if not isinstance(given, GenerationConfig):
-        if not callable(getattr(given, "to_dict", None)):
-            raise UserError(f"generate: generation_config: expected a GenerationConfig, got {type(given).__name__}")
-        given = GenerationConfig.from_dict(given.to_dict())
     plain = asdict(GenerationConfig())
-    return own.having({name: value for name, value in asdict(given).items() if value != plain[name]})
+    return own.having({name: value for name, value in asdict(settings).items() if value != plain[name]})
 
 
 def whole_mask(input_ids: Tensor, attention_mask: Tensor | None, settings: GenerationConfig) -> Tensor:
