@@ -3,7 +3,8 @@ for it.
 """
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with running(save_causal(tmp_path_factory.mktemp("causal"))) as service:
         yield service
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A call of the command line in this process: its exit code, what it prints, and what goes to standard error."""
+    from xlmr_ray.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["xlmr-ray", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capfd.readouterr()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, captured.out, captured.err
+
+    return run

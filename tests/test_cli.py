@@ -2,25 +2,11 @@
 
 import json
 import re
-import sys
 
 import pytest
 
 import xlmr_ray
 from tests.models import save_classifier
-from xlmr_ray.cli import main
-
-
-@pytest.fixture
-def call(monkeypatch, capfd):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["xlmr-ray", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capfd.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -194,7 +194,9 @@ def run_ours(arguments: list[str], request: pytest.FixtureRequest) -> None:
     if "bench.json" in arguments:
         request.getfixturevalue("measured")
     printed = xlmr_ray([*arguments, *(FEW if name == "bench" else ())])
-    if name == "run":
+    if "--dry-run" in arguments:
+        assert "nothing was started or written" in printed
+    elif name == "run":
         assert "nothing left to do" in printed
     elif name == "verify":
         assert printed.rstrip().endswith("verified")

@@ -7,7 +7,7 @@ import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -50,15 +50,25 @@ AtLeastOnce = Annotated[
 ]
 
 
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job file (YAML), or the name of a task.")]
+Input = Annotated[list[str] | None, typer.Option(help="File, folder, glob or URL to read; may be given again.")]
+Model = Annotated[str | None, typer.Option(help="Folder, URL, hub id or embedded:mini.")]
+Set = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any key of the job file, dotted.")]
+
+
 @app.command()
 def run(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="A job file (YAML), or the name of a task.")],
-    input: Annotated[
-        list[str] | None, typer.Option(help="File, folder, glob or URL to read; may be given again.")
-    ] = None,
+    job: JobName,
+    input: Input = None,
     output: Annotated[str | None, typer.Option(help="Folder or URL to write to.")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder, URL, hub id or embedded:mini.")] = None,
-    set: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any key of the job file, dotted.")] = None,
+    model: Model = None,
+    set: Set = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N documents, as a run of their own.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check the job and say what it would read and write.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the summary.")] = False,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait while another launch drives the same run; 0: end at once.")
@@ -66,28 +76,14 @@ def run(
     at_least_once: AtLeastOnce = False,
 ) -> None:
     """Run a job, or go on with it where it stopped."""
-    from xlmr_ray.batch.job import check_job, read_job, with_setting
-    from xlmr_ray.tasks.registry import TASKS
+    from xlmr_ray.batch.job import job_of_call
 
-    content: dict[str, Any]
-    if job in TASKS:
-        content = {"name": job, "tasks": [{"task": job}]}
-    elif Path(job).exists() or job.endswith((".yaml", ".yml")):
-        content = read_job(Path(job))
-    else:
-        raise UserError(f"{job}: neither a job file nor a task; the tasks are: {', '.join(TASKS)}")
-    for option, key, value in (("input", "path", input), ("output", "path", output)):
-        if value:
-            section = content.get(option)
-            content = {**content, option: {**(section if isinstance(section, dict) else {}), key: value}}
-    if model:
-        content = {**content, "model": model}
-    for setting in set or []:
-        content = with_setting(content, setting)
-    for option in ("input", "output"):
-        if option not in content:
-            raise UserError(f"{job}: nothing says the {option}; give --{option}")
-    checked = check_job(content, job)
+    checked = job_of_call(job, input=input, output=output, model=model, limit=limit, settings=set)
+    if dry_run:
+        from xlmr_ray.batch.dry_run import dry_run as look
+
+        look(checked, Console(), at_least_once=at_least_once)
+        return
     from xlmr_ray.batch.observe.printing import print_summary
     from xlmr_ray.batch.run import run_job
 
@@ -97,10 +93,10 @@ def run(
 
 @app.command()
 def bench(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="A job file (YAML), or the name of a task.")],
-    input: Annotated[list[str] | None, typer.Option(help="File, folder, glob or URL to read.")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder, URL, hub id or embedded:mini.")] = None,
-    set: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any key of the job file, dotted.")] = None,
+    job: JobName,
+    input: Input = None,
+    model: Model = None,
+    set: Set = None,
     documents: Annotated[int, typer.Option(help="How many to measure with, spread over the input.")] = 192,
     rounds: Annotated[int, typer.Option(help="Repetitions; the median counts.")] = 3,
     encoders: Annotated[int | None, typer.Option(help="Encoders at once on a CPU; default: one a core.")] = None,
@@ -113,9 +109,10 @@ def bench(
     chart: Annotated[Path | None, typer.Option(help="Where the time goes, as a picture (SVG).")] = None,
 ) -> None:
     """Measure a job's tokenizer and engine on this machine: rates, the share of what it could do, where time goes."""
-    from xlmr_ray.bench.command import bench_command, quality_command, ranges_command, read_call
+    from xlmr_ray.batch.job import job_of_call
+    from xlmr_ray.bench.command import bench_command, quality_command, ranges_command
 
-    checked = read_call(job, input=input, model=model, settings=set or [])
+    checked = job_of_call(job, input=input, model=model, settings=set, writes=False)
     console = Console(highlight=False, soft_wrap=True)
     say = Console(stderr=True, highlight=False, soft_wrap=True).print
     if quality:
@@ -286,7 +283,7 @@ def sweep(
 @app.command()
 def serve(
     file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A settings file (YAML).")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder, URL, hub id or embedded:mini.")] = None,
+    model: Model = None,
     task: Annotated[
         list[str] | None, typer.Option(help="A task; may be given again. Default: the checkpoint's.")
     ] = None,

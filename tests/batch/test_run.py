@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -407,11 +408,16 @@ def test_sigkill_of_the_driver_and_a_second_launch(ray_session, model, corpus, t
 def test_being_stopped_says_how_to_go_on(model, corpus, tmp_path, stop):
     out = tmp_path / "out"
     process = launch(model, corpus, out)
-    wait_for_commits(out, 1, process)
+    done = wait_for_commits(out, 1, process)
     os.kill(process.pid, stop)
-    _, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=60)
     last = errors.strip().splitlines()[-1]
     if process.returncode != 0:  # it may have been through already
         assert process.returncode == 130, errors
-        assert "the same command goes on from there" in last
+        counted = re.fullmatch(
+            r"xlmr-ray: stopped: (\d+) of 40 shards of run \w+ are committed; the same command goes on from there", last
+        )
+        assert counted, last
+        assert done <= int(counted[1]) <= wait_for_commits(out, 1, process)
     assert "Traceback" not in errors
+    assert "ray.kill" not in said + errors

@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models import save_classifier
 from xlmr_ray import UserError
+from xlmr_ray.batch.job import job_of_call
 from xlmr_ray.bench import quality
 from xlmr_ray.bench.arithmetic import attention_operations, matrix_rate, product_operations
-from xlmr_ray.bench.command import bench_command, quality_command, read_call
+from xlmr_ray.bench.command import bench_command, quality_command
 from xlmr_ray.bench.measure import dealt, measure
 from xlmr_ray.bench.result import Pipeline, read_bench
 from xlmr_ray.bench.sample import take_sample
@@ -31,7 +32,7 @@ UDHR = "xlmr_ray/assets/udhr/part-0.parquet"
 
 def job(task="embedding", **engine):
     settings = [f"engine.{key}={value}" for key, value in engine.items()]
-    return read_call(task, input=[UDHR], model=MINI, settings=settings)
+    return job_of_call(task, input=[UDHR], model=MINI, settings=settings, writes=False)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_documents_are_dealt_out_whole_and_evenly():
 def test_the_sample_is_spread_over_the_input(tmp_path):
     texts = [f"number {i}" if i % 5 else "" for i in range(640)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet")
-    one = read_call("embedding", input=[str(tmp_path / "in.parquet")], model=MINI, settings=[])
+    one = job_of_call("embedding", input=[str(tmp_path / "in.parquet")], model=MINI, writes=False)
     numbers = [int(text.split()[1]) for text in take_sample(one, 64).columns["text"].to_pylist()]
     assert len(numbers) <= 64
     assert min(numbers) < 16
@@ -190,7 +191,7 @@ def test_quality_is_a_table_with_every_variant(capsys, monkeypatch):
 )
 def test_calls_that_are_wrong(task, arguments, message):
     with pytest.raises(UserError, match=message):
-        read_call(task, **{"input": [UDHR], "model": MINI, "settings": [], **arguments})
+        job_of_call(task, **{"input": [UDHR], "model": MINI, "writes": False, **arguments})
 
 
 def test_tasks_that_have_no_fixed_cost():

@@ -164,7 +164,7 @@ def test_the_job_file_is_one_that_xlmr_ray_takes(overlay):
 
 @overlays
 @pytest.mark.parametrize("weights", [XLMR_BASE, XLMR_LARGE], ids=["base", "large"])
-def test_workers_carry_the_actors(overlay, weights, monkeypatch):
+def test_workers_carry_the_actors(overlay, weights):
     from xlmr_ray.batch import cluster as sizing
 
     if overlay == "cpu-demo":
@@ -172,29 +172,25 @@ def test_workers_carry_the_actors(overlay, weights, monkeypatch):
     objects = built(overlay)
     spec = the_rayjob(objects)["spec"]["rayClusterSpec"]
     groups = [(spec["headGroupSpec"], 1), *((group, group["replicas"]) for group in spec.get("workerGroupSpecs", []))]
-    total = {"CPU": 0.0, "GPU": 0.0, "memory": 0.0}
-    machines = []
+    cpus, gpus, memory = [], [], 0.0
     for group, count in groups:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         # What KubeRay tells `ray start`.
-        cpus = float(group["rayStartParams"].get("num-cpus", quantity(limits["cpu"])))
-        machines += [cpus] * count
-        total["CPU"] += count * cpus
-        total["GPU"] += count * quantity(limits.get("nvidia.com/gpu", 0))
-        total["memory"] += count * quantity(limits["memory"])
-    monkeypatch.setattr(sizing.ray, "cluster_resources", lambda: total)
-    monkeypatch.setattr(sizing, "machines", lambda: machines)
+        cpus += [float(group["rayStartParams"].get("num-cpus", quantity(limits["cpu"])))] * count
+        gpus += [quantity(limits.get("nvidia.com/gpu", 0))] * count
+        memory += count * quantity(limits["memory"])
     job = the_job(objects)
-    size = sizing.sizes(job.cluster, job.engine.device, weights)
+    there = sizing.Resources(tuple(cpus), tuple(gpus), memory)
+    size = sizing.sizes(there, job.cluster, job.engine.device, weights)
 
     asked = size.encoders * size.encoder_cpus + size.tokenizers * size.tokenizer_cpus + size.writers * 0.25
-    assert asked <= total["CPU"]
+    assert asked <= sum(cpus)
     group, count = groups[-1]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     encoders = -(-size.encoders // count)
     others = -(-size.tokenizers // count) + -(-size.writers // count)
     # The CPUs are what holds back, or the GPUs: not a lack of memory.
-    assert encoders == quantity(limits.get("nvidia.com/gpu", 0)) or size.encoders > total["CPU"] // 2
+    assert encoders == quantity(limits.get("nvidia.com/gpu", 0)) or size.encoders > sum(cpus) // 2
     needed = encoders * (weights + sizing.PROCESS_BYTES) + others * sizing.PROCESS_BYTES
     needed += int(group["rayStartParams"]["object-store-memory"])
     assert needed <= quantity(limits["memory"])

@@ -16,12 +16,15 @@ from pathlib import Path
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# That Ray Data ended an actor itself, as it does when a run is stopped, is no news for the terminal.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"actor is dead because it was killed by `ray\.kill`")
 
 import ray
 
 from xlmr_ray.batch.job import ClusterSection
 from xlmr_ray.engine.device import gpu_dtype
 from xlmr_ray.errors import UserError
+from xlmr_ray.text.plural import plural
 
 # Tokenizing takes a small part of a core for each CPU encoder, and several cores for each GPU.
 TOKENIZER_CPUS = 0.25
@@ -35,6 +38,15 @@ PROCESS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What Ray counts of a cluster: the CPUs and GPUs of each machine, and the bytes of memory of all."""
+
+    cpus: tuple[float, ...]
+    gpus: tuple[float, ...]
+    memory: float
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Actors, the CPUs and GPUs that Ray counts for each, and the threads of an encoder (0: torch's choice)."""
 
@@ -45,6 +57,13 @@ class Sizes:
     tokenizer_cpus: float
     writers: int
     threads: int
+
+    def __str__(self) -> str:
+        threads = f" of {plural(self.threads, 'thread')}" if self.threads else ""
+        return (
+            f"{plural(self.tokenizers, 'tokenizer')}, {plural(self.encoders, 'encoder')}{threads}, "
+            f"{plural(self.writers, 'writer')}"
+        )
 
 
 @contextlib.contextmanager
@@ -81,6 +100,13 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def connected_if_there(address: str) -> contextlib.AbstractContextManager[None]:
+    """For planning: what a cluster has decides how a job is cut. One of this machine needs no asking, and starts when
+    there is work.
+    """
+    return connected(address) if remote(address) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -166,20 +192,39 @@ def gpus_dtype() -> str:
     return gpu_dtype(torch.cuda.get_device_capability()) if torch.cuda.is_available() else "bfloat16"
 
 
-def sizes(cluster: ClusterSection, device: str, weights: int, shards: int = sys.maxsize) -> Sizes:
-    """What the connected cluster carries, for `weights` of so many bytes in a process's memory, and no more encoders
-    than there are `shards` to do, unless the job says how many.
+def cluster_resources() -> Resources:
+    """Of the connected cluster."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (tuple(float(node.get(kind, 0.0)) for node in nodes) for kind in ("CPU", "GPU"))
+    return Resources(cpus, gpus, float(ray.cluster_resources().get("memory", 0)))
+
+
+def resources_here() -> Resources:
+    """Of the cluster that Ray would start on this machine; none is started."""
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec  # Ray has no public name for it
+
+    total = ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()
+    return Resources((float(total.get("CPU", 0)),), (float(total.get("GPU", 0)),), float(total.get("memory", 0)))
+
+
+def resources() -> Resources:
+    """Of the connected cluster; where none is, of the one that would start on this machine."""
+    return cluster_resources() if ray.is_initialized() else resources_here()
+
+
+def sizes(there: Resources, cluster: ClusterSection, device: str, weights: int, shards: int = sys.maxsize) -> Sizes:
+    """What a cluster carries, for `weights` of so many bytes in a process's memory, and no more encoders than there are
+    `shards` to do, unless the job says how many.
 
     Raises UserError where it lacks what the job asks for.
     """
-    there = ray.cluster_resources()
-    cpus, gpus = int(there.get("CPU", 1)), float(there.get("GPU", 0))
+    cpus, gpus = max(1, int(sum(there.cpus))), sum(there.gpus)
     asked = cluster.gpus_per_encoder
     if device == "cuda" or (device == "auto" and (gpus or asked not in ("auto", 0))):
         share = 1.0 if asked == "auto" else asked
         if not share:  # Ray would start one on every core, all on the same GPU
             raise UserError("cluster.gpus_per_encoder: 0 with encoders on GPUs; for CPUs use engine.device: cpu")
-        fit = encoders_that_fit(share)
+        fit = encoders_that_fit(share, there.gpus)
         if not fit:
             raise UserError(
                 f"cluster.gpus_per_encoder: {share:g}, but no machine of the cluster has as many (GPUs in all: "
@@ -196,30 +241,23 @@ def sizes(cluster: ClusterSection, device: str, weights: int, shards: int = sys.
         return Sizes(encoders, 0.5, share, tokenizers, min(1.0, room / tokenizers), encoders, 0)
     # An encoder a core, as far as half the memory goes: on two cores, two encoders of one thread each did 1.25 times
     # what one of two threads does, and other work on a core then delays one of them alone.
-    copies = int(there.get("memory", 0) / 2 / (weights + PROCESS_BYTES))
+    copies = int(there.memory / 2 / (weights + PROCESS_BYTES))
     encoders = cluster.encoders if cluster.encoders != "auto" else max(1, min(cpus, copies, shards))
     tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else max(1, cpus // 8)
     tokenizer_cpus = min(TOKENIZER_CPUS, cpus / (4 * tokenizers))
     writers = max(1, cpus // 8)
     others = [tokenizer_cpus] * tokenizers + [WRITER_CPUS] * writers
-    there_are = machines() or [float(cpus)]
-    encoder_cpus = largest_share(there_are, others, encoders)
-    threads = min(cpus // encoders, int(max(there_are)))
+    encoder_cpus = largest_share(there.cpus, others, encoders)
+    threads = min(cpus // encoders, int(max(there.cpus)))
     return Sizes(encoders, encoder_cpus, 0.0, tokenizers, tokenizer_cpus, writers, max(1, threads))
 
 
-def encoders_that_fit(share: float) -> int:
-    """How many encoders with that `share` of GPUs the connected cluster's machines carry. A share below one is on one
+def encoders_that_fit(share: float, gpus: Sequence[float]) -> int:
+    """How many encoders with that `share` of GPUs machines with so many `gpus` each carry. A share below one is on one
     GPU; one above it on GPUs of one machine.
     """
-    found = [float(node["Resources"].get("GPU", 0.0)) for node in ray.nodes() if node["Alive"]]
     # Ray counts in ten-thousandths: a third of a GPU three times is one.
-    return sum(int(gpus) * int(1 / share + 1e-4) if share < 1 else int(gpus / share) for gpus in found)
-
-
-def machines() -> list[float]:
-    """The CPUs of each machine of the connected cluster."""
-    return [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
+    return sum(int(own) * int(1 / share + 1e-4) if share < 1 else int(own / share) for own in gpus)
 
 
 def largest_share(free: Sequence[float], others: Sequence[float], wanted: int) -> float:

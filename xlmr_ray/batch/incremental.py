@@ -96,6 +96,28 @@ def compare(known: Mapping[str, tuple[int, str]], inputs: Sequence[Input], *, dr
     )
 
 
+def last_run(store: Store, identity: Mapping[str, Any]) -> str | None:
+    """The last published run of the job with this identity."""
+    published = current(store)
+    return None if published is None else published.heads.get(run_id(identity))
+
+
+def changes_since(store: Store, after: str | None, inputs: Sequence[Input], *, drop: bool) -> Changes:
+    """What the table of the run `after` has not."""
+    return compare({} if after is None else table_inputs(store, after), inputs, drop=drop)
+
+
+def limited_inputs(
+    store: Store, identity: Mapping[str, Any], inputs: Sequence[Input], *, drop: bool
+) -> tuple[Sequence[Input], Next | None]:
+    """What a limited run reads of an incremental job with this identity, which has no limit: the first rows of what the
+    table has not, and they are not added to it. Where nothing is new, the `Next` that says so.
+    """
+    after = last_run(store, identity)
+    changes = changes_since(store, after, inputs, drop=drop)
+    return changes.todo, None if changes.todo else Next(run_id(identity), after, None, changes)
+
+
 def plan_next(
     store: Store,
     identity: Mapping[str, Any],
@@ -111,12 +133,11 @@ def plan_next(
     else what is new. `job` is the job's name. Raises UserError where nothing of what is new can be read.
     """
     chain_id = run_id(identity)
-    published = current(store)
-    after = None if published is None else published.heads.get(chain_id)
+    after = last_run(store, identity)
     name = run_id({**identity, "after": after})
     plan = read_plan(store, name)
     if plan is None:
-        changes = compare({} if after is None else table_inputs(store, after), inputs, drop=drop)
+        changes = changes_since(store, after, inputs, drop=drop)
         if not changes.any:
             return Next(chain_id, after, None, changes)
         step = Step(chain_id, after, changes.replaced, changes.gone if drop else (), 0 if drop else len(changes.gone))

@@ -2,7 +2,7 @@
 known one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -41,8 +41,9 @@ class InputSection(Section):
 
     The column of `choices` holds lists of strings, or their JSON; kept beside, it comes out as JSON. A row of more than
     `max_row_bytes` is an error row: bytes of its line or record, in Parquet of its strings that are read. `deleted`: in
-    incremental runs, whether the rows of inputs that are not found any more stay in the published table or go. A
-    format that has options takes them under its name: `csv: {delimiter: ";"}`.
+    incremental runs, whether the rows of inputs that are not found any more stay in the published table or go. `limit`:
+    only the first so many rows, in the order of the plan. A format that has options takes them under its name:
+    `csv: {delimiter: ";"}`.
     """
 
     path: Annotated[list[str], BeforeValidator(listed)]
@@ -56,6 +57,7 @@ class InputSection(Section):
     keep: Annotated[list[str], BeforeValidator(listed), Field(default_factory=list)]
     max_row_bytes: Annotated[int, Field(ge=1, le=64 << 20)] = 64 << 20
     deleted: Literal["keep", "drop"] = "keep"
+    limit: Count | None = None
     formats: Annotated[dict[str, SerializeAsAny[SkipValidation[Reader]]], Field(default_factory=dict, repr=False)]
 
     @model_validator(mode="before")
@@ -178,6 +180,49 @@ class Job(Section):
             if names.count(name) > 1:
                 raise ValueError(f"tasks: two are named {name!r}; give each a name of its own")
         return self
+
+
+# The output of a job that is only measured.
+NOWHERE = "not-written"
+
+
+def job_of_call(
+    job: str,
+    *,
+    input: Sequence[str] | None = None,
+    output: str | None = None,
+    model: str | None = None,
+    limit: int | None = None,
+    settings: Sequence[str] | None = None,
+    writes: bool = True,
+) -> Job:
+    """The job of a command line: `job` is a job file, or a task's name for a job of that task; the others are put over
+    it, `settings` last. A job that `writes` needs an output. Raises UserError for what does not fit.
+    """
+    from xlmr_ray.tasks.registry import TASKS  # here: it imports torch, for which nobody waits who reads a job file
+
+    content: dict[str, Any]
+    if job in TASKS:
+        content = {"name": job, "tasks": [{"task": job}]}
+    elif Path(job).exists() or job.endswith((".yaml", ".yml")):
+        content = read_job(Path(job))
+    else:
+        raise UserError(f"{job}: neither a job file nor a task; the tasks are: {', '.join(TASKS)}")
+    given = (("input", "path", input), ("output", "path", output), ("input", "limit", limit))
+    for name, key, value in given:
+        if value:
+            section = content.get(name)
+            content = {**content, name: {**(section if isinstance(section, dict) else {}), key: value}}
+    if model:
+        content = {**content, "model": model}
+    for setting in settings or ():
+        content = with_setting(content, setting)
+    if not writes:
+        content.setdefault("output", {"path": NOWHERE})
+    for name in ("input", "output"):
+        if name not in content:
+            raise UserError(f"{job}: nothing says the {name}; give --{name}")
+    return check_job(content, job)
 
 
 def read_job(path: Path) -> dict[str, Any]:

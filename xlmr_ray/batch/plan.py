@@ -14,7 +14,7 @@ from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
-from xlmr_ray.batch.input.shard_table import ShardTable
+from xlmr_ray.batch.input.shard_table import INPUT, ShardTable
 from xlmr_ray.batch.job import EngineSection, Job
 from xlmr_ray.batch.ledger.json_by_line import Damaged, by_lines, canonical, lines_of
 from xlmr_ray.batch.ledger.record import plan_key, run_id
@@ -167,7 +167,9 @@ def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> d
         "precision": precision(job.engine),
         "attn_implementation": job.engine.attn_implementation,
         "quantization": job.engine.quantization,
-        **({"compile": True} if job.engine.compile else {}),  # runs from before there was such a thing keep their names
+        # Runs from before there were these keep their names.
+        **({"compile": True} if job.engine.compile else {}),
+        **({"limit": job.input.limit} if job.input.limit else {}),
         "empty": job.errors.empty,
         "max_row_bytes": job.input.max_row_bytes,
         **({"formats": formats} if formats else {}),
@@ -232,7 +234,8 @@ def make_plan(
     if (found := read_plan(store, name)) is not None:
         return found
     head = {"run_id": name, "job": job.name, "identity": what}
-    return write_plan(store, head, inputs, columns, shard_rows=shard_rows, readers=job.input.readers)
+    limit, readers = job.input.limit, job.input.readers
+    return write_plan(store, head, inputs, columns, shard_rows=shard_rows, readers=readers, limit=limit)
 
 
 def write_plan(
@@ -244,14 +247,16 @@ def write_plan(
     shard_rows: int,
     readers: Mapping[str, Reader] = READERS,
     kept: tuple[str, tuple[str, ...]] | None = None,
+    limit: int | None = None,
 ) -> Plan:
     """Cuts the inputs into shards and writes the plan of the run `head["run_id"]`, once: where another launch of the
-    run was faster, its plan holds. `kept`: see `plan_shards`. Raises UserError where nothing can be read.
+    run was faster, its plan holds. `kept`, `limit`: see `plan_shards`; where the limit is reached, the plan ends with
+    the last input that is read. Raises UserError where nothing can be read.
     """
     name = head["run_id"]
     shards = ShardTable(inputs)
     letters: list[DeadLetter] = []
-    for piece in plan_shards(inputs, shard_rows=shard_rows, columns=columns, readers=readers, kept=kept):
+    for piece in plan_shards(inputs, shard_rows=shard_rows, columns=columns, readers=readers, kept=kept, limit=limit):
         if isinstance(piece, DeadLetter):
             letters.append(piece)
         else:
@@ -259,6 +264,8 @@ def write_plan(
     if letters and not shards:
         more = f" (and {plural(len(letters) - 1, 'more file')})" if len(letters) > 1 else ""
         raise UserError(f"nothing to read: {letters[0].message}{more}")
+    if shards.rows == limit:
+        shards.inputs = inputs = inputs[: int(shards.columns[-1, INPUT]) + 1]
     places = {one.key: place for place, one in enumerate(inputs)} if letters else {}
     dead = [
         Dead(f"{FILES}-{number:07d}", inputs[places[letter.key]], letter.code, letter.message)

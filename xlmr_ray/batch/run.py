@@ -12,9 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from rich.console import Console
 
-from xlmr_ray.batch.cluster import connected, on_gpu, remote, sizes
-from xlmr_ray.batch.incremental import Changes, Next, plan_next, planned, publish_found
-from xlmr_ray.batch.input.file import InputChanged
+from xlmr_ray.batch.cluster import cluster_resources, connected, connected_if_there, on_gpu, remote, sizes
+from xlmr_ray.batch.incremental import Changes, Next, limited_inputs, plan_next, planned, publish_found
+from xlmr_ray.batch.input.file import Input, InputChanged
 from xlmr_ray.batch.input.shard_table import ROWS
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job
@@ -50,15 +50,17 @@ from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.engine.cpu_precision import cpu_capabilities, precision_hint
-from xlmr_ray.errors import JobFailed
+from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.text.plural import plural
 from xlmr_ray.text.redact import clean_url
+
+MOST_COUNTED = 20_000  # records that are listed for somebody who waits for the end
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A finished run: its manifest, this launch's figures, whether it is the published one, its store; what an
-    incremental launch found to be new.
+    incremental launch found to be new; whether the job is limited to its first rows.
     """
 
     manifest: Manifest
@@ -66,6 +68,7 @@ class Outcome:
     published: bool
     store: Store
     changes: Changes | None = None
+    limited: bool = False
 
 
 class Interrupted(JobFailed):
@@ -113,24 +116,27 @@ def prepare(job: Job, store: Store) -> Prepared:
     with reading(", ".join(map(clean_url, job.input.path))):
         found = find_inputs(job.input.path, format=job.input.format, output=job.output.path)
         what = job_identity(job, recipes, columns)
+        inputs: Sequence[Input] = found.inputs
         upon: Next | None = None
-        if job.incremental:
-            drop = job.input.deleted == "drop"
+        drop = job.input.deleted == "drop"
+        if job.incremental and job.input.limit is None:
             upon = plan_next(
                 store,
                 what,
                 job.name,
                 columns,
-                found.inputs,
+                inputs,
                 drop=drop,
                 shard_rows=shard_rows(job, recipes),
                 readers=job.input.readers,
             )
-        plan = (
-            planned(store, upon)
-            if upon
-            else make_plan(store, job, recipes, columns, found.inputs, shard_rows=shard_rows(job, recipes))
-        )
+        elif job.incremental:
+            whole = {name: value for name, value in what.items() if name != "limit"}
+            inputs, upon = limited_inputs(store, whole, inputs, drop=drop)
+        if upon is None:
+            plan = make_plan(store, job, recipes, columns, inputs, shard_rows=shard_rows(job, recipes))
+        else:
+            plan = planned(store, upon)
     device = job.engine.device
     engine = EngineRecipe(
         dtype=precision(job.engine),
@@ -170,9 +176,8 @@ def run_job(
     """
     console = console or Console(stderr=True)
     started = time.time()
-    store = probed(job.output.path, at_least_once=at_least_once)
-    # What a cluster has decides how the job is cut; one of this machine needs no asking, and starts when there is work.
-    with connected(job.cluster.address) if remote(job.cluster.address) else contextlib.nullcontext():
+    store = checked_store(job.output.path, lambda store: store.probe(), at_least_once=at_least_once)
+    with connected_if_there(job.cluster.address):
         before: Outcome | None = None
         while True:
             prepared = prepare(job, store)
@@ -204,9 +209,11 @@ def run_prepared(
         if found is not None:
             published, settled = publish_found(store, found, started=started)
         else:
-            _, published = publish(store, plan.run_id, started=started, job=prepared.job)
+            limited = job.input.limit is not None
+            _, published = publish(store, plan.run_id, started=started, job=prepared.job, limited=limited)
         watch.finished(manifest, anew=anew)
-    return Outcome(manifest, figures, published, store, found.changes if found else None), settled
+    changes = found.changes if found else None
+    return Outcome(manifest, figures, published, store, changes, limited=job.input.limit is not None), settled
 
 
 def drive(
@@ -235,12 +242,23 @@ def drive(
         raise
     except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the latter
         raise Interrupted(
-            f"stopped: {figures.shards_before + figures.shards} of {figures.total_shards} shards of run "
+            f"stopped: {committed_now(store, plan.run_id, figures)} of {figures.total_shards:,} shards of run "
             f"{plan.run_id} are committed; the same command goes on from there"
         ) from None
     check()
     job_file = last_launch(store, plan.run_id)
     return finish(store, plan.run_id, plan.ids(), code=code_version(), job_file=job_file)
+
+
+def committed_now(store: Store, run_id: str, figures: Figures) -> str:
+    """How many shards have a record: more than the driver has heard of, when it is stopped. Of very many it does not
+    wait for a listing.
+    """
+    heard = figures.shards_before + figures.shards
+    if figures.total_shards <= MOST_COUNTED:
+        with contextlib.suppress(JobFailed, UserError, OSError):
+            return f"{sum(1 for _ in committed_shards(store, run_id)):,}"
+    return f"at least {heard:,}"
 
 
 def score(
@@ -257,25 +275,24 @@ def score(
 ) -> None:
     """Commits every shard that is not `done`, or raises JobFailed that says why not."""
     plan = prepared.plan
+    where = f"they are in {store.url(f'errors/{plan.run_id}/')}"
     for file in plan.dead:
         if file.id not in done.files:
             commit_dead(store, plan.run_id, file)
             figures.add(0, 1, 0, 0)
-    check_errors(job, store, plan, figures)
+    check_errors(job, plan, figures, where)
     known = known_ranges(prepared.recipe, prepared.found.after if prepared.found else None)
     todo = np.flatnonzero(~done.shards)
     if not len(todo):
         return
     changed: Counter[str] = Counter()
     with connected(job.cluster.address), Display(figures, console, quiet=quiet) as display:
-        encoders = {(task.encoder, task.tokenizer): task.model for task in prepared.recipe.tasks}
-        weights = sum(4 * stored_values(model_folder(resolve(model))) for model in encoders.values())
-        size = sizes(job.cluster, job.engine.device, weights, len(todo))
+        size = sizes(cluster_resources(), job.cluster, job.engine.device, weights_of(prepared.recipe), len(todo))
         recipe = replace(known, engine=replace(known.engine, threads=size.threads, gpus=size.encoder_gpus))
         if watch is not None:
             watch.launched(size, figures)
         recipe = measured(recipe, plan.shards, size, display.note)
-        display.note(f"starting {size.tokenizers} tokenizer and {size.encoders} encoder actors")
+        display.note(f"starting {size}")
         for row in rows_of(stream((plan.shards[int(at)] for at in todo), len(todo), recipe, size)):
             check()
             try:
@@ -287,7 +304,7 @@ def score(
             if watch is not None:
                 watch.shard(row)
             display.update()
-            check_errors(job, store, plan, figures)
+            check_errors(job, plan, figures, where)
     if changed:
         raise JobFailed(
             f"{some(sorted(changed))}: {changed.total():,} shards of {len(changed):,} inputs could not be scored, all "
@@ -295,16 +312,24 @@ def score(
         )
 
 
-def probed(url: str, *, at_least_once: bool) -> Store:
-    """The output's store. One without conditional writes is refused, or used all the same where the user says so."""
+def weights_of(recipe: Recipe) -> int:
+    """Bytes of the encoders' weights in the memory of a process, in float32."""
+    encoders = {(task.encoder, task.tokenizer): task.model for task in recipe.tasks}
+    return sum(4 * stored_values(model_folder(resolve(model))) for model in encoders.values())
+
+
+def checked_store(url: str, check: Callable[[Store], None], *, at_least_once: bool) -> Store:
+    """The output's store, `check`ed. One without conditional writes is refused, or used all the same where the user
+    says so.
+    """
     store = open_store(url)
     try:
-        store.probe()
+        check(store)
     except NoConditionalWrites:
         if not at_least_once:
             raise
         store = open_store(url, at_least_once=True)
-        store.probe()
+        check(store)
     return store
 
 
@@ -375,12 +400,12 @@ def commit_dead(store: Store, run_id: str, file: Dead) -> None:
     )
 
 
-def check_errors(job: Job, store: Store, plan: Plan, figures: Figures) -> None:
-    """Raises JobFailed as soon as there are more error rows than the job allows of all its rows."""
+def check_errors(job: Job, plan: Plan, figures: Figures, where: str) -> None:
+    """Raises JobFailed as soon as there are more error rows than the job allows of all its rows. `where` they are."""
     errors, most = figures.errors_before + figures.rows_error, job.errors.max_fraction * plan.rows
     if errors > most:
         raise TooManyErrors(
             f"{errors:,} of {plan.rows:,} rows are errors ({errors / plan.rows:.1%}), errors.max_fraction allows "
-            f"{job.errors.max_fraction:.1%}: nothing is published; they are in {store.url(f'errors/{plan.run_id}/')}; "
+            f"{job.errors.max_fraction:.1%}: nothing is published; {where}; "
             "mend the input, or raise errors.max_fraction and run again to go on"
         )

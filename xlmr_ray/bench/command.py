@@ -1,12 +1,11 @@
 """`xlmr-ray bench`: the call as users make it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from xlmr_ray.batch.job import Job, TaskSection, check_job, read_job, with_setting
+from xlmr_ray.batch.job import Job, TaskSection
 from xlmr_ray.bench.measure import load, measure, save
 from xlmr_ray.bench.pipeline import with_pipeline
 from xlmr_ray.bench.quality import quality, show_quality
@@ -14,32 +13,7 @@ from xlmr_ray.bench.sample import take_sample
 from xlmr_ray.bench.show import save_chart, show
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.embedding import Embedding
-from xlmr_ray.tasks.registry import TASKS
 from xlmr_ray.tasks.vector_precision import write_ranges
-
-# A job wants an output, and nothing is written there.
-NOWHERE = "not-written"
-
-
-def read_call(job: str, *, input: Sequence[str] | None, model: str | None, settings: Sequence[str]) -> Job:
-    """The job that a file, or a task's name, and what goes over it describe. Raises UserError for what does not fit."""
-    content: dict[str, Any]
-    if job in TASKS:
-        content = {"name": job, "tasks": [{"task": job}]}
-    elif Path(job).exists() or job.endswith((".yaml", ".yml")):
-        content = read_job(Path(job))
-    else:
-        raise UserError(f"{job}: neither a job file nor a task; the tasks are: {', '.join(TASKS)}")
-    if input:
-        section = content.get("input")
-        content["input"] = {**(section if isinstance(section, dict) else {}), "path": list(input)}
-    if model:
-        content["model"] = model
-    for setting in settings:
-        content = with_setting(content, setting)
-    if "input" not in content:
-        raise UserError(f"{job}: nothing says the input; give --input")
-    return check_job({"output": {"path": NOWHERE}, **content}, job)
 
 
 def bench_command(

@@ -75,7 +75,9 @@ def take_sample(job: Job, documents: int) -> Sample:
     columns = columns_of(job, recipes)
     found = find_inputs(job.input.path, format=job.input.format)
     shards: list[Shard] = []
-    for piece in plan_shards(found.inputs, shard_rows=GROUP, columns=columns, readers=job.input.readers):
+    for piece in plan_shards(
+        found.inputs, shard_rows=GROUP, columns=columns, readers=job.input.readers, limit=job.input.limit
+    ):
         if isinstance(piece, Shard):
             shards.append(piece)
         if len(shards) == GROUPS:

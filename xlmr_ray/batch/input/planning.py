@@ -7,10 +7,12 @@ reader's business. A file is planned by itself (`plan_input`), so planning sprea
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import Columns
@@ -19,6 +21,7 @@ from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.raw import Damaged, Source
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard import Shard
+from xlmr_ray.errors import UserError
 
 SHARD_BYTES = 32 << 20  # Ray Data may split a block over 128 MiB, and a shard is one block
 
@@ -51,32 +54,28 @@ def plan_shards(
     readers: Mapping[str, Reader] = READERS,
     options: Mapping[str, object] | None = None,
     kept: tuple[str, tuple[str, ...]] | None = None,
+    limit: int | None = None,
 ) -> Iterator[Shard | DeadLetter]:
     """Plan all inputs in order, `workers` at a time; no more than that many plans are held.
 
     A file whose kept columns have other types than the first readable file's becomes a dead letter: the output is one
     table. `kept` says which types they must have where that is settled: the file that they are from, and the types.
+    `limit`: only the first so many rows; what comes after them is not read.
     Raises InputChanged where an object is not the listed one; errors of the store propagate.
     """
     if shard_rows < 1:
         raise ValueError(f"shard_rows is {shard_rows}; expected at least 1")
+    left = sys.maxsize if limit is None else limit
+    plan = partial(
+        plan_input, shard_rows=shard_rows, columns=columns, shard_bytes=shard_bytes, readers=readers, options=options
+    )
     with ThreadPoolExecutor(workers) as pool:
         numbered = enumerate(inputs)
         running: deque[tuple[Input, Future[Planned]]] = deque()
         try:
-            while True:
+            while left:
                 for index, one in itertools.islice(numbered, 2 * workers - len(running)):
-                    job = pool.submit(
-                        plan_input,
-                        one,
-                        index,
-                        shard_rows=shard_rows,
-                        columns=columns,
-                        shard_bytes=shard_bytes,
-                        readers=readers,
-                        options=options,
-                    )
-                    running.append((one, job))
+                    running.append((one, pool.submit(plan, one, index, limit=left)))
                 if not running:
                     return
                 one, job = running.popleft()
@@ -86,7 +85,14 @@ def plan_shards(
                     if drift := _drift(one.key, planned.kept, *kept, columns):
                         yield drift
                         continue
-                yield from planned.shards
+                before = 0
+                for shard in planned.shards:
+                    if shard.rows > left:
+                        shard = _first_rows(shard, left, before, readers[one.format], columns, options)
+                    yield shard
+                    before, left = before + shard.rows, left - shard.rows
+                    if not left:
+                        return
                 if planned.dead:
                     yield planned.dead
         finally:
@@ -103,12 +109,16 @@ def plan_input(
     shard_bytes: int = SHARD_BYTES,
     readers: Mapping[str, Reader] = READERS,
     options: Mapping[str, object] | None = None,
+    limit: int = sys.maxsize,
 ) -> Planned:
-    """Plan the input at `index` of the sorted list. Shards hold at most `shard_rows` rows and about `shard_bytes`."""
+    """Plan the input at `index` of the sorted list. Shards hold at most `shard_rows` rows and about `shard_bytes`;
+    there are as many as hold `limit` rows.
+    """
     source = Source(one, options)
     shards: list[Shard] = []
     dead: DeadLetter | None = None
     kept: tuple[str, ...] = ()
+    rows = 0
     try:
         if source.info() is None:
             raise Damaged(codes.FILE_GONE, "deleted after it was listed, or a link to nothing")
@@ -119,15 +129,40 @@ def plan_input(
         kept = cut.kept
         for piece in cut.pieces:  # those before a damage are kept
             shards.append(Shard(f"{index:07d}-{len(shards):06d}", one, *piece))
+            rows += piece.rows
+            if rows >= limit:
+                break
     except FileNotFoundError:
         return Planned((), DeadLetter(one.key, codes.FILE_GONE, f"{one.key}: deleted while it was planned"), ())
     except Damaged as error:
         if error.code == codes.DECOMPRESSION_BOMB:
-            shards = []
-        rows = sum(shard.rows for shard in shards)
+            shards, rows = [], 0
         partly = f" (the {rows} rows before it are read)" if rows else ""
         dead = DeadLetter(one.key, error.code, f"{one.key}: {error.message}{partly}")
     return Planned(tuple(shards), dead, kept)
+
+
+def _first_rows(
+    shard: Shard, rows: int, before: int, reader: Reader, columns: Columns, options: Mapping[str, object] | None
+) -> Shard:
+    """The shard with only its first `rows` rows; `before` are in the file's shards before it. It ends where the reader,
+    asked for pieces of one row, ends the last of them.
+
+    Raises UserError for a reader that does not cut after each row.
+    """
+    source = Source(shard.input, options)
+    pieces = reader.plan(source, columns, shard_rows=1, shard_bytes=SHARD_BYTES).pieces
+    stop, count = shard.start, 0
+    while count < before + rows:
+        piece = next(pieces)
+        stop, count = piece.stop, count + piece.rows
+    if count > before + rows:
+        raise UserError(
+            f"input.limit: {shard.input.key}: files of format {shard.input.format} are not cut after any row; "
+            "leave the limit out"
+        )
+    source.check()
+    return replace(shard, rows=rows, stop=stop)
 
 
 def _drift(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from xlmr_ray.batch.ledger.json_by_line import VERSION, Damaged, canonical, parsed
 from xlmr_ray.batch.ledger.manifest import read_manifest
+from xlmr_ray.batch.ledger.record import plan_head
 from xlmr_ray.batch.store.base import Changed, Exists, Store
 from xlmr_ray.errors import JobFailed
 
@@ -60,19 +61,24 @@ def publish(
     started: float | None = None,
     job: str | None = None,
     runs: tuple[str, ...] | None = None,
+    limited: bool = False,
 ) -> tuple[Current, bool]:
     """Point readers at a finished run. Returns what is published now, and whether it is this launch.
 
     `started` is when this driver was launched (epoch seconds; None: now), `job` the hash of the job's identity, `runs`
     the chain that the run ends (None: it is a full run). Of two runs the one launched later is the newer, whichever
     ends first: an older launch that ends late leaves the newer run published and says so by False, while launching an
-    old job again publishes it again. The pointer moves by compare-and-swap, so no publish is lost.
+    old job again publishes it again. A run that is `limited` to a part of its input never takes the place of a whole
+    one, and any whole one takes its place. The pointer moves by compare-and-swap, so no publish is lost.
     """
     ours = _ours(store, run_id, started)
 
     def moved(found: Current | None) -> Current | None:
-        if found is not None and (found.started, found.run_id == run_id) > (ours.started, False):
-            return None
+        newer = found is not None and (found.started, found.run_id == run_id) > (ours.started, False)
+        if found is not None and (newer or limited):
+            part = is_limited(store, found.run_id)
+            if part < limited or (newer and part == limited):
+                return None
         heads = found.heads if found else {}
         return replace(ours, runs=runs or (run_id,), heads={**heads, job: run_id} if job else heads)
 
@@ -95,13 +101,22 @@ def publish_next(
         if heads.get(job) != after:
             return None
         heads = {**heads, job: run_id}
-        if found is None or found.run_id == after or found.started <= ours.started:
+        if found is None or found.run_id == after or found.started <= ours.started or is_limited(store, found.run_id):
             # Its successors are not older than a run, whenever they were launched.
-            return replace(ours, started=max(ours.started, found.started if found else 0), runs=runs, heads=heads)
+            began = max(ours.started, found.started) if found and found.run_id == after else ours.started
+            return replace(ours, started=began, runs=runs, heads=heads)
         return replace(found, heads=heads)
 
     now = _move(store, moved)
     return now, run_id in now.runs
+
+
+def is_limited(store: Store, run_id: str) -> bool:
+    """Whether the run's plan has a part of its input only (`input.limit`)."""
+    try:
+        return "limit" in plan_head(store, run_id).get("identity", {})
+    except FileNotFoundError:
+        return False
 
 
 def _ours(store: Store, run_id: str, started: float | None) -> Current:

@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 
 from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.ledger.commit import ROW_GROUP
-from xlmr_ray.batch.ledger.json_by_line import Damaged, lines_of, parsed
+from xlmr_ray.batch.ledger.json_by_line import Damaged, lines_of
 from xlmr_ray.batch.ledger.manifest import manifest_key
-from xlmr_ray.batch.ledger.record import File, plan_key
+from xlmr_ray.batch.ledger.record import File, plan_head, plan_key
 from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.errors import JobFailed
 
@@ -91,15 +91,11 @@ def table_key(run_id: str) -> str:
 
 def read_step(store: Store, run_id: str) -> Step | None:
     """What the run's plan says of the table before; None for a full run. Raises FileNotFoundError, `Damaged`."""
-    key = plan_key(run_id)
-    with store.open(key) as file:
-        line = file.readline()
-    whole = line.removesuffix(b"\n") + b"]}" if line.endswith(b":[\n") else store.get(key)[0]
-    content = parsed(whole, store.url(key)).get("step")
+    content = plan_head(store, run_id).get("step")
     try:
         return None if content is None else step_from_dict(content)
     except TypeError:
-        raise Damaged(f"{store.url(key)}: is damaged: a step of another form") from None
+        raise Damaged(f"{store.url(plan_key(run_id))}: is damaged: a step of another form") from None
 
 
 def planned_inputs(store: Store, run_id: str) -> Iterator[Input]:

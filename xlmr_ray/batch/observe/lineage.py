@@ -35,10 +35,9 @@ class Lineage:
 
     def __init__(self, job: Job, section: LineageSection, run_id: str, store: Store, models: dict[str, str]) -> None:
         """`models`: digests of the weights by the models' names. Raises UserError where the client is not installed."""
-        try:
-            from openlineage.client.uuid import generate_new_uuid
-        except ImportError:
-            raise UserError("lineage: openlineage-python is not installed; pip install 'xlmr-ray[lineage]'") from None
+        check_installed()
+        from openlineage.client.uuid import generate_new_uuid
+
         self.job, self.section, self.run_id, self.store, self.models = job, section, run_id, store, models
         self.client = client(section)
         self.launch = str(generate_new_uuid())
@@ -132,6 +131,14 @@ class Lineage:
             )
             found.append(output)
         return found
+
+
+def check_installed() -> None:
+    """Raises UserError where the client is not installed."""
+    try:
+        import openlineage.client.uuid  # noqa: F401
+    except ImportError:
+        raise UserError("lineage: openlineage-python is not installed; pip install 'xlmr-ray[lineage]'") from None
 
 
 def client(section: LineageSection) -> OpenLineageClient:

@@ -50,7 +50,8 @@ def print_summary(outcome: Outcome, console: Console) -> None:
     if isinstance(store, FsspecStore):
         say(console, "at least once: this store cannot refuse a second writer, so rows may be there twice")
     if not outcome.published:
-        say(console, "not published: a run that was launched later is")
+        reason = "a run of the whole input is" if outcome.limited else "a run that was launched later is"
+        say(console, f"not published: {reason}")
 
 
 def ago(seconds: float) -> str:

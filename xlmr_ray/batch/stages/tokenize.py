@@ -68,10 +68,7 @@ class Tokenize:
         shard = shard_from_json(text)
         began = time.time()
         with self.suspects.shard(shard.id):
-            rows = self.read(shard)
-            if not self.recipe.score_empty:
-                rows = fail_empty(rows, list(self.recipe.columns.text))
-            done = joined(in_pieces(self.tokenized, rows, codes.TOKENIZER_ERROR, self.suspects))
+            done = self.of_rows(self.read(shard))
         meta = pa.table({"began": [began], "tokenized": [time.time()]})
         encoded = {f"task{place}": table for place, table in enumerate(done.encoded)}
         return to_block(text, {"rows": done.rows, "meta": meta, **encoded})
@@ -82,6 +79,12 @@ class Tokenize:
             return unread_shard(shard, recipe.columns, failure, readers=recipe.readers)
         with self.suspects.reading(), reading(shard.input.key):
             return read_shard(shard, recipe.columns, max_row_bytes=recipe.max_row_bytes, readers=recipe.readers)
+
+    def of_rows(self, rows: pa.Table) -> Tokenized:
+        """Of some rows of a shard; those that cannot be tokenized are error rows then."""
+        if not self.recipe.score_empty:
+            rows = fail_empty(rows, list(self.recipe.columns.text))
+        return joined(in_pieces(self.tokenized, rows, codes.TOKENIZER_ERROR, self.suspects))
 
     def tokenized(self, rows: pa.Table) -> Tokenized:
         for tokenizer in self.tokenizers:

@@ -104,6 +104,9 @@ class Store(Protocol):
     def probe(self) -> None:
         """Check that the root is writable and conditional writes hold. Raises UserError, `NoConditionalWrites`."""
 
+    def check(self) -> None:
+        """The same as far as it can be seen without writing."""
+
 
 def etag_of(info: Mapping[str, Any]) -> str:
     """A string that changes when the object does, from a file system's `info`: the store's ETag, else size and times.

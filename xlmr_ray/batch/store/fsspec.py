@@ -111,6 +111,14 @@ class FsspecStore:
             raise UserError(str(error)) from None
         self.delete(key)
 
+    def check(self) -> None:
+        if not self.at_least_once:
+            raise NoConditionalWrites(self.url(""))
+        try:
+            self.folders("_runs/")
+        except JobFailed as error:
+            raise UserError(str(error)) from None
+
     def _filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, root = open_filesystem(self.address, self.options)
         return fs, root.rstrip("/")

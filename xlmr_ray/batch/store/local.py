@@ -134,10 +134,18 @@ class LocalStore:
             code = error.errno if isinstance(error, OSError) else None
             if code in NO_LINKS:
                 raise NoConditionalWrites(self.root) from None
-            in_the_way = code in (errno.EEXIST, errno.ENOTDIR)
-            reason = "a file is where a folder should be" if in_the_way else os.strerror(code or 0)
-            text = str(error) if code is None else f"{self.root}: cannot be written: {reason}"
+            text = str(error) if code is None else f"{self.root}: cannot be written: {_reason(code)}"
             raise UserError(text) from None
+
+    def check(self) -> None:
+        root = Path(self.root).absolute()
+        try:
+            there = next(path for path in (root, *root.parents) if path.exists())
+            code = errno.ENOTDIR if not there.is_dir() else 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
+        except OSError as error:
+            code = error.errno or 0
+        if code:
+            raise UserError(f"{self.root}: cannot be written: {_reason(code)}")
 
     def _path(self, key: str) -> Path:
         if key.startswith("/") or ".." in key.split("/"):
@@ -165,6 +173,10 @@ class LocalStore:
         with Path(self.root, ".tmp", "lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a crash
             yield
+
+
+def _reason(code: int) -> str:
+    return "a file is where a folder should be" if code in (errno.EEXIST, errno.ENOTDIR) else os.strerror(code)
 
 
 @contextlib.contextmanager

@@ -164,11 +164,17 @@ class S3Store:
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
     def probe(self) -> None:
+        self._try(probe_writes)
+
+    def check(self) -> None:
+        self._try(lambda store: next(store.list("_runs/"), None))
+
+    def _try(self, what: Callable[[S3Store], object]) -> None:
         try:
             self._connection()
             quick = copy.copy(self)
             quick.deadline = min(PROBE_DEADLINE, self.deadline)
-            probe_writes(quick)
+            what(quick)
         except _NotImplemented:
             raise NoConditionalWrites(self.url("")) from None
         except (JobFailed, FileNotFoundError) as error:

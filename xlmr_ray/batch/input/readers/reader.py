@@ -40,7 +40,8 @@ class Reader(Section):
     related: ClassVar[tuple[str, ...]] = ()
 
     def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
-        """Cut a file into pieces of at most `shard_rows` rows and about `shard_bytes` bytes in memory.
+        """Cut a file into pieces of at most `shard_rows` rows and about `shard_bytes` bytes in memory. Whatever these
+        are, pieces that end with the same row have the same `stop`: so a job can be limited to its first rows.
 
         Raises Damaged where the file cannot be read; iterating over the pieces raises it after those that can.
         """

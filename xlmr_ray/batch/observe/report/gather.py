@@ -20,10 +20,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xlmr_ray.batch.codes import CATALOGUE
-from xlmr_ray.batch.ledger.json_by_line import first_of
 from xlmr_ray.batch.ledger.manifest import read_manifest
 from xlmr_ray.batch.ledger.published import current
-from xlmr_ray.batch.ledger.record import committed, plan_key, planned_shards
+from xlmr_ray.batch.ledger.record import committed, plan_head, planned_shards
 from xlmr_ray.batch.observe.launches import Launch, launches
 from xlmr_ray.batch.observe.report.counts import Summary
 from xlmr_ray.batch.observe.report.peaks import peak
@@ -157,7 +156,11 @@ def gather(store: Store, run_id: str | None = None, *, price: float | None = Non
             runs = ", ".join(store.folders("_runs/")) or "none"
             raise UserError(f"{store.url('')}: nothing is published there yet; name one of its runs: {runs}")
         run_id = published.run_id
-    head = plan_head(store, run_id)
+    try:
+        head = plan_head(store, run_id)
+    except FileNotFoundError:
+        runs = ", ".join(store.folders("_runs/")) or "none"
+        raise UserError(f"{store.url('')}: has no run {run_id}; its runs: {runs}") from None
     done = read_manifest(store, run_id) is not None
     in_table = published is not None and run_id in (published.run_id, *published.runs)
     state = "unfinished" if not done else "published" if in_table else "finished"
@@ -177,17 +180,6 @@ def gather(store: Store, run_id: str | None = None, *, price: float | None = Non
     report.currency = settings.get("currency") or report.currency
     add_records(report, store)
     return report
-
-
-def plan_head(store: Store, run_id: str) -> dict[str, Any]:
-    """The plan without its lists. Reads the first line only."""
-    key = plan_key(run_id)
-    try:
-        with store.open(key) as file:
-            return first_of(file.readline(), store.url(key))
-    except FileNotFoundError:
-        runs = ", ".join(store.folders("_runs/")) or "none"
-        raise UserError(f"{store.url('')}: has no run {run_id}; its runs: {runs}") from None
 
 
 def models_of(job: dict[str, Any]) -> dict[str, str]:

@@ -1,0 +1,133 @@
+"""`xlmr-ray run --dry-run`: the checks of a launch, and what it would read, start and write; none of it is done."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from rich.console import Console
+
+from xlmr_ray.batch.cluster import Sizes, connected_if_there, resources, sizes
+from xlmr_ray.batch.input.shard import Shard
+from xlmr_ray.batch.input.shard_table import INPUT, ROWS
+from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.ledger.lease import lease_ttl
+from xlmr_ray.batch.observe.lineage import check_installed
+from xlmr_ray.batch.plan import Plan
+from xlmr_ray.batch.progress import Figures, say
+from xlmr_ray.batch.run import check_errors, checked_store, describe, earlier, prepare, weights_of
+from xlmr_ray.batch.stages.recipe import Recipe
+from xlmr_ray.batch.stages.rows import output_table
+from xlmr_ray.batch.stages.tokenize import Tokenize
+from xlmr_ray.batch.store.filesystem import reading
+from xlmr_ray.batch.store.unwritten import Unwritten
+from xlmr_ray.engine.passes import passes_of
+from xlmr_ray.tasks.encoded import lengths
+from xlmr_ray.tasks.task import EncoderTask, Task
+
+# Documents that are read and tokenized, to tell how many tokens there are: all, where there are no more of them.
+DOCUMENTS = 256
+SHARDS = 16  # that they are from where there are more
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What some rows of a run are: how many were read, the tokens that they take to compute, how many are error rows by
+    code, and the schema of the output.
+    """
+
+    rows: int
+    tokens: int
+    errors: Counter[str]
+    schema: pa.Schema
+
+
+def dry_run(job: Job, console: Console, *, at_least_once: bool = False) -> None:
+    """Prints what a launch of the job would do. Raises what a launch would: UserError, or JobFailed where files that
+    cannot be read are more error rows than the job allows.
+    """
+    store = Unwritten(checked_store(job.output.path, lambda store: store.check(), at_least_once=at_least_once))
+    lease_ttl()
+    if job.lineage is not None:
+        check_installed()
+    with connected_if_there(job.cluster.address):
+        prepared = prepare(job, store)
+        plan, recipe = prepared.plan, prepared.recipe
+        figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
+        done = earlier(store, plan, figures, prepared.found.withdrawn if prepared.found else frozenset())
+        left = np.flatnonzero(~done.shards)
+        size = sizes(resources(), job.cluster, job.engine.device, weights_of(recipe), max(1, len(left)))
+        say(console, describe(prepared, done))
+        if len(left):
+            show(plan, left, recipe, size, console)
+        else:
+            say(console, "nothing is left to do")
+        for _ in plan.dead[len(done.files) :]:
+            figures.add(0, 1, 0, 0)
+        check_errors(job, plan, figures, "a run would end there")
+    say(console, "a dry run: nothing was started or written")
+
+
+def show(plan: Plan, left: NDArray[np.int64], recipe: Recipe, size: Sizes, console: Console) -> None:
+    """What the shards that are `left`, by index, would take."""
+    columns = plan.shards.columns[left]  # (left, 6)
+    inputs = [plan.shards.inputs[index] for index in np.unique(columns[:, INPUT])]
+    kinds = Counter(" ".join(filter(None, (one.format, one.compression))) for one in inputs)
+    named = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+    say(console, f"files   {named}; {sum(one.size for one in inputs):,} bytes")
+    rows = int(columns[:, ROWS].sum())
+    found = sample([plan.shards[int(index)] for index in (left if rows <= DOCUMENTS else spread(left, SHARDS))], recipe)
+    about = "" if found.rows == rows else "about "
+    tokens = round(found.tokens / max(1, found.rows) * rows)
+    say(console, f"tokens  {about}{tokens:,}, by {found.rows:,} documents that were tokenized")
+    if found.errors:
+        codes = ", ".join(f"{count:,} {code}" for code, count in found.errors.most_common())
+        say(console, f"errors  {codes}, in these {found.rows:,} documents")
+    say(console, f"actors  {size}")
+    say(console, f"output  {recipe.store.url(f'data/{plan.run_id}/')}")
+    width = max(map(len, found.schema.names))
+    for field in found.schema:
+        say(console, f"        {field.name:{width}}  {field.type}")
+
+
+def sample(shards: Sequence[Shard], recipe: Recipe) -> Sample:
+    """Of all rows where they are few, else of as many of each shard."""
+    step = Tokenize(recipe)
+    if step.broken:
+        raise step.broken
+    whole = sum(shard.rows for shard in shards) <= DOCUMENTS
+    count = tokens = 0
+    errors: Counter[str] = Counter()
+    for shard in shards:
+        with reading(shard.input.key):
+            rows = step.read(shard)
+        done = step.of_rows(rows if whole else rows.take(spread(np.arange(rows.num_rows), DOCUMENTS // len(shards))))
+        count += done.rows.num_rows
+        tokens += computed_tokens(recipe, step.tasks, done.encoded)
+        errors.update(code for code in done.rows["_code"].to_pylist() if code)
+    pairs = zip(recipe.tasks, step.tasks, strict=True)
+    results = [(one.prefix, task.schema.empty_table()) for one, task in pairs]
+    schema = output_table(done.rows.slice(0, 0), shards[0].input.key, recipe.columns, results).schema
+    return Sample(count, tokens, errors, schema)
+
+
+def spread(numbers: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most so many of the numbers, evenly spread."""
+    chosen: NDArray[np.int64] = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), most)).round().astype(int)]
+    return chosen
+
+
+def computed_tokens(recipe: Recipe, tasks: Sequence[Task], encoded: Sequence[pa.Table]) -> int:
+    """Tokens that it takes to compute the tasks' encoded tables; tasks of one encoder share its passes."""
+    total = 0
+    groups: dict[tuple[str, str], list[pa.Table]] = {}
+    for one, task, table in zip(recipe.tasks, tasks, encoded, strict=True):
+        if isinstance(task, EncoderTask):
+            groups.setdefault((one.encoder, one.tokenizer), []).append(table)
+        else:
+            total += task.computed_tokens(table)
+    for tables in groups.values():
+        total += sum(int(lengths(pa.table({"input_ids": one.input_ids})).sum()) for one in passes_of(tables))
+    return total
