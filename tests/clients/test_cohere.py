@@ -1,9 +1,11 @@
 from typing import Any
 
 import cohere
+import numpy as np
 import pytest
+from cohere.core.api_error import ApiError
 
-from tests.clients.conftest import DOCUMENTS, QUERY
+from tests.clients.conftest import DOCUMENTS, QUERY, TEXTS
 from tests.serve.server import Running
 from xlmr_ray import pipeline
 
@@ -59,3 +61,18 @@ def test_what_cannot_be_done_is_refused(url: str) -> None:
         client.rerank(model="relevance", query=QUERY, documents=DOCUMENTS, max_tokens_per_doc=100)
     with pytest.raises(cohere.UnprocessableEntityError, match="priority"):
         client.rerank(model="relevance", query=QUERY, documents=DOCUMENTS, priority=3)
+
+
+def test_embed(client: Any, vectors: list[list[float]]) -> None:
+    given = client.embed(model="mini", texts=TEXTS, input_type="search_document", embedding_types=["float", "ubinary"])
+    np.testing.assert_allclose(given.embeddings.float_, vectors, atol=1e-6)
+    np.testing.assert_array_equal(given.embeddings.ubinary, np.packbits(np.array(vectors) > 0, axis=1))
+    assert given.texts == TEXTS
+
+
+def test_embed_without_an_encoding(url: str, vectors: list[list[float]]) -> None:
+    client = cohere.Client(api_key="none", base_url=url)
+    np.testing.assert_allclose(client.embed(model="mini", texts=TEXTS).embeddings, vectors, atol=1e-6)
+    with pytest.raises(ApiError) as long:
+        client.embed(model="mini", texts=["right " * 700], truncate="NONE")
+    assert long.value.status_code == 413
