@@ -30,7 +30,6 @@ from xlmr_ray.engine.runners import check_quantizable
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.registry import bind_task, canonical_task, task_class
 from xlmr_ray.tasks.task import Task, option_fields
-from xlmr_ray.tasks.vector_precision import BYTES, UNMEASURED
 from xlmr_ray.text.plural import plural
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -77,11 +76,11 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
         options = section.options
         if job.engine.max_length != "auto":
             options.setdefault("max_length", job.engine.max_length)
-        for role, option in task_class(section.task).optional_roles.items():
+        kind = task_class(section.task)
+        for role, option in kind.optional_roles.items():
             if getattr(job.input, role) is not None:
                 options.setdefault(option, True)
-        if section.task == "embedding" and options.get("precision") in BYTES and options.get("ranges") is None:
-            options["ranges"] = UNMEASURED  # until the run has taken its sample
+        options |= kind.unmeasured(options)
         prefix = f"{section.name or section.task}_".replace("-", "_") if len(job.tasks) > 1 else ""
         folder = resolve(model)
         tokenizer = XLMRobertaTokenizer.from_pretrained(folder)

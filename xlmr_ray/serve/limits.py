@@ -28,11 +28,12 @@ def check_options(task: Task, options: Mapping[str, Any], limits: LimitsSection,
             raise Invalid(fields.get(name, name), "is set in the service's settings, not by a request")
     for name, bound in task.request_bounds.items():
         most = getattr(limits, bound) if isinstance(bound, str) else bound
-        value = options.get(name)
+        value, field = options.get(name), fields.get(name, name)
         if isinstance(value, int | float) and value > most:
-            raise Invalid(fields.get(name, name), f"at most {most} here")
+            raise Invalid(field, f"at most {most} here")
         if isinstance(value, list | tuple) and len(value) > most:
-            raise TooLarge(f"a list of {len(value)}, at most {most} are allowed", field=fields.get(name, name))
+            too_long = f"a list of {len(value)}, at most {most} are allowed"
+            raise TooLarge(too_long, field=field) if isinstance(bound, str) else Invalid(field, too_long)
 
 
 def check_columns(

@@ -22,7 +22,15 @@ from xlmr_ray.tasks.long_documents import by_document, check_long, encode_docume
 from xlmr_ray.tasks.pooling import POOLINGS, pool
 from xlmr_ray.tasks.sentence_inputs import sentence_limit
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
-from xlmr_ray.tasks.vector_precision import Ranges, as_column, check_precision, read_ranges, stored_type
+from xlmr_ray.tasks.vector_precision import (
+    BYTES,
+    UNMEASURED,
+    Ranges,
+    as_column,
+    check_precision,
+    read_ranges,
+    stored_type,
+)
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "embedding"
@@ -59,6 +67,11 @@ class Embedding(EncoderTask):
     ranges: Ranges | None = field(default=None, metadata={"added": True})
     config: XLMRobertaConfig = field(metadata={"option": False})
     folder: SentenceConfig | None = field(metadata={"option": False})
+
+    @classmethod
+    def unmeasured(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        measures = options.get("precision") in BYTES and options.get("ranges") is None
+        return {"ranges": UNMEASURED} if measures else {}
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Embedding":

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ class FeatureExtraction(EncoderTask):
     roles = ("text",)
     architectures = ("Model",)
     default_order = 2
+    request_bounds: ClassVar[Mapping[str, int | str]] = {"layers": 64}
 
     layers: tuple[int, ...] = (-1,)
     pooling: str | None = None

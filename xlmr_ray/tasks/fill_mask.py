@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +48,7 @@ class FillMask(EncoderTask):
     roles = ("text",)
     unit = "target"
     reads = "target"
+    request_bounds: ClassVar[Mapping[str, int | str]] = {"top_k": 1000}
     unwraps_lists_of_one = True
     architectures = ("ForMaskedLM",)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,7 @@ class PseudoPerplexity(EncoderTask):
     roles = ("text",)
     unit = "target"
     reads = "target"
+    request_bounds: ClassVar[Mapping[str, int | str]] = {"passes": 512}
 
     passes: int | str = 8
     long: str = "cut"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +62,7 @@ class QuestionAnswering(EncoderTask):
     unit = "token"
     result_width = 2
     stride_option, length_option = "doc_stride", "max_seq_len"
+    request_bounds: ClassVar[Mapping[str, int | str]] = {"top_k": 1000, "max_answer_len": 1000}
     architectures = ("ForQuestionAnswering",)
 
     top_k: int = 1

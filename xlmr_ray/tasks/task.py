@@ -68,6 +68,11 @@ class Task(ABC):
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> Self:
         """The task for a checkpoint. Raises UserError for options that it does not have or that do not fit."""
 
+    @classmethod
+    def unmeasured(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a job's options, those that its run measures on a sample of its documents, with a value until then."""
+        return {}
+
     @property
     @abstractmethod
     def roles(self) -> tuple[str, ...]:

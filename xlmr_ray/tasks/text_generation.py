@@ -58,6 +58,8 @@ class TextGeneration(Task):
         "max_new_tokens": "new_tokens",
         "num_beams": 8,
         "num_return_sequences": 8,
+        "no_repeat_ngram_size": 1000,
+        "stop_sequence": 16,
     }
     example_options: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 2, "min_new_tokens": 0}
     architectures = ("ForCausalLM",)

@@ -68,7 +68,7 @@ class FillParameters(LongTexts):
     """`targets`: words to score alone."""
 
     targets: Texts | None = None
-    top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
+    top_k: Count | None = None
 
 
 class FillMask(Asked):
@@ -87,10 +87,10 @@ class AnsweringParameters(Parameters):
     align_to_words: bool | None = None
     doc_stride: Annotated[int, Field(ge=0)] | None = None
     handle_impossible_answer: bool | None = None
-    max_answer_len: Annotated[int, Field(ge=1, le=1000)] | None = None
+    max_answer_len: Count | None = None
     max_question_len: Count | None = None
     max_seq_len: Count | None = None
-    top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
+    top_k: Count | None = None
 
 
 def in_inputs(body: Any) -> Any:
@@ -149,14 +149,14 @@ class GenerationParameters(Parameters):
     max_new_tokens: Count | None = None
     min_new_tokens: Count | None = None
     min_p: Share | None = None
-    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000)] | None = None
-    num_beams: Annotated[int, Field(ge=1, le=8)] | None = None
-    num_return_sequences: Annotated[int, Field(ge=1, le=8)] | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
+    num_beams: Count | None = None
+    num_return_sequences: Count | None = None
     length_penalty: float | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     return_full_text: bool | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
-    stop: Annotated[Several[str], Field(max_length=16)] | None = None
+    stop: Several[str] | None = None
     temperature: Annotated[float, Field(gt=0)] | None = None
     top_k: Count | None = None
     top_p: Share | None = None
@@ -205,7 +205,7 @@ class Embedding(Vectors):
 class ExtractionParameters(Parameters):
     """`layers`: the hidden states to give, 0 for the embeddings', negative ones from the end."""
 
-    layers: Annotated[Several[int], Field(min_length=1, max_length=64)] | None = None
+    layers: Annotated[Several[int], Field(min_length=1)] | None = None
     pooling: Literal["cls", "mean", "max", "mean_sqrt_len"] | None = None
     max_length: Count | None = None
 
@@ -250,7 +250,7 @@ class Perplexity(Asked):
 class PseudoPerplexityParameters(LongTexts):
     """`passes`: how many times a text is read, each with every so-many-th token masked; `all`: one at a time, exact."""
 
-    passes: Annotated[int, Field(ge=1, le=512)] | Literal["all"] | None = None
+    passes: Count | Literal["all"] | None = None
 
 
 class PseudoPerplexity(Asked):
