@@ -1,10 +1,14 @@
 """The tasks by name, and which of them a checkpoint is for."""
 
+import inspect
+import re
+
 import pytest
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.tasks.registry import default_tasks
+from xlmr_ray.tasks.registry import TASKS, default_tasks
+from xlmr_ray.tasks.task import option_fields
 
 VECTORS = ("embedding", "sentence-similarity", "feature-extraction")
 
@@ -40,3 +44,11 @@ def test_a_folder_of_sentence_transformers_is_for_vectors(tmp_path):
 def test_an_architecture_that_does_not_tell_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"names BertForPreTraining, which does not tell a task; name one"):
         default_tasks(tmp_path, XLMRobertaConfig(architectures=["BertForPreTraining"]))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_s_docstring_has_its_options_in_a_list_and_its_output(name):
+    text = inspect.getdoc(TASKS[name])
+    listed = "\n".join(item for item in re.findall(r"^- .*?(?=\n\n|\n- |\Z)", text, re.DOTALL | re.MULTILINE))
+    assert [one.name for one in option_fields(TASKS[name]) if f"`{one.name}`" not in listed] == []
+    assert "Output: `" in text

@@ -38,17 +38,26 @@ NAME = "embedding"
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding(EncoderTask):
-    """Options, each None for what the folder says (for a folder of another kind: mean pooling, not normalized, no
-    prompt): `pooling` (`cls`, `mean`, `max`, `mean_sqrt_len`), `normalize` to length 1, `prompt` (text put before
-    every document) or `prompt_name` (one of the folder's), `dimensions` (the first so many, normalized again where
-    vectors are), `precision` of the stored vectors (`float32`, `float16`; `int8`, `uint8` between the `ranges` of a
-    sample of vectors of the same kind, normalized or not: the path of a JSON file, or `[min, max, normalized]`;
-    `binary`, `ubinary`), `max_length` in tokens; past it, `long` is
-    `cut` (flagged) or `windows` that share `stride` tokens (an eighth of a window if not said), whose vectors are
-    averaged, weighted by the tokens that each adds, before they are normalized.
+    """A vector a text, pooled from the tokens' last hidden states.
 
-    The output: `embedding`, a fixed-size list of `width` numbers, `tokens`, `truncated`, and `windows` where they are
-    asked for.
+    Options (the folder is a sentence-transformers folder, where the checkpoint is one):
+    - `pooling`: `cls`, `mean`, `max` or `mean_sqrt_len` (default: the folder's, else mean).
+    - `normalize`: vectors of length 1 (default: as the folder says, else false).
+    - `prompt`: text put before every document (default: the folder's default prompt, else none).
+    - `prompt_name`: one of the folder's prompts instead (default: none).
+    - `dimensions`: the first so many numbers of a vector, normalized again where vectors are (default: what the folder
+      says, else all).
+    - `precision`: of the stored numbers, `float32`, `float16`, `int8`, `uint8`, `binary` or `ubinary` (default:
+      float32).
+    - `ranges`: for `int8` and `uint8`, the smallest and largest number of each dimension in a sample: the path or URL
+      of a JSON file, or the numbers (default: a job measures them on its own documents).
+    - `max_length`: tokens of a sequence (default: what the checkpoint allows).
+    - `long`: longer texts are `cut` and flagged, or read in `windows`, whose vectors are averaged, weighted by the
+      tokens that each adds, before they are normalized (default: cut).
+    - `stride`: tokens that neighbouring windows share (default: an eighth of `max_length`).
+
+    Output: `embedding`, a fixed-size list of `width` numbers; `tokens`, `truncated`, and `windows` where texts are read
+    in windows.
     """
 
     roles = ("text",)

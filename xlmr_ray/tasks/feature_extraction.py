@@ -24,14 +24,18 @@ NAME = "feature-extraction"
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureExtraction(EncoderTask):
-    """Options: `layers`, the hidden states to give, 0 for the embeddings' and 1 on for the layers', negative ones from
-    the end; those of several are put one after another in a vector, in the order named. `pooling` (`cls`, `mean`,
-    `max`, `mean_sqrt_len`; None: a vector for each token, special ones too), `precision` of the stored numbers
-    (`float32`, `float16`), `max_length` in tokens (longer texts are cut, flagged), `return_tensors` for tensors in
-    place of lists from `pipeline()`.
+    """Hidden states of chosen layers: a vector a token, special ones too, or a pooled one a text.
 
-    The output: `features`, a fixed-size list of `width` numbers, and without pooling a list of those beside the
-    `input_ids` that they stand at; `tokens`, `truncated`. A million tokens of 768 numbers take 3 GB in memory.
+    Options:
+    - `layers`: the hidden states to give, 0 for the embeddings' and 1 on for the layers', negative ones from the end;
+      those of several are put one after another in a vector, in the order named (default: [-1]).
+    - `pooling`: `cls`, `mean`, `max` or `mean_sqrt_len` (default: none, a vector a token).
+    - `precision`: of the stored numbers, `float32` or `float16` (default: float32).
+    - `max_length`: tokens of a sequence; longer texts are cut and flagged (default: what the checkpoint allows).
+    - `return_tensors`: tensors instead of lists from `pipeline()` (default: false).
+
+    Output: `features`, a fixed-size list of `width` numbers, and without pooling a list of those with the `input_ids`
+    of their tokens; `tokens`, `truncated`. A million tokens of 768 numbers take 3 GB in memory.
     """
 
     roles = ("text",)

@@ -36,13 +36,21 @@ FILL = pa.struct([("token", pa.int32()), ("text", pa.string()), ("score", pa.flo
 
 @dataclass(frozen=True, kw_only=True)
 class FillMask(EncoderTask):
-    """Options: `top_k` fills a mask; `targets`, one word or several, to score alone (of a word that is not one token
-    the first piece, with a warning); `max_length` in tokens; past it, `long` is `cut` (flagged: masks behind the cut
-    get no fills, and a text that has none left is an error) or `windows` that share `stride` tokens (an eighth of a
-    window if not said): each mask is filled in the one where the most text is around it, and windows in which no mask
-    is filled are not computed.
+    """The most likely tokens for each mask. Scores are probabilities over the whole vocabulary, each mask by itself,
+    also where a text has several.
 
-    Scores are probabilities over the whole vocabulary, each mask by itself, also where a text has several.
+    Options:
+    - `top_k`: fills of a mask (default: 5).
+    - `targets`: a word or a list of words; only these are scored. Of a word of several tokens the first is scored, with
+      a warning (default: the whole vocabulary).
+    - `max_length`: tokens of a sequence (default: what the checkpoint allows).
+    - `long`: longer texts are `cut` and flagged (masks behind the cut get no fills, and a text that has none left is an
+      error), or read in `windows`: each mask is filled in the one that has the most text around it, and windows in
+      which no mask is filled are not computed (default: cut).
+    - `stride`: tokens that neighbouring windows share (default: an eighth of `max_length`).
+
+    Output: `fills`, for each mask in the text's order its tokens, best first; `tokens`, `truncated`, and `windows`
+    where texts are read in windows, both of what is computed.
     """
 
     roles = ("text",)

@@ -27,9 +27,14 @@ NAME = "multiple-choice"
 
 @dataclass(frozen=True, kw_only=True)
 class MultipleChoice(EncoderTask):
-    """Options: `max_length` in tokens of text and choice together: of longer pairs the longer one is cut, flagged.
+    """Which of a text's choices fits it best. `choices` are a list of strings, at least one, or its JSON.
 
-    A text's `choices` are a list of strings, one at least, or its JSON.
+    Options:
+    - `max_length`: tokens of a text and a choice together; of longer pairs the longer one is cut, and flagged (default:
+      what the checkpoint allows).
+
+    Output: `choice`, the best one's index from 0; `score`, its probability; `scores`, those of all in their order;
+    `tokens` of all pairs of the document, `truncated`.
     """
 
     roles = ("text", "choices")

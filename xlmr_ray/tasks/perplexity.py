@@ -25,16 +25,18 @@ NAME = "perplexity"
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity(EncoderTask):
-    """The exponential of the mean negative log-probability of every token but the first, given those before it: what
-    the reference's causal model with `labels=input_ids` has as its loss, exponentiated.
+    """The exponential of the mean negative log-probability of every token but the first, given those before it: of the
+    loss that transformers' causal model has with `labels=input_ids`.
 
-    Options: `max_length` in tokens; past it, `long` is `cut` (flagged) or `windows`, slices of the document's tokens
-    that share `stride` tokens (half of the length if not said), each token scored once, in the first window that has
-    it, as in the transformers guide on models of fixed length (whose stride is what remains: the tokens that a window
-    has for itself).
+    Options:
+    - `max_length`: tokens of a sequence (default: what the checkpoint allows).
+    - `long`: longer texts are `cut` and flagged, or read in `windows`, slices of the document's tokens. Each token is
+      scored once, in the first window that has it, as in transformers' guide on models of fixed length, whose stride is
+      what remains: the tokens that a window adds (default: cut).
+    - `stride`: tokens that neighbouring windows share, at least 1 (default: half of `max_length`).
 
-    The output: `perplexity`, `log_likelihood` (the sum, natural logarithm), `tokens` (how many are in it),
-    `truncated`, and `windows` where they are asked for. Perplexity is null for a text with nothing to foretell.
+    Output: `perplexity`, null for a text of which no token is predicted; `log_likelihood`, the sum, natural logarithm;
+    `tokens`, how many are in it; `truncated`, and `windows` where texts are read in windows.
     """
 
     roles = ("text",)

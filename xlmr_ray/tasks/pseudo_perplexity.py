@@ -31,23 +31,27 @@ class PseudoPerplexity(EncoderTask):
     """The exponential of the mean negative log-probability of every token that is not a special one, each masked and
     guessed from all others (Salazar et al. 2020, Masked Language Model Scoring).
 
-    Options: `passes` over a text. `all` masks one token at a time: exact, as many passes as tokens. A number k masks
-    every k-th token at once, in k passes that each begin one token later: an approximation, since a token is guessed
-    without 1 / k of the others, too; it is exact for texts of up to k tokens. How near it comes, for a model of two
-    layers trained for minutes on web pages in 20 languages, 50 texts of up to 64 tokens each, as the difference of
-    log-perplexities (mean, greatest) and the rank correlation with the exact ones:
+    Options:
+    - `passes` over a text. `all` masks one token at a time: exact, as many passes as tokens. A number k masks every
+      k-th token at once, in k passes that each begin one token later: an approximation, since a token is predicted
+      without 1 / k of the others, too; it is exact for texts of up to k tokens (default: 8).
+    - `max_length`: tokens of a sequence (default: what the checkpoint allows).
+    - `long`: longer texts are `cut` and flagged, or read in `windows`: each token is scored once, in the window that
+      has more text around it (default: cut).
+    - `stride`: tokens that neighbouring windows share (default: an eighth of the window).
+
+    How near `passes` comes, for a model of two layers trained for minutes on web pages in 20 languages, 50 texts of up
+    to 64 tokens each, as the difference of log-perplexities (mean, greatest) and the rank correlation with the exact
+    ones:
 
     - pages that it was not trained on (6.2 on average): k = 8: -0.005, 0.05, 0.997; 4: -0.001, 0.08, 0.996; 2: 0.01,
-      0.18, 0.990; 1 (nothing to guess from): 2.4, 3.7, 0.26
+      0.18, 0.990; 1 (every token masked): 2.4, 3.7, 0.26
     - legal articles, in other languages too (9.2): k = 8: 0.04, 0.86, 0.999; 4: 0.09, 1.8, 0.996; 2: 0.13, 2.2, 0.987
 
-    A better model draws on more of the text and may be further off: compare with `all` on a sample of your own.
+    A better model uses more of the text and may be further off: compare with `all` on a sample.
 
-    `max_length` in tokens; past it, `long` is `cut` (flagged) or `windows` that share `stride` tokens (an eighth
-    of the window if not said), each token scored once, in the window that has more text around it.
-
-    The output: `perplexity`, `log_likelihood` (the sum, natural logarithm), `tokens` (how many are in it),
-    `truncated`, and `windows` where they are asked for. Perplexity is null for a text without tokens.
+    Output: `perplexity`, null for a text without tokens; `log_likelihood`, the sum, natural logarithm; `tokens`, how
+    many are in it; `truncated`, and `windows` where texts are read in windows.
     """
 
     roles = ("text",)

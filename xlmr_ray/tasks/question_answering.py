@@ -42,20 +42,25 @@ Spans = tuple[list[int], list[int], list[float]]  # starts, ends and scores
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnswering(EncoderTask):
-    """Options: `top_k` answers, of at most `max_answer_len` tokens, which `align_to_words` stretches to whole words;
-    `handle_impossible_answer` (an empty answer may win); windows of `max_seq_len` tokens (None: the model's, 384 at
-    most) over a long context, `doc_stride` tokens shared (None: half a window, 128 at most); `max_question_len` tokens
-    of a question (None: all of them as long as windows can still go over the context by a sixteenth of their length
-    at a time; of a question that leaves less room, 64 or fewer). A question that is cut is flagged; contexts are
-    never cut.
+    """The spans of a context that answer a question. A score is the probability of a start times that of an end in
+    their window, as in transformers; answers of equal text are added up, over windows, too, so that a score may be more
+    than 1. Where nothing can be an answer, the answer is empty and has score 0; unlike in transformers no other answers
+    have score 0, so there may be fewer than `top_k`.
 
-    Scores are the reference's: a probability of a start times one of an end in their window, answers of equal text
-    added up, over windows, too: a score may be more than 1. Where there is nothing to answer with, the answer is empty
-    and has score 0; unlike the reference's, no other answers have score 0, so there may be fewer than `top_k`.
+    Options:
+    - `top_k`: answers (default: 1).
+    - `max_answer_len`: tokens of an answer, at most (default: 15).
+    - `align_to_words`: answers are stretched to whole words (default: true).
+    - `handle_impossible_answer`: an empty answer may win (default: false).
+    - `max_seq_len`: tokens of a window over a long context (default: what the checkpoint allows, 384 at most).
+    - `doc_stride`: tokens that neighbouring windows share (default: half of a window, 128 at most).
+    - `max_question_len`: tokens of a question; a longer one is cut, and flagged (default: all of them as long as each
+      window adds at least a sixteenth of its length; of a question that leaves less room, 64 or fewer). Contexts are
+      never cut.
 
-    Output: `answer`, `score`, `start`, `end` (characters of the context), or with more than one `top_k`
-    `answers: list<struct<answer, score, start, end>>`; `tokens` of question and context, shared ones counted once;
-    `truncated`, whether the question was cut.
+    Output: `answer`, `score`, `start`, `end` (characters of the context), or with more than one `top_k` `answers:
+    list<struct<answer, score, start, end>>`; `tokens` of question and context, shared ones counted once; `truncated`,
+    where the question was cut.
     """
 
     roles = ("question", "context")

@@ -42,6 +42,8 @@ class Rerank(EncoderTask):
 
     It is the longer text that is cut or goes by windows: the document, save where the query takes over half of the
     tokens. So cut CrossEncoder and text-embeddings-inference, too.
+
+    Output: `score`; `tokens`, `truncated`, and `windows` where texts are read in windows.
     """
 
     roles = ("text", "text_pair")

@@ -26,9 +26,15 @@ FUNCTIONS = ("cosine", "dot", "euclidean", "manhattan")
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceSimilarity(EncoderTask):
-    """Options: `similarity` (`cosine`, `dot`; `euclidean` and `manhattan` are distances, negated, as in
-    sentence-transformers; None: what the folder says, cosine else), and how a text becomes a vector: `pooling`,
-    `normalize`, `prompt`, `prompt_name`, `dimensions`, `max_length`, `long`, `stride`, as for the task `embedding`.
+    """How similar the embeddings of two texts are.
+
+    Options:
+    - `similarity`: `cosine`, `dot`, or a distance, negated as in sentence-transformers, `euclidean` or `manhattan`
+      (default: what the folder says, else cosine).
+    - `pooling`, `normalize`, `prompt`, `prompt_name`, `dimensions`, `max_length`, `long`, `stride`: how a text becomes
+      a vector, as for the task `embedding`.
+
+    Output: `score`; `tokens` and `windows` of both texts, `truncated` where either was cut.
     """
 
     roles = ("text", "text_pair")

@@ -25,14 +25,20 @@ NAME = "text-classification"
 
 @dataclass(frozen=True, kw_only=True)
 class TextClassification(EncoderTask):
-    """Options: `top_k` labels a text (None: all of them), the `function_to_apply` to logits (`softmax`, `sigmoid`,
-    `none`; None: sigmoid for multi-label checkpoints, none for regression and a single label, softmax else), `pairs`
-    of texts, `max_length` in tokens; past it, `long` is `cut` (flagged) or `windows` that share `stride` tokens (an
-    eighth of a window if not said), whose scores are averaged, weighted by the tokens that each adds. Of a pair, the
-    longer text goes by windows, with the other one in each.
+    """Labels and their scores, of a text or a pair of texts.
 
-    The output: `label` and `score`, or with another `top_k` than 1 a list `labels` of both, best first; `tokens`,
-    `truncated`, and `windows` where they are asked for.
+    Options:
+    - `top_k`: labels of a text; null gives all (default: 1).
+    - `function_to_apply` to the logits: `softmax`, `sigmoid` or `none` (default: sigmoid for multi-label checkpoints
+      and for one label, none for regression, else softmax).
+    - `pairs`: read `text_pair`, too (default: whether the job or the call has such texts).
+    - `max_length`: tokens of a sequence (default: what the checkpoint allows).
+    - `long`: longer texts are `cut` and flagged, or read in `windows`, whose scores are averaged, weighted by the
+      tokens that each adds. Of a pair the longer text is split, and the other one is in each window (default: cut).
+    - `stride`: tokens that neighbouring windows share (default: an eighth of `max_length`).
+
+    Output: `label` and `score`, or with another `top_k` than 1 a list `labels` of both, best first; `tokens`,
+    `truncated`, and `windows` where texts are read in windows.
     """
 
     reads = "first"

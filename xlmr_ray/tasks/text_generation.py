@@ -38,19 +38,30 @@ TEXT = pa.struct([("generated_text", pa.string()), ("tokens", pa.int32())])
 
 @dataclass(frozen=True, kw_only=True)
 class TextGeneration(Task):
-    """Options: the settings of `GenerationConfig` by their names, `stop_sequence` (a string or several: the text ends
-    with the first that it has). What is None is as the checkpoint's `generation_config.json` says, or as the
-    reference's pipeline does it: sampling at a temperature of 0.7, 256 new tokens (half of the model's positions, if
-    that is less).
+    """What a causal checkpoint writes after a prompt. A document's random numbers come from `seed` and the prompt's
+    tokens, so that its text is the same in any batch and at every try.
 
-    `seed`: a document's random numbers come from it and the prompt's tokens, so that its text is the same in any batch
-    and at every try. `max_length`: the tokens of a prompt and its text; of a prompt that leaves no room for
-    `max_new_tokens` the end is kept, flagged. `return_full_text`: with the prompt before it. `add_special_tokens`
-    around the prompt, `prefix` before it. `positions`: `generate`, from 0 as the reference's `generate` numbers them,
-    or `forward`, from `pad_token_id + 1` as they are in training.
+    Options of `GenerationConfig`, with its meaning and units (default: what the checkpoint's `generation_config.json`
+    says, else as in transformers' pipeline):
+    - `max_new_tokens` (256, or half of the model's positions where that is less), `min_new_tokens`.
+    - `do_sample` (true), `temperature` (0.7), `top_k`, `top_p`, `min_p`.
+    - `repetition_penalty`, `no_repeat_ngram_size`.
+    - `num_beams`, `length_penalty`, `early_stopping`.
+    - `num_return_sequences`, `eos_token_id`.
 
-    The output: `generated_text`, `tokens` (the new ones, the end with them), `truncated` (the prompt was cut); with
-    `num_return_sequences` above 1 a list `texts` of the first two.
+    Other options:
+    - `stop_sequence`: a string or a list of them; the text ends with the first that it has (default: none).
+    - `seed`: a whole number (default: 0).
+    - `max_length`: tokens of a prompt and its text; of a prompt that leaves no room for `max_new_tokens` the end is
+      kept, and flagged (default: what the checkpoint allows).
+    - `return_full_text`: with the prompt before it (default: true).
+    - `add_special_tokens`: around the prompt (default: true).
+    - `prefix`: text put before the prompt (default: none).
+    - `positions`: `generate` numbers them from 0, as transformers' `generate` does, `forward` from `pad_token_id + 1`,
+      as they are in training (default: generate).
+
+    Output: `generated_text`; `tokens`, the new ones, with the one that ends the text; `truncated`, where the prompt was
+    cut; with `num_return_sequences` above 1 a list `texts` of the first two.
     """
 
     roles = ("text",)

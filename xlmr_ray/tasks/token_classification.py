@@ -37,19 +37,24 @@ SPACE = "▁"  # how pieces of the vocabulary write a space
 
 @dataclass(frozen=True, kw_only=True)
 class TokenClassification(EncoderTask):
-    """Options: `aggregation_strategy` (`none`: each token; `simple`: neighbours of one kind are an entity; `first`,
-    `average`, `max`: the same of whole words, labelled by their first token, by the mean of their tokens' scores, by
-    their surest token), `ignore_labels` (entities that are left out), `max_length` of a sequence in tokens, and for
-    longer texts `long`: `windows` that share `stride` tokens (None: an eighth of `max_length`), so that nothing is
-    lost, or `cut`, flagged.
+    """A label a token, or the entities that tokens make up.
+
+    Options:
+    - `aggregation_strategy`: `none`, each token; `simple`, neighbours of one kind are an entity; `first`, `average`,
+      `max`, the same of whole words, labelled by their first token, by the mean of their tokens' scores, by the token
+      with the best score (default: none).
+    - `ignore_labels`: labels of entities that are left out (default: [O]).
+    - `max_length`: tokens of a sequence (default: what the checkpoint allows).
+    - `long`: longer texts are read in `windows`, so that nothing is lost, or `cut` and flagged (default: windows).
+    - `stride`: tokens that neighbouring windows share (default: an eighth of `max_length`).
 
     Where a text has several windows, of entities that overlap the longest is kept, of equally long ones the one with
-    the best score, as in the reference; a token's label (`none`) is that of the window which shows more around it.
-    What is a word is the reference's guess, too: it ends where the next token begins at or behind a space.
+    the best score, as in transformers; a token's label (`none`) is that of the window which has more text around it.
+    Words are found as transformers finds them: one ends where the next token begins at or behind a space.
 
     Output: `entities: list<struct<label, score, start, end, text, word>>`, where `start` and `end` are characters of
-    the text, `text` is what stands there, `word` the tokens as text; for `none` with the token's `index` in its text,
-    too. `tokens` counts those that windows share once.
+    the text, `text` is what is there, `word` the tokens as text; for `none` with the token's `index` in its text.
+    `tokens` counts those that windows share once; `truncated`.
     """
 
     roles = ("text",)

@@ -44,11 +44,19 @@ LABEL = pa.struct([("label", pa.string()), ("score", pa.float32())])
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotClassification(EncoderTask):
-    """Options: `candidate_labels`, a list or a string with commas; `hypothesis_template`, whose `{}` takes a label;
-    `multi_label`: each label by itself, else the scores of all labels add up to 1; `max_length` in tokens of text and
-    hypothesis together; past it, `long` says what becomes of the text, never of the hypothesis: `cut` (flagged) or
-    `windows` that share `stride` tokens (an eighth of `max_length` if not said), whose scores are averaged, weighted
-    by the tokens that each adds.
+    """Labels named by the caller, each scored as a hypothesis about the text.
+
+    Options:
+    - `candidate_labels`: a list, or a string with commas (no default).
+    - `hypothesis_template`: a text whose `{}` takes a label (default: `This example is {}.`).
+    - `multi_label`: each label by itself, else the scores of all labels add up to 1 (default: false).
+    - `max_length`: tokens of text and hypothesis together (default: what the checkpoint allows).
+    - `long`: longer texts are `cut` and flagged, or read in `windows`, whose scores are averaged, weighted by the
+      tokens that each adds; a hypothesis is always whole (default: cut).
+    - `stride`: tokens that neighbouring windows share (default: an eighth of `max_length`).
+
+    Output: `labels`, all of them with their scores, best first; `tokens` of all pairs of the document, `truncated`, and
+    `windows` where texts are read in windows.
     """
 
     roles = ("text",)
