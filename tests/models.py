@@ -1,5 +1,6 @@
 """Small checkpoints with the embedded tokenizer and random weights, saved by transformers."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -22,6 +23,33 @@ def add_tokenizer(folder: Path, max_length: int = 64) -> Path:
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(TOKENIZER, model_max_length=max_length)
     tokenizer.save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes((TOKENIZER / "tokenizer.json").read_bytes())
+    return folder
+
+
+def save_e5_layout(folder: Path) -> Path:
+    """A sentence-transformers folder as multilingual-e5-small is published: BERT's layout, XLM-R's tokenizer, the mean
+    of all tokens, normalized.
+    """
+    torch.manual_seed(11)
+    shape = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    size = make_config().vocab_size
+    config = transformers.BertConfig(vocab_size=size, max_position_embeddings=64, initializer_range=0.2, **shape)
+    transformers.BertModel(config).save_pretrained(folder)
+    add_tokenizer(folder)
+    names = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for place, (path, name) in enumerate(names.items())
+    ]
+    files = {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": 64, "do_lower_case": False},
+        "1_Pooling/config.json": {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": True},
+    }
+    (folder / "1_Pooling").mkdir()
+    (folder / "2_Normalize").mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
     return folder
 
 

@@ -34,14 +34,14 @@ def test_an_unknown_key(call, corpus, tmp_path):
 
 
 def test_a_model_that_is_no_xlm_r(call, corpus, tmp_path):
-    folder = tmp_path / "bert"
+    folder = tmp_path / "distilbert"
     folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "bert", "vocab_size": 5}')
+    (folder / "config.json").write_text('{"model_type": "distilbert", "vocab_size": 5}')
     (folder / "model.safetensors").write_bytes(b"\0" * 100)
     code, _, err = call("run", "embedding", "--model", folder, "--input", corpus, "--output", tmp_path / "o")
     assert code == 2
     assert err.startswith(f"xlmr-ray: {folder}")
-    assert "'bert'" in err
+    assert "'distilbert'" in err
     assert err.count("\n") == 1
 
 

@@ -16,10 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from sentence_transformers import SentenceTransformer
 from typer.main import get_command
 
+from tests.models import save_e5_layout
+from xlmr_ray import read_results
 from xlmr_ray.batch.job import Job, check_job, read_job
 from xlmr_ray.batch.plan import columns_of, task_recipes
 from xlmr_ray.cli import app, main
@@ -181,6 +187,26 @@ def test_commands(where: str, command: str, inside: Path, request: pytest.Fixtur
             assert (ROOT / word).exists(), word
         if "xlmr-ray" in words[1:] and word == "xlmr-ray" and words[words.index(word) - 1] == "--":
             parse(words[words.index(word) + 1 :])
+
+
+def test_the_first_job_of_the_readme_runs(ray_session: None, tmp_path: Path) -> None:
+    """With a folder as that checkpoint is published, and folders for the buckets: sentence-transformers' vectors."""
+    (command,) = [command for _, command in commands() if "--model intfloat/multilingual-e5-small" in command]
+    folder, corpus, output = save_e5_layout(tmp_path / "e5"), tmp_path / "corpus", tmp_path / "vectors"
+    texts = ["query: how much protein?", "Alle Menschen sind frei.  ", "x\n", "a <pad> b\u200b", "word " * 90]
+    corpus.mkdir()
+    pq.write_table(pa.table({"text": texts}), corpus / "part-0.parquet")
+    for name, here in [
+        ("intfloat/multilingual-e5-small", folder),
+        ("s3://bucket/corpus/", corpus),
+        ("s3://bucket/vectors/", output),
+    ]:
+        command = command.replace(name, str(here))
+    xlmr_ray(shlex.split(command)[1:])
+    got = read_results(str(output)).sort_by("row")
+    wanted = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    assert np.abs(np.array(got["embedding"].to_pylist()) - wanted).max() < 1e-5
+    assert got["truncated"].to_pylist() == [False] * 4 + [True]
 
 
 def run_ours(arguments: list[str], request: pytest.FixtureRequest) -> None:

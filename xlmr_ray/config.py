@@ -41,6 +41,8 @@ COMMON = (
 )
 # None stands for the default of these.
 FILLED = ("attn_implementation", "id2label", "label2id", "pad_token_id")
+# Defaults of transformers' BertConfig that are others.
+BERT = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
 # Of this process, and not of the model: no file has them.
 NOT_SAVED = ("attn_implementation", "extra", "name_or_path")
 
@@ -69,8 +71,8 @@ class XLMRobertaConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 1
-    bos_token_id: int = 0
-    eos_token_id: int | list[int] = 2
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
     use_cache: bool = True
     classifier_dropout: float | None = None
     is_decoder: bool = False
@@ -100,6 +102,8 @@ class XLMRobertaConfig:
             if name != "extra":
                 make = parameter.default_factory
                 self.__dict__[name] = parameter.default if make is MISSING else make()
+        if values.get("model_type") == "bert":
+            self.__dict__.update(BERT)
         labels = values.pop("num_labels", None)
         ids = values.get("label2id") or {}
         if values.get("id2label") is None and sorted(ids.values()) == list(range(labels or self.num_labels)):
@@ -188,21 +192,30 @@ class XLMRobertaConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def bert_layout(self) -> bool:
+        """Whether it is of BERT's layout, as multilingual-e5-small is: the same layers, with positions from 0, names
+        that begin with `bert.`, and the pooler under a classifier of texts.
+        """
+        return self.model_type == "bert"
+
+    @property
     def max_length(self) -> int:
-        """The most tokens a text may have (514 positions hold 512 tokens, as the first two are not used)."""
+        """The most tokens a text may have (514 positions hold 512 tokens, as the first two are not used; in BERT's
+        layout 512 do).
+        """
         return self.max_position_embeddings - self.first_position
 
     @property
     def first_position(self) -> int:
         """The position of a text's first token."""
-        return self.pad_token_id + 1
+        return 0 if self.bert_layout else self.pad_token_id + 1
 
     @property
     def skips_padding(self) -> bool:
         """Whether a padding id inside a text has the position `pad_token_id`, and the tokens after it are numbered as
         if it were not there.
         """
-        return True
+        return not self.bert_layout
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "XLMRobertaConfig":
         """Itself: there is no other part."""

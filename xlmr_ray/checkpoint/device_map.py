@@ -101,7 +101,7 @@ def unit_sizes(model: nn.Module, float_bytes: float, linear_bytes: float) -> tup
 def units(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The modules that stay whole, by name: the embeddings, each layer, each head."""
     for name, child in model.named_children():
-        if name in ("roberta", "encoder") or isinstance(child, nn.ModuleList):
+        if name in ("roberta", "bert", "encoder") or isinstance(child, nn.ModuleList):
             yield from units(child, f"{prefix}{name}.")
         else:
             yield prefix + name, child

@@ -6,8 +6,10 @@ from typing import Any
 
 from xlmr_ray.errors import UserError
 
-# CamemBERT is the same network with another SentencePiece vocabulary; RoBERTa's vocabulary is of another kind.
-MODEL_TYPES = ("xlm-roberta", "camembert")
+# The same layers under other names, each with how transformers' classes of it begin. BERT and RoBERTa are published
+# with tokenizers of other kinds, too, which are refused when they are read (`tokenizer/files.py`).
+MODEL_TYPES = {"xlm-roberta": "XLMRoberta", "camembert": "Camembert", "roberta": "Roberta", "bert": "Bert"}
+OTHER_LAYERS = {"xlm-roberta-xl": "it has its norms in front of attention and feed-forward, and these layers behind"}
 # A head beside its encoder, and the key of its config.json that tells which encoder that was.
 HEADS, ENCODER_DIGEST = "heads", "encoder_digest"
 
@@ -45,7 +47,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(values).__name__}")
     # The earliest files do not say; their tensors' names will.
-    model_type = values.get("model_type", MODEL_TYPES[0])
-    if model_type not in MODEL_TYPES:
-        raise UserError(f"{path}: model_type is {model_type!r}, not an XLM-R model ({' or '.join(MODEL_TYPES)})")
+    model_type = values.get("model_type", "xlm-roberta")
+    if model_type not in list(MODEL_TYPES):
+        why = OTHER_LAYERS.get(str(model_type))
+        raise UserError(
+            f"{path}: model_type is {model_type!r}, not an XLM-R model ({', '.join(MODEL_TYPES)})"
+            + (f": {why}" if why else "")
+        )
     return values
+
+
+def class_of(kind: str, model_type: str) -> str:
+    """Transformers' class of a model type for ours: `BertForMaskedLM` for `XLMRobertaForMaskedLM`."""
+    name = MODEL_TYPES[model_type] + kind.removeprefix(MODEL_TYPES["xlm-roberta"])
+    return {"BertForCausalLM": "BertLMHeadModel"}.get(name, name)
+
+
+def kind_of(name: str) -> str:
+    """What one of transformers' classes is for, whatever its model type: `ForMaskedLM` for `BertForMaskedLM`."""
+    if name == "BertLMHeadModel":
+        return "ForCausalLM"
+    return next((name.removeprefix(own) for own in MODEL_TYPES.values() if name.startswith(own)), name)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.digest import encoder_digest
-from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, HEADS, model_folder, read_config
+from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, HEADS, class_of, model_folder, read_config
 from xlmr_ray.checkpoint.load import FLOATS
 from xlmr_ray.checkpoint.names import DECODER_WEIGHT, canonical_names, is_encoder, is_pooler, module_name
 from xlmr_ray.checkpoint.quantization import companions
@@ -46,7 +46,7 @@ def save_head(module: nn.Module, encoder: str | Path, name: str, *, config: XLMR
         raise UserError(f"save_head: {type(module).__name__} has no head; save_pretrained writes the encoder")
     _check_frozen({key: tensor for key, tensor in state.items() if key not in head}, where)
 
-    config.architectures = [_architecture(head, config)]
+    config.architectures = [class_of(_kind(module, head, config), config.model_type)]
     config.dtype = next((str(t.dtype).removeprefix("torch.") for t in head.values() if t.dtype in FLOATS), None)
     config.extra[ENCODER_DIGEST] = encoder_digest(folder)
     target = folder / HEADS / name
@@ -73,16 +73,18 @@ def _check_frozen(state: dict[str, Tensor], where: Path) -> None:
             )
 
 
-def _architecture(head: dict[str, Tensor], config: XLMRobertaConfig) -> str:
-    """Transformers' class for a head, by its names."""
+def _kind(module: nn.Module, head: dict[str, Tensor], config: XLMRobertaConfig) -> str:
+    """Which of the model classes a head is of: the module's own, or the one that its names tell."""
+    if type(module).__name__.startswith("XLMRobertaFor"):
+        return type(module).__name__
     kinds = {key.split(".")[0] for key in head}
     if "lm_head" in kinds:
         return "XLMRobertaForCausalLM" if config.is_decoder else "XLMRobertaForMaskedLM"
     if "qa_outputs" in kinds:
         return "XLMRobertaForQuestionAnswering"
-    if "pooler" in kinds:
+    if "pooler" in kinds and not config.bert_layout:
         return "XLMRobertaForMultipleChoice"
     if "classifier" in kinds:
-        deep = any(key.startswith("classifier.out_proj.") for key in head)
+        deep = "pooler" in kinds or any(key.startswith("classifier.out_proj.") for key in head)
         return "XLMRobertaForSequenceClassification" if deep else "XLMRobertaForTokenClassification"
     raise UserError(f"save_head: a head of {', '.join(sorted(kinds))} is none of the model classes'")

@@ -20,4 +20,6 @@ def encoder_identity(folder: Path) -> str:
         config.is_decoder,
         config.tie_word_embeddings,
     )
-    return f"{encoder_digest(folder)} {acting}"
+    # Beside those of runs that are older than BERT's layout.
+    layout = " bert" if config.bert_layout else ""
+    return f"{encoder_digest(folder)} {acting}{layout}"

@@ -14,7 +14,13 @@ from xlmr_ray.errors import UserError
 
 WORDS = "embeddings.word_embeddings.weight"
 DECODER_WEIGHT, DECODER_BIAS, LM_BIAS = "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias"
-PREFIXES = ("roberta.", "", "xlm-roberta.", "xlm_roberta.", "camembert.")
+PREFIXES = ("roberta.", "", "xlm-roberta.", "xlm_roberta.", "camembert.", "bert.")
+# A language model's head in BERT's layout, and what it is called here. The longer ones come first.
+BERT_HEAD = {
+    "cls.predictions.transform.LayerNorm.": "lm_head.layer_norm.",
+    "cls.predictions.transform.": "lm_head.",
+    "cls.predictions.": "lm_head.",
+}
 # Counters that old versions saved beside the weights.
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 ENCODER = ("embeddings.", "encoder.")
@@ -70,7 +76,7 @@ def canonical_names(names: Iterable[str], where: str) -> Names:
 
 def module_name(name: str) -> str:
     """The canonical name of a parameter of one of our modules."""
-    return name.removeprefix("roberta.")
+    return name.removeprefix("roberta.").removeprefix("bert.")
 
 
 def is_encoder(canonical: str) -> bool:
@@ -96,7 +102,19 @@ def unfused(name: str, tensor: Tensor) -> dict[str, Tensor]:
     return {f"{match[1]}.{part}.{match[2]}": piece for part, piece in parts}
 
 
+def bert_name(name: str) -> str:
+    """The name in a file of BERT's layout of a parameter of one of our modules."""
+    if name.startswith("lm_head.dense."):
+        return name.replace("lm_head.", "cls.predictions.transform.", 1)
+    if name.startswith("lm_head.layer_norm."):
+        return name.replace("lm_head.layer_norm.", "cls.predictions.transform.LayerNorm.", 1)
+    return name.replace("lm_head.", "cls.predictions.", 1) if name.startswith("lm_head.") else name
+
+
 def _modern(name: str) -> str:
+    for theirs, here in BERT_HEAD.items():
+        if name.startswith(theirs):
+            name = here + name.removeprefix(theirs)
     for old, new in OLD_NORM.items():
         if name.endswith(("LayerNorm" + old, "layer_norm" + old)):
             return name.removesuffix(old) + new

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from xlmr_ray.checkpoint.names import DECODER_BIAS, DECODER_WEIGHT, unfused
+from xlmr_ray.checkpoint.names import DECODER_BIAS, DECODER_WEIGHT, bert_name, unfused
 from xlmr_ray.checkpoint.tensors import BIN, BIN_INDEX, INDEX, SINGLE
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
@@ -37,8 +37,10 @@ def save_pretrained(
 def write_folder(
     state: Mapping[str, Tensor], config: XLMRobertaConfig, folder: Path, *, max_shard_size: int | str = "5GB"
 ) -> None:
-    """As `save_pretrained`, for tensors by their names in the file."""
+    """As `save_pretrained`, for tensors by their names in the module."""
     folder = Path(folder)
+    if config.bert_layout:
+        state = {bert_name(name): tensor for name, tensor in state.items()}
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file, where a folder is to be written")
     from huggingface_hub import split_torch_state_dict_into_shards  # only who saves waits for this import

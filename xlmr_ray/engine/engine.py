@@ -196,7 +196,7 @@ class Engine:
         if model.device.type == "cpu":
             computing = sharing_weights(model)
             use_onednn(computing, prepack=False)
-        base = computing if isinstance(computing, XLMRobertaModel) else computing.get_submodule("roberta")
+        base = computing.base_model
         assert isinstance(base, XLMRobertaModel)
         heads = [task.head() for task in tasks]
         for task, head in zip(tasks, heads, strict=True):

@@ -28,7 +28,7 @@ from xlmr_ray.model.generation.generate import generate
 from xlmr_ray.model.generation.scores import completes
 from xlmr_ray.model.linear import use_onednn
 from xlmr_ray.modeling.pretrained import Pretrained
-from xlmr_ray.modeling.xlm_roberta import XLMRobertaForCausalLM
+from xlmr_ray.modeling.xlm_roberta import XLMRobertaForCausalLM, XLMRobertaModel
 from xlmr_ray.tasks.encoded import ragged
 from xlmr_ray.tasks.task import Task
 from xlmr_ray.tasks.text_generation import TextGeneration
@@ -89,8 +89,10 @@ class Generator:
         missing = model.load_report.missing if model.load_report else []
         if missing:
             raise UserError(f"{folder}: no weights for {', '.join(missing)}: text-generation wants a causal checkpoint")
-        model.roberta.encoder.fuse()
-        use_onednn(model.roberta.encoder, prepack=True)
+        base = model.base_model
+        assert isinstance(base, XLMRobertaModel)
+        base.encoder.fuse()
+        use_onednn(base.encoder, prepack=True)
         return cls.of(model, task, tokenizer or XLMRobertaTokenizer.from_pretrained(folder), max_tokens=max_tokens)
 
     @classmethod

@@ -1,13 +1,14 @@
 """What sits on the encoder. Parameter names are the checkpoint's."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.activations import activation
 
 
 class Pooler(nn.Module):
@@ -42,8 +43,19 @@ class ClassificationHead(nn.Module):
         return out
 
 
+def text_classifier(config: XLMRobertaConfig) -> nn.Sequential:
+    """From first tokens' hidden states `(N, hidden)` to logits `(N, labels)`, for inference: a `classifier`, or in
+    BERT's layout the encoder's `pooler` and a `classifier` of one layer.
+    """
+    if config.bert_layout:
+        linear = nn.Linear(config.hidden_size, config.num_labels)
+        return nn.Sequential(OrderedDict(pooler=Pooler(config), classifier=linear))
+    return nn.Sequential(OrderedDict(classifier=ClassificationHead(config)))
+
+
 class LMHead(nn.Module):
-    """Masked (and causal) language modelling: linear layer, GELU, norm, matmul with the word embeddings.
+    """Masked (and causal) language modelling: linear layer, GELU (in BERT's layout the encoder's own function), norm,
+    matmul with the word embeddings.
 
     `decoder.weight` is the word embeddings' own parameter where the configuration ties them, `decoder.bias` always is
     `bias`.
@@ -52,6 +64,7 @@ class LMHead(nn.Module):
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = activation(config.hidden_act if config.bert_layout else "gelu")
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -61,7 +74,7 @@ class LMHead(nn.Module):
         """Hidden states `(*tokens, hidden)` to logits `(*tokens, vocab)`. Pass only the tokens whose logits are
         wanted: the vocabulary is large.
         """
-        out: Tensor = self.decoder(self.layer_norm(F.gelu(self.dense(hidden))))
+        out: Tensor = self.decoder(self.layer_norm(self.act(self.dense(hidden))))
         return out
 
     def later(self, hidden: Tensor) -> Callable[[], Tensor]:

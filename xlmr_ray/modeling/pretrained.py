@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from xlmr_ray.checkpoint.device_map import CPU, DeviceMap, connect, device_of
 from xlmr_ray.checkpoint.files import resolve
-from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, read_config
+from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, class_of, read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.checkpoint.push import Pushed
 from xlmr_ray.checkpoint.quantization import OUTPUT_EMBEDDINGS, BitsAndBytesConfig
@@ -66,7 +66,6 @@ class Pretrained(StandIn, Pushed, nn.Module):
     load_report: LoadReport | None = None
     # Of the class that has such a file beside its configuration.
     generation_config: GenerationConfig | None = None
-    base_model_prefix = "roberta"
     main_input_name = "input_ids"
     # What transformers' Trainer asks: it may pass `num_items_in_batch`.
     accepts_loss_kwargs = True
@@ -239,7 +238,7 @@ class Pretrained(StandIn, Pushed, nn.Module):
         config.extra.pop(ENCODER_DIGEST, None)
         if config.extra.get("quantization_config", {}).get("llm_int8_has_fp16_weight"):
             config.extra.pop("quantization_config")  # these layers are written as the float weights that they have
-        config.architectures = [type(self).__name__]
+        config.architectures = [class_of(type(self).__name__, config.model_type)]
         config.dtype = str(self.dtype).removeprefix("torch.")
         return config
 
@@ -267,8 +266,13 @@ class Pretrained(StandIn, Pushed, nn.Module):
                 module.attend = chosen  # type: ignore[assignment]
 
     @property
+    def base_model_prefix(self) -> str:
+        """What the encoder is called in the classes with a head."""
+        return "bert" if self.config.bert_layout else "roberta"
+
+    @property
     def base_model(self) -> nn.Module:
-        """The bare encoder: `roberta`, or the model itself where it is that."""
+        """The bare encoder: `roberta` (`bert` in that layout), or the model itself where it is that."""
         base = self._modules.get(self.base_model_prefix)
         return self if base is None else base
 

@@ -78,6 +78,11 @@ class PreTrainedModel(Pretrained):
         """The arguments as the encoder takes them."""
         return given
 
+    def pooled(self, first: Tensor) -> Tensor:
+        """First tokens' hidden states `(N, hidden)` through the encoder's pooler."""
+        out: Tensor = self.base_model.get_submodule("pooler")(first)
+        return out
+
     def output(self, hidden: Tensor, given: Arguments) -> ModelOutput:
         """The class's own output from the last hidden states `(B, S, hidden)`."""
         raise TypeError(f"{type(self).__name__} is no model: use one of the XLMRoberta classes")
@@ -135,13 +140,17 @@ class XLMRobertaModel(PreTrainedModel):
         config = self.config
         if given.position_ids is not None:
             return given.position_ids
-        if given.input_ids is not None:
+        if config.bert_layout:
+            inputs = given.inputs_embeds if given.input_ids is None else given.input_ids
+            assert inputs is not None
+            positions = past + torch.arange(inputs.shape[1], device=inputs.device).expand(inputs.shape[:2])
+        elif given.input_ids is not None:
             positions = positions_from_ids(given.input_ids, config.pad_token_id, past)
         else:
             assert given.inputs_embeds is not None
             positions = positions_from_embeds(given.inputs_embeds, config.pad_token_id)
         if past + positions.shape[1] > config.max_length and not values_unknown():
-            length = int(positions.max()) - config.pad_token_id
+            length = int(positions.max()) + 1 - config.first_position
             if length > config.max_length:
                 raise UserError(
                     f"forward: {length} tokens in a text, the model has positions for {config.max_length}: "
@@ -188,7 +197,7 @@ class XLMRobertaForCausalLM(PreTrainedModel):
         if not config.is_decoder:
             warnings.warn("XLMRobertaForCausalLM sees later tokens, too, unless is_decoder=True", stacklevel=2)
         self.generation_config = GenerationConfig.of_model(config)
-        self.roberta = XLMRobertaModel(config, add_pooling_layer=False)
+        self.add_module(self.base_model_prefix, XLMRobertaModel(config, add_pooling_layer=False))
         self.lm_head = LMHead(config)
         self.lm_head.apply(self.init_weights)
         self.tie_weights()
@@ -233,7 +242,7 @@ class XLMRobertaForMaskedLM(PreTrainedModel):
         super().__init__(config)
         if config.is_decoder:
             warnings.warn("XLMRobertaForMaskedLM does not see later tokens unless is_decoder=False", stacklevel=2)
-        self.roberta = XLMRobertaModel(config, add_pooling_layer=False)
+        self.add_module(self.base_model_prefix, XLMRobertaModel(config, add_pooling_layer=False))
         self.lm_head = LMHead(config)
         self.lm_head.apply(self.init_weights)
         self.tie_weights()
@@ -267,13 +276,20 @@ class XLMRobertaForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__(config)
-        self.roberta = XLMRobertaModel(config, add_pooling_layer=False)
-        self.classifier = ClassificationHead(config)
+        self.add_module(self.base_model_prefix, XLMRobertaModel(config, add_pooling_layer=config.bert_layout))
+        if config.bert_layout:
+            self.dropout = classifier_dropout(config)
+            self.classifier: nn.Module = nn.Linear(config.hidden_size, config.num_labels)
+        else:
+            self.classifier = ClassificationHead(config)
         self.classifier.apply(self.init_weights)
 
     def output(self, hidden: Tensor, given: Arguments) -> ModelOutput:
         """`logits (B, labels)` and, for `labels`, the loss that `config.problem_type` names (or the labels imply)."""
-        logits = self.classifier(hidden[:, 0])
+        first = hidden[:, 0]
+        if self.config.bert_layout:
+            first = self.dropout(self.pooled(first))
+        logits = self.classifier(first)
         labels = given.labels
         loss = None if labels is None else classification_loss(logits, labels.to(logits.device), self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits)
@@ -290,8 +306,8 @@ class XLMRobertaForMultipleChoice(PreTrainedModel):
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__(config)
-        self.roberta = XLMRobertaModel(config, add_pooling_layer=True)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.add_module(self.base_model_prefix, XLMRobertaModel(config, add_pooling_layer=True))
+        self.dropout = classifier_dropout(config) if config.bert_layout else nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.classifier.apply(self.init_weights)
 
@@ -310,8 +326,7 @@ class XLMRobertaForMultipleChoice(PreTrainedModel):
         """`logits (B, C)` and, for `labels (B)`, the mean cross-entropy of the right choices."""
         inputs = given.input_ids if given.inputs_embeds is None else given.inputs_embeds
         assert inputs is not None
-        assert self.roberta.pooler is not None
-        logits = self.classifier(self.dropout(self.roberta.pooler(hidden[:, 0]))).view(inputs.shape[:2])
+        logits = self.classifier(self.dropout(self.pooled(hidden[:, 0]))).view(inputs.shape[:2])
         loss = None if given.labels is None else token_loss(logits, matching(given.labels, logits))
         return MultipleChoiceModelOutput(loss=loss, logits=logits)
 
@@ -323,7 +338,7 @@ class XLMRobertaForTokenClassification(PreTrainedModel):
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__(config)
-        self.roberta = XLMRobertaModel(config, add_pooling_layer=False)
+        self.add_module(self.base_model_prefix, XLMRobertaModel(config, add_pooling_layer=False))
         self.dropout = classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.classifier.apply(self.init_weights)
@@ -344,7 +359,7 @@ class XLMRobertaForQuestionAnswering(PreTrainedModel):
         super().__init__(config)
         if config.num_labels != 2:
             raise UserError(f"config: question answering has num_labels=2 (start and end), got {config.num_labels}")
-        self.roberta = XLMRobertaModel(config, add_pooling_layer=False)
+        self.add_module(self.base_model_prefix, XLMRobertaModel(config, add_pooling_layer=False))
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.qa_outputs.apply(self.init_weights)
 

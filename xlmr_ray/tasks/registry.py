@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xlmr_ray.checkpoint.folder import read_config
+from xlmr_ray.checkpoint.folder import kind_of, read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.embedding import Embedding
@@ -68,7 +68,7 @@ def task_class(name: str) -> type[Task]:
 
 def default_tasks(folder: Path, config: XLMRobertaConfig) -> tuple[str, ...]:
     """What the checkpoint in a folder is for, by its architecture. Raises UserError where that does not tell."""
-    architecture = next(iter(config.architectures or []), "").removeprefix("XLMRoberta").removeprefix("Roberta")
+    architecture = kind_of(next(iter(config.architectures or []), ""))
     if (folder / "modules.json").exists():
         architecture = "Model"
     names = [name for name, task in TASKS.items() if task.is_default(architecture, config)]

@@ -16,7 +16,7 @@ from xlmr_ray.checkpoint.cross_encoder import CrossEncoderConfig, read_cross_enc
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.batch_invariance import pad_rows
-from xlmr_ray.model.heads import ClassificationHead
+from xlmr_ray.model.heads import text_classifier
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
@@ -97,11 +97,11 @@ class Rerank(EncoderTask):
 
     def head(self) -> nn.Module:
         with shapes_only():
-            return nn.ModuleDict({"classifier": ClassificationHead(self.config)})
+            return text_classifier(self.config)
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """A logit a pair `(N)`."""
-        logits: Tensor = head.get_submodule("classifier")(pad_rows(batch.first(hidden)))
+        logits: Tensor = head(pad_rows(batch.first(hidden)))
         return logits[: batch.sequences, 0]
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:

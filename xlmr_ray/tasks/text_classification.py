@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.model.batch_invariance import pad_rows
-from xlmr_ray.model.heads import ClassificationHead
+from xlmr_ray.model.heads import text_classifier
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
@@ -97,11 +97,11 @@ class TextClassification(EncoderTask):
 
     def head(self) -> nn.Module:
         with shapes_only():
-            return nn.ModuleDict({"classifier": ClassificationHead(self.config)})
+            return text_classifier(self.config)
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Logits `(N, labels)`."""
-        logits: Tensor = head.get_submodule("classifier")(pad_rows(batch.first(hidden)))
+        logits: Tensor = head(pad_rows(batch.first(hidden)))
         return logits[: batch.sequences]
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:

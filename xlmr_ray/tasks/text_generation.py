@@ -128,7 +128,7 @@ class TextGeneration(Task):
     @property
     def start(self) -> int:
         """The first token's position."""
-        return 0 if self.positions == "generate" else self.config.pad_token_id + 1
+        return 0 if self.positions == "generate" else self.config.first_position
 
     @property
     def room(self) -> int:

@@ -57,7 +57,20 @@ def vocabulary_file(folder: Path, source: str) -> Path:
         for name in (TOKENIZER_FILE, SENTENCEPIECE_FILE):
             if (where / name).is_file():
                 return where / name
+    check_kind(folder, source, "vocab.txt" if (folder / "vocab.txt").is_file() else "neither")
     raise UserError(f"{source}: no tokenizer in {folder}: looked for {TOKENIZER_FILE} and {SENTENCEPIECE_FILE}")
+
+
+def check_kind(folder: Path, source: str, got: str) -> None:
+    """Raises UserError for a checkpoint whose architecture is published with other tokenizers, too, and which has such
+    a one.
+    """
+    model_type = load_object(model_folder(folder) / "config.json").get("model_type")
+    if model_type in ("bert", "roberta"):
+        raise UserError(
+            f"{source}: a {model_type} checkpoint with another tokenizer than XLM-R's: got {got}, expected "
+            f"{TOKENIZER_FILE} with a Unigram vocabulary or {SENTENCEPIECE_FILE}, as multilingual-e5-small has"
+        )
 
 
 def tokenizer_class(folder: Path) -> str:

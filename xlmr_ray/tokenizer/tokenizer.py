@@ -40,6 +40,7 @@ from xlmr_ray.tokenizer.files import (
     CAMEMBERT,
     SENTENCEPIECE_FILE,
     Settings,
+    check_kind,
     stored_settings,
     tokenizer_class,
     vocabulary_file,
@@ -216,6 +217,9 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
         settings.update(cast("Settings", {name: value for name, value in given.items() if name not in unknown}))
         if file.suffix == ".json":
             tokenizer = cls(tokenizer_file=file, **settings)
+            if not isinstance(tokenizer.backend_tokenizer.model, Unigram):
+                kind = type(tokenizer.backend_tokenizer.model).__name__
+                check_kind(file.parent, str(source), f"{file.name} with a {kind} vocabulary")
         elif tokenizer_class(file.parent) == CAMEMBERT:
             model = read_sentencepiece(file)
             own = {

@@ -17,8 +17,11 @@ class LanguageModel(Protocol):
     """An encoder or decoder with the language modelling head."""
 
     config: XLMRobertaConfig
-    roberta: Any
     lm_head: Any
+
+    @property
+    def base_model(self) -> Any:
+        """The model without the head."""
 
     @property
     def device(self) -> torch.device:
@@ -46,7 +49,7 @@ class Steps:
         self.grow(ids.shape[1])
         known = 0 if self.cache is None else self.cache.get_seq_length()
         device = self.model.device
-        output = self.model.roberta(
+        output = self.model.base_model(
             ids[:, known:].to(device),
             attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
             position_ids=self.position_ids[:, known:].to(device),
