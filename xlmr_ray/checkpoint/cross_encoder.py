@@ -1,12 +1,11 @@
 """CrossEncoder folders of sentence-transformers: the function applied to logits, and the prompt before a query."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.tokenizer.files import load_object
 
 # Classes of torch.nn that map each logit by itself and need no argument.
 ACTIVATIONS = (
@@ -31,7 +30,7 @@ def read_cross_encoder_config(folder: Path, config: XLMRobertaConfig) -> CrossEn
     among the folder's.
     """
     path = folder / "config_sentence_transformers.json"
-    own = _json(path) if path.is_file() else {}
+    own = load_object(path)
     of_config = config.extra.get("sentence_transformers")
     name = (
         own.get("activation_fn")
@@ -53,13 +52,3 @@ def read_cross_encoder_config(folder: Path, config: XLMRobertaConfig) -> CrossEn
             f"{path}: default_prompt_name {default!r} is none of the prompts ({', '.join(prompts) or 'none'})"
         )
     return CrossEncoderConfig(activation, "" if default is None else str(prompts[default]))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: got {type(values).__name__}, expected a JSON object")
-    return values

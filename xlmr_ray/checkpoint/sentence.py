@@ -9,6 +9,7 @@ from torch import Tensor
 
 from xlmr_ray.checkpoint.tensors import BIN, SINGLE, TensorFiles
 from xlmr_ray.errors import UserError
+from xlmr_ray.tokenizer.files import load_object
 
 Pooling = Literal["cls", "mean", "max", "mean_sqrt_len"]
 POOLING: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "max": "max", "mean_sqrt_len_tokens": "mean_sqrt_len"}
@@ -22,6 +23,7 @@ OLD_POOLING = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
+TEXTS = "sentence_embedding"  # what modules behind the pooling call their input
 MULTI_VECTOR = "MultiVectorMask"  # the module that only folders of token vectors have
 LENGTH_FILES = ("bert", "roberta", "camembert", "xlm-roberta")
 
@@ -79,6 +81,14 @@ def read_sentence_config(folder: Path) -> SentenceConfig | None:
     steps = read_modules(folder)
     if steps is None or any(kind == MULTI_VECTOR for kind, _ in steps):
         return None
+    if ("Pooling" in dict(steps)) and steps[0][0] == "Transformer":
+        # Behind the pooling, what is done to the vectors of tokens has no effect on that of the text.
+        pooled = [kind for kind, _ in steps].index("Pooling")
+        steps = [
+            (kind, path)
+            for place, (kind, path) in enumerate(steps)
+            if not (kind == "Normalize" and place > pooled and not normalizes_texts(path))
+        ]
     kinds = [kind for kind, _ in steps]
     known = {"Transformer", "Pooling", "Dense", "Normalize", "Dropout"}
     for kind in kinds:
@@ -118,7 +128,7 @@ def read_sentence_config(folder: Path) -> SentenceConfig | None:
         normalize="Normalize" in kinds,
         prompts=prompts,
         default_prompt_name=default,
-        truncate_dim=own.get("truncate_dim"),
+        truncate_dim=_dimensions(own_path, own.get("truncate_dim")),
         similarity=own.get("similarity_fn_name"),
     )
 
@@ -132,12 +142,35 @@ def read_modules(folder: Path) -> list[tuple[str, Path]] | None:
 
 def _module(folder: Path, entry: Any) -> tuple[str, Path]:
     try:
-        kind, path = str(entry["type"]).rpartition(".")[2], str(entry["path"])
+        name, path = str(entry["type"]), str(entry["path"])
     except (LookupError, TypeError):
         raise UserError(f"{folder / 'modules.json'}: expected a list of objects with type and path") from None
+    package, _, kind = name.rpartition(".")
+    if package.partition(".")[0] != "sentence_transformers":
+        raise UserError(
+            f"{folder / 'modules.json'}: module {name} is other code than sentence-transformers', and is not run"
+        )
     if path.startswith("/") or ".." in Path(path).parts:
         raise UserError(f"{folder / 'modules.json'}: path {path!r} leads out of the folder")
     return kind, folder / path
+
+
+def normalizes_texts(folder: Path) -> bool:
+    """Whether a Normalize module acts on the vector of a text, and not on those of tokens. Raises UserError where it
+    makes the one of the other.
+    """
+    values = load_object(folder / "config.json")
+    source = values.get("module_input_name") or TEXTS
+    target = values.get("module_output_name") or source
+    if target == TEXTS != source:
+        raise UserError(f"{folder / 'config.json'}: module_input_name {source!r} for {TEXTS} is not supported")
+    return bool(target == TEXTS)
+
+
+def _dimensions(path: Path, value: Any) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise UserError(f"{path}: truncate_dim: got {value!r}, expected a whole number from 1 on")
+    return value
 
 
 def transformer_settings(folder: Path) -> tuple[int | None, bool]:
@@ -165,14 +198,14 @@ def _pooling(path: Path) -> tuple[Pooling, bool]:
     return POOLING[modes[0]], bool(values.get("include_prompt", True))
 
 
-def read_dense(folder: Path, level: str = "sentence_embedding") -> Dense:
+def read_dense(folder: Path, level: str = TEXTS) -> Dense:
     """A Dense module over vectors of texts, or over those of tokens (`level` `token_embeddings`)."""
     path = folder / "config.json"
     values = _json(path, dict)
     if values.get("use_residual"):
         raise UserError(f"{path}: use_residual is not supported")
     for key in ("module_input_name", "module_output_name"):
-        if (values.get(key) or "sentence_embedding") != level:
+        if (values.get(key) or TEXTS) != level:
             raise UserError(f"{path}: {key} {values.get(key)!r} is not supported; {level} is")
     activation = str(values.get("activation_function", "torch.nn.modules.activation.Tanh"))
     package, _, name = activation.rpartition(".")

@@ -17,6 +17,7 @@ from xlmr_ray.checkpoint.names import DECODER_WEIGHT, WORDS, canonical_names, is
 from xlmr_ray.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 DTYPES = {
     "F64": torch.float64,
@@ -112,6 +113,11 @@ def find_weights(folder: Path) -> Path:
     names = (SINGLE, INDEX, BIN, BIN_INDEX)
     for name in names:
         if (folder / name).is_file():
+            if (folder / ADAPTER).is_file():
+                raise UserError(
+                    f"{folder}: {ADAPTER} beside {name}: an adapter, which would be passed over: merge it into its "
+                    "model, or take its files away"
+                )
             return folder / name
     hint = ""
     if (folder / "adapter_model.safetensors").exists() or (folder / "adapter_model.bin").exists():

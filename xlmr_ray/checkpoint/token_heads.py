@@ -2,17 +2,16 @@
 `colbert_linear.pt`, and the modules of a multi-vector folder of sentence-transformers.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from xlmr_ray.checkpoint.sentence import MULTI_VECTOR, Dense, read_dense, read_modules, transformer_settings
 from xlmr_ray.checkpoint.tensors import TensorFiles
 from xlmr_ray.errors import UserError
+from xlmr_ray.tokenizer.files import load_object
 
 SPARSE_FILE, MULTI_VECTOR_FILE = "sparse_linear.pt", "colbert_linear.pt"
 TOKENS = "token_embeddings"  # what modules over tokens call their input
@@ -35,7 +34,8 @@ class TokenHead:
 @dataclass(frozen=True)
 class MultiVectorModules:
     """What a sentence-transformers multi-vector folder does with token states: `head`, to length 1 if `normalize`,
-    and without the tokens of `skipped` words; `prompts` by name, and at most `max_seq_length` tokens.
+    and without the tokens of `skipped` words; `prompts` by name, and at most `max_seq_length` tokens, of texts in
+    small letters if `do_lower_case`.
     """
 
     head: TokenHead | None
@@ -43,6 +43,7 @@ class MultiVectorModules:
     skipped: tuple[str, ...]
     prompts: Mapping[str, str]
     max_seq_length: int | None
+    do_lower_case: bool
 
 
 def read_token_head(folder: Path, name: str, hidden: int, width: int | None = None) -> TokenHead:
@@ -91,24 +92,24 @@ def read_multi_vector_modules(folder: Path) -> MultiVectorModules | None:
     paths = dict(modules)
     if order.count("Dense") > 1 or (order.count("Dense") and order.count("Normalize") and order.index("Dense") > 1):
         raise UserError(f"{where}: got modules {', '.join(order)}, expected at most one Dense, before Normalize")
-    mask = _json(paths[MULTI_VECTOR] / "config.json")
+    mask = load_object(paths[MULTI_VECTOR] / "config.json")
     if mask.get("keep_only_token_ids"):
         raise UserError(f"{paths['MultiVectorMask']}/config.json: keep_only_token_ids is not supported")
     tasks = mask.get("skiplist_tasks", ["document"])
     skipped = tuple(map(str, mask.get("skiplist_words") or ())) if "document" in tasks else ()
     normalize = "Normalize" in paths
     if normalize:
-        got = _json(paths["Normalize"] / "config.json").get("module_input_name", "sentence_embedding")
+        got = load_object(paths["Normalize"] / "config.json").get("module_input_name", "sentence_embedding")
         if got != TOKENS:
             raise UserError(f"{paths['Normalize']}/config.json: module_input_name: got {got!r}, expected {TOKENS!r}")
-    if _json(paths["Transformer"] / "sentence_bert_config.json").get("query_expansion"):
+    if load_object(paths["Transformer"] / "sentence_bert_config.json").get("query_expansion"):
         raise UserError(f"{folder}: query_expansion is not supported: its queries would lack their mask tokens")
     head = None
     if "Dense" in paths:
         head = _of_dense(read_dense(paths["Dense"], level=TOKENS))
-    given = _json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    given = load_object(folder / "config_sentence_transformers.json").get("prompts") or {}
     prompts = {str(name): str(text) for name, text in given.items() if text is not None}
-    return MultiVectorModules(head, normalize, skipped, prompts, transformer_settings(paths["Transformer"])[0])
+    return MultiVectorModules(head, normalize, skipped, prompts, *transformer_settings(paths["Transformer"]))
 
 
 def _of_dense(dense: Dense) -> TokenHead:
@@ -116,15 +117,3 @@ def _of_dense(dense: Dense) -> TokenHead:
         raise UserError(f"{dense.file.parent}: activation {dense.activation} over tokens is not supported")
     weight, bias = dense.tensors()
     return TokenHead(weight.float(), None if bias is None else bias.float(), dense.file)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values

@@ -20,7 +20,7 @@ from xlmr_ray.model.batch_invariance import pad_rows
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.pooling import POOLINGS, pool
-from xlmr_ray.tasks.sentence_inputs import sentence_limit
+from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.vector_precision import (
     BYTES,
@@ -128,11 +128,11 @@ class Embedding(EncoderTask):
     def width(self) -> int:
         """Numbers in a vector."""
         of_folder = None if self.folder is None else self.folder.truncate_dim
-        return self.dimensions or of_folder or self.full_width
+        return self.dimensions or min(of_folder or self.full_width, self.full_width)
 
     @property
     def result_width(self) -> int:
-        return self.width
+        return self.full_width if self.long == "windows" else self.width
 
     @property
     def vector_width(self) -> int:
@@ -164,8 +164,7 @@ class Embedding(EncoderTask):
         texts = columns["text"]
         if self.prefix:
             texts = pc.binary_join_element_wise(self.prefix, texts, "")
-        if self.folder is not None and self.folder.do_lower_case:
-            texts = pc.utf8_lower(texts)
+        tokenizer = sentence_tokenizer(self.folder, tokenizer)
         limit = sentence_limit(NAME, self.max_length, self.folder, self.config, tokenizer)
         return encode_documents(NAME, texts, None, tokenizer, max_length=limit, long=self.long, stride=self.stride)
 
@@ -173,19 +172,30 @@ class Embedding(EncoderTask):
         return nn.Sequential(*(module for dense in self.dense for module in dense_modules(dense)))
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Vectors `(N, width)`, in fp32; those of windows are not normalized yet."""
+        """Vectors `(N, width)`, in fp32; those of windows `(N, full_width)`, not normalized yet."""
         pooled = pool(self.pooled_by, hidden, batch)
         if self.dense:
             parameter = next(head.parameters())
             pooled = head(pad_rows(pooled).to(parameter.dtype))[: batch.sequences].float()
-        pooled = pooled[:, : self.width]
-        return F.normalize(pooled, dim=-1) if self.normalized and self.long == "cut" else pooled
+        return pooled if self.long == "windows" else self.finished(pooled)
+
+    def finished(self, pooled: Tensor) -> Tensor:
+        """Vectors `(N, full_width)` to those that are stored, `(N, width)`.
+
+        As in sentence-transformers, the folder cuts what it has normalized, and who asks for dimensions or for
+        normalized vectors gets them normalized after that.
+        """
+        if not self.normalized:
+            return pooled[:, : self.width]
+        cut = F.normalize(pooled, dim=-1)[:, : self.width]
+        again = self.width < self.full_width and (self.dimensions is not None or self.normalize is True)
+        return F.normalize(pooled[:, : self.width], dim=-1) if again else cut
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         numbers = raw
         if self.long == "windows":
             means = torch.from_numpy(by_document(raw, self.long, encoded).astype(np.float32))
-            numbers = (F.normalize(means, dim=-1) if self.normalized else means).numpy()
+            numbers = self.finished(means).numpy()
         vectors = as_column(numbers, self.precision, self.ranges)
         return pa.table([vectors, *length_columns(self.long, encoded)], schema=self.schema)
 

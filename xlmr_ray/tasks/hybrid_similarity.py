@@ -18,7 +18,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import lengths, whole_documents
-from xlmr_ray.tasks.sentence_inputs import sentence_limit
+from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
 from xlmr_ray.tasks.sparse import largest_weights, with_terms
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked
 from xlmr_ray.tasks.token_heads import LexicalLayer, token_layer, token_vectors
@@ -102,6 +102,7 @@ class HybridSimilarity(EncoderTask):
         """The two texts of a pair one after the other, a sequence each."""
         both = pa.concat_arrays([columns[role].combine_chunks() for role in self.roles])
         order = np.arange(2 * columns.num_rows).reshape(2, -1).T.ravel()
+        tokenizer = sentence_tokenizer(self.folder, tokenizer)
         limit = sentence_limit(NAME, self.max_length, self.folder, self.config, tokenizer)
         try:
             encoded = whole_documents(pa.chunked_array([both.take(pa.array(order))]), None, tokenizer, limit)

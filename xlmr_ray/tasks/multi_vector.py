@@ -23,7 +23,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import lengths
-from xlmr_ray.tasks.sentence_inputs import sentence_limit
+from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.token_heads import token_layer, token_vectors
 from xlmr_ray.tasks.windows import flat, row_splits, windows
@@ -135,6 +135,7 @@ class MultiVector(EncoderTask):
         texts = columns["text"]
         if self.prefix:
             texts = pc.binary_join_element_wise(self.prefix, texts, "")
+        tokenizer = sentence_tokenizer(self.modules or self.folder, tokenizer)
         limit = sentence_limit(NAME, self.max_length, self.modules or self.folder, self.config, tokenizer)
         encoded = windows(texts, tokenizer, max_length=limit, stride=None, offsets=True).drop_columns(["document"])
         splits = encoded["input_ids"].combine_chunks().offsets

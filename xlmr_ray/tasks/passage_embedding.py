@@ -16,7 +16,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import lengths
-from xlmr_ray.tasks.sentence_inputs import sentence_limit
+from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.vector_precision import FLOATS, as_column, stored_type
 from xlmr_ray.tasks.windows import (
@@ -109,6 +109,7 @@ class PassageEmbedding(EncoderTask):
         texts = columns["text"]
         if self.prompt:
             texts = pa.compute.binary_join_element_wise(self.prompt, texts, "")
+        tokenizer = sentence_tokenizer(self.folder, tokenizer)
         limit = sentence_limit(NAME, self.max_length, self.folder, self.config, tokenizer)
         stride = default_stride(limit) if self.stride is None else self.stride
         check_stride(NAME, "stride", stride, limit - tokenizer.num_special_tokens_to_add())

@@ -16,7 +16,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import documents, lengths
 from xlmr_ray.tasks.long_documents import check_long, encode_documents, length_columns, length_fields
-from xlmr_ray.tasks.sentence_inputs import sentence_limit
+from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.token_heads import LexicalLayer
 from xlmr_ray.tasks.windows import flat, row_splits
@@ -79,6 +79,7 @@ class Sparse(EncoderTask):
 
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         """An encoded table with `terms: list<int32>`, a token's id, or -1 where it has no weight; and its `pieces`."""
+        tokenizer = sentence_tokenizer(self.folder, tokenizer)
         limit = sentence_limit(NAME, self.max_length, self.folder, self.config, tokenizer)
         encoded = encode_documents(
             NAME, columns["text"], None, tokenizer, max_length=limit, long=self.long, stride=self.stride

@@ -122,7 +122,7 @@ def _parts(component: Any, nested: str) -> list[dict[str, Any]]:
 
 def _piece_by_piece(part: dict[str, Any]) -> bool:
     squeezes_spaces = part["type"] == "Replace" and part["pattern"] == {"Regex": " {2,}"} and part["content"] in " ▁"
-    return part["type"] in ("Precompiled", "Strip", "Nmt", "NFC", "NFKC") or squeezes_spaces
+    return part["type"] in ("Precompiled", "Strip", "Nmt", "NFC", "NFKC", "Lowercase") or squeezes_spaces
 
 
 def _splits_at_spaces(parts: list[dict[str, Any]]) -> bool:

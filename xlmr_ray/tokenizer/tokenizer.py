@@ -8,6 +8,7 @@ among the pieces of the vocabulary, where XLM-R's special tokens are too.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -57,6 +58,7 @@ from xlmr_ray.tokenizer.vocabulary import (
     as_xlm_roberta,
     backend_from_file,
     complete,
+    lower_first,
     prepends_space,
     unigram_backend,
     with_flags,
@@ -166,7 +168,9 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
         self._set_backend(backend)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: value for name, value in vars(self).items() if name not in ("_clones", "_long_text")}
+        kept = {
+            name: value for name, value in vars(self).items() if name not in ("_clones", "_long_text", "lowercased")
+        }
         return kept | {"_backend": self._backend.to_str()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -174,6 +178,17 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
         backend = Tokenizer.from_str(state["_backend"])
         backend.encode_special_tokens = self.split_special_tokens
         self._set_backend(backend)
+
+    @cached_property
+    def lowercased(self) -> "XLMRobertaTokenizer":
+        """A tokenizer of texts in small letters, as sentence-transformers' `do_lower_case` has them: special tokens are
+        found before.
+        """
+        other = XLMRobertaTokenizer.__new__(XLMRobertaTokenizer)
+        other.__setstate__(self.__getstate__())
+        lower_first(other.backend_tokenizer)
+        other._set_backend(other.backend_tokenizer)
+        return other
 
     @classmethod
     def from_pretrained(

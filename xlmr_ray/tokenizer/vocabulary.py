@@ -68,6 +68,14 @@ def is_xlm_roberta(backend: Tokenizer) -> bool:
     return bool(state == other.pre_tokenizer.__getstate__())
 
 
+def lower_first(backend: Tokenizer) -> None:
+    """Puts a change to small letters in front of the normalizer, unless there is one in it."""
+    before = backend.normalizer
+    parts = list(before) if isinstance(before, normalizers.Sequence) else [] if before is None else [before]
+    if not any(isinstance(part, normalizers.Lowercase) for part in parts):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
+
+
 def with_flags(backend: Tokenizer, tokens: Sequence[AddedToken]) -> Tokenizer:
     """The tokenizer with its added tokens matched (`lstrip`, `normalized`, ...) as `tokens` of the same content say."""
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
