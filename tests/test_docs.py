@@ -203,7 +203,7 @@ def test_the_first_job_of_the_readme_runs(ray_session: None, tmp_path: Path) -> 
     ]:
         command = command.replace(name, str(here))
     xlmr_ray(shlex.split(command)[1:])
-    got = read_results(str(output)).sort_by("row")
+    got = read_results(str(output)).to_table().sort_by("row")
     wanted = SentenceTransformer(str(folder), device="cpu").encode(texts)
     assert np.abs(np.array(got["embedding"].to_pylist()) - wanted).max() < 1e-5
     assert got["truncated"].to_pylist() == [False] * 4 + [True]

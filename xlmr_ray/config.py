@@ -185,7 +185,7 @@ class XLMRobertaConfig:
     @property
     def labels(self) -> list[str]:
         """The label names in the order of the head's outputs."""
-        return [self.id2label.get(i, f"LABEL_{i}") for i in range(len(self.id2label))]
+        return [str(self.id2label.get(i, f"LABEL_{i}")) for i in range(len(self.id2label))]
 
     @property
     def head_dim(self) -> int:

@@ -347,7 +347,7 @@ def test_loaded_tensors_outlive_the_file(make: Make) -> None:
 @pytest.mark.parametrize(
     ("rename", "message"),
     [
-        (lambda n: "bert." + n, r"begin with 'bert\.'"),
+        (lambda n: "bert." + n, r"begin with 'bert\.', and config.json's model_type is xlm-roberta"),
         (lambda n: "module.roberta." + n, r"begin with 'module\.roberta\.'"),
         (
             lambda n: "distilbert." + n.replace("embeddings", "embed"),

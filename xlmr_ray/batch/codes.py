@@ -55,6 +55,9 @@ KILLED_WORKER = _row("killed_worker", "the row, by itself, killed the process th
 TIMED_OUT = _row("timed_out", "the row, by itself, took more than `errors.timeout` seconds")
 NON_FINITE = _row(error_codes.NON_FINITE, "the scores hold NaN or infinity")
 OUT_OF_MEMORY = _row(error_codes.OUT_OF_MEMORY, "the row, by itself, does not fit in the memory of its device")
+TOKEN_OUT_OF_RANGE = _row(
+    error_codes.TOKEN_OUT_OF_RANGE, "the tokenizer gives a token that the model has no embedding for"
+)
 NO_TOKENS = _row(error_codes.NO_TOKENS, "the tokenizer gives no token at all for the text, not even a special one")
 # As in tasks/unfit.py, which is not imported: writers do without torch.
 NO_MASK = _row("no_mask", "the text has no mask to fill")

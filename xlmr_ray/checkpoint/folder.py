@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from xlmr_ray.checkpoint.config_values import check_values
 from xlmr_ray.errors import UserError
 
 # The same layers under other names, each with how transformers' classes of it begin. BERT and RoBERTa are published
@@ -54,6 +55,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: model_type is {model_type!r}, not an XLM-R model ({', '.join(MODEL_TYPES)})"
             + (f": {why}" if why else "")
         )
+    check_values(path, values)
     return values
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,8 +132,10 @@ def load_tensors(
     check_encoder(folder)
     tensors = open_tensors(where)
     names = canonical_names(tensors.stored, str(where))
+    config = read_config(where) if (where / "config.json").is_file() else {}
+    _check_layout(where, config, names.prefix)
     stats = companions(names.on_disk)
-    said = _stored_config(where)
+    said = _stored_config(where, config)
     if stats and quantization is not None:
         log.warning("%s: quantized already, and loaded as it is: no use for another quantization", where)
     layers = quantize_layers(
@@ -239,14 +242,24 @@ def load_tensors(
     return report
 
 
-def _stored_config(where: Path) -> BitsAndBytesConfig | None:
+def _check_layout(where: Path, config: Mapping[str, Any], prefix: str) -> None:
+    """Raises UserError for names of BERT's layout under another configuration, or the other way round: positions would
+    be another's.
+    """
+    model_type = config.get("model_type", "xlm-roberta")
+    if prefix and (prefix == "bert.") != (model_type == "bert"):
+        raise UserError(
+            f"{where}: the encoder's names begin with {prefix!r}, and config.json's model_type is {model_type}"
+        )
+
+
+def _stored_config(where: Path, config: Mapping[str, Any]) -> BitsAndBytesConfig | None:
     """What `config.json` says of the quantized layers: the tensors do not say the dtype of computing."""
-    path = where / "config.json"
-    values = read_config(where).get("quantization_config") if path.is_file() else None
+    values = config.get("quantization_config")
     try:
         return BitsAndBytesConfig.from_dict(values) if isinstance(values, Mapping) else None
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{where / 'config.json'}: {error}") from None
 
 
 def some(names: tuple[str, ...], most: int = 5) -> str:

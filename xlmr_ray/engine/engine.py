@@ -28,6 +28,7 @@ from xlmr_ray.engine.parts import Part, part_of
 from xlmr_ray.engine.passes import passes_of
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.engine.results import Results, TaskOutput, TaskResults, output_of
+from xlmr_ray.engine.token_range import out_of_range
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.batch_invariance import keep_batch_invariance
 from xlmr_ray.model.encoder import Trace
@@ -261,7 +262,7 @@ class Engine:
 
         `targets` are lists of the same lengths, -100 where a token has none. When memory runs out the token budget is
         halved, grows back slowly, and the rest goes on; a sequence that does not fit by itself is in `failed`, as is
-        one with a result that is not a number.
+        one with a result that is not a number, or with a token that the model does not have.
         """
         heads = range(len(self.tasks)) if tasks is None else tasks
         ids, row_splits = ragged(input_ids)
@@ -285,8 +286,10 @@ class Engine:
         failed: dict[int, tuple[str, str]] = dict.fromkeys(
             np.flatnonzero(lengths == 0).tolist(), (NO_TOKENS, "the text has no tokens")
         )
+        failed |= out_of_range(ids, row_splits, self.model.config.vocab_size)
         in_flight: deque[tuple[NDArray[np.int64], list[Tensor], torch.cuda.Event | None]] = deque()
-        order = longest_first(lengths)[: len(lengths) - len(failed)]
+        order = longest_first(lengths)
+        order = order[~np.isin(order, list(failed))]
         while len(order):
             chosen = next_batch(lengths, order, self.max_tokens)
             outputs = attempt(partial(self.compute_some, ids, row_splits, chosen, wanted, heads))

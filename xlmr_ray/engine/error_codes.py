@@ -5,6 +5,7 @@ import torch
 NO_TOKENS = "no_tokens"
 OUT_OF_MEMORY = "out_of_memory"
 NON_FINITE = "non_finite"
+TOKEN_OUT_OF_RANGE = "token_out_of_range"
 
 
 def not_finite(dtype: torch.dtype) -> str:

@@ -23,6 +23,7 @@ from xlmr_ray.engine.engine import Stats
 from xlmr_ray.engine.error_codes import NON_FINITE, OUT_OF_MEMORY
 from xlmr_ray.engine.memory import CutBudget, attempt, free
 from xlmr_ray.engine.results import TaskOutput
+from xlmr_ray.engine.token_range import out_of_range
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.generation.generate import generate
 from xlmr_ray.model.generation.scores import completes
@@ -139,7 +140,8 @@ class Generator:
 
     def run(self, encoded: pa.Table, wanted: Callable[[], bool] = lambda: True) -> TaskOutput:
         """The task's output for its encoded table. When memory runs out the budget is halved, and grows back slowly; a
-        document that does not fit alone has failed, as has one whose scores are no numbers.
+        document that does not fit alone has failed, as has one whose scores are no numbers, or whose prompt has a token
+        that the model does not have.
 
         Raises Unwanted as soon as the texts are not `wanted` any more, which is asked before every token.
         """
@@ -148,8 +150,9 @@ class Generator:
         lengths = np.diff(row_splits)
         prompts = [ids[start:end] for start, end in pairwise(row_splits)]
         texts: list[list[list[int]] | None] = [None] * len(prompts)
-        failed: dict[int, tuple[str, str]] = {}
-        for length, group in groupby(longest_first(lengths).tolist(), key=lambda i: int(lengths[i])):
+        failed = out_of_range(ids, row_splits, self.model.config.vocab_size)
+        order = [i for i in longest_first(lengths).tolist() if i not in failed]
+        for length, group in groupby(order, key=lambda i: int(lengths[i])):
             rest = list(group)
             while rest:
                 chosen = rest[: self.rows(length)]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
 from xlmr_ray.model.batch_invariance import rows_computed
 from xlmr_ray.model.layout import Packed
 
@@ -80,7 +81,8 @@ def pack(
     """The `chosen` sequences of ragged ids (sequence i is `ids[row_splits[i]:row_splits[i + 1]]`) as one batch, with
     their `targets`, which are split as the ids are; causal where the model is a decoder.
 
-    Positions are made here, on the CPU: on a GPU nothing has to be scanned.
+    Positions are made here, on the CPU: on a GPU nothing has to be scanned. Raises UserError for a token that the model
+    does not have, before it can get there.
     """
     starts = row_splits[chosen]
     lengths = row_splits[chosen + 1] - starts
@@ -96,6 +98,10 @@ def pack(
     if config.skips_padding:
         _skip_padding(positions[:total], out_ids[:total], first, lengths, config.pad_token_id)
     out_targets = target_places = None
+    if total and not 0 <= int(out_ids.min()) <= int(out_ids.max()) < config.vocab_size:
+        raise UserError(
+            f"token ids: got {out_ids.min()} to {out_ids.max()}, the model's are 0 to {config.vocab_size - 1}"
+        )
     if targets is not None:
         filled = np.full(total + filler, IGNORED, np.int64)
         filled[:total] = targets[where]

@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.engine.token_range import out_of_range
 from xlmr_ray.serve.json_body import check_text
 from xlmr_ray.serve.requests import Empty, Invalid, TooLarge
 from xlmr_ray.serve.settings import LimitsSection
-from xlmr_ray.tasks.encoded import documents, lengths
+from xlmr_ray.tasks.encoded import documents, lengths, ragged
 from xlmr_ray.tasks.task import Task
 
 # Characters of texts that a task turns into many times their tokens.
@@ -112,7 +113,9 @@ def check_stride(task: Task, config: XLMRobertaConfig, fields: Mapping[str, str]
 
 
 def check_encoded(task: Task, encoded: pa.Table, limits: LimitsSection, config: XLMRobertaConfig, field: str) -> None:
-    """Raises TooLarge for more sequences or results than a request may have, Empty for a text without tokens."""
+    """Raises TooLarge for more sequences or results than a request may have, Empty for a text without tokens, Invalid
+    for one with a token that the model does not have.
+    """
     if encoded.num_rows > limits.sequences:
         raise TooLarge(f"{encoded.num_rows} sequences to compute, at most {limits.sequences} are allowed", field=field)
     tokens = lengths(encoded)
@@ -120,6 +123,8 @@ def check_encoded(task: Task, encoded: pa.Table, limits: LimitsSection, config: 
         raise Empty(f"text {int(tokens.argmin())} has no tokens", field=field)
     if (longest := int(tokens.max(initial=0))) > (most := task.longest_sequence(config)):
         raise TooLarge(f"a sequence of {longest} tokens, the model has positions for {most}", field=field)
+    for sequence, (_, message) in out_of_range(*ragged(encoded["input_ids"]), config.vocab_size).items():
+        raise Invalid(f"{field}.{int(documents(encoded)[sequence])}", message)
     if (results := task.results(encoded)) > limits.results:
         raise TooLarge(
             f"{results} numbers as the result, at most {limits.results} are allowed; send fewer texts or ask for less",

@@ -71,9 +71,9 @@ def is_xlm_roberta(backend: Tokenizer) -> bool:
 def lower_first(backend: Tokenizer) -> None:
     """Puts a change to small letters in front of the normalizer, unless there is one in it."""
     before = backend.normalizer
-    parts = list(before) if isinstance(before, normalizers.Sequence) else [] if before is None else [before]
-    if not any(isinstance(part, normalizers.Lowercase) for part in parts):
-        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
+    spec = {} if before is None else json.loads(before.__getstate__())
+    if "Lowercase" not in [part.get("type") for part in spec.get("normalizers", [spec])]:
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([] if before is None else [before])])
 
 
 def with_flags(backend: Tokenizer, tokens: Sequence[AddedToken]) -> Tokenizer:
