@@ -25,7 +25,7 @@ from sentence_transformers import SentenceTransformer
 from typer.main import get_command
 
 from tests.models import save_e5_layout
-from xlmr_ray import read_results
+from xlmr_ray import result_files
 from xlmr_ray.batch.job import Job, check_job, read_job
 from xlmr_ray.batch.plan import columns_of, task_recipes
 from xlmr_ray.cli import app, main
@@ -203,7 +203,7 @@ def test_the_first_job_of_the_readme_runs(ray_session: None, tmp_path: Path) -> 
     ]:
         command = command.replace(name, str(here))
     xlmr_ray(shlex.split(command)[1:])
-    got = read_results(str(output)).to_table().sort_by("row")
+    got = pq.read_table(result_files(output)).sort_by("row")
     wanted = SentenceTransformer(str(folder), device="cpu").encode(texts)
     assert np.abs(np.array(got["embedding"].to_pylist()) - wanted).max() < 1e-5
     assert got["truncated"].to_pylist() == [False] * 4 + [True]

@@ -228,6 +228,11 @@ class Pretrained(StandIn, Pushed, nn.Module):
             self.push_to_hub(**{"repo_id": folder.name, **others})
 
     @classmethod
+    def is_custom_code(cls) -> bool:
+        """What peft asks by way of transformers: True, as no name has to be converted to another version's."""
+        return True
+
+    @classmethod
     def can_generate(cls) -> bool:
         """Whether there is a `generate`."""
         return hasattr(cls, "generate")
