@@ -31,6 +31,7 @@ from xlmr_ray.batch.plan import columns_of, task_recipes
 from xlmr_ray.cli import app, main
 from xlmr_ray.serve.models import check_models
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.train.job import DataSection, FinetuneJob, check_finetune_job, read_finetune_job
 from xlmr_ray.validation import checked
 
 ROOT = Path(__file__).parents[1]
@@ -282,6 +283,20 @@ def test_python(block: Block, expected: tuple[str, ...], inside: Path, capsys: p
 
 def job_blocks() -> list[Block]:
     return [block for block in blocks("yaml") if "tasks:\n" in block.text]
+
+
+def test_every_key_of_a_training_is_documented() -> None:
+    (block,) = [block for block in blocks("yaml") if "\nmethod: " in block.text]
+    whole = yaml.safe_load(block.text)
+    job = check_finetune_job(whole, str(block))
+    assert set(FinetuneJob.model_fields) == set(whole)
+    assert set(DataSection.model_fields) - {"text_pair", "question", "context", "choices"} == set(whole["train"])
+    assert job.rate == 5e-5
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines" / "finetune").glob("*.yaml")), ids=lambda path: path.stem)
+def test_trainings_in_pipelines(path: Path) -> None:
+    check_finetune_job(read_finetune_job(path), str(path))
 
 
 def service_settings() -> list[Block]:

@@ -92,6 +92,34 @@ def run(
 
 
 @app.command()
+def finetune(
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="A job file (YAML).")],
+    model: Annotated[str | None, typer.Option(help="Folder, URL, hub id or embedded:mini.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder to write the checkpoint to.")] = None,
+    set: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any key of the job file, dotted.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the summary.")] = False,
+) -> None:
+    """Train a head, or all of a checkpoint, on labelled rows; or go on with it where it stopped."""
+    from xlmr_ray.batch.input.whole import read_whole
+    from xlmr_ray.batch.job import with_setting
+    from xlmr_ray.train.display import Display, print_summary
+    from xlmr_ray.train.finetune import finetune as trained
+    from xlmr_ray.train.job import check_finetune_job, read_finetune_job
+
+    content = read_finetune_job(job)
+    if model:
+        content = {**content, "model": model}
+    if output:
+        content = {**content, "output": {"path": output}}
+    for setting in set or []:
+        content = with_setting(content, setting)
+    checked = check_finetune_job(content, str(job))
+    with Display(Console(stderr=True), quiet=quiet) as display:
+        outcome = trained(checked, read_whole, display)
+    print_summary(outcome.folder, outcome.progress, Console())
+
+
+@app.command()
 def bench(
     job: JobName,
     input: Input = None,

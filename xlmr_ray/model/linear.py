@@ -10,6 +10,7 @@ fast as MKL's AVX-512 kernels; bfloat16 is 1.1 to 1.3 times as fast as torch's o
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,50 @@ def use_torch(module: nn.Module) -> None:
             made.weight = nn.Parameter(weight, requires_grad=False)
             made.bias = layer.bias
             module.set_submodule(name, made)
+
+
+class OneDnnProduct(torch.autograd.Function):
+    """A linear layer and its gradients through oneDNN's kernels, in float32 on the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`x (*tokens, in)`, `weight (out, in)`, `bias (out)` to `(*tokens, out)`."""
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        (grad,) = grads
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        return (
+            _onednn(grad, weight.t(), None) if wants_x else None,
+            _onednn(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if wants_weight else None,
+            rows.sum(0) if ctx.has_bias and wants_bias else None,
+        )
+
+
+class TrainedLinear(nn.Linear):
+    """A linear layer on the CPU that is trained: of two threads on an AMD CPU with AVX-512, forward and backward took
+    0.5 of the time of torch's own call.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(*tokens, in)` to `(*tokens, out)`."""
+        if x.dtype is not torch.float32 or not x.numel() or torch.is_autocast_enabled(x.device.type):
+            return F.linear(x, self.weight, self.bias)
+        out: Tensor = OneDnnProduct.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return out
+
+
+def train_with_onednn(module: nn.Module) -> None:
+    """Makes every linear layer of a module on the CPU a `TrainedLinear`, in place: parameters and names stay."""
+    if supported(torch.float32):
+        for layer in module.modules():
+            if type(layer) is nn.Linear and layer.weight.dtype is torch.float32:
+                layer.__class__ = TrainedLinear
 
 
 def use_tiles(module: nn.Module, tile: int | None) -> None:

@@ -1,0 +1,199 @@
+"""A training that was cut short goes on to the same digits; what stops it is said in one line, nothing half is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.train.conftest import LANGUAGES, TEXTS, record
+from xlmr_ray import JobFailed, UserError
+from xlmr_ray.train.loop import Interrupted, Loop
+from xlmr_ray.train.rows import held_out, split_rows
+from xlmr_ray.train.steps import Steps, parts
+
+ROWS = {"text": TEXTS, "label": LANGUAGES}
+JOB = {
+    "task": "text-classification",
+    "epochs": 3,
+    "batch_size": 5,
+    "learning_rate": 0.005,
+    "dropout": 0.2,
+    "validation": {"share": 0.25},
+    "early_stopping": {"patience": 5},
+}
+
+
+def stopping(at: int, error: type[BaseException] | None):
+    """Ends a training before its step `at`: as a signal does, or with an error, of which nothing is kept."""
+    step = Loop.step
+
+    def cut(self, number):
+        if number == at and error is not None:
+            raise error
+        if number == at - 1 and error is None:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, number)
+
+    return cut
+
+
+def noted(done: list[int]):
+    """A step that is written down."""
+    step = Loop.step
+
+    def noting(self, number):
+        done.append(number)
+        return step(self, number)
+
+    return noting
+
+
+@pytest.mark.parametrize("method", ["full", "head"])
+@pytest.mark.parametrize("how", ["^C", "killed"])
+def test_the_same_digits(make_checkpoint, train, monkeypatch, method, how):
+    folder = make_checkpoint()
+    whole = train(ROWS, folder, method=method, output="whole", **JOB)
+    steps = len(record(whole)["losses"])
+    assert steps == 6
+    for at in range(1, steps):
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "step", stopping(at, ZeroDivisionError if how == "killed" else None))
+            with pytest.raises(ZeroDivisionError if how == "killed" else Interrupted) as stopped:
+                train(ROWS, folder, method=method, output=f"cut{at}", checkpoint_every=0, **JOB)
+        if how == "^C":
+            assert f"after step {at} of {steps}" in str(stopped.value)
+        done: list[int] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "step", noted(done))
+            again = train(ROWS, folder, method=method, output=f"cut{at}", checkpoint_every=0, **JOB)
+        assert done == list(range(at, steps))
+        for key in ("losses", "history", "best"):
+            assert record(again)[key] == record(whole)[key]
+        weights = [load_file(one.folder / "model.safetensors") for one in (whole, again)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+        assert sorted(path.name for path in again.folder.parent.glob(".*")) == []  # what was kept is gone
+
+
+def test_finished_and_others(make_checkpoint, train):
+    folder = make_checkpoint()
+    first = train(ROWS, folder, **JOB)
+    assert train(ROWS, folder, **JOB).progress is None
+    with pytest.raises(UserError, match="made by another training"):
+        train(ROWS, folder, **{**JOB, "seed": 1})
+    with pytest.raises(UserError, match="made by another training"):
+        train({"text": TEXTS, "label": LANGUAGES[::-1]}, folder, **JOB)
+    (first.folder / "training.json").unlink()
+    with pytest.raises(UserError, match="no training made it"):
+        train(ROWS, folder, **JOB)
+
+
+def test_no_number(make_checkpoint, train, monkeypatch):
+    """A loss that is no number ends it before the weights are."""
+    loss = Loop.loss
+
+    def broken(self, part, chosen):
+        found, raw = loss(self, part, chosen)
+        return (found * float("nan") if self.progress.step == 2 else found), raw
+
+    monkeypatch.setattr(Loop, "loss", broken)
+    with pytest.raises(JobFailed, match=r"step 3 of 6: the loss is nan; give a lower learning_rate") as stopped:
+        train(ROWS, make_checkpoint(), **JOB)
+    assert "\n" not in str(stopped.value)
+    (kept,) = Path(str(stopped.value).rpartition(" ")[2]).glob("state.pt")
+    assert torch.load(kept, weights_only=True)["progress"]["step"] == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk(make_checkpoint, train, monkeypatch):
+    import errno
+
+    import xlmr_ray.train.output as output
+
+    folder = make_checkpoint()
+    original = output.XLMRobertaTokenizer.save_pretrained
+
+    def full(self, *arguments, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output.XLMRobertaTokenizer, "save_pretrained", full)
+        with pytest.raises(JobFailed, match="No space left on device") as stopped:
+            train(ROWS, folder, **JOB)
+    out = Path(str(stopped.value).partition(":")[0])
+    assert not out.exists()
+    assert [path.name[:5] for path in out.parent.iterdir() if path.is_dir()] == [".out."]  # what was done
+    assert output.XLMRobertaTokenizer.save_pretrained is original
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "step", lambda self, number: pytest.fail("all steps were done"))
+        assert train(ROWS, folder, **JOB).folder == out
+
+
+def test_the_command(make_checkpoint, tmp_path):
+    """Through the command, from JSONL, stopped by a signal: one line, exit code 130, and the same command ends it."""
+    folder = make_checkpoint()
+    rows = "".join(json.dumps({"text": t, "lang": y}) + "\n" for t, y in zip(TEXTS, LANGUAGES, strict=True))
+    (tmp_path / "rows.jsonl").write_text(rows * 10)
+    job = {
+        "model": str(folder),
+        "task": "text-classification",
+        "train": {"path": str(tmp_path / "rows.jsonl"), "label": "lang"},
+        "output": {"path": str(tmp_path / "out")},
+        "epochs": 6,
+        "batch_size": 4,
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "xlmr_ray", "finetune", str(tmp_path / "job.yaml")]
+    said = tmp_path / "said"
+    with said.open("w") as errors:
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        while "120 examples" not in said.read_text() and running.poll() is None:
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=120)
+    assert running.returncode == 130, said.read_text()
+    assert said.read_text().count("stopped") == 1
+    assert "Traceback" not in said.read_text()
+    done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint" in done.stdout
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_steps_follow_from_the_seed():
+    steps = Steps.of(10, 4, 2.5, seed=3)
+    assert (steps.count, steps.an_epoch) == (8, 3)
+    first = np.concatenate([steps.chosen(step) for step in range(3)])
+    second = np.concatenate([steps.chosen(step) for step in range(3, 6)])
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first.tolist() != second.tolist()
+    assert [step for step in range(8) if steps.ends_epoch(step)] == [2, 5, 7]
+
+
+def test_parts_keep_to_the_budget():
+    tokens = np.array([5, 30, 7, 100, 12, 1])
+    found = list(parts(np.array([4, 3, 1, 0]), tokens, 40))
+    assert [part.tolist() for part in found] == [[3], [1], [4, 0]]
+
+
+def test_a_split_keeps_documents_together():
+    random = np.random.default_rng(0)
+    groups = random.integers(0, 300, 2000)
+    languages = groups % 4
+    held = held_out(groups, languages, 0.2, seed=0)
+    assert not set(groups[held]) & set(groups[~held])
+    for language in range(4):
+        own = languages == language
+        assert held[own].mean() == pytest.approx(0.2, abs=0.02)
+    assert (held_out(groups, languages, 0.2, seed=1) != held).any()
+    rows = pa.table({"text": ["same"] * 4 + ["other"] * 4, "label": [1] * 8})
+    left, right = split_rows(rows, 0.5, 0)
+    assert set(left["text"].to_pylist()).isdisjoint(right["text"].to_pylist())

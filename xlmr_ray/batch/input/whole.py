@@ -1,0 +1,35 @@
+"""Whole inputs as one table in memory, by the readers of a job: labelled sets, which are small."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from xlmr_ray.batch.input.columns import Columns
+from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
+from xlmr_ray.batch.input.read_shard import read_shard
+from xlmr_ray.batch.input.source import find_inputs
+from xlmr_ray.errors import UserError
+
+SHARD_ROWS = 65536
+
+
+def read_whole(path: Sequence[str], *, format: str, text: dict[str, str], keep: Sequence[str]) -> pa.Table:
+    """The rows of all files, in order: a column for each role of `text` (role -> column of the input), the columns to
+    `keep`, and as in `read_shard` `_row`, `_code` and `_message`; `_source` is the file.
+
+    Raises UserError for a file that cannot be read, as for a column that is not there.
+    """
+    columns = Columns(text=text, keep=tuple(dict.fromkeys(keep)))
+    tables = []
+    for shard in plan_shards(find_inputs(path, format=format).inputs, shard_rows=SHARD_ROWS, columns=columns):
+        if isinstance(shard, DeadLetter):
+            raise UserError(shard.message)
+        table = read_shard(shard, columns)
+        tables.append(table.append_column("_source", pa.array([shard.input.key] * len(table), pa.string())))
+    if not tables:
+        raise UserError(f"{', '.join(path)}: no rows")
+    whole = pa.concat_tables(tables)
+    return whole.set_column(
+        whole.column_names.index("_message"), "_message", pc.coalesce(whole["_message"], "")
+    ).combine_chunks()

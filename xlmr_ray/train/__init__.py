@@ -1,0 +1,1 @@
+"""Fine-tuning, evaluation and calibration, on the same tasks and engine as a job's."""

@@ -1,0 +1,180 @@
+"""`xlmr-ray finetune`: labelled rows and a checkpoint to a trained checkpoint."""
+
+import hashlib
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from xlmr_ray.checkpoint.digest import weights_digest
+from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.checkpoint.folder import encoder_folder, read_config
+from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.engine.device import device_and_dtype, token_budget
+from xlmr_ray.engine.memory import out_of_memory
+from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.text.plural import plural
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.train.display import Display
+from xlmr_ray.train.frozen import frozen, frozen_engine
+from xlmr_ray.train.job import FinetuneJob
+from xlmr_ray.train.loop import Loop, Part
+from xlmr_ray.train.model import load_trained
+from xlmr_ray.train.objectives.objective import Examples, Objective
+from xlmr_ray.train.objectives.registry import objective_class
+from xlmr_ray.train.output import is_head, made_by, save_trained
+from xlmr_ray.train.rows import Reader, read_rows, split_rows
+from xlmr_ray.train.state import Progress, StateFolder, identity_of
+
+# Tokens computed at a time: activations are kept for the gradients.
+MAX_TOKENS = {"cpu": 2048, "cuda": 16384}
+# Keys of a job that change no digit of what is trained.
+NO_MATTER = {"name", "output", "checkpoint_every", "train", "validation", "device"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished training: where it is, and what was done, None where an earlier call had finished it."""
+
+    folder: Path
+    progress: Progress | None
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A job's checkpoint, and its rows as examples."""
+
+    folder: Path
+    tokenizer: XLMRobertaTokenizer
+    objective: Objective
+    train: Examples
+    validation: Examples | None
+    skipped: int
+
+
+def finetune(job: FinetuneJob, read: Reader, display: Display) -> Outcome:
+    """Trains, or goes on with it where it stopped. Raises UserError, and JobFailed with what was done kept."""
+    kind = objective_class(job.task)
+    if job.method == "lora":
+        raise UserError("method: lora is not there yet; full and head are")
+    if job.method == "head" and not kind.frozen:
+        raise UserError(f"method: head is nothing for task {job.task}, whose encoder is trained; say method: full")
+    if job.class_weights is not None and not kind.class_weights:
+        raise UserError(f"class_weights: task {job.task} has no classes to weigh")
+    output = Path(job.output.path.removeprefix("file://")).expanduser()
+    if "://" in job.output.path and not job.output.path.startswith("file://"):
+        raise UserError(f"output.path: {job.output.path}: a folder of this machine is wanted; copy it from there")
+    prepared = prepare(job, kind, read)
+    objective, examples = prepared.objective, prepared.train
+    device, _ = device_and_dtype(job.device, "auto")
+    identity = identity_of(
+        {
+            "job": job.model_dump(exclude=NO_MATTER),
+            "model": weights_digest(prepared.folder),
+            "labels": objective.config.labels,
+            "train": digest(examples),
+            "validation": prepared.validation and digest(prepared.validation),
+            "device": device.type,
+        }
+    )
+    if (maker := made_by(output)) is not None:
+        if maker != identity:
+            raise UserError(f"output.path: {output} is there, made by another training; name another one or remove it")
+        return Outcome(output, None)
+    if is_head(output, prepared.folder) and job.method != "head":
+        raise UserError(f"output.path: {output}: a head beside its encoder is for method: head; name another folder")
+    trained = load_trained(prepared.folder, objective, seed=job.seed, device=device, frozen=job.method == "head")
+    budget = token_budget(job.max_tokens, device, MAX_TOKENS)
+    display.say(
+        f"{plural(len(examples), 'example')} of {plural(int(examples.tokens.sum()), 'token')}"
+        + (f", validation {len(prepared.validation):,}" if prepared.validation is not None else "")
+        + (f", {plural(prepared.skipped, 'row')} skipped" if prepared.skipped else "")
+        + f"; {'a new head' if trained.fresh else 'the head goes on'}, labels: {some(objective.config.labels)}"
+    )
+    state = StateFolder.of(output, identity)
+    train, validation = parts_of(job, prepared, display)
+    loop = Loop(job, objective, trained, train, validation, state, budget, display.show)
+    if loop.resume():
+        display.say(f"going on after step {loop.progress.step} of {loop.steps.count}")
+    try:
+        loop.run()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise JobFailed(
+            f"step {loop.progress.step + 1}: out of memory with {budget} tokens at a time; give a lower max_tokens"
+        ) from None
+    record = {
+        "identity": identity,
+        "job": job.model_dump(),
+        "rows": {
+            "train": len(examples),
+            "validation": validation and len(validation.examples),
+            "skipped": prepared.skipped,
+        },
+        "head": "fresh" if trained.fresh else "from the checkpoint",
+        "history": loop.progress.history,
+        "best": loop.progress.best,
+        "losses": loop.progress.losses,
+        "seconds": round(loop.progress.seconds, 3),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+    try:
+        save_trained(trained, objective, prepared.tokenizer, source=prepared.folder, output=output, record=record)
+    except JobFailed:
+        loop.keep()
+        raise
+    state.remove()
+    return Outcome(output, loop.progress)
+
+
+def prepare(job: FinetuneJob, kind: type[Objective], read: Reader) -> Prepared:
+    """Reads the rows and makes examples of them."""
+    folder = resolve(job.model)
+    config = XLMRobertaConfig.from_dict(read_config(folder))
+    if job.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = job.dropout
+        config.classifier_dropout = None
+    tokenizer = XLMRobertaTokenizer.from_pretrained(encoder_folder(folder) or folder)
+    roles = kind.roles(job)
+    rows, skipped = read_rows(read, job.train, roles, label=kind.labelled)
+    held, labelled = None, rows
+    if job.validation is not None and job.validation.share is not None:
+        rows, held = split_rows(rows, job.validation.share, job.seed)
+    elif job.validation is not None and job.validation.path is not None:
+        section = job.train.model_copy(update={"path": job.validation.path, "format": job.validation.format})
+        held, more = read_rows(read, section, roles, label=kind.labelled, where="validation")
+        skipped += more
+    objective = kind.of(job, folder, config, labelled)
+    train = objective.encode(rows, tokenizer)
+    validation = None if held is None else objective.encode(held, tokenizer)
+    return Prepared(folder, tokenizer, objective, train, validation, skipped)
+
+
+def parts_of(job: FinetuneJob, prepared: Prepared, display: Display) -> tuple[Part, Part | None]:
+    """The examples, for `method: head` with the vectors of their sequences."""
+    if job.method != "head":
+        return Part(prepared.train), None if prepared.validation is None else Part(prepared.validation)
+    engine = frozen_engine(prepared.folder, prepared.objective.task, device=job.device, max_tokens=job.max_tokens)
+    whole = [one for one in (prepared.train, prepared.validation) if one is not None]
+    parts = [Part(*frozen(engine, one)) for one in whole]
+    display.say(f"the encoder's vectors: {engine.stats.tokens:,} tokens in {engine.stats.seconds:,.1f} s")
+    return parts[0], parts[1] if len(parts) > 1 else None
+
+
+def digest(examples: Examples) -> str:
+    """A hash of all that the examples hold."""
+    total = hashlib.sha256()
+    for name, value in vars(examples).items():
+        if value is not None:
+            total.update(f"{name} {value.dtype} {value.shape}\n".encode())
+            total.update(np.ascontiguousarray(value).tobytes())
+    return total.hexdigest()
+
+
+def some(names: list[str], most: int = 12) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

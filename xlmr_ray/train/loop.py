@@ -1,0 +1,248 @@
+"""The training itself: steps over packed batches, a measure of how good it is after each epoch, stops on the way."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from xlmr_ray.engine.result_rows import ResultRows
+from xlmr_ray.errors import JobFailed
+from xlmr_ray.model.packed_batch import pack
+from xlmr_ray.train.frozen import FrozenVectors
+from xlmr_ray.train.job import FinetuneJob
+from xlmr_ray.train.model import Trained
+from xlmr_ray.train.objectives.objective import Examples, Objective
+from xlmr_ray.train.optimizer import clip, optimizer_of, rate_at
+from xlmr_ray.train.state import Progress, StateFolder, copied
+from xlmr_ray.train.steps import Steps, parts
+
+VALIDATION = 1 << 30  # in place of an epoch, for what is drawn in a validation
+
+
+class Interrupted(JobFailed):
+    """Stopped by ^C or SIGTERM; what was done is kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Examples, with the `vectors` of their sequences where the encoder is frozen."""
+
+    examples: Examples
+    vectors: FrozenVectors | None = None
+
+
+@dataclass
+class Loop:
+    """One training. `show` is told of every step."""
+
+    job: FinetuneJob
+    objective: Objective
+    trained: Trained
+    train: Part
+    validation: Part | None
+    state: StateFolder
+    max_tokens: int
+    show: Callable[[Progress, Steps], None]
+    progress: Progress = field(default_factory=Progress)
+    best: dict[str, Tensor] | None = None
+    seen: tuple[int, Examples] | None = None
+
+    @cached_property
+    def steps(self) -> Steps:
+        return Steps.of(len(self.train.examples), self.job.batch_size, self.job.epochs, self.job.seed)
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """What is trained: the head, and the model with it unless that is frozen."""
+        return self.trained.head if self.train.vectors is not None else self.trained.model
+
+    @cached_property
+    def optimizer(self) -> torch.optim.AdamW:
+        return optimizer_of(self.module, self.job)
+
+    def resume(self) -> bool:
+        """Takes up what was kept. Returns whether there was anything."""
+        found = self.state.load()
+        if found is None:
+            return False
+        self.progress, tensors = found
+        self.module.load_state_dict(tensors["module"])
+        self.optimizer.load_state_dict(tensors["optimizer"])
+        self.best = tensors["best"]
+        return True
+
+    def keep(self) -> None:
+        """Keeps what was done so far. Raises JobFailed."""
+        tensors: Mapping[str, Any] = {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+        }
+        self.state.save(self.progress, tensors)
+
+    def run(self) -> None:
+        """From where it is to the end. Raises Interrupted, and JobFailed for a loss that is not a number."""
+        progress, steps = self.progress, self.steps
+        kept = time.monotonic()
+        with stop_asked() as asked:
+            while progress.step < steps.count and not self.stopped_early():
+                if asked.is_set():
+                    self.keep()
+                    raise Interrupted(
+                        f"stopped after step {progress.step} of {steps.count}; the same command goes on from there"
+                    )
+                started = time.monotonic()
+                loss = self.step(progress.step)
+                progress.losses.append(loss)
+                progress.step += 1
+                if steps.ends_epoch(progress.step - 1):
+                    self.end_epoch()
+                progress.seconds += time.monotonic() - started
+                self.show(progress, steps)
+                if time.monotonic() - kept >= self.job.checkpoint_every and progress.step < steps.count:
+                    self.keep()
+                    kept = time.monotonic()
+        if self.best is not None:
+            self.module.load_state_dict(self.best)
+
+    def stopped_early(self) -> bool:
+        """Whether the validation has not become better for as long as the job waits."""
+        stopping = self.job.early_stopping
+        return stopping is not None and self.progress.since_best >= stopping.patience
+
+    def step(self, number: int) -> float:
+        """One step of the optimizer. Returns the mean loss of its examples."""
+        chosen = self.steps.chosen(number)
+        examples = self.examples_of(self.steps.epoch(number))
+        total = float(examples.weights[chosen].sum())
+        self.module.train()
+        torch.manual_seed(self.job.seed * 1_000_003 + number)  # dropout, the same when a step is made again
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(number, self.steps.count, self.job)
+        loss = 0.0
+        for part in self.parts(chosen, examples):
+            one = self.loss(Part(examples, self.train.vectors), part)[0] / max(total, 1e-12)
+            one.backward()  # type: ignore[no-untyped-call]
+            loss += float(one.detach())
+        norm = clip([p for p in self.module.parameters() if p.grad is not None], self.job.clip)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            # The weights are still those of the step before.
+            self.keep()
+            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradients' norm is {norm}"
+            raise JobFailed(
+                f"step {number + 1} of {self.steps.count}: {what}; give a lower learning_rate (it was "
+                f"{self.job.rate:g}); what was done before is in {self.state.folder}"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def examples_of(self, epoch: int) -> Examples:
+        """The training's examples as an epoch sees them, made once an epoch."""
+        if self.seen is None or self.seen[0] != epoch:
+            self.seen = epoch, self.objective.epoch(self.train.examples, (self.job.seed, epoch))
+        return self.seen[1]
+
+    def parts(self, chosen: NDArray[np.int64], examples: Examples) -> Iterator[NDArray[np.int64]]:
+        """The chosen examples in parts that are computed together."""
+        return iter([chosen]) if self.objective.together else parts(chosen, examples.tokens, self.max_tokens)
+
+    def loss(self, part: Part, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """The summed loss of examples that are computed together, and what it is made of."""
+        examples, device = part.examples, self.trained.device
+        sequences = examples.sequences(chosen)
+        batch = pack(
+            examples.input_ids, examples.row_splits, sequences, self.objective.config, targets=examples.targets
+        )
+        there = batch.to(device)
+        half = self.job.dtype == "bfloat16" or (
+            self.job.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+        )
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            if part.vectors is not None:
+                hidden = part.vectors.hidden(batch, sequences, device)
+            else:
+                hidden = self.trained.hidden(batch, there, self.objective.task)
+            hidden = self.objective.dropout(hidden, self.trained.head)
+            outputs = self.objective.outputs(self.trained.head, hidden, there)
+        labels = None if examples.labels is None else torch.from_numpy(examples.labels[chosen]).to(device)
+        counts = np.diff(examples.splits)[chosen].tolist()
+        return self.objective.loss(self.trained.head, outputs, there, labels, counts), outputs
+
+    def end_epoch(self) -> None:
+        """Measures the validation, and remembers the weights where they are the best so far."""
+        progress = self.progress
+        found: dict[str, Any] = {"step": progress.step, "epoch": self.steps.epoch(progress.step - 1) + 1}
+        if self.validation is not None:
+            found |= self.validate(self.validation)
+        progress.history.append(found)
+        if self.job.early_stopping is None:
+            return
+        name = "loss" if self.job.early_stopping.metric == "loss" else next(n for n in found if n not in NO_MEASURES)
+        sign = -1 if name == "loss" else 1
+        if progress.best is None or sign * found[name] > sign * progress.history[progress.best][name]:
+            progress.best = len(progress.history) - 1
+            self.best = copied(self.module.state_dict())
+
+    @torch.no_grad()
+    def validate(self, part: Part) -> dict[str, float]:
+        """The mean loss of a part, as `loss`, and the objective's measures."""
+        self.module.eval()
+        examples = self.objective.epoch(part.examples, (self.job.seed, VALIDATION))
+        total = 0.0
+        outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
+        rows = ResultRows.of(self.objective.unit, examples.row_splits, examples.targets)
+        counts = np.diff(rows.splits[examples.splits])
+        groups = np.array_split(np.arange(len(examples)), max(1, len(examples) // self.job.batch_size))
+        for group in groups if self.objective.together else [np.arange(len(examples))]:
+            for chosen in self.parts(group, examples):
+                loss, raw = self.loss(Part(examples, part.vectors), chosen)
+                total += float(loss)
+                for example, own in zip(chosen, np.split(numbers(raw), np.cumsum(counts[chosen])[:-1]), strict=True):
+                    outputs[example] = own
+        measures = self.objective.measures(outputs, examples)
+        return {**measures, "loss": total / max(float(examples.weights.sum()), 1e-12)}
+
+
+def numbers(raw: Tensor) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = raw.float().cpu().numpy()
+    return found
+
+
+NO_MEASURES = ("step", "epoch")
+
+
+@contextmanager
+def stop_asked() -> Iterator[threading.Event]:
+    """An event that ^C and SIGTERM set, so that a step is never cut in two; a second one ends at once. Only the main
+    thread has signals.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    try:
+        for number in before:
+            signal.signal(number, ask)
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,115 @@
+"""The trained checkpoint: a folder that transformers loads, with what it was trained on, whole or not at all."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xlmr_ray.checkpoint.folder import HEADS, model_folder
+from xlmr_ray.checkpoint.heads import save_head
+from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.tasks.embedding import Embedding
+from xlmr_ray.tasks.rerank import Rerank
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.train.model import Trained
+from xlmr_ray.train.objectives.objective import Objective
+from xlmr_ray.train.state import reason
+
+RECORD = "training.json"
+SENTENCE_FILE = "config_sentence_transformers.json"
+
+
+def made_by(output: Path) -> str | None:
+    """The identity of the training that made a folder; None where there is none. Raises UserError for a folder that
+    no training made.
+    """
+    if not output.exists():
+        return None
+    try:
+        return str(json.loads((output / RECORD).read_text("utf-8"))["identity"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UserError(f"output.path: {output} is there, and no training made it; name another one") from None
+
+
+def is_head(output: Path, encoder: Path) -> bool:
+    """Whether an output is a head beside its encoder: `ENCODER/heads/NAME`."""
+    return output.parent.name == HEADS and output.parent.parent.resolve() == encoder.resolve()
+
+
+def save_trained(
+    trained: Trained,
+    objective: Objective,
+    tokenizer: XLMRobertaTokenizer,
+    *,
+    source: Path,
+    output: Path,
+    record: Mapping[str, Any],
+) -> None:
+    """Writes the folder beside its place and renames it. `source` is the checkpoint that the training began with.
+    Raises JobFailed where there is no room.
+    """
+    text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
+    room = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if is_head(output, source):
+            save_head(trained.model, source, output.name)
+            (output / RECORD).write_text(text, "utf-8")
+            return
+        room = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        made = room / output.name
+        trained.model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        if isinstance(objective.task, Embedding):
+            save_sentence_modules(source, made)
+        elif isinstance(objective.task, Rerank) and (model_folder(source) / SENTENCE_FILE).is_file():
+            shutil.copy(
+                model_folder(source) / SENTENCE_FILE, made
+            )  # the prompt and the function that it was trained with
+        (made / RECORD).write_text(text, "utf-8")
+        made.rename(output)
+    except UserError:
+        raise
+    except (OSError, RuntimeError) as error:
+        raise JobFailed(
+            f"{output}: cannot be written ({reason(error)}); the training is kept, the same command writes it again"
+        ) from None
+    except Exception as error:
+        # safetensors has an error of its own for a full disk.
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise JobFailed(
+            f"{output}: cannot be written ({reason(error)}); the training is kept, the same command writes it again"
+        ) from None
+    finally:
+        if room is not None:
+            shutil.rmtree(room, ignore_errors=True)
+
+
+def save_sentence_modules(source: Path, made: Path) -> None:
+    """What makes a folder sentence-transformers': the source's modules, or mean pooling and vectors of length 1."""
+    if (source / "modules.json").is_file():
+        modules = json.loads((source / "modules.json").read_text("utf-8"))
+        for module in modules[1:]:
+            shutil.copytree(source / module["path"], made / module["path"]) if (
+                source / module["path"]
+            ).is_dir() else None
+        inner = model_folder(source)
+        modules[0]["path"] = ""
+        for folder, name in ((inner, "sentence_bert_config.json"), (source, SENTENCE_FILE)):
+            if (folder / name).is_file():
+                shutil.copy(folder / name, made)
+    else:
+        kind = "sentence_transformers.models"
+        modules = [
+            {"idx": 0, "name": "0", "path": "", "type": f"{kind}.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{kind}.Pooling"},
+            {"idx": 2, "name": "2", "path": "2_Normalize", "type": f"{kind}.Normalize"},
+        ]
+        (made / "1_Pooling").mkdir()
+        width = json.loads((made / "config.json").read_text("utf-8"))["hidden_size"]
+        pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
+        (made / "1_Pooling" / "config.json").write_text(json.dumps(pooling), "utf-8")
+    (made / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", "utf-8")
