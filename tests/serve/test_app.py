@@ -6,10 +6,11 @@ import logging
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from xlmr_ray.serve.app import build_app
 from xlmr_ray.serve.logs import JsonLines
-from xlmr_ray.serve.settings import KeysSection
+from xlmr_ray.serve.settings import CorsSection, KeysSection
 
 SECRET = "a text that nobody else may read"
 
@@ -203,6 +204,56 @@ def test_metrics_count_requests_and_failures(app, service):
         "tokenize_seconds",
     ):
         assert f"xlmr_ray_serve_{name}" in page
+
+
+def test_metrics_have_teis_names_too(app, service):
+    made = app()
+
+    def values():
+        page = one(made, "/metrics", "GET").text
+        families = {family.name: family for family in text_string_to_metric_families(page)}
+        return {name: {s.name + str(s.labels or ""): s.value for s in f.samples} for name, f in families.items()}
+
+    before = values()
+    one(made, json={"inputs": ["a", "b"]})
+    one(made, "/predict?model=script", json={"inputs": "a"})
+    one(made, json={"inputs": 3})
+    after = values()
+
+    def more(name, sample=None):
+        return after[name][sample or name] - before[name].get(sample or name, 0)
+
+    assert more("te_request_count") == 3
+    assert more("te_request_success") == 2
+    assert more("te_request_failure", "te_request_failure{'err': 'invalid'}") == 1
+    assert (more("te_embed_count"), more("te_predict_count")) == (2, 1)
+    assert more("te_request_duration", "te_request_duration_count") == 3
+    for name in ("tokenization", "queue", "inference"):
+        family = f"te_request_{name}_duration"
+        assert more(family, f"{family}_count") == more(family, f"{family}_bucket{{'le': '+Inf'}}") == 2
+    assert more("te_batch_next_size", "te_batch_next_size_sum") == 3
+    assert more("te_batch_next_tokens", "te_batch_next_tokens_sum") > 6
+    assert after["te_queue_size"] == {"te_queue_size": 0}
+
+
+def test_browsers_may_ask_where_the_settings_say_so(app, tmp_path):
+    (tmp_path / "keys").write_text("one\n")
+    asks = {"origin": "https://page.org", "access-control-request-method": "POST"}
+    preflight = {**asks, "access-control-request-headers": "authorization,content-type"}
+    closed = app()
+    assert one(closed, "/embed", "OPTIONS", headers=preflight).status_code == 405
+    assert "access-control-allow-origin" not in one(closed, json={"inputs": "a"}, headers=asks).headers
+    keys = KeysSection(file=str(tmp_path / "keys"))
+    open_ = app(cors=CorsSection(origins=["https://page.org"]), keys=keys)
+    allowed = one(open_, "/embed", "OPTIONS", headers=preflight)
+    assert allowed.status_code == 200
+    assert "authorization" in allowed.headers["access-control-allow-headers"]
+    assert one(open_, "/embed", "OPTIONS", headers={**preflight, "origin": "https://other.org"}).status_code == 400
+    for key, status in (("one", 200), ("two", 401)):
+        answer = one(open_, json={"inputs": "a"}, headers={**asks, "authorization": f"Bearer {key}"})
+        assert answer.status_code == status
+        assert answer.headers["access-control-allow-origin"] == "https://page.org"
+        assert "x-truncated" in answer.headers["access-control-expose-headers"]
 
 
 def test_health_fails_when_the_engine_hangs(app, service, monkeypatch):

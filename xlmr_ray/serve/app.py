@@ -12,7 +12,9 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from xlmr_ray.serve import page
@@ -21,6 +23,7 @@ from xlmr_ray.serve.keys import PUBLIC, Keys
 from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.members import check_members
 from xlmr_ray.serve.metrics import CONTENT_TYPE, FAILURES, IN_FLIGHT, LATENCY, REQUESTS
+from xlmr_ray.serve.protocols.documented import HEADERS
 from xlmr_ray.serve.protocols.explain import explained
 from xlmr_ray.serve.requests import (
     CURRENT,
@@ -41,6 +44,7 @@ from xlmr_ray.serve.requests import (
 )
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.tei_metrics import TeiNames
 from xlmr_ray.serve.tracing import note, request_span
 
 log = logging.getLogger("xlmr_ray.serve.access")
@@ -89,6 +93,14 @@ def build_app(service: Service, settings: ServeSettings) -> FastAPI:
         app.add_exception_handler(kind, failed)
     paths = frozenset([*app.openapi()["paths"], *page.PATHS])
     app.add_middleware(Front, service=service, shapes=shapes, paths=paths)
+    if settings.cors.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after", *HEADERS],
+        )
     return app
 
 
@@ -101,6 +113,8 @@ def allowed(routes: Sequence[Route], path: str) -> tuple[str, ...]:
 def running(service: Service) -> APIRouter:
     """What load balancers and Prometheus ask."""
     router = APIRouter(tags=["running"])
+    tei = CollectorRegistry()
+    tei.register(TeiNames(service.metrics.made))
 
     @router.get("/health", summary="200 while the engines compute, 503 when one hangs or is broken")
     async def health() -> JSONResponse:
@@ -115,7 +129,7 @@ def running(service: Service) -> APIRouter:
     @router.get("/metrics", summary="Prometheus' text format", response_class=PlainTextResponse)
     async def metrics() -> Response:
         service.tell_state()
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(service.metrics.text() + generate_latest(tei), media_type=CONTENT_TYPE)
 
     return router
 

@@ -149,6 +149,8 @@ class Replica:
         old, self.service.settings = self.service.settings, new
         if (old.models, old.engine) != (new.models, new.engine) or self.service.failure:
             self.start(self.replace(self.service, new))
+        elif old.cors != new.cors:
+            self.routes = build_app(self.service, new)
 
     async def replace(self, service: Service, settings: ServeSettings) -> None:
         try:

@@ -41,9 +41,9 @@ QUEUE_REQUESTS = Metric(P + "queue_requests", "gauge", "requests that wait for t
 QUEUE_TOKENS = Metric(P + "queue_tokens", "gauge", "tokens that wait or are computed", ("engine",))
 BATCHES = Metric(P + "batch_seconds", "histogram", "a forward pass with its heads", ("engine",), SECONDS)
 BATCH_TOKENS = Metric(P + "batch_tokens", "histogram", "tokens in a batch", ("engine",), TOKENS)
-BATCH_REQUESTS = Metric(
-    P + "batch_requests", "histogram", "requests in a batch", ("engine",), (1, 2, 4, 8, 16, 32, 64, 128)
-)
+FEW = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+BATCH_REQUESTS = Metric(P + "batch_requests", "histogram", "requests in a batch", ("engine",), FEW)
+BATCH_SEQUENCES = Metric(P + "batch_sequences", "histogram", "sequences in a batch", ("engine",), (*FEW, 256.0, 512.0))
 COMPUTED = Metric(P + "computed_tokens_total", "counter", "tokens of sequences through the encoder", ("engine",))
 PADDING = Metric(P + "padding_tokens_total", "counter", "tokens computed beyond those", ("engine",))
 READY = Metric(P + "ready", "gauge", "1 where the models are loaded and warm")
@@ -52,7 +52,7 @@ MODEL = Metric(P + "model_info", "gauge", "1 for each model that is resident", (
 
 TABLE = (
     REQUESTS, FAILURES, LATENCY, IN_FLIGHT, INPUTS, TASK_TOKENS, TOKENIZE, QUEUE, INFERENCE, QUEUE_REQUESTS,
-    QUEUE_TOKENS, BATCHES, BATCH_TOKENS, BATCH_REQUESTS, COMPUTED, PADDING, READY, HEALTHY, MODEL,
+    QUEUE_TOKENS, BATCHES, BATCH_TOKENS, BATCH_REQUESTS, BATCH_SEQUENCES, COMPUTED, PADDING, READY, HEALTHY, MODEL,
 )  # fmt: skip
 
 
@@ -102,6 +102,7 @@ class Metrics:
         self.tell(BATCHES, stats.seconds, engine)
         self.tell(BATCH_TOKENS, stats.tokens, engine)
         self.tell(BATCH_REQUESTS, stats.requests, engine)
+        self.tell(BATCH_SEQUENCES, stats.sequences, engine)
         self.tell(COMPUTED, stats.tokens, engine)
         self.tell(PADDING, stats.padded, engine)
 

@@ -137,6 +137,12 @@ class ReplicasSection(Section):
         return self
 
 
+class CorsSection(Section):
+    """Pages of these `origins` (`https://example.org`, or `*` for all) may ask from a browser."""
+
+    origins: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+
+
 class LogSection(Section):
     """Lines of JSON on standard error, one a request, without any text of it."""
 
@@ -152,6 +158,7 @@ class ServeSettings(Section):
     engine: EngineSection = EngineSection()
     limits: LimitsSection = LimitsSection()
     keys: KeysSection = KeysSection()
+    cors: CorsSection = CorsSection()
     http: HttpSection = HttpSection()
     replicas: ReplicasSection = ReplicasSection()
     log: LogSection = LogSection()
