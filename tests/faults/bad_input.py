@@ -299,6 +299,7 @@ def bad_input(folder: Path, mark: Path) -> Corpus:
     record = _record("b", BETWEEN)
     unclosed = Line(b'x,"never closed\n' + record, Expected("a quote that is never closed", codes.MALFORMED_CSV))
     corpus.lines("rows.csv", csv_lines(), record, header=b"\xef\xbb\xbfid,text", cut=unclosed)
+    corpus.files["rows.csv"] = ("a quote that is never closed", codes.SWALLOWED_LINES)  # the line after it
     corpus.lines("rows.csv.gz", csv_lines(), record, header=b"id,text")
     for kind in KINDS:
         corpus.parquet(f"rows-{kind}.parquet", parquet_rows(), kind)

@@ -37,13 +37,16 @@ MALFORMED_JSON = _row("malformed_json", "the line is not JSON")
 TRUNCATED_LINE = _row("truncated_line", "the last line ends in the middle of a value, without a newline")
 NOT_AN_OBJECT = _row("not_an_object", "the line is JSON, but a scalar or an array instead of an object")
 NESTING_TOO_DEEP = _row("nesting_too_deep", "the JSON is nested deeper than 100 levels")
-MALFORMED_CSV = _row("malformed_csv", "a quote is never closed, or the record has not as many fields as the header")
+MALFORMED_CSV = _row(
+    "malformed_csv", "a quote is not closed where its field ends, or the record has not as many fields as the header"
+)
 MISSING_FIELD = _row("missing_field", "a field that the job reads as text is not in the row")
 NULL_FIELD = _row("null_field", "a field that the job reads as text is null")
 WRONG_TYPE = _row("wrong_type", "a field that the job reads as text is not a string")
 WRONG_ID_TYPE = _row("wrong_id_type", "the id is neither a string nor an integer")
 INVALID_UTF8 = _row("invalid_utf8", "the line or the field is not valid UTF-8")
 ROW_TOO_LARGE = _row("row_too_large", "the row is over the byte limit")
+UNFIT_VALUE = _row("unfit_value", "a value of a kept column does not fit the type that the column has in the output")
 UNREADABLE_ROW = _row("unreadable_row", "the Parquet row group of the row is damaged")
 SHARD_TOO_LARGE = _row("shard_too_large", "the Parquet rows before it in the shard inflate to over 512 MiB")
 
@@ -71,11 +74,15 @@ CORRUPT_FOOTER = _file("corrupt_footer", "the Parquet footer is cut or damaged")
 CORRUPT_STREAM = _file(
     "corrupt_stream", "the gzip or zstd stream is cut or damaged; the rows before the damage are read"
 )
+SWALLOWED_LINES = _file(
+    "swallowed_lines", "quotes that are not closed swallow lines of a CSV file: these are lost, its other rows are read"
+)
 DECOMPRESSION_BOMB = _file("decompression_bomb", "the file inflates to more than 1 GiB and 200 times its size")
 MISSING_COLUMN = _file("missing_column", "a column that the job names is not in the file")
 AMBIGUOUS_COLUMN = _file("ambiguous_column", "a column that the job names is in the file more than once")
 WRONG_COLUMN_TYPE = _file("wrong_column_type", "the Parquet type of a column that the job names cannot be used for it")
-SCHEMA_DRIFT = _file("schema_drift", "a kept column has another type than in the first file")
+# Of runs before types were widened: written no more.
+SCHEMA_DRIFT = _file("schema_drift", "a kept column has another type than in the first file (in runs of version 0.1.0)")
 EXTENSION_TYPE = _file(
     "extension_type", "the file names an Arrow extension type that is not Arrow's own; it is never loaded"
 )

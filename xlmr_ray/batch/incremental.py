@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import Input, InputChanged
+from xlmr_ray.batch.input.kept_types import KeptTypes
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.raw import Source
 from xlmr_ray.batch.input.readers.reader import Reader
@@ -200,16 +201,17 @@ def withdraw(store: Store, plan: Plan, listed: Sequence[Input]) -> frozenset[str
     return stale
 
 
-def kept_types(store: Store, run_id: str, columns: Columns) -> tuple[str, tuple[str, ...]] | None:
-    """A file of the table, and the types of the kept columns in it, which all that comes to the table must have. None
-    where there are no such columns, or no file.
+def kept_types(store: Store, run_id: str, columns: Columns) -> KeptTypes | None:
+    """The types of the kept columns in the table, which all that comes to it must have. None where there are no such
+    columns, or no file.
     """
     file = next(table_files(store, run_id, DATA), None) if columns.extra else None
     if file is None:
         return None
     with store.open(file.key) as opened:
         schema = pq.read_schema(opened)
-    return store.url(file.key), tuple(str(schema.field(name).type) for name in columns.extra)
+    types = {name: (schema.field(name).type, store.url(file.key)) for name in columns.extra}
+    return KeptTypes(columns.extra, settled=True, fields=types)
 
 
 def _of(plan: Plan, sources: frozenset[str]) -> Iterator[Shard]:

@@ -39,7 +39,8 @@ def whole_above_one(gpus: float) -> float:
 class InputSection(Section):
     """`path`: a file, folder, glob, or a list of them. The text columns that a task does not need are not read.
 
-    The column of `choices` holds lists of strings, or their JSON; kept beside, it comes out as JSON. A row of more than
+    `keep`: names of columns, or by name what each is called in the output. The column of `choices` holds lists of
+    strings, or their JSON; kept beside, it comes out as JSON. A row of more than
     `max_row_bytes` is an error row: bytes of its line or record, in Parquet of its strings that are read. `deleted`: in
     incremental runs, whether the rows of inputs that are not found any more stay in the published table or go. `limit`:
     only the first so many rows, in the order of the plan. A format that has options takes them under its name:
@@ -54,7 +55,7 @@ class InputSection(Section):
     context: str | None = None
     choices: str | None = None
     id: str | None = None
-    keep: Annotated[list[str], BeforeValidator(listed), Field(default_factory=list)]
+    keep: Annotated[list[str] | dict[str, str], BeforeValidator(listed), Field(default_factory=list)]
     max_row_bytes: Annotated[int, Field(ge=1, le=64 << 20)] = 64 << 20
     deleted: Literal["keep", "drop"] = "keep"
     limit: Count | None = None
@@ -70,6 +71,17 @@ class InputSection(Section):
         given = {**content.get("formats", {}), **{name: content[name] for name in named}}
         found = {name: checked(type(READERS[name]), given[name], f"input.{name}") for name in READERS if name in given}
         return {**{key: value for key, value in content.items() if key not in named}, "formats": found}
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """The kept columns of the input, each with its name in the output. Raises UserError for one that is there
+        twice.
+        """
+        if isinstance(self.keep, dict):
+            return self.keep
+        if len(set(self.keep)) < len(self.keep):
+            raise UserError("input.keep: a column is named twice")
+        return {name: name for name in self.keep}
 
     @property
     def readers(self) -> Mapping[str, Reader]:

@@ -1,6 +1,7 @@
 """The plan of a run: which shards, and the name of the run, which is a hash of all that decides its answers."""
 
 import hashlib
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ import pyarrow as pa
 from xlmr_ray.batch.cluster import gpus_dtype, on_gpu
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.kept_types import KeptTypes, from_text, to_text
+from xlmr_ray.batch.input.lost_rows import count_lost
 from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard_table import INPUT, ShardTable
 from xlmr_ray.batch.job import EngineSection, Job
-from xlmr_ray.batch.ledger.json_by_line import Damaged, by_lines, canonical, lines_of
+from xlmr_ray.batch.ledger.json_by_line import Damaged, by_lines, canonical, first_of, lines_of
 from xlmr_ray.batch.ledger.record import plan_key, run_id
 from xlmr_ray.batch.output_columns import check_output_columns
 from xlmr_ray.batch.stages.checkpoints import bound
@@ -41,25 +44,34 @@ FILES = "files"
 
 @dataclass(frozen=True)
 class Dead:
-    """A file that cannot be read, or the rest of one, as a shard of its own: what the plan knew of it, and why."""
+    """A file that cannot be read, or the rest of one, as a shard of its own: what the plan knew of it, and why.
+
+    `rows` are those that are lost with it, at least 1, `estimated` or counted.
+    """
 
     id: str
     input: Input
     code: str
     message: str
+    rows: int = 1
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All shards of a run; `dead` are the files that cannot be read, a shard each."""
+    """All shards of a run; `dead` are the files that cannot be read, a shard each; `kept` the types that kept columns
+    are cast to, None where all files have the same.
+    """
 
     run_id: str
     shards: ShardTable
     dead: tuple[Dead, ...]
+    kept: pa.Schema | None = None
 
     @property
     def rows(self) -> int:
-        return self.shards.rows + len(self.dead)
+        """Of the input: those that are lost with files that cannot be read, too."""
+        return self.shards.rows + sum(file.rows for file in self.dead)
 
     def ids(self) -> Iterator[str]:
         """Of all shards, the dead files' too, in the plan's order."""
@@ -128,8 +140,15 @@ def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
                 raise UserError(f"input.{role}: task {recipe.task} reads it; name its column")
             text[role] = column
     written = [(recipe.task, recipe.prefix, task.schema) for recipe, task in zip(recipes, tasks, strict=True)]
-    check_output_columns(job.input.keep, job.input.id, written)
-    return Columns(text=text, id=job.input.id, keep=tuple(job.input.keep))
+    kept = job.input.kept
+    columns = Columns(
+        text=text,
+        id=job.input.id,
+        keep=tuple(kept.values()),
+        renamed=tuple((name, column) for column, name in kept.items() if name != column),
+    )
+    check_output_columns(columns, written)
+    return columns
 
 
 def identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: Sequence[Input]) -> dict[str, Any]:
@@ -161,7 +180,7 @@ def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> d
     formats = {name: given for name, given in options.items() if given}
     return {
         "answers": ANSWERS,
-        "columns": asdict(columns),
+        "columns": columns.identity(),
         "tasks": tasks,
         "precision": precision(job.engine),
         "attn_implementation": job.engine.attn_implementation,
@@ -245,16 +264,17 @@ def write_plan(
     *,
     shard_rows: int,
     readers: Mapping[str, Reader] = READERS,
-    kept: tuple[str, tuple[str, ...]] | None = None,
+    kept: KeptTypes | None = None,
     limit: int | None = None,
 ) -> Plan:
     """Cuts the inputs into shards and writes the plan of the run `head["run_id"]`, once: where another launch of the
-    run was faster, its plan holds. `kept`, `limit`: see `plan_shards`; where the limit is reached, the plan ends with
-    the last input that is read. Raises UserError where nothing can be read.
+    run was faster, its plan holds. `kept`: types that are settled already; `limit`: see `plan_shards`; where it is
+    reached, the plan ends with the last input that is read. Raises UserError where nothing can be read.
     """
     name = head["run_id"]
     shards = ShardTable(inputs)
     letters: list[DeadLetter] = []
+    kept = kept or KeptTypes(columns.extra)
     for piece in plan_shards(inputs, shard_rows=shard_rows, columns=columns, readers=readers, kept=kept, limit=limit):
         if isinstance(piece, DeadLetter):
             letters.append(piece)
@@ -266,16 +286,22 @@ def write_plan(
     if shards.rows == limit:
         shards.inputs = inputs = inputs[: int(shards.columns[-1, INPUT]) + 1]
     places = {one.key: place for place, one in enumerate(inputs)} if letters else {}
-    dead = [
-        Dead(f"{FILES}-{number:07d}", inputs[places[letter.key]], letter.code, letter.message)
-        for number, letter in enumerate(letters)
-    ]
+    dead: list[Dead] = []
+    for number, letter in enumerate(count_lost(letters, shards, places)):
+        one = inputs[places[letter.key]]
+        rows = letter.rows or 1
+        estimated = letter.estimated and rows > 1
+        dead.append(Dead(f"{FILES}-{number:07d}", one, letter.code, letter.message, rows, estimated))
 
     def lines() -> Iterator[dict[str, Any]]:
         yield from shards.lines()
         for file in dead:
-            yield {"id": file.id, "input": places[file.input.key], "code": file.code, "message": file.message}
+            line = {"id": file.id, "input": places[file.input.key], "code": file.code, "message": file.message}
+            yield {**line, "rows": file.rows, "estimated": file.estimated} if file.rows > 1 else line
 
+    types = kept.schema()
+    if types is not None:
+        head = {**head, "kept": to_text(types)}
     data = by_lines(head, {"inputs": map(asdict, inputs), "shards": lines()})
     try:
         store.create(plan_key(name), data)
@@ -283,7 +309,7 @@ def write_plan(
         found = read_plan(store, name)
         assert found is not None
         return found
-    return Plan(name, shards, tuple(dead))
+    return Plan(name, shards, tuple(dead), types)
 
 
 def read_plan(store: Store, name: str) -> Plan | None:
@@ -295,6 +321,8 @@ def read_plan(store: Store, name: str) -> Plan | None:
         return None
     dead: list[Dead] = []
     try:
+        types = first_of(io.BytesIO(data).readline(), store.url(key)).get("kept")
+        kept = None if types is None else from_text(types)
         inputs = [Input(**line) for line in lines_of(data, "inputs", store.url(key))]
         shards = ShardTable(inputs)
         for line in lines_of(data, "shards", store.url(key)):
@@ -304,4 +332,4 @@ def read_plan(store: Store, name: str) -> Plan | None:
                 shards.add_line(line)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise Damaged(f"{store.url(key)}: is damaged: a line of another form ({error})") from None
-    return Plan(name, shards, tuple(dead))
+    return Plan(name, shards, tuple(dead), kept)

@@ -157,6 +157,7 @@ def prepare(job: Job, store: Store) -> Prepared:
         score_empty=job.errors.empty == "score",
         timeout=job.errors.timeout,
         max_row_bytes=job.input.max_row_bytes,
+        kept=plan.kept,
     )
     return Prepared(plan, recipe, len(plan.shards.inputs), tuple(found.ignored), run_id(what), upon)
 
@@ -279,7 +280,7 @@ def score(
     for file in plan.dead:
         if file.id not in done.files:
             commit_dead(store, plan.run_id, file)
-            figures.add(0, 1, 0, 0)
+            figures.add(0, file.rows, 0, 0)
     check_errors(job, plan, figures, where)
     known = known_ranges(prepared.recipe, prepared.found.after if prepared.found else None)
     todo = np.flatnonzero(~done.shards)
@@ -338,7 +339,7 @@ def earlier(store: Store, plan: Plan, figures: Figures, withdrawn: frozenset[str
     are not. Lists, and reads the records of shards with errors.
     """
     shards = np.zeros(len(plan.shards), np.bool_)
-    dead = {file.id for file in plan.dead}
+    dead = {file.id: file.rows for file in plan.dead}
     files: set[str] = set()
     names, copies = itertools.tee(committed_shards(store, plan.run_id))
     for name, place in zip(names, plan.shards.places(copies), strict=True):
@@ -347,7 +348,7 @@ def earlier(store: Store, plan: Plan, figures: Figures, withdrawn: frozenset[str
         elif name in dead:
             files.add(name)
     done = Done(shards, frozenset(files))
-    figures.rows_before = int(plan.shards.columns[shards, ROWS].sum()) + len(files)
+    figures.rows_before = int(plan.shards.columns[shards, ROWS].sum()) + sum(dead[name] for name in files)
     figures.shards_before = done.count
     with_errors = (
         found["shard"]
@@ -358,7 +359,7 @@ def earlier(store: Store, plan: Plan, figures: Figures, withdrawn: frozenset[str
     once = (name for name, _ in itertools.groupby(with_errors))
     for record in in_order(lambda name: read_record(store, plan.run_id, name), once):
         if record is not None and record.source_key not in withdrawn:
-            figures.errors_before += record.rows_error
+            figures.errors_before += record.rows_error + record.rows_lost
     return done
 
 
@@ -385,7 +386,9 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 
 def commit_dead(store: Store, run_id: str, file: Dead) -> None:
-    """A file that cannot be read, as an error row at row -1. A shard of its own, so that it goes when the file does."""
+    """A file that cannot be read, as one error row at row -1, and the number of rows that are lost with it beside that.
+    A shard of its own, so that it goes when the file does.
+    """
     row = {"source": file.input.key, "row": -1, "id": "", "code": file.code, "message": file.message}
     commit_shard(
         store,
@@ -397,11 +400,15 @@ def commit_dead(store: Store, run_id: str, file: Dead) -> None:
         rows_in=1,
         source_key=file.input.key,
         source_etag=file.input.etag,
+        rows_lost=file.rows - 1,
+        lost_estimated=file.estimated,
     )
 
 
 def check_errors(job: Job, plan: Plan, figures: Figures, where: str) -> None:
-    """Raises JobFailed as soon as there are more error rows than the job allows of all its rows. `where` they are."""
+    """Raises JobFailed as soon as there are more errors, lost rows among them, than the job allows of all its rows.
+    `where` they are.
+    """
     errors, most = figures.errors_before + figures.rows_error, job.errors.max_fraction * plan.rows
     if errors > most:
         raise TooManyErrors(

@@ -92,7 +92,7 @@ def test_parquet_is_cut_along_row_groups(
 
 @given(st.lists(st.integers(0, 40)), st.integers(1, 30), st.integers(1, 4000))
 def test_row_ranges_cover_every_row_once(groups: list[int], shard_rows: int, shard_bytes: int) -> None:
-    opened = parquet_reader.Opened(None, (), tuple(groups), tuple(rows * 100 for rows in groups))
+    opened = parquet_reader.Opened(None, {}, (), tuple(groups), tuple(rows * 100 for rows in groups))
     ranges = list(parquet_reader.row_ranges(opened, shard_rows, shard_bytes))
     assert [row for start, stop in ranges for row in range(start, stop)] == list(range(sum(groups)))
     assert all(0 < stop - start <= max(1, min(shard_rows, shard_bytes // 100)) for start, stop in ranges)
@@ -134,7 +134,7 @@ def damaged(name: str) -> tuple[str, bytes, str, str]:
         "UTF-16": ("a.txt", "text".encode("utf-16"), codes.WRONG_FORMAT, "UTF-16"),
         "one document": ("a.json", b'[\n {"text": "a"}\n]\n', codes.WRONG_FORMAT, "one JSON document"),
         "header twice": ("a.csv", b"text,text\na,b\n", codes.AMBIGUOUS_COLUMN, "more than once"),
-        "no such header": ("a.csv", b"body,id\na,b\n", codes.MISSING_COLUMN, "the file has: body, id"),
+        "no such header": ("a.csv", b"body,id\na,b\n", codes.MISSING_COLUMN, "the header has 2 fields; if"),
         "header is not UTF-8": ("a.csv", b"text,\xff\na,b\n", codes.WRONG_FORMAT, "header"),
         "header is open": ("a.csv", b'text,"b\na,b\n', codes.WRONG_FORMAT, "never closed"),
     }[name]  # fmt: skip
@@ -219,7 +219,11 @@ def test_a_bomb_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (Columns({"text": "text"}, keep=("url",)), codes.MISSING_COLUMN, "column 'url'"),
         (Columns({"text": "number"}), codes.WRONG_COLUMN_TYPE, "'number' is int64, not a string"),
         (Columns({"text": "list"}), codes.WRONG_COLUMN_TYPE, "'list' is list"),
-        (Columns({"text": "text"}, id="real"), codes.WRONG_COLUMN_TYPE, "'real' is double, not a string or an integer"),
+        (
+            Columns({"text": "text"}, id="real"),
+            codes.WRONG_COLUMN_TYPE,
+            "'real' is double, not a string, an int",
+        ),
     ],
 )
 def test_columns_of_a_parquet_file(tmp_path: Path, columns: Columns, code: str, says: str) -> None:
@@ -248,20 +252,6 @@ def test_a_text_file_has_one_column(tmp_path: Path) -> None:
         assert isinstance(dead, DeadLetter)
         assert dead.code == codes.MISSING_COLUMN
     assert isinstance(plan(tmp_path, Columns({"text": "body"}))[0], Shard)  # whatever the job calls it
-
-
-def test_kept_columns_have_one_type_over_all_files(tmp_path: Path) -> None:
-    parquet(tmp_path / "a.parquet", text=["a"], year=[1])
-    parquet(tmp_path / "b.parquet", text=["a"], year=["1"])
-    parquet(tmp_path / "c.parquet", text=["a"], year=[2])
-    (tmp_path / "d.csv").write_bytes(b"text,year\na,1\n")
-    _, b, _, d = plan(tmp_path, Columns({"text": "text"}, keep=("year",)))
-    for dead in (b, d):
-        assert isinstance(dead, DeadLetter)
-        assert dead.code == codes.SCHEMA_DRIFT
-        assert "kept column 'year' is string, in " in dead.message
-        assert "a.parquet it is int64" in dead.message
-    assert all(isinstance(one, Shard) for one in plan(tmp_path))  # not kept, no drift
 
 
 class Loaded(pa.ExtensionType):  # type: ignore[misc]

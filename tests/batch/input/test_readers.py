@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
@@ -22,7 +22,7 @@ from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import InputChanged
 from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.read_shard import read_shard
-from xlmr_ray.batch.input.readers import csv, parquet, raw
+from xlmr_ray.batch.input.readers import dialect, parquet, raw
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.store.filesystem import filesystem
@@ -500,6 +500,8 @@ def test_jsonl_round_trip(
 def test_csv_round_trip(
     rows: list[tuple[str, str]], format: str, end: str, quoting: int, shard_rows: int, shard_bytes: int
 ) -> None:
+    # Before Python 3.13 the module writes a CR without quotes, so that one at the end of a line is a CRLF.
+    assume(quoting or end != "\n" or not any(id.endswith("\r") for _, id in rows))
     file = io.StringIO()
     writer = stdlib_csv.writer(
         file,
@@ -539,20 +541,38 @@ def test_parquet_round_trip(texts: list[str], group: int, kind: str, shard_rows:
     assert [row["_row"] for row in rows] == list(range(len(texts)))
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.text('a",\n ', max_size=12), max_size=6), st.integers(1, 3))
-def test_records_and_fields_are_those_of_the_csv_module(lines: list[str], piece: int) -> None:
+@settings(max_examples=400, deadline=None)
+@given(
+    lines=st.lists(st.text('a",\n \\', max_size=12), max_size=6),
+    piece=st.integers(1, 3),
+    quote=st.sampled_from(['"', "", "'"]),
+    escape=st.sampled_from(["", "\\"]),
+)
+def test_records_and_fields_are_those_of_the_csv_module(lines: list[str], piece: int, quote: str, escape: str) -> None:
     """Also where quotes stand in places where they should not."""
-    data = ("\n".join(lines) + "\n").encode()
+    data = ("\n".join(lines) + "\n").replace('"', quote or '"').encode()
+    assume(not (quote and escape and (quote + escape).encode() in data))  # there the module takes the escape as it is
     pieces = [data[start : start + piece] for start in range(0, len(data), piece)]
-    found = [record for record, _ in csv.records(raw.lines(iter(pieces)), b",")]
-    split = [csv.fields(record, b",") for record in found if record]
-    got = [values and [value.decode() for value in values] for values in split]
-    wanted = [row for row in stdlib_csv.reader(io.StringIO(data.decode(), newline="")) if row]
-    if got and got[-1] is None:  # never closed: the module makes it a row all the same, here it is an error row
-        got.pop()
-        wanted.pop()
-    assert got == wanted
+    own = dialect.Dialect(b",", quote.encode(), escape.encode())
+    found = [record for record, _, _ in own.records(raw.lines(iter(pieces))) if record]
+    got = [(fields := own.fields(record)) and [field.decode() for field in fields] for record in found]
+    wanted = [
+        row
+        for row in stdlib_csv.reader(
+            io.StringIO(data.decode(), newline=""),
+            quotechar=quote or None,
+            escapechar=escape or None,
+            quoting=stdlib_csv.QUOTE_MINIMAL if quote else stdlib_csv.QUOTE_NONE,
+        )
+        if row
+    ]
+    assert len(got) == len(wanted)
+    for record, fields, expected in zip(found, got, wanted, strict=True):
+        if fields is None:  # never closed, or closed within a field: the module makes it a row all the same
+            assert quote.encode() in record
+            assert b"\n" in record or record is found[-1]
+        else:
+            assert fields == expected
 
 
 @given(st.lists(st.binary(max_size=9)), st.integers(1, 7), st.booleans())
@@ -569,7 +589,10 @@ def test_lines_are_cut_at_newlines_only(wanted: list[bytes], piece: int, ended: 
 
 def test_csv_rows_that_do_not_fit_the_header(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", b'\xef\xbb\xbftext,id\na,1\n\nb\nc,2,3\n\xff,4\n"d,5" "",6\ne,7\n"f\n,8\n')
-    rows = read(tmp_path, Columns({"text": "text"}, id="id"), shard_rows=2)
+    columns = Columns({"text": "text"}, id="id")
+    found, (dead,) = plan(tmp_path, columns, shard_rows=2)
+    assert (dead.code, dead.rows) == (codes.SWALLOWED_LINES, 1)
+    rows = rows_of(found, columns)
     assert [(row["_row"], row["_code"], row["text"], row["id"]) for row in rows] == [
         (0, "", "a", "1"),
         (2, codes.MALFORMED_CSV, None, ""),
@@ -580,7 +603,7 @@ def test_csv_rows_that_do_not_fit_the_header(tmp_path: Path) -> None:
         (7, codes.MALFORMED_CSV, None, ""),
     ]
     assert rows[1]["_message"] == "record 3: 1 fields, the header has 2"
-    assert "never closed" in str(rows[-1]["_message"])
+    assert "not closed" in str(rows[-1]["_message"])
 
 
 def test_bad_lines_of_a_text_file(tmp_path: Path) -> None:
@@ -599,6 +622,7 @@ def test_a_row_without_end_is_never_held(tmp_path: Path, name: str, monkeypatch:
     for limit in (
         "xlmr_ray.batch.input.readers.raw",
         "xlmr_ray.batch.input.readers.csv",
+        "xlmr_ray.batch.input.readers.dialect",
     ):
         monkeypatch.setattr(f"{limit}.MAX_ROW_BYTES", 1000)
     monkeypatch.setattr(raw, "CHUNK", 300)
@@ -745,9 +769,9 @@ def test_the_limit_is_checked(tmp_path: Path) -> None:
     ("columns", "says"),
     [
         ({"text": {}}, "no column is named"),
-        ({"text": {"text": "a"}, "keep": ("b", "b")}, "named twice"),
+        ({"text": {"text": "a"}, "keep": ("b", "b")}, "there twice"),
         ({"text": {"text": "a"}, "keep": ("text",)}, "'text' is also the name under which a is carried"),
-        ({"text": {"text": "a"}, "keep": ("id",)}, "'id' is also the name under which the id is carried"),
+        ({"text": {"text": "a"}, "keep": ("id",)}, "say input.id: id, and it is carried along"),
         ({"text": {"text": "a"}, "keep": ("_row",)}, "'_row' is a name that the pipeline uses"),
     ],
 )

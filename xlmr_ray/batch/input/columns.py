@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 
@@ -23,37 +23,62 @@ LISTS = ("choices",)
 class Columns:
     """`text`: role (what the task calls it) -> column of the input; `id` and `keep` are carried along.
 
-    The columns of the roles in `LISTS` hold lists of strings, or their JSON. A kept column may be the id or a text
-    column itself if the name is the same; it is then in the table once.
+    The columns of the roles in `LISTS` hold lists of strings, or their JSON. `keep` are names in the output; `renamed`
+    has the input's column of those that are called otherwise there. A kept column may be the id or a text column itself
+    if the name is the same; it is then in the table once.
     """
 
     text: dict[str, str]
     id: str | None = None
     keep: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()  # name in the output, column of the input
 
     def __post_init__(self) -> None:
         own = {**self.text, "id": self.id}
         if not self.text:
             raise UserError("input.text: no column is named; name the column that holds the documents")
         if len(set(self.keep)) < len(self.keep):
-            raise UserError("input.keep: a column is named twice")
+            raise UserError("input.keep: a name is there twice")
         for name in (*self.text, *self.keep):
             if name in SYSTEM or (name in self.text and name == "id"):
                 raise UserError(f"input: {name!r} is a name that the pipeline uses itself; rename the column")
         for name in self.keep:
-            if name in own and own[name] != name:
-                other = own[name] or "the id"
-                raise UserError(f"input.keep: {name!r} is also the name under which {other} is carried; rename one")
+            if name in own and own[name] != self.column(name):
+                if name == "id" and self.id is None:
+                    raise UserError(
+                        f"input.keep: 'id' is the name of the row's id: say input.id: {self.column(name)}, and it is "
+                        "carried along"
+                    )
+                raise UserError(
+                    f"input.keep: {name!r} is also the name under which {own[name]} is carried; give it another name "
+                    f"in the output (input.keep: {{{self.column(name)}: …}})"
+                )
+
+    def column(self, name: str) -> str:
+        """The input's column of a kept name."""
+        return dict(self.renamed).get(name, name)
 
     @property
     def extra(self) -> tuple[str, ...]:
-        """Kept columns that are not in the table already as the id or a text."""
+        """Kept names that are not in the table already as the id or a text."""
         return tuple(name for name in self.keep if name not in self.text and name != "id")
+
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """The input's columns of these."""
+        return tuple(map(self.column, self.extra))
 
     @property
     def wanted(self) -> tuple[str, ...]:
         """Columns of the input that are read, each once."""
-        return tuple(dict.fromkeys([*self.text.values(), *([self.id] if self.id else []), *self.extra]))
+        return tuple(dict.fromkeys([*self.text.values(), *([self.id] if self.id else []), *self.extra_columns]))
+
+    def identity(self) -> dict[str, object]:
+        """What of them decides a run. Those of runs from before columns could be renamed keep their form."""
+        content = asdict(self)
+        if not self.renamed:
+            del content["renamed"]
+        return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +159,10 @@ def text_of(role: str, value: object, name: str, *, present: bool = True) -> str
 
     `name` is the field, `present` whether the row has it.
     """
+    if not present:
+        return Problem(codes.MISSING_FIELD, f"field {name!r} is missing")
     if value is None:
-        code, fault = (codes.NULL_FIELD, "null") if present else (codes.MISSING_FIELD, "missing")
-        return Problem(code, f"field {name!r} is {fault}")
+        return Problem(codes.NULL_FIELD, f"field {name!r} is null")
     if role in LISTS:
         return _list_as_json(value, name)
     if isinstance(value, str):

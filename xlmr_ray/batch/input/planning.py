@@ -14,9 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
+import pyarrow as pa
+
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.kept_types import KeptTypes
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.raw import Damaged, Source
 from xlmr_ray.batch.input.readers.reader import Reader
@@ -28,11 +31,16 @@ SHARD_BYTES = 32 << 20  # Ray Data may split a block over 128 MiB, and a shard i
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A file, or the rest of it after its readable rows, that is not read, and why. `code`: a file code of `codes`."""
+    """A file, or the rest of it after its readable rows, that is not read, and why. `code`: a file code of `codes`.
+
+    `rows`: how many rows are lost with it, None where nothing in the file tells; `estimated`: they were not counted.
+    """
 
     key: str
     code: str
     message: str
+    rows: int | None = None
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,7 @@ class Planned:
 
     shards: tuple[Shard, ...]
     dead: DeadLetter | None
-    kept: tuple[str, ...]
+    kept: tuple[pa.DataType, ...]
 
 
 def plan_shards(
@@ -53,15 +61,14 @@ def plan_shards(
     workers: int = 8,
     readers: Mapping[str, Reader] = READERS,
     options: Mapping[str, object] | None = None,
-    kept: tuple[str, tuple[str, ...]] | None = None,
+    kept: KeptTypes | None = None,
     limit: int | None = None,
 ) -> Iterator[Shard | DeadLetter]:
     """Plan all inputs in order, `workers` at a time; no more than that many plans are held.
 
-    A file whose kept columns have other types than the first readable file's becomes a dead letter: the output is one
-    table. `kept` says which types they must have where that is settled: the file that they are from, and the types.
-    `limit`: only the first so many rows; what comes after them is not read.
-    Raises InputChanged where an object is not the listed one; errors of the store propagate.
+    `kept` gets the types of the kept columns of every file. `limit`: only the first so many rows; what comes after them
+    is not read. Raises UserError where the types of two files do not go together, InputChanged where an object is not
+    the listed one; errors of the store propagate.
     """
     if shard_rows < 1:
         raise ValueError(f"shard_rows is {shard_rows}; expected at least 1")
@@ -80,11 +87,8 @@ def plan_shards(
                     return
                 one, job = running.popleft()
                 planned = job.result()
-                if planned.kept:
-                    kept = kept or (one.key, planned.kept)
-                    if drift := _drift(one.key, planned.kept, *kept, columns):
-                        yield drift
-                        continue
+                if kept is not None and planned.kept:
+                    kept.add(one.key, planned.kept)
                 before = 0
                 for shard in planned.shards:
                     if shard.rows > left:
@@ -117,7 +121,7 @@ def plan_input(
     source = Source(one, options)
     shards: list[Shard] = []
     dead: DeadLetter | None = None
-    kept: tuple[str, ...] = ()
+    kept: tuple[pa.DataType, ...] = ()
     rows = 0
     try:
         if source.info() is None:
@@ -137,9 +141,21 @@ def plan_input(
     except Damaged as error:
         if error.code == codes.DECOMPRESSION_BOMB:
             shards, rows = [], 0
-        partly = f" (the {rows} rows before it are read)" if rows else ""
-        dead = DeadLetter(one.key, error.code, f"{one.key}: {error.message}{partly}")
+        partly = f" (the {rows} rows before it are read)" if rows and error.at else ""
+        dead = DeadLetter(one.key, error.code, f"{one.key}: {error.message}{partly}", *_lost(one, error, rows))
     return Planned(tuple(shards), dead, kept)
+
+
+def _lost(one: Input, error: Damaged, read: int) -> tuple[int | None, bool]:
+    """How many rows are lost, and whether that is an estimate. None where nothing in the file tells.
+
+    After a damage in a file of which rows were `read`, as many to a byte as before it.
+    """
+    if error.rows is not None:
+        return error.rows, error.estimated
+    if not read or not error.at:
+        return None, True
+    return max(1, round(read * (one.size - error.at) / error.at)), True
 
 
 def _first_rows(
@@ -163,13 +179,3 @@ def _first_rows(
         )
     source.check()
     return replace(shard, rows=rows, stop=stop)
-
-
-def _drift(
-    key: str, kept: tuple[str, ...], first_key: str, first: tuple[str, ...], columns: Columns
-) -> DeadLetter | None:
-    for name, got, wanted in zip(columns.extra, kept, first, strict=True):
-        if got != wanted:
-            message = f"{key}: kept column {name!r} is {got}, in {first_key} it is {wanted}"
-            return DeadLetter(key, codes.SCHEMA_DRIFT, message)
-    return None

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import InputChanged
+from xlmr_ray.batch.input.kept_types import as_planned
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.raw import MAX_ROW_BYTES, Damaged, Source
 from xlmr_ray.batch.input.readers.reader import Reader
@@ -22,8 +23,10 @@ def read_shard(
     max_row_bytes: int = MAX_ROW_BYTES,
     readers: Mapping[str, Reader] = READERS,
     options: Mapping[str, object] | None = None,
+    kept: pa.Schema | None = None,
 ) -> pa.Table:
-    """Read a shard as it was planned, by its format's reader. `options` go to the file system, as in `find_inputs`.
+    """Read a shard as it was planned, by its format's reader. `options` go to the file system, as in `find_inputs`;
+    `kept` are the types of the kept columns over all files, None where each file has its own.
 
     Returns a table with `_row: int64` (position in the file, from 0), `_code: string` ("" for a good row, else a row
     code of `codes`), `_message: string` (names field and position, holds no document), `_changed: bool` (a string of
@@ -46,7 +49,7 @@ def read_shard(
     source.check()
     if table.num_rows != shard.rows:
         raise InputChanged(f"{shard.input.key}: {table.num_rows} rows in shard {shard.id}, {shard.rows} when planned")
-    return table
+    return as_planned(table, kept, columns.extra)
 
 
 def unread_shard(
@@ -56,6 +59,7 @@ def unread_shard(
     *,
     readers: Mapping[str, Reader] = READERS,
     options: Mapping[str, object] | None = None,
+    kept: pa.Schema | None = None,
 ) -> pa.Table:
     """The table of a shard whose reading kills its process: all rows fail with this code and message.
 
@@ -64,4 +68,5 @@ def unread_shard(
     code, message = failure
     source = Source(shard.input, options)
     source.check()
-    return readers[shard.input.format].unread(source, shard, columns, code, message)
+    table = readers[shard.input.format].unread(source, shard, columns, code, message)
+    return as_planned(table, kept, columns.extra)

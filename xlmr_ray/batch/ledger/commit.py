@@ -36,11 +36,14 @@ def commit_shard(
     source_key: str,
     source_etag: str,
     stats: Stats | None = None,
+    rows_lost: int = 0,
+    lost_estimated: bool = False,
 ) -> tuple[Record, bool]:
     """Write and commit a shard's rows and error rows. Returns its record, and whether this attempt is the one in it.
 
-    `errors` has `ERROR_SCHEMA` and no nulls. `attempt` is a `new_attempt()`, used for this call only. Raises JobFailed
-    where rows are missing or too many, and where the store fails; whatever was written then is an orphan.
+    `errors` has `ERROR_SCHEMA` and no nulls; for `rows_lost` see `Record`. `attempt` is a `new_attempt()`, used for
+    this call only. Raises JobFailed where rows are missing or too many, and where the store fails; whatever was written
+    then is an orphan.
     """
     if not SHARD.fullmatch(shard_id):
         raise ValueError(f"shard id {shard_id!r}: want letters, digits, '_', '.' and '-'")
@@ -73,6 +76,8 @@ def commit_shard(
         committed_at=round(time.time(), 3),
         stats=stats or Stats(),
         errors=tuple(sorted(Counter(errors.column("code").to_pylist()).items())),
+        rows_lost=rows_lost,
+        lost_estimated=lost_estimated,
     )
     intact = all(_is_there(store, file, etag) for file, etag in files)
     if intact and time.monotonic() - begun > MAX_COMMIT:

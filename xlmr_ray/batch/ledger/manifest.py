@@ -13,7 +13,7 @@ from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.errors import JobFailed
 
 # What manifests did not always have.
-OPTIONAL = {"models", "code", "job_file"}
+OPTIONAL = {"models", "code", "job_file", "rows_lost", "lost_estimated"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Manifest:
 
     `models` are the plan's. `code` is the version of the package that finished the run, `job_file` the key of the
     object with the job file as it was launched last; what each launch was made of is beside it (observe/launches.py).
+    `rows_lost` and `lost_estimated`: those of the records; the input had `rows_in + rows_lost` rows.
     """
 
     run_id: str
@@ -46,6 +47,8 @@ class Manifest:
     models: tuple[Model, ...] = ()
     code: str = ""
     job_file: str = ""
+    rows_lost: int = 0
+    lost_estimated: bool = False
 
 
 def manifest_key(run_id: str) -> str:
@@ -126,6 +129,8 @@ class Tally:
 
     def __init__(self) -> None:
         self.shards = self.rows_in = self.rows_ok = self.rows_error = self.tokens = self.bytes = 0
+        self.rows_lost = 0
+        self.lost_estimated = False
         self.last_commit = 0.0
 
     def lines(self, records: Iterable[Record]) -> Iterator[dict[str, object]]:
@@ -135,6 +140,8 @@ class Tally:
             self.rows_in += record.rows_in
             self.rows_ok += record.rows_ok
             self.rows_error += record.rows_error
+            self.rows_lost += record.rows_lost
+            self.lost_estimated |= record.lost_estimated
             self.tokens += record.stats.tokens
             self.bytes += sum(file.bytes for file in record.files)
             self.last_commit = max(self.last_commit, record.committed_at)

@@ -74,6 +74,8 @@ class Record:
     """The commit of one shard. `files` are the data file and, where rows failed, the error file.
 
     `errors` counts the error rows by code; `committed_at` is in seconds since the epoch, by the writer's clock.
+    `rows_lost` are rows of the input that its one error row stands for beside itself: those of a file that cannot be
+    read; `lost_estimated`: they were not counted.
     """
 
     run_id: str
@@ -88,9 +90,14 @@ class Record:
     committed_at: float
     stats: Stats = field(default_factory=Stats)
     errors: tuple[tuple[str, int], ...] = ()
+    rows_lost: int = 0
+    lost_estimated: bool = False
 
     def to_bytes(self) -> bytes:
         content = {"version": VERSION, **asdict(self)}
+        for name in ("rows_lost", "lost_estimated"):  # which records did not always have
+            if not content[name]:
+                del content[name]
         return canonical({**content, "check": hashlib.sha256(canonical(content)).hexdigest()})
 
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 
 from xlmr_ray.batch.ledger.in_order import in_order
@@ -30,8 +30,9 @@ class RunStatus:
     """How far a run is. `planned` shards and `rows` are None where it has no plan. Times are in seconds since the epoch
     by the store's clock; `rate` in rows a second over the `RECENT` time before the last commit, 0 where that is one.
 
-    `errors` are counted by code (None: not looked at), `dead` are the files not read, with why; `all_errors` is False
-    where there were too many to look at. `driver` holds the lease; one that was killed, until it expires.
+    `errors` are counted by code (None: not looked at), `dead` are the files not read, with why, and `rows_lost` the
+    rows lost with them beside an error row each, counted or `lost_estimated`; `all_errors` is False where there were
+    too many errors to look at. `driver` holds the lease; one that was killed, until it expires.
     """
 
     run_id: str
@@ -49,6 +50,8 @@ class RunStatus:
     errors: Mapping[str, int] | None = None
     dead: tuple[tuple[str, str], ...] = ()
     all_errors: bool = True
+    rows_lost: int = 0
+    lost_estimated: bool = False
     driver: Holder | None = None
 
     @property
@@ -96,22 +99,24 @@ def status(store: Store, run_id: str | None = None) -> Iterator[RunStatus]:
 def _finished(
     store: Store, run_id: str, manifest: Manifest, published: bool, in_table: bool, *, look: bool
 ) -> RunStatus:
-    errors, dead, everything = _errors(store, run_id) if look and manifest.rows_error else ({}, (), True)
+    found = _errors(store, run_id) if look and manifest.rows_error else Errors()
     return RunStatus(
         run_id=run_id,
         planned=manifest.shards,
         done=manifest.shards,
-        rows=manifest.rows_in,
-        rows_done=manifest.rows_in,
+        rows=manifest.rows_in + manifest.rows_lost,
+        rows_done=manifest.rows_in + manifest.rows_lost,
         rows_error=manifest.rows_error,
         tokens=manifest.tokens,
         finished=True,
         published=published,
         in_table=in_table,
         last_commit=manifest.last_commit if manifest.shards else None,
-        errors=errors if look else None,
-        dead=dead,
-        all_errors=everything,
+        errors=found.counts if look else None,
+        dead=found.dead,
+        all_errors=found.all,
+        rows_lost=manifest.rows_lost,
+        lost_estimated=manifest.lost_estimated,
     )
 
 
@@ -136,7 +141,7 @@ def _unfinished(store: Store, run_id: str) -> RunStatus:
                 rows_recent += held if first is not None and at > first else 0
     except FileNotFoundError:
         planned = None
-    errors, dead, everything = _errors(store, run_id)
+    found = _errors(store, run_id)
     seconds = 0.0 if last is None or first is None else last - first
     return RunStatus(
         run_id=run_id,
@@ -144,7 +149,7 @@ def _unfinished(store: Store, run_id: str) -> RunStatus:
         done=len(commits),
         rows=None if planned is None else rows,
         rows_done=rows_done,
-        rows_error=sum(errors.values()),
+        rows_error=sum(found.counts.values()),
         tokens=None,
         finished=False,
         published=False,
@@ -152,27 +157,43 @@ def _unfinished(store: Store, run_id: str) -> RunStatus:
         last_commit=last,
         # What was committed at the first moment of the window was done before it.
         rate=rows_recent / seconds if seconds > 0 else 0.0,
-        errors=errors,
-        dead=dead,
-        all_errors=everything,
+        errors=found.counts,
+        dead=found.dead,
+        all_errors=found.all,
+        rows_lost=found.lost,
+        lost_estimated=found.estimated,
         driver=holder(store, run_id),
     )
 
 
-def _errors(store: Store, run_id: str) -> tuple[dict[str, int], tuple[tuple[str, str], ...], bool]:
-    """Error rows by code, most frequent first, the files that were not read, and whether these are all: no more than
-    `MOST_RECORDS` records are read.
+@dataclass(frozen=True)
+class Errors:
+    """Error rows by code, most frequent first, the files that were not read and the rows lost with them, and whether
+    these are all.
     """
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    dead: tuple[tuple[str, str], ...] = ()
+    lost: int = 0
+    estimated: bool = False
+    all: bool = True
+
+
+def _errors(store: Store, run_id: str) -> Errors:
+    """No more than `MOST_RECORDS` records are read."""
     matches = (ATTEMPT_FILE.fullmatch(entry.key.rpartition("/")[2]) for entry in store.list(f"errors/{run_id}/"))
     # Attempts of a shard lie beside each other; one that crashed may have no record.
     shards = (name for name, _ in groupby(match["shard"] for match in matches if match))
     counts: Counter[str] = Counter()
     dead = []
+    lost, estimated = 0, False
     record: Record | None
     for record in in_order(lambda name: read_record(store, run_id, name), islice(shards, MOST_RECORDS)):
         if record is None:
             continue
         counts.update(dict(record.errors))
+        lost += record.rows_lost
+        estimated |= record.lost_estimated
         if not record.rows_ok and not any(file.key.startswith("data/") for file in record.files):
             dead.append((record.source_key, record.errors[0][0]))
-    return dict(counts.most_common()), tuple(dead), next(shards, None) is None
+    return Errors(dict(counts.most_common()), tuple(dead), lost, estimated, next(shards, None) is None)

@@ -40,6 +40,8 @@ def print_summary(outcome: Outcome, console: Console) -> None:
         f"rows in {manifest.rows_in:,} = out {manifest.rows_ok:,} + errors {manifest.rows_error:,}; "
         f"{manifest.tokens:,} tokens; {manifest.bytes:,} bytes",
     )
+    if manifest.rows_lost:
+        say(console, lost(manifest.rows_lost, manifest.lost_estimated))
     if outcome.changes is not None:
         say(console, str(outcome.changes))
     if (head := read_head(store, manifest.run_id)) is not None:
@@ -52,6 +54,13 @@ def print_summary(outcome: Outcome, console: Console) -> None:
     if not outcome.published:
         reason = "a run of the whole input is" if outcome.limited else "a run that was launched later is"
         say(console, f"not published: {reason}")
+
+
+def lost(rows: int, estimated: bool) -> str:
+    about = "about " if estimated else ""
+    return f"{about}{plural(rows, 'more row')} lost with what could not be read" + (
+        ", an estimate" if estimated else ""
+    )
 
 
 def ago(seconds: float) -> str:
@@ -126,6 +135,8 @@ def more(one: RunStatus) -> Sequence[str]:
     if one.errors:
         some = "" if one.all_errors else f"of {sum(one.errors.values()):,} errors looked at: "
         lines.append("errors: " + some + ", ".join(f"{count:,} {code}" for code, count in one.errors.items()))
+    if one.rows_lost:
+        lines.append(lost(one.rows_lost, one.lost_estimated))
     if one.dead:
         rest = f" and {len(one.dead) - 3:,} more" if len(one.dead) > 3 else ""
         lines.append("files not read: " + ", ".join(f"{key} ({code})" for key, code in one.dead[:3]) + rest)

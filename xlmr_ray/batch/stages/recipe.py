@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.readers.reader import Reader
@@ -49,7 +51,7 @@ class EngineRecipe:
 @dataclass(frozen=True)
 class Recipe:
     """`store` carries its endpoint along, so that actors write where the driver does. `timeout` in seconds: see
-    `ErrorsSection`.
+    `ErrorsSection`. `kept`: types that kept columns are cast to, None where all files have the same.
     """
 
     run_id: str
@@ -61,6 +63,7 @@ class Recipe:
     score_empty: bool
     timeout: float | None
     max_row_bytes: int
+    kept: pa.Schema | None = None
 
 
 def shard_to_json(shard: Shard) -> str:

@@ -76,9 +76,11 @@ class Tokenize:
     def read(self, shard: Shard) -> pa.Table:
         recipe = self.recipe
         if (failure := self.suspects.unreadable()) is not None:
-            return unread_shard(shard, recipe.columns, failure, readers=recipe.readers)
+            return unread_shard(shard, recipe.columns, failure, readers=recipe.readers, kept=recipe.kept)
         with self.suspects.reading(), reading(shard.input.key):
-            return read_shard(shard, recipe.columns, max_row_bytes=recipe.max_row_bytes, readers=recipe.readers)
+            return read_shard(
+                shard, recipe.columns, max_row_bytes=recipe.max_row_bytes, readers=recipe.readers, kept=recipe.kept
+            )
 
     def of_rows(self, rows: pa.Table) -> Tokenized:
         """Of some rows of a shard; those that cannot be tokenized are error rows then."""

@@ -1,75 +1,169 @@
-"""CSV and TSV with a header, quoted as in RFC 4180. `row` counts records from 0, the header not counted.
+"""CSV and TSV with a header, quoted as in RFC 4180, or as the job's options say. `row` counts records from 0, the
+header not counted.
 
 A blank line outside quotes is no row, but it counts. Every value is a string; an empty field is an empty string.
 As in Python's csv module, a quote opens a quoted field only at the field's start and is an ordinary character
-elsewhere. That module itself is not used: it tells no byte offsets, takes a lone CR for a line end, and caps a field
-by a process-wide setting.
+elsewhere; what follows an escape character is content, in quotes or not. That module itself is not used: it tells no
+byte offsets, takes a lone CR for a line end, and caps a field by a process-wide setting.
+
+A quote that is never closed swallows the lines up to the next quote, or to the end of the file. A record of several
+lines in which a quote is closed within a field, or whose fields are not as many as the header's, is an error row, and
+its other lines count as lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Self
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import LISTS, Columns, Problem, Rows, Value, text_of
+from xlmr_ray.batch.input.readers.dialect import Dialect, is_blank
 from xlmr_ray.batch.input.readers.line_shards import checked_content, cut
 from xlmr_ray.batch.input.readers.raw import (
     BOM,
     MAX_ROW_BYTES,
     Damaged,
     Source,
-    check_names,
     chunks,
     lines,
+    missing,
     without_return,
 )
 from xlmr_ray.batch.input.readers.reader import Cut, Reader
 from xlmr_ray.batch.input.shard import Shard
+from xlmr_ray.text.plural import plural
 
-DELIMITER = r"^[\x00-\x09\x0b\x0c\x0e-\x21\x23-\x7f]$"  # ASCII, but no quote, CR or newline
+CHARACTER = r"^[\x00-\x09\x0b\x0c\x0e-\x7f]$"  # ASCII, but no CR or newline
 
 
 class Csv(Reader):
-    """`delimiter`: one ASCII character between fields; not a quote or a line end."""
+    """`delimiter`: one ASCII character between fields. `quote`: the one around fields, null where quotes are ordinary
+    characters. `escape`: the one after which a quote, a delimiter or a line end is content, such as a backslash.
+    `header`: the names of the columns, for files whose first line is a row.
+    """
 
     name: ClassVar[str] = "csv"
     endings: ClassVar[tuple[str, ...]] = (".csv",)
     compressed: ClassVar[bool] = True
     related: ClassVar[tuple[str, ...]] = ("tsv",)
 
-    delimiter: Annotated[str, Field(pattern=DELIMITER)] = ","
+    delimiter: Annotated[str, Field(pattern=CHARACTER)] = ","
+    quote: Annotated[str, Field(pattern=CHARACTER)] | None = '"'
+    escape: Annotated[str, Field(pattern=CHARACTER)] | None = None
+    header: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def characters_differ(self) -> Self:
+        given = [one for one in (self.delimiter, self.quote, self.escape) if one is not None]
+        if len(set(given)) < len(given):
+            raise ValueError("delimiter, quote and escape: expected three different characters")
+        return self
+
+    @property
+    def dialect(self) -> Dialect:
+        return Dialect(self.delimiter.encode(), (self.quote or "").encode(), (self.escape or "").encode())
 
     def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
-        delimiter = self.delimiter.encode()
+        partitions = source.partitions
+
+        def names(record: bytes, size: int) -> tuple[str, ...]:
+            return self.names(record, size, columns, partitions)
+
+        if self.header is not None:
+            self.check_header(self.header, columns, source.partitions)
         pieces = cut(
-            records(lines(checked_content(source)), delimiter),
+            self.counted(source, columns),
             shard_rows=shard_rows,
             shard_bytes=shard_bytes,
             is_blank=is_blank,
-            header=lambda record, size: header(record, size, delimiter, columns),
+            header=names if self.header is None else None,
+            names=self.header or (),
         )
-        return Cut(("string",) * len(columns.extra), pieces)
+        return Cut((pa.string(),) * len(columns.extra), pieces)
+
+    def counted(self, source: Source, columns: Columns) -> Iterator[tuple[bytes, int]]:
+        """The records. At their end raises Damaged with the number of lines that open quotes swallowed, if any."""
+        dialect = self.dialect
+        count = None if self.header is None else len(self.header)
+        swallowed, first, number = 0, 0, 0
+        for record, size, held in dialect.records(lines(checked_content(source))):
+            yield record, size
+            if count is None:
+                count = None if is_blank(record, size) else len(self.names(record, size, columns, source.partitions))
+                continue
+            number += 1
+            if held > 1 and (values := self.split(record, size)) is not None and len(values) == count:
+                continue
+            if held > 1:
+                swallowed, first = swallowed + held - 1, first or number
+        if swallowed:
+            raise Damaged(
+                codes.SWALLOWED_LINES,
+                f"quotes that are not closed where a field ends, the first in record {first}, swallow the lines after "
+                f"them; mend these, or set input.{self.name}.quote: null if quotes are ordinary characters",
+                rows=swallowed,
+                estimated=True,
+            )
+
+    def split(self, record: bytes, size: int) -> list[bytes] | None:
+        """The fields of a record; None where it is over the limit, or a quote is not closed where its field ends."""
+        return self.dialect.fields(without_return(record, size)) if size <= MAX_ROW_BYTES else None
+
+    def names(
+        self, record: bytes, size: int, columns: Columns, partitions: Mapping[str, str | None]
+    ) -> tuple[str, ...]:
+        """The header's names. Raises Damaged where there are none, or not those that the job reads."""
+        content = record.removeprefix(BOM)
+        values = self.split(content, size - len(record) + len(content))
+        if values is None:
+            raise Damaged(codes.WRONG_FORMAT, "the header is too long, or a quote in it is never closed")
+        try:
+            names = tuple(value.decode() for value in values)
+        except UnicodeDecodeError:
+            raise Damaged(codes.WRONG_FORMAT, "the header is not UTF-8") from None
+        self.check_header(names, columns, partitions)
+        return names
+
+    def check_header(self, names: tuple[str, ...], columns: Columns, partitions: Mapping[str, str | None]) -> None:
+        """Raises Damaged unless each column that the job reads is there once, or is a partition. The header's own words
+        are not told: where a file has no header, they are a document's. Only one that is nearly the name looked for is
+        a name.
+        """
+        for wanted in columns.wanted:
+            if (count := names.count(wanted)) > 1:
+                raise Damaged(codes.AMBIGUOUS_COLUMN, f"column {wanted!r} is there more than once in the header")
+            if not count and wanted not in partitions:
+                near = difflib.get_close_matches(wanted, [name for name in names if len(name) < 40], 1, 0.75)
+                hint = f"if there is none, name the columns: input.{self.name}.header"
+                hint = f"did you mean {near[0]!r}?" if near else hint
+                raise missing(wanted, f"the header has {plural(len(names), 'field')}; {hint}")
 
     def read(self, source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
-        delimiter = self.delimiter.encode()
-        stream = records(lines(chunks(source, shard.start, shard.stop)), delimiter)
+        dialect = self.dialect
+        stream = dialect.records(lines(chunks(source, shard.start, shard.stop)))
         rows = Rows(columns, lambda row: f"record {row + 1}")
-        at_id = None if columns.id is None else shard.header.index(columns.id)
-        at = [shard.header.index(name) for name in (*columns.extra, *columns.text.values())]
+        constant = {name: value for name, value in source.partitions.items() if name not in shard.header}
+        header = [*shard.header, *constant]
+        behind: list[Value] = list(constant.values())
+        at_id = None if columns.id is None else header.index(columns.id)
+        at = [header.index(name) for name in (*columns.extra_columns, *columns.text.values())]
         lists = [
             (place, role, name)
             for place, (role, name) in enumerate(columns.text.items(), len(columns.extra))
             if role in LISTS
         ]
-        for number, (record, size) in enumerate(stream, shard.first_row):
+        for number, (record, size, _) in enumerate(stream, shard.first_row):
             if size > max_row_bytes:
                 rows.bad(number, Problem(codes.ROW_TOO_LARGE, f"{size} bytes, the limit is {max_row_bytes}"))
                 continue
             content = without_return(record, size)
+            if number == 0 and self.header is not None:
+                content = content.removeprefix(BOM)
             if not content:
                 continue
             try:
@@ -77,18 +171,20 @@ class Csv(Reader):
             except UnicodeDecodeError as error:
                 rows.bad(number, Problem(codes.INVALID_UTF8, f"invalid UTF-8 at byte {error.start}"))
                 continue
-            values = fields(content, delimiter)
+            values = dialect.fields(content)
             if values is None:
-                rows.bad(number, Problem(codes.MALFORMED_CSV, "a quote is opened and never closed"))
+                rows.bad(number, Problem(codes.MALFORMED_CSV, "a quote is not closed where its field ends"))
             elif len(values) != len(shard.header):
                 problem = Problem(codes.MALFORMED_CSV, f"{len(values)} fields, the header has {len(shard.header)}")
                 rows.bad(number, problem)
             else:
-                id = b"" if at_id is None else values[at_id]
-                taken: list[Value] = [values[index] for index in at]
+                row = [*values, *behind] if behind else values
+                id = b"" if at_id is None else row[at_id] or b""
+                taken: list[Value] = [row[index] for index in at]
                 wrong = None
                 for place, role, name in lists:
-                    text = text_of(role, values[at[place]].decode(), name)
+                    value = taken[place]
+                    text = text_of(role, value.decode() if isinstance(value, bytes) else value, name)
                     if isinstance(text, Problem):
                         wrong = text
                     else:
@@ -107,93 +203,4 @@ class Tsv(Csv):
     endings: ClassVar[tuple[str, ...]] = (".tsv",)
     related: ClassVar[tuple[str, ...]] = ()
 
-    delimiter: Annotated[str, Field(pattern=DELIMITER)] = "\t"
-
-
-def is_blank(record: bytes, size: int) -> bool:
-    return not without_return(record, size)
-
-
-def header(record: bytes, size: int, delimiter: bytes, columns: Columns) -> tuple[str, ...]:
-    """The names of the columns. Raises Damaged where there are none, or not those that the job reads."""
-    names: list[str] | None = None
-    if size <= MAX_ROW_BYTES:
-        try:
-            values = fields(without_return(record, size).removeprefix(BOM), delimiter)
-            names = None if values is None else [value.decode() for value in values]
-        except UnicodeDecodeError:
-            raise Damaged(codes.WRONG_FORMAT, "the header is not UTF-8") from None
-    if names is None:
-        raise Damaged(codes.WRONG_FORMAT, "the header is too long, or a quote in it is never closed")
-    check_names(names, columns.wanted)
-    return tuple(names)
-
-
-def records(found: Iterator[tuple[bytes, int]], delimiter: bytes) -> Iterator[tuple[bytes, int]]:
-    """Join the lines of a record whose quoted fields hold newlines. Yields the record and its size with the newline.
-
-    A record over MAX_ROW_BYTES comes cut. A single line over it ends its record, whatever quotes it held.
-    """
-    held: list[bytes] = []
-    size = 0
-    is_open = False
-    for line, length in found:
-        if not is_open and b'"' not in line:
-            yield line, length
-            continue
-        is_open = length <= MAX_ROW_BYTES and _is_open_after(line, is_open, delimiter + b'"')
-        if size <= MAX_ROW_BYTES:
-            held.append(line)
-        size += length
-        if not is_open:
-            yield b"\n".join(held), size
-            held, size = [], 0
-    if held:
-        yield b"\n".join(held), size
-
-
-def _is_open_after(line: bytes, is_open: bool, opening: bytes) -> bool:
-    """Whether a quoted field goes on at the end of the line."""
-    position = 0
-    if not is_open and line.startswith(b'"'):
-        is_open, position = True, 1
-    while True:
-        if is_open:
-            position = line.find(b'"', position) + 1
-            if position == 0:
-                return True
-            if line.startswith(b'"', position):  # a doubled quote is content
-                position += 1
-                continue
-            is_open = False
-        position = line.find(opening, position) + len(opening)
-        if position < len(opening):
-            return False
-        is_open = True
-
-
-def fields(record: bytes, delimiter: bytes) -> list[bytes] | None:
-    """The fields of one record; None where a quote is never closed."""
-    if b'"' not in record:
-        return record.split(delimiter)
-    values = []
-    position = 0
-    while True:
-        parts = []
-        if record.startswith(b'"', position):
-            while True:
-                position += 1
-                end = record.find(b'"', position)
-                if end < 0:
-                    return None
-                parts.append(record[position:end])
-                position = end + 1
-                if not record.startswith(b'"', position):
-                    break
-                parts.append(b'"')
-        end = record.find(delimiter, position)
-        parts.append(record[position:] if end < 0 else record[position:end])
-        values.append(b"".join(parts))
-        if end < 0:
-            return values
-        position = end + 1
+    delimiter: Annotated[str, Field(pattern=CHARACTER)] = "\t"

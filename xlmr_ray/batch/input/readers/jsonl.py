@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -21,6 +21,8 @@ from xlmr_ray.batch.input.readers.reader import Cut, Reader
 from xlmr_ray.batch.input.shard import Shard
 
 MAX_DEPTH = 100
+MISSING = object()  # a field that is not there, unlike one that is null
+NONE: Mapping[str, Any] = {}
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _decode = json.JSONDecoder(strict=False).raw_decode  # control characters may stand in a string as they are
 
@@ -33,11 +35,11 @@ class JsonLines(Reader):
     def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
         records = lines(one_a_line(checked_content(source)))
         pieces = cut(records, shard_rows=shard_rows, shard_bytes=shard_bytes, is_blank=is_blank)
-        return Cut(("string",) * len(columns.extra), pieces)
+        return Cut((pa.string(),) * len(columns.extra), pieces)
 
     def read(self, source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
         rows = Rows(columns, lambda row: f"line {row + 1}")
-        keep = columns.extra
+        keep, partitions = columns.extra_columns, source.partitions
         (role, name), *others = columns.text.items()
         only = name if not others and role not in LISTS and not keep and columns.id is None else None
         for number, (line, size) in enumerate(lines(chunks(source, shard.start, shard.stop)), shard.first_row):
@@ -50,11 +52,12 @@ class JsonLines(Reader):
             if only is not None and type(text := value.get(only)) is str:  # most jobs, and a third faster
                 rows.good(number, "", (text,))
                 continue
-            kept = [kept_text(value.get(name)) for name in keep]
-            id, problem = _id(value, columns.id)
+            named = {name: lookup(value, name, partitions) for name in columns.wanted}
+            kept = [kept_text(None if named[name] is MISSING else named[name]) for name in keep]
+            id, problem = ("", None) if columns.id is None else _id(named[columns.id], columns.id)
             texts = []
             for role, name in columns.text.items():
-                text = text_of(role, value.get(name), name, present=name in value)
+                text = text_of(role, named[name], name, present=named[name] is not MISSING)
                 if isinstance(text, Problem):
                     problem = problem or text
                 else:
@@ -112,9 +115,23 @@ def parse(line: bytes, size: int, max_row_bytes: int = MAX_ROW_BYTES) -> dict[st
     return value
 
 
-def _id(value: dict[str, Any], name: str | None) -> tuple[str, Problem | None]:
-    id = value.get(name) if name is not None else None
-    if id is None:
+def lookup(value: Mapping[str, Any], name: str, partitions: Mapping[str, Any] = NONE) -> Any:
+    """The field of this name; else the one in nested objects to which its parts, joined by dots, lead; else the
+    partition; else `MISSING`.
+    """
+    if name in value:
+        return value[name]
+    for place in (place for place, char in enumerate(name) if char == "."):
+        inner = value.get(name[:place], MISSING)
+        if inner is None:
+            return None
+        if isinstance(inner, dict) and (found := lookup(inner, name[place + 1 :])) is not MISSING:
+            return found
+    return partitions.get(name, MISSING)
+
+
+def _id(id: Any, name: str) -> tuple[str, Problem | None]:
+    if id is None or id is MISSING:
         return "", None  # a row without an id is still found by its position
     if isinstance(id, str):
         return id, None

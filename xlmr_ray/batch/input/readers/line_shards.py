@@ -47,13 +47,13 @@ def cut(
     shard_bytes: int,
     is_blank: Callable[[bytes, int], bool],
     header: Callable[[bytes, int], tuple[str, ...]] | None = None,
+    names: tuple[str, ...] = (),
 ) -> Iterator[Piece]:
     """Pieces of records (content, size with the line end). A blank record is counted and is no row.
 
-    `header` reads the first record that is not blank, which is then no row and not counted. Gives what is before a
-    damage, then raises Damaged.
+    `header` reads the first record that is not blank, which is then no row and not counted; `names` are those of a file
+    without one. Gives what is before a damage, then raises Damaged.
     """
-    names: tuple[str, ...] = ()
     start = position = first_row = number = rows = 0
     try:
         for record, size in records:

@@ -6,8 +6,10 @@ are good.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,13 +21,15 @@ import pyarrow.parquet as pq
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import LISTS, SYSTEM, Columns, Problem, repair, text_of
 from xlmr_ray.batch.input.readers.footer import check_footer, hide_arrow_schema
-from xlmr_ray.batch.input.readers.raw import Damaged, Source, check_names
+from xlmr_ray.batch.input.readers.parquet_columns import Found, find_columns, is_list_of_text, is_text, needs_plain
+from xlmr_ray.batch.input.readers.raw import Damaged, Source
 from xlmr_ray.batch.input.readers.reader import Cut, Reader
 from xlmr_ray.batch.input.shard import Piece, Shard
 
 BATCH_ROWS = 1024
 MAX_SHARD_BYTES = 512 << 20  # a column of one value again and again takes no room in the file; this bounds its shard
 HALVE_OVER = 1 << 30  # a string column's offsets are 32 bits: batches over this are halved
+FINER = "\0finer"  # a column that the file cannot have
 _ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
@@ -39,7 +43,7 @@ class Parquet(Reader):
         opened = open_file(source, columns)
         ranges = row_ranges(opened, shard_rows, shard_bytes)
         pieces = (Piece(start, stop - start, start, stop) for start, stop in ranges)
-        return Cut(tuple(map(str, opened.kept)), pieces)
+        return Cut(opened.kept, pieces)
 
     def read(self, source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
         opened = open_file(source, columns)
@@ -78,48 +82,62 @@ def row_ranges(opened: Opened, shard_rows: int, shard_bytes: int) -> Iterator[tu
 
 @dataclass(frozen=True)
 class Opened:
-    """A file whose footer is sound and whose named columns can be read: the file, and the types of the kept columns."""
+    """A file whose footer is sound and whose named columns can be read: where they are, the types of the kept columns.
+
+    `nanoseconds`: the same file again for kept INT96 columns, which are read in microseconds, so that no year is out of
+    range.
+    """
 
     file: pq.ParquetFile
+    columns: Mapping[str, Found]
     kept: tuple[pa.DataType, ...]
     row_groups: tuple[int, ...]  # rows of each
     row_group_bytes: tuple[int, ...]  # uncompressed, of the columns that are read
+    nanoseconds: pq.ParquetFile | None = None
+
+    def paths(self, names: Iterable[str]) -> list[str]:
+        """Of the leaf columns that the names are in. A column with a dot in its name may share one with a struct."""
+        leaves = sorted({leaf for name in names for leaf in self.columns[name].leaves})
+        return list(dict.fromkeys(self.file.schema.column(leaf).path for leaf in leaves))
 
 
 def open_file(source: Source, columns: Columns) -> Opened:
     """Read the footer. Raises Damaged with the reason why the whole file cannot be read."""
-    check_footer(source)
+    try:
+        check_footer(source)
+    except Damaged as error:
+        if error.code == codes.EXTENSION_TYPE:
+            hide_arrow_schema(source)
+            error.rows = _opened(source).metadata.num_rows
+        raise
     file = _opened(source)
-    if any(_holds_dictionary(field.type) for field in file.schema_arrow if field.name in columns.wanted):
-        # Arrow gives up a whole row group where a value of a dictionary column is not UTF-8; of a string column not
+    try:
+        found = find_columns(file, columns, source.partitions)
+    except Damaged as error:
+        error.rows = file.metadata.num_rows
+        raise
+    if any(needs_plain(file.schema_arrow.field(one.top).type) for one in found.values() if one.leaves):
+        # Arrow gives up a whole row group where a value of a dictionary column is not UTF-8; of a string column not.
+        # And of views it can do little.
         hide_arrow_schema(source)
         file = _opened(source)
-    schema = file.schema_arrow
-    check_names(schema.names, columns.wanted)
-    for role, name in columns.text.items():
-        type = schema.field(name).type
-        if not _is_text(type) and not (role in LISTS and _is_list_of_text(type)):
-            wanted_type = "a list of strings" if role in LISTS else "a string"
-            raise Damaged(codes.WRONG_COLUMN_TYPE, f"column {name!r} is {type}, not {wanted_type}")
-    if columns.id is not None and not (_is_text(id := schema.field(columns.id).type) or pa.types.is_integer(id)):
-        raise Damaged(codes.WRONG_COLUMN_TYPE, f"id column {columns.id!r} is {id}, not a string or an integer")
     groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-    wanted = set(columns.wanted)
-    sizes = [
-        sum(
-            column.total_uncompressed_size
-            for column in (group.column(index) for index in range(group.num_columns))
-            if column.path_in_schema.split(".")[0] in wanted
-        )
-        for group in groups
-    ]
-    kept = tuple(_kept_type(schema.field(name).type) for name in columns.extra)
-    return Opened(file, kept, tuple(group.num_rows for group in groups), tuple(sizes))
+    leaves = {leaf for one in found.values() for leaf in one.leaves}
+    sizes = tuple(sum(group.column(leaf).total_uncompressed_size for leaf in leaves) for group in groups)
+    kept = tuple(_kept_type(found[name].type, found[name].is_int96) for name in columns.extra_columns)
+    finer = any(found[name].is_int96 for name in columns.extra_columns)
+    nanoseconds = _opened(source, unit="ns") if finer else None
+    return Opened(file, found, kept, tuple(group.num_rows for group in groups), sizes, nanoseconds)
 
 
-def _opened(source: Source) -> pq.ParquetFile:
+def _opened(source: Source, unit: str = "us") -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(pa.PythonFile(source, mode="r"), pre_buffer=True, page_checksum_verification=True)
+        return pq.ParquetFile(
+            pa.PythonFile(source, mode="r"),
+            pre_buffer=True,
+            page_checksum_verification=True,
+            coerce_int96_timestamp_unit=unit,
+        )
     except _ERRORS as error:
         if source.failure is not None:
             raise source.failure from None
@@ -144,7 +162,9 @@ def _row_group(
         first, end = max(low, position), min(high, position + batch.num_rows)
         if first < end:
             part = batch.slice(first - position, end - first)
-            named = {name: _storage(part.column(part.schema.names.index(name))) for name in columns.wanted}
+            named = {name: _text(opened.columns[name].column(part)) for name in columns.wanted}
+            if FINER in part.schema.names:
+                named[FINER] = part.column(FINER)
             tables += _tables(named, first, columns, schema, limit)
             room -= part.nbytes
         position += batch.num_rows
@@ -152,14 +172,30 @@ def _row_group(
 
 
 def _batches(source: Source, opened: Opened, index: int, columns: Columns) -> Iterator[pa.RecordBatch | str]:
-    """The batches of a row group; where one cannot be read, the reason instead, and no more."""
+    """The batches of a row group, with `FINER` where a kept column is INT96; where one cannot be read, the reason
+    instead, and no more.
+    """
     try:
-        yield from opened.file.iter_batches(BATCH_ROWS, row_groups=[index], columns=list(columns.wanted))
+        found = opened.file.iter_batches(BATCH_ROWS, row_groups=[index], columns=opened.paths(columns.wanted))
+        if opened.nanoseconds is None:
+            yield from found
+        else:
+            names = [name for name in columns.extra_columns if opened.columns[name].is_int96]
+            exact = opened.nanoseconds.iter_batches(BATCH_ROWS, row_groups=[index], columns=opened.paths(names))
+            for batch, other in zip(found, exact, strict=True):
+                pairs = [[opened.columns[name].column(one) for one in (batch, other)] for name in names]
+                yield batch.append_column(FINER, _finer(pairs))
     except _ERRORS as error:
         if source.failure is not None:
             raise source.failure from None
         yield f"cannot be read: {_first_line(error)}"
     yield "has fewer rows than the footer says"
+
+
+def _finer(pairs: list[list[pa.Array]]) -> pa.Array:
+    """The rows in which a time is finer than microseconds. Out of the range of nanoseconds, both are cut alike."""
+    finer = [pc.not_equal(us.cast(pa.timestamp("ns"), safe=False), ns).fill_null(False) for us, ns in pairs]
+    return functools.reduce(pc.or_, finer)
 
 
 def _tables(named: dict[str, pa.Array], first: int, columns: Columns, schema: pa.Schema, limit: int) -> list[pa.Table]:
@@ -190,10 +226,17 @@ def _table(
     empty = pa.repeat(pa.scalar(""), count)
     out["id"] = empty
     if columns.id is not None:
-        out["id"] = _sound(_plain(named[columns.id]), columns.id, problems).cast(pa.string()).fill_null("")
-    for name in columns.extra:
-        column = named[name]
-        out[name] = _sound(_plain(column) if schema.field(name).type == pa.string() else column, name, problems)
+        id = named[columns.id]
+        id = _uuids(id) if pa.types.is_fixed_size_binary(id.type) else _sound(_plain(id), columns.id, problems)
+        out["id"] = id.cast(pa.string()).fill_null("")
+    for name, of in zip(columns.extra, columns.extra_columns, strict=True):
+        type = schema.field(name).type
+        column = _plain(named[of]) if type == pa.string() else named[of]
+        column = _sound(column, of, problems)
+        out[name] = column if column.type == type else column.cast(type)
+    if FINER in named:
+        for row in pc.indices_nonzero(named[FINER]).to_pylist():
+            problems.setdefault(row, Problem(codes.UNFIT_VALUE, "a kept INT96 time is finer than microseconds"))
     changed: set[int] = set()
     for role, name in columns.text.items():
         out[role] = _sound(_plain(named[name]), name, problems)
@@ -290,11 +333,11 @@ def _row_bytes(named: dict[str, pa.Array]) -> pa.Array:
     """Bytes of each row's strings."""
     total: pa.Array = None
     for column in named.values():
-        if _is_list_of_text(column.type):
+        if is_list_of_text(column.type):
             inner = pc.binary_length(pc.list_flatten(column)).fill_null(0).to_numpy(zero_copy_only=False)
             parents = pc.list_parent_indices(column).to_numpy()
             lengths = pa.array(np.bincount(parents, inner, minlength=len(column)).astype(np.int64))
-        elif not _is_text(column.type) or pa.types.is_null(column.type):
+        elif not is_text(column.type) or pa.types.is_null(column.type):
             continue
         else:
             lengths = pc.binary_length(column).cast(pa.int64()).fill_null(0)
@@ -309,9 +352,8 @@ def _plain(column: pa.Array) -> pa.Array:
     return column.view(pa.string()) if pa.types.is_binary(column.type) else column
 
 
-def _storage(column: pa.Array) -> pa.Array:
-    """The column without its extension type, and in a type that Arrow's functions take (views are not)."""
-    column = column.storage if isinstance(column, pa.ExtensionArray) else column
+def _text(column: pa.Array) -> pa.Array:
+    """A column of views in a type that Arrow's functions take; any other as it is."""
     if column.type in (pa.string_view(), pa.binary_view()):
         is_string = column.type == pa.string_view()
         column = column.cast(pa.large_binary())
@@ -319,38 +361,15 @@ def _storage(column: pa.Array) -> pa.Array:
     return column
 
 
-def _is_text(type: pa.DataType) -> bool:
-    if isinstance(type, pa.BaseExtensionType):
-        type = type.storage_type
-    kinds = (
-        pa.string(),
-        pa.large_string(),
-        pa.string_view(),
-        pa.binary(),
-        pa.large_binary(),
-        pa.binary_view(),
-        pa.null(),
-    )
-    return type in kinds
+def _uuids(column: pa.Array) -> pa.Array:
+    return pa.array([value and str(uuid.UUID(bytes=value)) for value in column.to_pylist()], pa.string())
 
 
-def _is_list_of_text(type: pa.DataType) -> bool:
-    return _is_list(type) and type.value_type in (pa.string(), pa.large_string())
-
-
-def _is_list(type: pa.DataType) -> bool:
-    return isinstance(type, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
-
-
-def _holds_dictionary(type: pa.DataType) -> bool:
-    return isinstance(type.value_type if _is_list(type) else type, pa.DictionaryType)
-
-
-def _kept_type(type: pa.DataType) -> pa.DataType:
-    """The type in which a kept column is written: its own, but every kind of string is `string` (all nulls too)."""
-    if isinstance(type, pa.BaseExtensionType):
-        type = type.storage_type
-    return pa.string() if type in (pa.string(), pa.large_string(), pa.string_view(), pa.null()) else type
+def _kept_type(type: pa.DataType, is_int96: bool) -> pa.DataType:
+    """The type in which a kept column is written: its own, but every kind of string is `string`."""
+    if is_int96:
+        return pa.timestamp("us")
+    return pa.string() if type == pa.large_string() else type
 
 
 def _first_line(error: BaseException) -> str:

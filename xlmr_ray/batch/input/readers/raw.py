@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.file import Input, InputChanged, check_unchanged
+from xlmr_ray.batch.input.partitions import partitions_of
 from xlmr_ray.batch.store.filesystem import filesystem
 
 CHUNK = 8 << 20  # bytes asked of the store at a time
@@ -20,21 +21,21 @@ _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 
 
 class Damaged(Exception):
-    """The file, or the rest of it, cannot be read as what it is named. Never raised for an error of the store."""
+    """The file, or the rest of it, cannot be read as what it is named. Never raised for an error of the store.
 
-    def __init__(self, code: str, message: str) -> None:
+    `rows` are lost with it, where that is known, or `estimated`; else `at` says after how many bytes of the file.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, rows: int | None = None, estimated: bool = False, at: int = 0
+    ) -> None:
         super().__init__(message)
-        self.code, self.message = code, message
+        self.code, self.message, self.rows, self.estimated, self.at = code, message, rows, estimated, at
 
 
-def check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raise Damaged unless each wanted column is in the file once."""
-    for name in wanted:
-        if (count := names.count(name)) != 1:
-            code, words = (
-                (codes.AMBIGUOUS_COLUMN, "there more than once") if count else (codes.MISSING_COLUMN, "missing")
-            )
-            raise Damaged(code, f"column {name!r} is {words}; the file has: {', '.join(names[:20])}")
+def missing(name: str, hint: str) -> Damaged:
+    """What to raise where a column that the job reads is not in the file."""
+    return Damaged(codes.MISSING_COLUMN, f"column {name!r} is missing; {hint}")
 
 
 class Source:
@@ -51,6 +52,11 @@ class Source:
         self._fs, self._path = filesystem(found.key, options=options)
         self._position = 0
         self.tail = b""
+
+    @property
+    def partitions(self) -> dict[str, str | None]:
+        """The columns that the file's path names, as Hive and Spark lay tables out; see `partitions_of`."""
+        return partitions_of(self.input.key)
 
     def info(self) -> Mapping[str, Any] | None:
         """What the store says of the object now; None where it is gone."""
@@ -135,7 +141,7 @@ def _inflated(source: Source) -> Iterator[bytes]:
     name = source.input.compression
     if not source.range(0, 4).startswith(_MAGIC[name]):
         raise Damaged(codes.WRONG_FORMAT, f"the ending says {name}, the content is not {name}")
-    stream = _decompressor(source)
+    stream, taken = _decompressor(source)
     position = 0
     while True:
         try:
@@ -145,26 +151,45 @@ def _inflated(source: Source) -> Iterator[bytes]:
                 raise source.failure from None
             if rest := _before_damage(source, position):
                 yield rest
-            raise Damaged(
-                codes.CORRUPT_STREAM,
-                f"{name} stream cut or damaged after {position + len(rest)} bytes of content: {error}",
-            ) from None
+            reason = f"{name} stream cut or damaged after {position + len(rest)} bytes of content: {error}"
+            raise Damaged(codes.CORRUPT_STREAM, reason, at=taken.count) from None
         if not block:
             return
         position += len(block)
         yield block
 
 
-def _decompressor(source: Source) -> Any:
+class _Counted:
+    """A stream for Arrow that knows how many bytes were taken from it, `step` at most at once; the buffer under it
+    reads far ahead.
+    """
+
+    def __init__(self, stream: Any, step: int) -> None:
+        self.stream, self.step, self.count, self.closed = stream, step, 0, False
+
+    def read(self, size: int) -> bytes:
+        data = cast(bytes, self.stream.read(min(size, self.step)))
+        self.count += len(data)
+        return data
+
+    def readable(self) -> Literal[True]:
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _decompressor(source: Source) -> tuple[Any, _Counted]:
+    """The decompressed stream, and how much of the file it has taken."""
     source.seek(0)
-    return pa.CompressedInputStream(
-        pa.BufferedInputStream(pa.PythonFile(source, mode="r"), CHUNK), source.input.compression
-    )
+    step = max(1 << 10, min(BLOCK, source.input.size // 64))
+    taken = _Counted(pa.BufferedInputStream(pa.PythonFile(source, mode="r"), CHUNK), step)
+    return pa.CompressedInputStream(pa.PythonFile(taken, mode="r"), source.input.compression), taken
 
 
 def _before_damage(source: Source, position: int) -> bytes:
     """What can still be inflated after `position`: a failed read of a block loses its good part, so go byte by byte."""
-    stream = _decompressor(source)
+    stream, _ = _decompressor(source)
     while position > 0:
         position -= len(stream.read(min(BLOCK, position)))
     rest = bytearray()

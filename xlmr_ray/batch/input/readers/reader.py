@@ -21,7 +21,7 @@ from xlmr_ray.validation import Section
 class Cut:
     """One file, cut: the Arrow types of the kept columns (`Columns.extra`) in it, and its pieces in order."""
 
-    kept: tuple[str, ...]
+    kept: tuple[pa.DataType, ...]
     pieces: Iterator[Piece]
 
 

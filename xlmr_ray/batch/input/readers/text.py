@@ -9,7 +9,7 @@ import pyarrow as pa
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import Columns, Problem, Rows
 from xlmr_ray.batch.input.readers.line_shards import checked_content, cut
-from xlmr_ray.batch.input.readers.raw import BOM, Source, check_names, chunks, lines, without_return
+from xlmr_ray.batch.input.readers.raw import BOM, Source, chunks, lines, missing, without_return
 from xlmr_ray.batch.input.readers.reader import Cut, Reader
 from xlmr_ray.batch.input.shard import Shard
 
@@ -21,13 +21,21 @@ class Text(Reader):
 
     def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
         # A line has no columns: it is the text, whatever the job calls it.
-        check_names(list(columns.text.values())[:1], columns.wanted)
+        for name in columns.wanted:
+            if name != self.own(columns) and name not in source.partitions:
+                raise missing(name, "a file of text has lines, and no columns")
         records = lines(checked_content(source))
         pieces = cut(records, shard_rows=shard_rows, shard_bytes=shard_bytes, is_blank=lambda line, size: False)
-        return Cut(("string",) * len(columns.extra), pieces)
+        return Cut((pa.string(),) * len(columns.extra), pieces)
+
+    def own(self, columns: Columns) -> str:
+        return next(iter(columns.text.values()))
 
     def read(self, source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
         rows = Rows(columns, lambda row: f"line {row + 1}")
+        own, partitions = self.own(columns), source.partitions
+        named = [*columns.extra_columns, *columns.text.values()]
+        id = partitions.get(columns.id or "") or ""
         for number, (line, size) in enumerate(lines(chunks(source, shard.start, shard.stop)), shard.first_row):
             if size > max_row_bytes:
                 rows.bad(number, Problem(codes.ROW_TOO_LARGE, f"{size} bytes, the limit is {max_row_bytes}"))
@@ -40,5 +48,5 @@ class Text(Reader):
             except UnicodeDecodeError as error:
                 rows.bad(number, Problem(codes.INVALID_UTF8, f"invalid UTF-8 at byte {error.start}"))
             else:
-                rows.good(number, "", (content,))
+                rows.good(number, id, [content if name == own else partitions[name] for name in named])
         return rows.table()

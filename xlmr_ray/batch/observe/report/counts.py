@@ -145,7 +145,7 @@ class Measured:
 
 def kinds(columns: Columns) -> list[str]:
     """The kept columns that may tell kinds of documents apart: not those that a task reads as text."""
-    return [name for name in columns.keep if name not in columns.text.values()]
+    return [name for name in columns.keep if columns.column(name) not in columns.text.values()]
 
 
 def summarize(

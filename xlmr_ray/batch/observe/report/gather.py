@@ -108,6 +108,8 @@ class RunReport:
     rows: int = 0
     rows_ok: int = 0
     rows_error: int = 0
+    rows_lost: int = 0
+    lost_estimated: bool = False
     tokens: int = 0
     padded: int = 0
     bytes: int = 0
@@ -212,6 +214,8 @@ def add_records(report: RunReport, store: Store) -> None:
         report.rows += record.rows_in
         report.rows_ok += record.rows_ok
         report.rows_error += record.rows_error
+        report.rows_lost += record.rows_lost
+        report.lost_estimated |= record.lost_estimated
         report.tokens += stats.tokens
         report.padded += stats.padded
         report.bytes += sum(file.bytes for file in record.files)

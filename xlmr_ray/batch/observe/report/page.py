@@ -90,6 +90,9 @@ def cards(report: RunReport) -> Iterator[Card]:
         "documents", f"{report.rows:,}", f"{plural(report.rows_ok, 'row')} and {plural(report.rows_error, 'error')}"
     )
     yield Card("errors", f"{report.rows_error / max(1, report.rows):.2%}", plural(len(report.errors), "code"))
+    if report.rows_lost:
+        counted = "an estimate, " if report.lost_estimated else ""
+        yield Card("lost rows", f"{report.rows_lost:,}", f"{counted}beside an error row a file that cannot be read")
     yield Card("tokens", short(report.tokens), f"{report.tokens / max(1, report.rows_ok):,.0f} a document")
     yield Card("time at work", duration(report.active), f"{when(report.started)} to {when(report.ended)}")
     yield Card("documents a second", short(done), "over the time at work")

@@ -1,0 +1,62 @@
+"""A job's run in this process, without Ray: the same plan, steps, records and manifest."""
+
+from __future__ import annotations
+
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from xlmr_ray.batch.job import Job, check_job
+from xlmr_ray.batch.ledger.manifest import Manifest, finish
+from xlmr_ray.batch.ledger.published import publish
+from xlmr_ray.batch.ledger.results import iter_files
+from xlmr_ray.batch.progress import Figures
+from xlmr_ray.batch.run import check_errors, commit_dead, prepare
+from xlmr_ray.batch.stages.block import raise_failure, to_block
+from xlmr_ray.batch.stages.encode import Encode
+from xlmr_ray.batch.stages.recipe import shard_to_json
+from xlmr_ray.batch.stages.tokenize import Tokenize
+from xlmr_ray.batch.stages.write import Write
+from xlmr_ray.batch.store.open import open_store
+
+
+def job_of(model, folder, output, *, max_fraction=1.0, task="text-classification", **more) -> Job:
+    content = {
+        "model": str(model),
+        "input": {"path": str(folder), **more},
+        "tasks": [task],
+        "output": {"path": str(output)},
+        "cluster": {"shard_rows": 40},
+        "errors": {"max_fraction": max_fraction, "empty": "score"},
+    }
+    return check_job(content, "test")
+
+
+def run_directly(job: Job) -> Manifest:
+    """To the published table. Raises as `run_job` does."""
+    store = open_store(job.output.path)
+    prepared = prepare(job, store)
+    plan = prepared.plan
+    figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
+    for file in plan.dead:
+        commit_dead(store, plan.run_id, file)
+        figures.add(0, file.rows, 0, 0)
+    check_errors(job, plan, figures, "they are in errors/")
+    steps = [Tokenize(prepared.recipe), Encode(prepared.recipe), Write(prepared.recipe)]
+    for shard in plan.shards:
+        block = to_block(shard_to_json(shard), {})
+        for step in steps:
+            block = step(block)
+        (row,) = block.to_pylist()
+        raise_failure(row)
+        figures.add(row["rows_ok"], row["rows_error"], row["tokens"], row["padded"])
+        check_errors(job, plan, figures, "they are in errors/")
+    manifest = finish(store, plan.run_id, plan.ids())
+    publish(store, plan.run_id, started=time.time(), job=prepared.job)
+    return manifest
+
+
+def rows_of(output, *, errors=False) -> list[dict]:
+    files = list(iter_files(str(output), errors=errors))
+    return pa.concat_tables([pq.read_table(file, partitioning=None) for file in files]).to_pylist() if files else []

@@ -1,0 +1,185 @@
+"""Where the columns that a job names are in a Parquet file, and in which types they are read.
+
+A name is that of a column; else the path of a field in structs, its parts joined by dots; else a partition that the
+file's own path names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from xlmr_ray.batch import codes
+from xlmr_ray.batch.input.columns import LISTS, Columns
+from xlmr_ray.batch.input.readers.raw import Damaged, missing
+
+TEXTS = (
+    pa.string(),
+    pa.large_string(),
+    pa.string_view(),
+    pa.binary(),
+    pa.large_binary(),
+    pa.binary_view(),
+    pa.null(),
+)
+_SHOWN = 20  # names of a file in a message
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a name is: in the column `top`, in its structs by the names `inside`, at the places `leaves` of the file's
+    leaf columns. A partition has no column, and one `value` in all rows. `type`: that of the values, with dictionaries
+    as what they hold.
+    """
+
+    type: pa.DataType
+    top: str = ""
+    inside: tuple[str, ...] = ()
+    leaves: range = range(0)
+    value: str | None = None
+    is_uuid: bool = False
+    is_int96: bool = False
+
+    def column(self, batch: pa.RecordBatch) -> pa.Array:
+        """The values in a batch."""
+        if not self.leaves:
+            return pa.repeat(pa.scalar(self.value, pa.string()), batch.num_rows)
+        column = batch.column(batch.schema.names.index(self.top))
+        for name in self.inside:
+            column = pc.struct_field(_storage(column), name)
+        return _storage(column)
+
+
+def find_columns(file: pq.ParquetFile, columns: Columns, partitions: Mapping[str, str | None]) -> dict[str, Found]:
+    """Each wanted name. Raises Damaged where one is missing, there more than once, or cannot be what it is read as."""
+    schema = file.schema_arrow
+    starts = list(_starts(schema))
+    found = {name: _find(name, schema, starts, partitions) for name in columns.wanted}
+    found = {name: _with_storage(one, file) for name, one in found.items()}
+    for role, name in columns.text.items():
+        type = found[name].type
+        if not is_text(type) and not (role in LISTS and is_list_of_text(type)):
+            wanted = "a list of strings" if role in LISTS else "a string"
+            raise Damaged(codes.WRONG_COLUMN_TYPE, f"column {name!r} is {str(type)[:200]}, not {wanted}")
+    if columns.id is not None:
+        id = found[columns.id]
+        if not (is_text(id.type) or pa.types.is_integer(id.type) or id.is_uuid):
+            message = f"id column {columns.id!r} is {str(id.type)[:200]}, not a string, an integer or a UUID"
+            raise Damaged(codes.WRONG_COLUMN_TYPE, message)
+    return found
+
+
+def _find(name: str, schema: pa.Schema, starts: Sequence[int], partitions: Mapping[str, str | None]) -> Found:
+    for top, inside in _readings(name):
+        place = schema.names.index(top) if top in schema.names else -1
+        if place < 0:
+            continue
+        if schema.names.count(top) > 1:
+            raise Damaged(codes.AMBIGUOUS_COLUMN, f"column {name!r} is there more than once")
+        below = _below(schema.field(place).type, inside, starts[place])
+        if below is not None:
+            path, type, leaves = below
+            return Found(type, top, path, leaves)
+    if name in partitions:
+        return Found(pa.string(), value=partitions[name])
+    shown = ", ".join(one[:64] for one in schema.names[:_SHOWN])
+    raise missing(name, f"the file has: {shown}")
+
+
+def _readings(name: str) -> Iterator[tuple[str, str]]:
+    """The whole name, then each split at a dot into a column and the rest."""
+    yield name, ""
+    for place in (place for place, char in enumerate(name[:-1]) if char == "."):
+        yield name[:place], name[place + 1 :]
+
+
+def _below(type: pa.DataType, rest: str, start: int) -> tuple[tuple[str, ...], pa.DataType, range] | None:
+    """The path, type and leaves of the field that `rest` names in a type whose leaves begin at `start`."""
+    if not rest:
+        return (), type, range(start, start + count_leaves(type))
+    if isinstance(type, pa.BaseExtensionType):
+        type = type.storage_type
+    if not isinstance(type, pa.StructType):
+        return None
+    names = [one.name for one in type]
+    for name, deeper in _readings(rest):
+        if names.count(name) == 1:
+            place = names.index(name)
+            before = sum(count_leaves(one.type) for one in list(type)[:place])
+            if (found := _below(type.field(place).type, deeper, start + before)) is not None:
+                path, inner, leaves = found
+                return (name, *path), inner, leaves
+    return None
+
+
+def _with_storage(one: Found, file: pq.ParquetFile) -> Found:
+    """With what only Parquet's own schema tells, and in the type without extensions, dictionaries and views."""
+    is_uuid = is_int96 = False
+    if len(one.leaves) == 1:
+        leaf = file.schema.column(one.leaves.start)
+        is_uuid = leaf.logical_type.type == "UUID" and one.type.num_fields == 0
+        is_int96 = leaf.physical_type == "INT96" and pa.types.is_timestamp(one.type)
+    return Found(plain_type(one.type), one.top, one.inside, one.leaves, one.value, is_uuid, is_int96)
+
+
+def plain_type(type: pa.DataType) -> pa.DataType:
+    """The type with every extension as its storage, every dictionary as what it holds, every view as no view."""
+    if isinstance(type, pa.BaseExtensionType):
+        return plain_type(type.storage_type)
+    if isinstance(type, pa.DictionaryType):
+        return plain_type(type.value_type)
+    if type in (pa.string_view(), pa.binary_view()):
+        return pa.string() if type == pa.string_view() else pa.binary()
+    if not needs_plain(type):
+        return type
+    if isinstance(type, pa.StructType):
+        return pa.struct([one.with_type(plain_type(one.type)) for one in type])
+    if isinstance(type, pa.MapType):
+        return pa.map_(plain_type(type.key_type), type.item_field.with_type(plain_type(type.item_type)))
+    value = type.value_field.with_type(plain_type(type.value_type))
+    if isinstance(type, pa.FixedSizeListType):
+        return pa.list_(value, type.list_size)
+    return pa.large_list(value) if isinstance(type, pa.LargeListType) else pa.list_(value)
+
+
+def needs_plain(type: pa.DataType) -> bool:
+    """Whether there is a dictionary, a view or an extension in the type."""
+    if isinstance(type, pa.DictionaryType | pa.BaseExtensionType) or type in (pa.string_view(), pa.binary_view()):
+        return True
+    return any(needs_plain(type.field(place).type) for place in range(type.num_fields))
+
+
+def is_text(type: pa.DataType) -> bool:
+    return plain_type(type) in TEXTS
+
+
+def is_list(type: pa.DataType) -> bool:
+    return isinstance(type, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
+
+
+def is_list_of_text(type: pa.DataType) -> bool:
+    return is_list(type) and type.value_type in (pa.string(), pa.large_string())
+
+
+def count_leaves(type: pa.DataType) -> int:
+    """Columns of the Parquet file that hold values of the type."""
+    if isinstance(type, pa.BaseExtensionType):
+        return count_leaves(type.storage_type)
+    if isinstance(type, pa.DictionaryType) or type.num_fields == 0:
+        return 1
+    return sum(count_leaves(type.field(place).type) for place in range(type.num_fields))
+
+
+def _starts(schema: pa.Schema) -> Iterator[int]:
+    start = 0
+    for one in schema:
+        yield start
+        start += count_leaves(one.type)
+
+
+def _storage(column: pa.Array) -> pa.Array:
+    return column.storage if isinstance(column, pa.ExtensionArray) else column
