@@ -15,12 +15,13 @@ from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.generator import Generator
+from xlmr_ray.engine.pipeline_arguments import is_stream, placed, settings, streamed
 from xlmr_ray.engine.runners import TaskSource, load_runners, runner_of
 from xlmr_ray.errors import UserError
 from xlmr_ray.modeling.pretrained import Pretrained
 from xlmr_ray.tasks.registry import canonical_task, task_class
 from xlmr_ray.tasks.rerank import rerank
-from xlmr_ray.tasks.task import Task
+from xlmr_ray.tasks.task import Task, option_fields
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 Text = str | Mapping[str, Any]
@@ -41,9 +42,11 @@ class Pipeline:
     ) -> None:
         self.name, self.folder, self.config, self.options = name, folder, config, options
         self.task, self.engine, self.tokenizer = task, engine, tokenizer
+        self.known = {one.name for one in option_fields(task)}
 
     def __call__(self, inputs: Text | Sequence[Text] | None = None, *values: Any, **more: Any) -> Any:
-        """The answer to one text, or a list of answers to several, in their order.
+        """The answer to one text, or a list of answers to several, in their order; to a generator's or a data set's,
+        answers that are computed as they are asked for.
 
         A text is a string, or a mapping of the task's roles to strings (`{"question": …, "context": …}`), which may
         also be given by keyword, each a string or a list. Other keywords are options of the task, for this call.
@@ -56,12 +59,28 @@ class Pipeline:
             raise UserError(f"{self.name}: got {1 + len(values)} arguments, expected one; give options by keyword")
         if self.name == "rerank" and isinstance(inputs, Mapping) and "query" in inputs:
             return rerank(self, **inputs, **more)
+        more = settings(more, self.known)
+        if is_stream(inputs):
+            return streamed(inputs, lambda some: self.answered(some, more))
+        if more.pop("is_split_into_words", False):
+            inputs = joined(inputs, more.pop("delimiter", None))
         texts, single, options = self.taken(inputs, more)
+        answers = self.answered(texts, options)
+        if self.task.always_lists:
+            # As in transformers, which tells by how `top_k` is asked for.
+            wrapped = isinstance(inputs, str) and "top_k" not in more
+            return answers[0] if single and not wrapped else answers
+        single = single or (len(texts) == 1 and self.task.unwraps_lists_of_one)
+        return answers[0] if single else answers
+
+    def answered(self, texts: Sequence[Text], options: Mapping[str, Any]) -> list[Any]:
+        """An answer a text, in the form of the task's."""
         task = self.bound(options)
         given = columns(texts, task.roles)
-        answers = task.answers(self.scored(task, given), given)
-        single = single or (len(texts) == 1 and task.unwraps_lists_of_one)
-        return answers[0] if single and not task.always_lists else answers
+        answers = list(task.answers(self.scored(task, given), given))
+        if task.always_lists and "top_k" in {**self.options, **options}:
+            return [answer if isinstance(answer, list) else [answer] for answer in answers]
+        return answers
 
     def table(self, inputs: Text | Sequence[Text], **options: Any) -> pa.Table:
         """The answers as the output table of a batch job has them."""
@@ -132,6 +151,15 @@ def columns(texts: Sequence[Text], roles: Sequence[str]) -> pa.Table:
     return pa.table({role: pa.array(column, pa.string()) for role, column in values.items()})
 
 
+def joined(inputs: Any, delimiter: str | None) -> list[str]:
+    """A text of each list of words, in a list though it be one. Raises UserError."""
+    if delimiter not in (None, " "):
+        raise UserError(f"pipeline: delimiter={delimiter!r} is not supported: words are parted by a space")
+    if not isinstance(inputs, list | tuple) or not inputs:
+        raise UserError("pipeline: is_split_into_words: a list of words is wanted, or a list of such lists")
+    return [" ".join(words) for words in ([inputs] if isinstance(inputs[0], str) else inputs)]
+
+
 def is_text(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value))
 
@@ -151,6 +179,7 @@ def pipeline(
     revision: str | None = None,
     local_files_only: bool = False,
     cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
     dtype: str | torch.dtype = "auto",
     device: int | str | torch.device | None = "auto",
     attn_implementation: str = "auto",
@@ -158,15 +187,28 @@ def pipeline(
     **options: Any,
 ) -> Pipeline:
     """A task on a checkpoint, or on a model in memory, which then needs a `tokenizer`, too. `options` are the task's
-    own, as in a job file; the others are those of `Engine.load`.
+    own, as in a job file, or transformers' arguments (MAKING of `engine/pipeline_arguments.py`); the others are those
+    of `Engine.load`.
     """
     name = canonical_task(task)
+    named = {"dtype": dtype, "device": device}
+    options = {**{key: value for key, value in named.items() if value not in ("auto", None)}, **options}
+    found = placed(options)
+    attn_implementation = found.get("attn_implementation", attn_implementation)
+    where: dict[str, Any] = {
+        "revision": revision,
+        "local_files_only": local_files_only,
+        "cache_dir": cache_dir,
+        "token": token,
+    }
+    where |= {key: found[key] for key in where if key in found}
+    options = settings(options, {one.name for one in option_fields(task_class(name))})
     if isinstance(model, Pretrained):
         if tokenizer is None:
             raise UserError(f"pipeline({task!r}): a model in memory needs a tokenizer=, too")
         folder = model.load_report.folder if model.load_report else Path("no folder")
     else:
-        folder = resolve(model, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
+        folder = resolve(model, token=token, **where)
     if not isinstance(tokenizer, XLMRobertaTokenizer):
         tokenizer = XLMRobertaTokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
     config = model.config if isinstance(model, Pretrained) else XLMRobertaConfig.from_dict(read_config(folder))
@@ -176,8 +218,8 @@ def pipeline(
     else:
         engine = load_runners(
             [TaskSource(bound, folder, name, tokenizer)],
-            dtype=str(dtype).removeprefix("torch."),
-            device=device_name(device),
+            dtype=str(found.get("dtype", "auto")).removeprefix("torch."),
+            device=device_name(found.get("device", "auto")),
             attn_implementation=attn_implementation,
             max_tokens=max_tokens,
         )[0].runner
