@@ -7,11 +7,12 @@ import pytest
 from xlmr_ray.engine.pipeline_arguments import MAKING
 from xlmr_ray.errors import UserError
 from xlmr_ray.foreign import Foreign
+from xlmr_ray.model.generation.generate import FOREIGN as GENERATING
 from xlmr_ray.modeling.loading import LOADING
 from xlmr_ray.modeling.pretrained import SAVING
 from xlmr_ray.tokenizer.arguments import FOREIGN, FOREIGN_SAVING
 
-TABLES = [LOADING, SAVING, MAKING, FOREIGN, FOREIGN_SAVING]
+TABLES = [LOADING, SAVING, MAKING, GENERATING, FOREIGN, FOREIGN_SAVING]
 PAGE = (Path(__file__).parents[1] / "docs" / "transformers.md").read_text("utf-8")
 
 

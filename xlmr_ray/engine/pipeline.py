@@ -208,7 +208,7 @@ def pipeline(
             raise UserError(f"pipeline({task!r}): a model in memory needs a tokenizer=, too")
         folder = model.load_report.folder if model.load_report else Path("no folder")
     else:
-        folder = resolve(model, token=token, **where)
+        folder = resolve(model, **where)
     if not isinstance(tokenizer, XLMRobertaTokenizer):
         tokenizer = XLMRobertaTokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
     config = model.config if isinstance(model, Pretrained) else XLMRobertaConfig.from_dict(read_config(folder))

@@ -228,6 +228,11 @@ class Pretrained(StandIn, Pushed, nn.Module):
             self.push_to_hub(**{"repo_id": folder.name, **others})
 
     @classmethod
+    def is_remote_code(cls) -> bool:
+        """Whether the class came with a checkpoint, which transformers asks of a PreTrainedModel: no."""
+        return False
+
+    @classmethod
     def is_custom_code(cls) -> bool:
         """What peft asks by way of transformers: True, as no name has to be converted to another version's."""
         return True

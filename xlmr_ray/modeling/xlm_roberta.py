@@ -13,9 +13,10 @@ from xlmr_ray.model.argument_checks import check_range, check_shape, values_unkn
 from xlmr_ray.model.attention.masks import visible
 from xlmr_ray.model.embeddings import Embeddings, positions_from_embeds, positions_from_ids
 from xlmr_ray.model.encoder import Encoder, Source, Trace
-from xlmr_ray.model.generation.cache import DynamicCache
+from xlmr_ray.model.generation.cache import DynamicCache, as_ours
 from xlmr_ray.model.generation.config import GenerationConfig
 from xlmr_ray.model.generation.generate import generate
+from xlmr_ray.model.generation.interface import prepare_inputs, transition_scores
 from xlmr_ray.model.heads import ClassificationHead, LMHead, Pooler, classifier_dropout
 from xlmr_ray.model.layout import Padded
 from xlmr_ray.model.losses import classification_loss, lm_loss, question_answering_loss, token_loss
@@ -56,14 +57,14 @@ class PreTrainedModel(Pretrained):
             warnings.warn("use_cache: only a decoder (config.is_decoder) has a cache; there is none", stacklevel=5)
         use_cache = config.is_decoder and (config.use_cache if given.use_cache is None else given.use_cache)
         use_cache = use_cache and given.labels is None  # nothing goes on from a training step
-        cache = DynamicCache() if use_cache and given.past_key_values is None else given.past_key_values
+        cache = DynamicCache() if use_cache and given.past_key_values is None else as_ours(given.past_key_values)
         trace = Trace([] if states else None, [] if probs else None, [] if probs else None)
 
         base = self.base_model
         assert isinstance(base, XLMRobertaModel)
         output = self.output(base.encode(self.folded(given), cache, trace), given)
         found = {
-            "past_key_values": cache if use_cache else None,
+            "past_key_values": (given.past_key_values or cache) if use_cache else None,
             "hidden_states": trace.hidden_states,
             "attentions": trace.attentions,
             "cross_attentions": trace.cross_attentions,
@@ -130,8 +131,6 @@ class XLMRobertaModel(PreTrainedModel):
             if ids is not None:
                 check_shape(name, ids, 1 if len(ids) == 1 else inputs.shape[0], inputs.shape[1])
                 check_range(name, ids, size)
-        if given.past_key_values is not None and not isinstance(given.past_key_values, DynamicCache):
-            raise UserError(f"past_key_values: a DynamicCache is wanted, got {type(given.past_key_values).__name__}")
 
     def positions(self, given: Arguments, past: int) -> Tensor:
         """Positions `(B, S)` of the tokens after the `past` ones: those given, or counted. Embeddings are counted from
@@ -190,6 +189,8 @@ class XLMRobertaForCausalLM(PreTrainedModel):
 
     forward = called_with(*INPUTS, *SOURCE, "labels", *CACHE, "logits_to_keep")
     generate = generate
+    prepare_inputs_for_generation = prepare_inputs
+    compute_transition_scores = transition_scores
     loss_type = "ForCausalLM"
 
     def __init__(self, config: XLMRobertaConfig) -> None:

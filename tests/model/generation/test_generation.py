@@ -412,8 +412,8 @@ def test_a_model_brings_its_settings_along(decoder, prompts, tmp_path):
 
 
 def test_settings_that_would_be_ignored_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"typical_p = 0\.9 is not supported"):
-        GenerationConfig.from_dict({"typical_p": 0.9})
+    with pytest.raises(UserError, match=r"top_h = 0\.9 is not supported"):
+        GenerationConfig.from_dict({"top_h": 0.9})
     assert GenerationConfig.from_dict({"typical_p": 1.0, "renormalize_logits": False, "transformers_version": "5"})
     (tmp_path / "generation_config.json").write_text("[1]")
     with pytest.raises(UserError, match="expected a JSON object"):

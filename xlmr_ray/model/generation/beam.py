@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from xlmr_ray.model.generation.config import GenerationConfig
-from xlmr_ray.model.generation.scores import Processor, Stop
+from xlmr_ray.model.generation.scores import Stop
 from xlmr_ray.model.generation.steps import Draw, Steps
+from xlmr_ray.model.generation.warpers import Processor
 
 OUT = -1e9
 
@@ -20,13 +21,15 @@ OUT = -1e9
 @dataclass
 class Finished:
     """The best texts so far for each of P prompts and K beams: `texts (P, K, max_length)`, `scores` with the length
-    taken into account, `done` (a real one, not an empty row) and `new`, its new tokens, all `(P, K)`.
+    taken into account, `done` (a real one, not an empty row) and `new`, its new tokens, all `(P, K)`; of the beams
+    that each new token was scored in the `rows (P, K, new)`, -1 where there is none.
     """
 
     texts: Tensor
     scores: Tensor
     done: Tensor
     new: Tensor
+    rows: Tensor
 
     def best_of(self, others: "Finished") -> "Finished":
         """The best K of both."""
@@ -48,9 +51,10 @@ def beam_search(
     process: Sequence[Processor],
     stop: Stop,
     draw: Draw,
-) -> tuple[Tensor, Tensor]:
-    """Prompts `(P * beams, S)`, each `beams` times, to texts `(P * sequences, S + new)` and their scores
-    `(P * sequences)`: mean log probabilities of the new tokens where the length penalty is 1.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts `(P * beams, S)`, each `beams` times, to texts `(P * sequences, S + new)`, their scores
+    `(P * sequences)`, mean log probabilities of the new tokens where the length penalty is 1, and the rows `(P *
+    sequences, new)` of the beams that each new token was scored in.
     """
     beams, penalty, early = settings.num_beams, settings.length_penalty, settings.early_stopping
     prompts, prompt = len(ids) // beams, ids.shape[1]
@@ -64,7 +68,8 @@ def beam_search(
     scores = torch.zeros(prompts, beams, device=ids.device)
     scores[:, 1:] = OUT
     none = torch.zeros_like(scores, dtype=torch.bool)
-    finished = Finished(running.clone(), torch.full_like(scores, OUT), none, none.long())
+    lineage = torch.full((prompts, beams, max_length - prompt), -1, device=ids.device)
+    finished = Finished(running.clone(), torch.full_like(scores, OUT), none, none.long(), lineage.clone())
     hopeful = torch.ones(prompts, 1, dtype=torch.bool, device=ids.device)
     first_beams = torch.arange(wide, device=ids.device) < beams
     offsets = torch.arange(prompts, device=ids.device)[:, None] * beams
@@ -74,6 +79,8 @@ def beam_search(
         likely = steps.logits(texts).log_softmax(-1)
         for processor in process:
             likely = processor(texts, likely)
+        if steps.kept.scores is not None:
+            steps.kept.scores.append(likely)
         vocab = likely.shape[-1]
         total = (likely.view(prompts, beams, vocab) + scores[:, :, None]).flatten(1)
         if settings.do_sample:
@@ -84,12 +91,14 @@ def beam_search(
         parents = picked // vocab
         candidates = rows(running, parents)
         candidates[:, :, length] = picked % vocab
+        lineages = rows(lineage, parents)
+        lineages[:, :, length - prompt] = parents + offsets
         length += 1
         ends = stop(candidates[:, :, :length].flatten(0, 1), None).view(prompts, wide)
 
         open_scores = top + ends.float() * OUT
         onward = open_scores.topk(beams)[1]
-        running, scores = rows(candidates, onward), rows(open_scores, onward)
+        running, scores, lineage = rows(candidates, onward), rows(open_scores, onward), rows(lineages, onward)
 
         new = length - prompt
         final = top / (new**penalty)
@@ -97,7 +106,8 @@ def beam_search(
         ends_now = ends & first_beams
         for barred in (full, ~hopeful, ~ends_now):
             final = final + barred.float() * OUT
-        finished = finished.best_of(Finished(candidates, final, ends_now, torch.full_like(picked, new)))
+        ended = Finished(candidates, final, ends_now, torch.full_like(picked, new), lineages)
+        finished = finished.best_of(ended)
 
         steps.reorder((rows(parents, onward) + offsets).flatten())
         longest = max_length - prompt if early == "never" and penalty > 0 else new
@@ -108,4 +118,5 @@ def beam_search(
             break
     count = settings.num_return_sequences
     longest = prompt + int(finished.new[:, :count].max())
-    return finished.texts[:, :count, :longest].flatten(0, 1), finished.scores[:, :count].flatten()
+    texts, parents = finished.texts[:, :count, :longest], finished.rows[:, :count, : longest - prompt]
+    return texts.flatten(0, 1), finished.scores[:, :count].flatten(), parents.flatten(0, 1)

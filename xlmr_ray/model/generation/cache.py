@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.errors import UserError
+from xlmr_ray.stand_in import StandIn
 
 
 @dataclass
@@ -36,11 +38,13 @@ class CachedLayer:
                 setattr(self, name, tensor.index_select(0, rows.to(tensor.device)))
 
 
-class DynamicCache:
+class DynamicCache(StandIn):
     """The cache of a whole model, a `CachedLayer` a layer; it grows with the tokens. Iterates over `(keys, values)`.
 
     Layers are made with the first tokens, or now for the model of a `config`.
     """
+
+    stands_in_for = ("transformers.cache_utils", "DynamicCache")
 
     def __init__(self, config: XLMRobertaConfig | None = None) -> None:
         self.layers = [CachedLayer() for _ in range(0 if config is None else config.num_hidden_layers)]
@@ -96,6 +100,43 @@ class DynamicCache:
 
     def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None]]:
         return ((layer.keys, layer.values) for layer in self.layers)
+
+
+class Borrowed(DynamicCache):
+    """A cache of transformers', which keeps what it is given itself. Cross-attention is computed in every step."""
+
+    def __init__(self, theirs: Any) -> None:
+        super().__init__()
+        self.theirs = theirs
+
+    def layer(self, index: int) -> CachedLayer:
+        return BorrowedLayer(theirs=self.theirs, index=index)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return int(self.theirs.get_seq_length(layer_idx))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.theirs.reorder_cache(indices)
+
+
+@dataclass
+class BorrowedLayer(CachedLayer):
+    theirs: Any = None
+    index: int = 0
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self.theirs.update(keys, values, self.index)
+        return found
+
+
+def as_ours(cache: Any) -> DynamicCache | None:
+    """A cache of ours, or of transformers' that grows with the tokens; None for None. Raises UserError for another."""
+    if cache is None or type(cache) is DynamicCache or type(cache) is Borrowed:
+        return cache
+    growing = type(cache).__name__ == "DynamicCache" and not any(getattr(cache, "is_sliding", ()))
+    if not growing or getattr(cache, "offloading", False):
+        raise UserError(f"past_key_values: a DynamicCache is wanted, got {type(cache).__name__}")
+    return Borrowed(cache)
 
 
 def tensors_of(cache: DynamicCache) -> tuple[list[Tensor], list[list[str]]]:

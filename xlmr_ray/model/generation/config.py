@@ -21,8 +21,6 @@ ASIDE = {
     "is_assistant",
     "num_assistant_tokens",
     "num_assistant_tokens_schedule",
-    "output_attentions",
-    "output_hidden_states",
     "return_legacy_cache",
     "target_lookbehind",
     "transformers_version",
@@ -35,12 +33,16 @@ class GenerationConfig:
 
     Length: `max_new_tokens`, or `max_length` with the prompt (neither: 20 new ones); `min_new_tokens` or `min_length`
     keep the end token away before. Sampling, with `do_sample`: `temperature`, then the `top_k` likeliest tokens, then
-    the fewest that hold `top_p` of the probability, then those of at least `min_p` of the likeliest's. Beams:
-    `num_beams`, `length_penalty` (the exponent of the length that scores are divided by), `early_stopping` (True: as
-    soon as there are `num_beams` answers; False: when better ones are unlikely; "never": when they are impossible),
-    `num_return_sequences`. Either: `repetition_penalty`, `no_repeat_ngram_size`, `suppress_tokens`, `stop_strings`
-    (which need `generate`'s `tokenizer`). None switches a setting off. A model's own, `model.generation_config`, may be
-    changed, field by field.
+    the fewest that hold `top_p` of the probability, then those of at least `min_p` of the likeliest's, then
+    `typical_p`, `epsilon_cutoff` and `eta_cutoff`. Beams: `num_beams`, `length_penalty` (the exponent of the length
+    that scores are divided by), `early_stopping` (True: as soon as there are `num_beams` answers; False: when better
+    ones are unlikely; "never": when they are impossible), `num_return_sequences`. Either: `repetition_penalty`,
+    `no_repeat_ngram_size`, `suppress_tokens`, `begin_suppress_tokens`, `bad_words_ids`, `sequence_bias`,
+    `exponential_decay_length_penalty`, `forced_bos_token_id`, `forced_eos_token_id`, `remove_invalid_values`,
+    `renormalize_logits`, `guidance_scale`, `max_time` (seconds, after which no step begins), `stop_strings` (which
+    need `generate`'s `tokenizer`). With `return_dict_in_generate` the output has what `output_scores`,
+    `output_logits`, `output_attentions` and `output_hidden_states` ask for. None switches a setting off. A model's
+    own, `model.generation_config`, may be changed, field by field.
     """
 
     max_new_tokens: int | None = None
@@ -59,12 +61,28 @@ class GenerationConfig:
     repetition_penalty: float | None = 1.0
     no_repeat_ngram_size: int | None = 0
     suppress_tokens: list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
+    bad_words_ids: list[list[int]] | None = None
+    sequence_bias: dict[tuple[int, ...], float] | list[list[Any]] | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | list[int] | None = None
+    remove_invalid_values: bool | None = None
+    renormalize_logits: bool | None = None
+    guidance_scale: float | None = None
+    typical_p: float | None = 1.0
+    epsilon_cutoff: float | None = 0.0
+    eta_cutoff: float | None = 0.0
+    max_time: float | None = None
     stop_strings: str | list[str] | None = None
     use_cache: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     output_scores: bool = False
+    output_logits: bool | None = None
+    output_attentions: bool = False
+    output_hidden_states: bool = False
     return_dict_in_generate: bool = False
 
     def __post_init__(self) -> None:
@@ -78,7 +96,8 @@ class GenerationConfig:
         whole("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
         if self.do_sample and self.temperature is not None and not self.temperature > 0:
             raise UserError(f"generate: temperature must be above 0, got {self.temperature}; greedy is do_sample=False")
-        for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):
+        shares = ("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+        for name, value in ((name, getattr(self, name)) for name in shares):
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"generate: {name} must be from 0 to 1, got {value}")
         if self.repetition_penalty is not None and not self.repetition_penalty > 0:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from xlmr_ray.model.generation.config import GenerationConfig
-from xlmr_ray.model.generation.scores import Processor, Stop
+from xlmr_ray.model.generation.scores import Stop
 from xlmr_ray.model.generation.steps import Draw, Steps
+from xlmr_ray.model.generation.warpers import Processor
 
 
 class Streamer(Protocol):
@@ -29,9 +30,9 @@ def sample(
     stop: Stop,
     draw: Draw,
     streamer: Streamer | None,
-) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-    """Prompts `(B, S)` to texts `(B, S + new)`, and the scores `(B, vocab)` of every step if they are to be kept."""
-    kept: tuple[Tensor, ...] | None = () if settings.output_scores and settings.return_dict_in_generate else None
+) -> Tensor:
+    """Prompts `(B, S)` to texts `(B, S + new)`."""
+    kept = steps.kept.scores
     going = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     if streamer is not None:
         streamer.put(ids.cpu())
@@ -40,15 +41,15 @@ def sample(
         for processor in process:
             scores = processor(ids, scores)
         if kept is not None:
-            kept = (*kept, scores)
+            kept.append(scores)
         tokens = draw(scores.softmax(-1), 1)[:, 0] if settings.do_sample else scores.argmax(-1)
         if settings.eos:
             assert settings.pad is not None
             tokens = torch.where(going, tokens, settings.pad)
         ids = torch.cat([ids, tokens[:, None]], 1)
-        going = going & ~stop(ids, kept)
+        going = going & ~stop(ids, None if kept is None else tuple(kept))
         if streamer is not None:
             streamer.put(tokens.cpu())
     if streamer is not None:
         streamer.end()
-    return ids, kept
+    return ids

@@ -5,18 +5,19 @@ scores of all steps (None unless they are kept) and returns for each row whether
 the same form, and can be given.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from xlmr_ray.errors import UserError
 from xlmr_ray.model.generation.config import GenerationConfig
+from xlmr_ray.model.generation.warpers import NEVER, Processor, warpers
 
-Processor = Callable[[Tensor, Tensor], Tensor]
+Allowed = Callable[[int, Tensor], Iterable[int]]
 Stop = Callable[[Tensor, Any], Any]
 WORD = "▁"  # stands for the space before a word in a piece of the tokenizer
-NEVER = -torch.inf
 
 
 class Pieces(Protocol):
@@ -27,39 +28,58 @@ class Pieces(Protocol):
 
 
 def processors(
-    settings: GenerationConfig, prompt: int, mask: Tensor | None, device: torch.device, own: Sequence[Processor]
+    settings: GenerationConfig,
+    prompt: int,
+    max_length: int,
+    mask: Tensor | None,
+    device: torch.device,
+    own: Sequence[Processor],
+    allowed: Allowed | None = None,
 ) -> list[Processor]:
     """The processors that the settings ask for, in transformers' order: `own` ones come before those of sampling.
 
-    `prompt` is its length; `mask (B, prompt)` tells its padding, None where there is none.
+    `prompt` is its length; `mask (B, prompt)` tells its padding, None where there is none. `allowed` names the tokens
+    that may come next, for a row's prompt and its ids.
     """
     found: list[Processor] = []
     eos = torch.tensor(settings.eos, dtype=torch.long, device=device)
+    if settings.sequence_bias:
+        found.append(sequence_bias(by_sequence(settings.sequence_bias)))
     if settings.repetition_penalty not in (None, 1.0):
         starts = None if mask is None else (mask != 0).int().argmax(dim=1).to(device)
         found.append(repetition_penalty(float(settings.repetition_penalty or 1), starts))
     if settings.no_repeat_ngram_size:
         found.append(no_repeated_ngrams(settings.no_repeat_ngram_size))
+    if settings.bad_words_ids:
+        # As in transformers an end is not forbidden.
+        words = [tuple(word) for word in settings.bad_words_ids if list(word) not in [[one] for one in settings.eos]]
+        found.append(sequence_bias(dict.fromkeys(words, NEVER)))
     least = settings.min_length or 0 if settings.min_new_tokens is None else prompt + settings.min_new_tokens
     if least and len(eos):
         found.append(min_length(least, eos))
+    if allowed is not None:
+        found.append(only_allowed(allowed, settings.num_beams))
+    if settings.forced_bos_token_id is not None:
+        found.append(forced(1, torch.tensor([settings.forced_bos_token_id], device=device)))
+    if settings.forced_eos_token_id is not None:
+        found.append(forced(max_length - 1, torch.tensor(settings.forced_eos_token_id, device=device).view(-1)))
+    if settings.remove_invalid_values:
+        found.append(lambda ids, scores: scores.nan_to_num())
+    if settings.exponential_decay_length_penalty is not None and len(eos):
+        start, factor = settings.exponential_decay_length_penalty
+        found.append(decaying_length(prompt + start, factor, eos))
     if settings.suppress_tokens:
         banned = torch.tensor(settings.suppress_tokens, device=device)
         found.append(lambda ids, scores: scores.index_fill(1, banned, NEVER))
+    if settings.begin_suppress_tokens:
+        first = torch.tensor(settings.begin_suppress_tokens, device=device)
+        begin = prompt if prompt > 1 or settings.forced_bos_token_id is None else prompt + 1
+        found.append(lambda ids, scores: scores.index_fill(1, first, NEVER) if ids.shape[1] == begin else scores)
     found += own
-    if not settings.do_sample:
-        return found
-    # A beam must be able to go on where all the ends are among the likeliest tokens.
-    keep = 1 if settings.num_beams == 1 else max(len(eos), 1) + 1
-    temperature = settings.temperature
-    if temperature is not None and temperature != 1.0:
-        found.append(lambda ids, scores: scores / temperature)
-    if settings.top_k:
-        found.append(top_k(max(settings.top_k, keep)))
-    if settings.top_p is not None and settings.top_p < 1.0:
-        found.append(top_p(settings.top_p, keep))
-    if settings.min_p is not None:
-        found.append(min_p(settings.min_p, keep))
+    if settings.do_sample:
+        found += warpers(settings, len(eos))
+    if settings.renormalize_logits:
+        found.append(lambda ids, scores: scores.log_softmax(-1))
     return found
 
 
@@ -102,38 +122,71 @@ def min_length(least: int, eos: Tensor) -> Processor:
     return lambda ids, scores: scores.index_fill(1, eos, NEVER) if ids.shape[1] < least else scores
 
 
-def top_k(count: int) -> Processor:
-    """Rules out what is less likely than the `count` likeliest."""
+def by_sequence(bias: Any) -> dict[tuple[int, ...], float]:
+    """The biases of a mapping, or of a list of pairs, as JSON has it. Raises UserError."""
+    try:
+        pairs = bias.items() if isinstance(bias, Mapping) else bias
+        return {tuple(map(int, sequence)): float(value) for sequence, value in pairs}
+    except (TypeError, ValueError):
+        raise UserError(f"generate: sequence_bias: sequences of ids, each with a number, not {bias!r}") from None
+
+
+def sequence_bias(bias: Mapping[tuple[int, ...], float]) -> Processor:
+    """Adds to the score of a sequence's last token where the text ends with those before."""
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
-        last = scores.topk(min(count, scores.shape[-1]))[0][:, -1:]
-        return scores.masked_fill(scores < last, NEVER)
+        added = torch.zeros_like(scores)
+        for sequence, value in bias.items():
+            before = torch.tensor(sequence[:-1], dtype=ids.dtype, device=ids.device)
+            if len(before) <= ids.shape[1]:
+                rows = (ids[:, ids.shape[1] - len(before) :] == before).all(-1)
+                added[rows, sequence[-1]] += value
+        return scores + added
+
+    def checked(ids: Tensor, scores: Tensor) -> Tensor:
+        count = scores.shape[-1]
+        if beyond := [token for sequence in bias for token in sequence if not 0 <= token < count]:
+            raise UserError(f"generate: sequence_bias or bad_words_ids: token {beyond[0]}, the vocabulary has {count}")
+        return process(ids, scores)
+
+    return checked
+
+
+def only_allowed(allowed: Allowed, beams: int) -> Processor:
+    """Rules out all but the tokens that `allowed` names; where all beams of a prompt have none left, any of these."""
+
+    def process(ids: Tensor, scores: Tensor) -> Tensor:
+        mask = torch.full_like(scores, NEVER)
+        for row, text in enumerate(ids):
+            tokens = list(allowed(row // beams, text))
+            if not tokens:
+                raise UserError(f"generate: prefix_allowed_tokens_fn allows no token for prompt {row // beams}")
+            mask[row, tokens] = 0
+        left = scores + mask
+        stuck = left.amax(-1).isneginf().view(-1, beams).all(-1).repeat_interleave(beams)
+        return torch.where(stuck[:, None], mask, left)
 
     return process
 
 
-def top_p(mass: float, keep: int) -> Processor:
-    """Keeps the fewest likeliest tokens whose probabilities add up to `mass` (Holtzman et al. 2019), and `keep` at
-    least.
-    """
+def forced(length: int, tokens: Tensor) -> Processor:
+    """Nothing but one of these tokens after so many."""
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
-        ascending, order = scores.sort(descending=False)
-        out = ascending.softmax(-1).cumsum(-1) <= 1 - mass
-        out[:, -keep:] = False
-        return scores.masked_fill(out.scatter(1, order, out), NEVER)
+        return torch.full_like(scores, NEVER).index_fill(1, tokens, 0.0) if ids.shape[1] == length else scores
 
     return process
 
 
-def min_p(share: float, keep: int) -> Processor:
-    """Rules out tokens whose probability is less than a `share` of the likeliest's; keeps `keep` at least."""
+def decaying_length(start: int, factor: float, eos: Tensor) -> Processor:
+    """Makes an end likelier by a power of the tokens beyond `start`."""
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
-        probs = scores.softmax(-1)
-        out = probs < share * probs.amax(-1, keepdim=True)
-        out.scatter_(1, probs.topk(min(keep, probs.shape[-1])).indices, False)
-        return scores.masked_fill(out, NEVER)
+        if ids.shape[1] <= start:
+            return scores
+        ends = scores[:, eos]
+        more = ends.abs() * (factor ** (ids.shape[1] - start) - 1)
+        return scores.index_add(1, eos, more.masked_fill(~ends.isfinite(), 0.0))
 
     return process
 
