@@ -35,7 +35,7 @@ def test_pairs_are_told_by_what_comes_in_and_roles_by_keyword(checkpoint):
     by_name = pipeline("text-classification", checkpoint, device="cpu", pairs=True)
     assert by_name(text="one", text_pair="two") == pair
     assert by_name(text="one", text_pair=["two", "three"])[0] == pair
-    with pytest.raises(UserError, match="lists of equal length are wanted for text, text_pair"):
+    with pytest.raises(UserError, match="expected lists of equal length for text, text_pair"):
         by_name(text=["one"], text_pair=["two", "three"])
     with pytest.raises(UserError, match="no text is given"):
         classify()

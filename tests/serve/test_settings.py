@@ -17,7 +17,7 @@ def settings(**content):
         ({"models": [{"model": "embedded:mini", "task": ["embedding"]}]}, "did you mean 'tasks'?"),
         ({"models": [{"name": "a"}]}, "'models.0.model' is missing"),
         ({"models": []}, "models: list should have at least 1 item"),
-        ({"models": ["embedded:mini", "other/mini"]}, "two are named 'mini'; give each a `name` of its own"),
+        ({"models": ["embedded:mini", "other/mini"]}, "two are named 'mini'; give each another `name`"),
         ({"replicas": {"min": 3, "max": 2}}, "min 3 is more than max 2"),
         ({"http": {"port": 70000}}, "http.port: input should be less than or equal to 65535, got 70000"),
         ({"limits": {"request_s": 0}}, "limits.request_s: input should be greater than 0"),

@@ -41,8 +41,8 @@ def test_a_folder_of_sentence_transformers_is_for_vectors(tmp_path):
     assert default_tasks(tmp_path, XLMRobertaConfig(architectures=["XLMRobertaForMaskedLM"])) == VECTORS
 
 
-def test_an_architecture_that_does_not_tell_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"names BertForPreTraining, which does not tell a task; name one"):
+def test_an_architecture_without_a_task_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"names BertForPreTraining, which no task is the default for; name a task"):
         default_tasks(tmp_path, XLMRobertaConfig(architectures=["BertForPreTraining"]))
 
 

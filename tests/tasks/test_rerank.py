@@ -139,5 +139,5 @@ def test_options_that_do_not_fit(folder, options, message):
 
 
 def test_a_checkpoint_of_several_labels(make_classifier):
-    with pytest.raises(UserError, match=r"task rerank: .* scores 3 labels, a checkpoint with one is wanted"):
+    with pytest.raises(UserError, match=r"task rerank: .* scores 3 labels, expected one"):
         pipeline("rerank", make_classifier(num_labels=3), device="cpu")

@@ -88,9 +88,9 @@ def test_no_texts(make_classifier):
     [
         ({"top_k": 0}, ["a"], "top_k must be a whole number from 1 on, got 0"),
         ({"function_to_apply": "relu"}, ["a"], "function_to_apply 'relu' is none of"),
-        ({}, [{"text": "a", "title": "b"}], "text 0: a string is wanted, got a mapping of text, title"),
-        ({"pairs": True}, ["a"], "text 0: a mapping of text, text_pair"),
-        ({}, [3], "text 0: a string is wanted, got int"),
+        ({}, [{"text": "a", "title": "b"}], "text 0: expected a string, got a mapping of text, title"),
+        ({"pairs": True}, ["a"], "text 0: expected a mapping of text, text_pair"),
+        ({}, [3], "text 0: expected a string, got int"),
     ],
 )
 def test_calls_that_do_not_fit(make_classifier, options, inputs, message):

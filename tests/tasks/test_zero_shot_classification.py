@@ -92,7 +92,7 @@ def test_one_label_heads(make_classifier):
     folder = make_classifier(num_labels=1)
     got = answers(pipeline("zero-shot-classification", folder, device="cpu", candidate_labels=LABELS), text=["a"])
     same(got, reference(folder, ["a"], candidate_labels=LABELS))
-    with pytest.raises(UserError, match="the checkpoint has one label; for multi_label, or one candidate, a head with"):
+    with pytest.raises(UserError, match="has one label; multi_label, or one candidate, needs a head with"):
         pipeline("zero-shot-classification", folder, device="cpu", candidate_labels=LABELS, multi_label=True)
 
 

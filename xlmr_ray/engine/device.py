@@ -35,19 +35,19 @@ def device_and_dtype(device: str, dtype: str) -> tuple[torch.device, torch.dtype
 
 
 def check_int8(device: torch.device, dtype: torch.dtype) -> None:
-    """Raises UserError where products in eight bits are not to be had."""
+    """Raises UserError where the device has no matmuls in eight bits."""
     if device.type != "cpu":
         raise UserError(
             f"quantization int8 is for CPUs, got device {device}; on a GPU take {', '.join(SCHEMES)}, or none"
         )
     if dtype is not torch.float32:
         raise UserError(
-            f"quantization int8 computes in float32 between its products, got dtype {dtype}; use dtype: auto"
+            f"quantization int8 computes in float32 between its matmuls, got dtype {dtype}; use dtype: auto"
         )
 
 
 def check_fp8(device: torch.device, dtype: torch.dtype) -> None:
-    """Raises UserError where products of eight-bit floats are not to be had."""
+    """Raises UserError where the device has no matmuls of eight-bit floats."""
     if device.type != "cuda":
         raise UserError(f"quantization fp8 is for GPUs, got device {device}; on a CPU take int8")
     if torch.cuda.get_device_capability(device) < FP8:
@@ -57,7 +57,7 @@ def check_fp8(device: torch.device, dtype: torch.dtype) -> None:
             f"({torch.cuda.get_device_name(device)}); leave it out"
         )
     if dtype is not torch.bfloat16:
-        raise UserError(f"quantization fp8 computes in bfloat16 between its products, got {dtype}; use dtype: auto")
+        raise UserError(f"quantization fp8 computes in bfloat16 between its matmuls, got {dtype}; use dtype: auto")
 
 
 def token_budget(max_tokens: int | str, device: torch.device, defaults: Mapping[str, int]) -> int:

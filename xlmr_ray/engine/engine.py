@@ -50,8 +50,8 @@ MAX_TOKENS = {"cpu": 1024, "cuda": 16384}
 # Batches whose results are on their way from the device while the next ones compute. More would only take memory: with
 # vectors of tokens a shard's results are gigabytes.
 IN_FLIGHT = 2
-# What does the encoder's products in eight bits, once its weights are there.
-PRODUCTS = {"int8": eight_bits, "fp8": eight_bit_floats}
+# What computes the encoder's matmuls in eight bits, once its weights are loaded.
+MATMULS = {"int8": eight_bits, "fp8": eight_bit_floats}
 
 
 @dataclass
@@ -85,13 +85,13 @@ class Engine:
         self.warm_up()
 
     def set_tasks(self, tasks: Sequence[Task]) -> None:
-        """The tasks with other options in their place: what their heads are made of must be the same."""
+        """The same tasks with other options, which must not change what their heads are made of."""
         self.tasks = [task for task in tasks if isinstance(task, EncoderTask)]
         assert len(self.tasks) == len(self.heads)
         self.warm_up()
 
     def warm_up(self) -> None:
-        """A first pass of one token, which also tells the shapes of results where there are no sequences at all."""
+        """A first pass of one token, which also gives the shapes of results where there are no sequences."""
         kept = replace(self.stats)
         zero = np.zeros(1, np.int32)
         one = pack(zero, np.array([0, 1]), np.array([0]), self.model.config, targets=zero)
@@ -146,16 +146,16 @@ class Engine:
             for name, child in names.items():
                 whole.add_module(name, child)
                 tie(child, whole.roberta)
-        products = PRODUCTS.get(quantization or "")
+        matmuls = MATMULS.get(quantization or "")
         if quantization == "int8":
             check_int8(where, wanted)
         elif quantization == "fp8":
             check_fp8(where, wanted)
         elif quantization is not None and quantization not in SCHEMES:
-            raise UserError(f"quantization {quantization!r} is none of {', '.join((*PRODUCTS, *SCHEMES))}")
+            raise UserError(f"quantization {quantization!r} is none of {', '.join((*MATMULS, *SCHEMES))}")
         if where.type == "cuda" and wanted is torch.float32:
             log.warning("dtype float32 on a GPU: no packed attention and no matrix units; auto is several times faster")
-        how = None if quantization is None or products else scheme(quantization, wanted)
+        how = None if quantization is None or matmuls else scheme(quantization, wanted)
         report = load_tensors(whole, folder, dtype=wanted, device=where, quantization=how)
         make_int8_batch_invariant(whole)
         for head in joined:
@@ -171,8 +171,8 @@ class Engine:
             for child in head.children():
                 tie(child, model)
         model.encoder.fuse()
-        if products:
-            products(model.encoder)
+        if matmuls:
+            matmuls(model.encoder)
         if where.type == "cpu":
             if compile:
                 log.warning("compile: left out on a CPU: compiled layers take torch's matmuls there, and are slower")
@@ -395,6 +395,6 @@ def sharing_weights(model: Pretrained) -> Pretrained:
 
 
 def tie(module: nn.Module, base: XLMRobertaModel) -> None:
-    """Makes the word embeddings the last product of a language modelling head, where the configuration ties them."""
+    """Makes the word embeddings a language modelling head's last linear layer, where the configuration ties them."""
     if isinstance(module, LMHead) and base.config.tie_word_embeddings:
         module.decoder.weight = base.embeddings.word_embeddings.weight

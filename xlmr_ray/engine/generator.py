@@ -52,7 +52,7 @@ class Generator:
 
     Prompts of one length make a batch: nothing is padded, and random numbers are drawn a document at a time, from the
     seed and the prompt. So a text does not depend on its neighbours, but for the last bits of its logits, which a
-    matrix product of another height may round otherwise: where two tokens are that near, another may win.
+    matmul of another height may round otherwise: where two tokens are that near, another may win.
     """
 
     model: XLMRobertaForCausalLM
@@ -116,7 +116,7 @@ class Generator:
         return [self.task]
 
     def set_tasks(self, tasks: Sequence[Task]) -> None:
-        """The task with other options in its place."""
+        """The same task with other options."""
         (task,) = tasks
         assert isinstance(task, TextGeneration)
         self.task = task
@@ -140,8 +140,8 @@ class Generator:
 
     def run(self, encoded: pa.Table, wanted: Callable[[], bool] = lambda: True) -> TaskOutput:
         """The task's output for its encoded table. When memory runs out the budget is halved, and grows back slowly; a
-        document that does not fit alone has failed, as has one whose scores are no numbers, or whose prompt has a token
-        that the model does not have.
+        document that does not fit by itself has failed, as has one whose scores are no numbers, or whose prompt has a
+        token that the model does not have.
 
         Raises Unwanted as soon as the texts are not `wanted` any more, which is asked before every token.
         """

@@ -16,7 +16,7 @@ def rows_read(batch: PackedBatch, reads: Collection[str]) -> Tensor | None:
     """
     if "all" in reads:
         return None
-    wanted = [np.zeros(1, np.int64)]  # none at all is no product's business
+    wanted = [np.zeros(1, np.int64)]  # of no rows there is no matmul
     if "first" in reads:
         wanted.append(np.cumsum((0, *batch.lengths[:-1])))
     if "target" in reads and batch.target_places is not None:

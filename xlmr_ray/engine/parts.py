@@ -26,7 +26,7 @@ class Part:
 
 
 def part_of(batch: PackedBatch, hidden: Tensor, part: Part) -> tuple[PackedBatch, Tensor]:
-    """A part's sequences as a batch of their own, in the CPU's memory as `batch` is, and their hidden states
+    """A part's sequences as a separate batch, in the CPU's memory as `batch` is, and their hidden states
     `(…, M, hidden)` out of `hidden (…, T, hidden)`. Ids and positions, which only the encoder reads, are without
     filler.
     """

@@ -28,7 +28,7 @@ Text = str | Mapping[str, Any]
 
 
 class Pipeline:
-    """Texts in, the task's answers out. A text that has no answer raises UserError with its place and why."""
+    """Texts in, the task's answers out. A text that has no answer raises UserError with its index and why."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Pipeline:
     def taken(
         self, inputs: Text | Sequence[Text] | None, more: Mapping[str, Any]
     ) -> tuple[list[Text], bool, dict[str, Any]]:
-        """The texts, whether one came alone, and the options among the keywords."""
+        """The texts, whether it is one and no list, and the options among the keywords."""
         roles = self.task.roles
         given = {role: more[role] for role in roles if role in more}
         options = {key: value for key, value in more.items() if key not in given}
@@ -121,7 +121,7 @@ class Pipeline:
                 rows = zip(*spread.values(), strict=True)
                 return [dict(zip(spread, row, strict=True)) for row in rows], single, options
             except ValueError:
-                raise UserError(f"{self.name}: lists of equal length are wanted for {', '.join(given)}") from None
+                raise UserError(f"{self.name}: expected lists of equal length for {', '.join(given)}") from None
         if inputs is None:
             raise UserError(f"{self.name}: no text is given")
         single = isinstance(inputs, str | Mapping)
@@ -139,12 +139,12 @@ def columns(texts: Sequence[Text], roles: Sequence[str]) -> pa.Table:
     Raises UserError for a text of another form.
     """
     values: dict[str, list[str]] = {role: [] for role in roles}
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         parts = {roles[0]: text} if isinstance(text, str) else text
         if not isinstance(parts, Mapping) or set(parts) != set(roles) or not all(map(is_text, parts.values())):
-            wanted = "a string" if len(roles) == 1 else f"a mapping of {', '.join(roles)} to strings"
+            expected = "a string" if len(roles) == 1 else f"a mapping of {', '.join(roles)} to strings"
             got = f"a mapping of {', '.join(map(str, text))}" if isinstance(text, Mapping) else type(text).__name__
-            raise UserError(f"text {place}: {wanted} is wanted, got {got}")
+            raise UserError(f"text {index}: expected {expected}, got {got}")
         for role in roles:
             part = parts[role]
             values[role].append(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False))
@@ -165,7 +165,7 @@ def is_text(value: object) -> bool:
 
 
 def device_name(device: int | str | torch.device | None) -> str:
-    """As `Engine.load` takes it: the reference's numbers are GPUs, -1 the CPU, None the best there is."""
+    """As `Engine.load` takes it: transformers' numbers are GPUs, -1 the CPU, None the best there is."""
     if isinstance(device, int):
         return "cpu" if device < 0 else f"cuda:{device}"
     return "auto" if device is None else str(device)

@@ -29,7 +29,7 @@ class Runner(Protocol):
     def tasks(self) -> Sequence[Task]: ...
 
     def set_tasks(self, tasks: Sequence[Task]) -> None:
-        """The tasks with other options in their place."""
+        """The same tasks with other options."""
 
     @property
     def device(self) -> torch.device: ...
@@ -40,7 +40,7 @@ class Runner(Protocol):
 
     @property
     def encoder_config(self) -> XLMRobertaConfig | None:
-        """The encoder's, where a token goes through it once: then its operations can be told from the tokens."""
+        """The encoder's, where a token goes through it once: then its operations follow from the tokens."""
 
     def outputs(self, encoded: Sequence[pa.Table]) -> list[TaskOutput]:
         """Each task's output for its encoded table."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Answer:
-    """`answers`: one a document, as the reference's pipeline has it. `table`: the columns of a batch job. `tokens` that
+    """`answers`: one a document, as transformers' pipeline has it. `table`: the columns of a batch job. `tokens` that
     the engine computed, and the wall clock's seconds: tokenizing with checking, waiting, and from the first of its
     batches to the last.
     """

@@ -51,7 +51,7 @@ log = logging.getLogger("xlmr_ray.serve.access")
 
 # Bytes of a body that are read in the event loop; longer ones in a thread.
 IN_LOOP = 32_768
-# Each has `router(service, settings)` and `errors(path)`: its body of an error where the path is one of its own.
+# Each has `router(service, settings)` and `errors(path)`: its body of an error where the path is the protocol's.
 PROTOCOLS = ("openai", "infinity", "vllm", "cohere", "cohere_embed", "huggingface", "root", "tei")
 
 Scope = MutableMapping[str, Any]
@@ -151,7 +151,7 @@ def understood(error: Exception) -> ServiceError:
 
 
 def plain_body(error: ServiceError) -> Mapping[str, Any]:
-    """Where no protocol has a shape of its own."""
+    """Where no protocol has its own form."""
     return {"error": str(error), "error_type": error.kind}
 
 

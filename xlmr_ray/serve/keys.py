@@ -41,7 +41,7 @@ class Keys:
         # All of them are compared, in constant time each: how long it takes tells nothing.
         matches = [hmac.compare_digest(offered, key) for key in self.keys]
         if scheme.lower() != "bearer" or not any(matches):
-            raise Unauthorized("a valid key is wanted: Authorization: Bearer KEY")
+            raise Unauthorized("no valid key: send Authorization: Bearer KEY")
 
     def renew(self) -> None:
         """Reads the file again where it has changed."""

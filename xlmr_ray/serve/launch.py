@@ -84,7 +84,7 @@ def run_service(settings: ServeSettings, again: Callable[[], ServeSettings], say
 
 
 def serve_on_own(settings: ServeSettings, again: Callable[[], ServeSettings], say: Callable[[str], None]) -> None:
-    """A Ray of its own for this machine, behind HAProxy, which has the port before all else and lets it go last."""
+    """A Ray cluster for this machine only, behind HAProxy, which has the port before all else and lets it go last."""
     http, token = settings.http, secrets.token_hex(16)
     with (
         TemporaryDirectory(prefix="xlmr-ray-") as folder,
@@ -176,7 +176,7 @@ def deploy(settings: ServeSettings, stopped: threading.Event) -> None:
     replica, which a cluster that grows may mend. Raises JobFailed with the replica's own last line where it does not
     start.
     """
-    # `serve.run` would give every call a version of its own, and so replace the replicas each time.
+    # `serve.run` would give every call another version, and so replace the replicas each time.
     before, told = time.time(), False
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(serve_config(settings)))
     while not stopped.wait(0.2):

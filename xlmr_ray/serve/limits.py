@@ -46,7 +46,7 @@ def check_columns(
     names = {role: fields.get(role, role) for role in (*task.roles, *columns)}
     for role in columns:
         if role not in task.roles:
-            raise Invalid(names[role], f"this task reads {', '.join(names[own] for own in task.roles)} alone")
+            raise Invalid(names[role], f"this task reads {', '.join(names[own] for own in task.roles)} only")
     for role in task.roles:
         if role not in columns:
             raise Invalid(names[role], "is missing")
@@ -74,14 +74,14 @@ def text_of(value: Any, field: str, limits: LimitsSection, *, several: bool) -> 
     """A document's text of a role as tasks read it, or its list of `several` texts as JSON."""
     if several:
         if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
-            raise Invalid(field, "a list of texts is wanted")
+            raise Invalid(field, "expected a list of texts")
         if not value:
             raise Empty("no texts are given", field=field)
         for index, one in enumerate(value):
             check_text(one, f"{field}.{index}")
         return json.dumps(list(value), ensure_ascii=False)
     if not isinstance(value, str):
-        raise Invalid(field, f"a text is wanted, got {json_type(value)}")
+        raise Invalid(field, f"expected a text, got {json_type(value)}")
     if not value and limits.empty == "error":
         raise Empty("the text is empty", field=field)
     check_text(value, field)

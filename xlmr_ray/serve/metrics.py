@@ -63,7 +63,7 @@ class Mirror(Protocol):
 
 
 class Metrics:
-    """The numbers of one service, in a registry of its own."""
+    """The numbers of one service, in a separate registry."""
 
     def __init__(self, mirror: Mirror | None = None) -> None:
         self.registry = CollectorRegistry()

@@ -1,6 +1,6 @@
 """What a request is while it runs, and how it can end badly: errors that know their HTTP status.
 
-No message holds a user's text: it names the field, its place, and what is wanted.
+No message holds a user's text: it names the field, its index, and what is expected.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""A service in a session of its own, so that signals to the process group reach only the one that waits for it."""
+"""A service in a separate session, so that signals to the process group reach only the one that waits for it."""
 
 import os
 import signal

@@ -168,7 +168,7 @@ class ServeSettings(Section):
         names = [model.called for model in self.models]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"models: two are named {name!r}; give each a `name` of its own")
+                raise ValueError(f"models: two are named {name!r}; give each another `name`")
         return self
 
 

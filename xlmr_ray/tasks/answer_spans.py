@@ -71,7 +71,7 @@ def _best_spans(
     ends = np.lib.stride_tricks.sliding_window_view(padded[:, :, 1], max_length, axis=1)
     scores = (padded[:, :longest, None, 0] * ends).reshape(len(begin), -1)
     top = min(top, scores.shape[1])
-    # By score, equal ones in the order of their places.
+    # By score, equal ones in their order in the text.
     which = np.sort(np.argpartition(-scores, top - 1, axis=1)[:, :top], axis=1)
     order = np.argsort(-np.take_along_axis(scores, which, axis=1), axis=1, kind="stable")
     which = np.take_along_axis(which, order, axis=1)
@@ -86,8 +86,9 @@ def merged(
 ) -> list[Answer]:
     """The `top` best answers out of a document's windows, each with spans as starts, ends and scores.
 
-    As in the reference, the scores of equal texts (but for upper and lower case) are added up, wherever they stand; the
-    first one's place is told. `null_score` is that of an empty answer, None where there must be one of the context.
+    As in transformers, the scores of equal texts (but for upper and lower case) are added up, wherever they stand; the
+    first one is where the answer is. `null_score` is that of an empty answer, None where there must be one of the
+    context.
     """
     found: dict[str, list[Any]] = {}
     for starts, ends, scores in spans:

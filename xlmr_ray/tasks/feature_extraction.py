@@ -114,7 +114,7 @@ class FeatureExtraction(EncoderTask):
         return pa.table([*features, pa.array(counts), encoded["truncated"]], schema=self.schema)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
-        """`[[vector, ...]]` of each text's tokens, the reference's shape `[1, tokens, width]`; a pooled vector is
+        """`[[vector, ...]]` of each text's tokens, transformers' shape `[1, tokens, width]`; a pooled vector is
         `[width]`.
         """
         features = table["features"].combine_chunks()

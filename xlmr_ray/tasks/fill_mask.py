@@ -97,18 +97,18 @@ class FillMask(EncoderTask):
         words = [self.targets] if isinstance(self.targets, str) else self.targets or ()
         vocabulary = self.tokenizer.get_vocab() if words else {}
         found = set()
-        for place, word in enumerate(words):
+        for index, word in enumerate(words):
             token = vocabulary.get(word)
             if token is None:
                 pieces = self.tokenizer(word, add_special_tokens=False)["input_ids"]
                 if not pieces:
-                    log.warning("fill-mask: targets.%d gives no token: left out", place)
+                    log.warning("fill-mask: targets.%d gives no token: left out", index)
                     continue
                 token = pieces[0]
-                log.warning("fill-mask: targets.%d is not one token: its first piece is scored", place)
+                log.warning("fill-mask: targets.%d is not one token: its first piece is scored", index)
             if token >= self.config.vocab_size:
                 raise UserError(
-                    f"task {NAME}: targets.{place} is token {token}, the model has {self.config.vocab_size}"
+                    f"task {NAME}: targets.{index} is token {token}, the model has {self.config.vocab_size}"
                 )
             found.add(token)
         return tuple(sorted(found))
@@ -245,7 +245,7 @@ class FillMask(EncoderTask):
         return pa.table([fills, *counted], schema=self.schema)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
-        """As the reference: fills of the one mask, or a list of them for each of several. `sequence`, the text with
+        """As in transformers: fills of the one mask, or a list of them for each of several. `sequence`, the text with
         the fill in it, is left out where the texts' `columns` are not given.
         """
         texts = None if columns is None else self.whole(columns, self.tokenizer)

@@ -118,7 +118,7 @@ class HybridSimilarity(EncoderTask):
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """`(T, 1 + width)`: a token's lexical weight, and its vector. The first token of a sequence has no vector, and
-        its state, to length 1, in this one's place; what is shorter ends with zeros.
+        its state, to length 1, instead; what is shorter ends with zeros.
         """
         weights = head.get_submodule("sparse_linear")(hidden[: batch.tokens])
         vectors = token_vectors(head.get_submodule("colbert_linear"), hidden, normalize=True)[: batch.tokens]

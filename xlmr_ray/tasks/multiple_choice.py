@@ -54,7 +54,7 @@ class MultipleChoice(EncoderTask):
 
     @property
     def schema(self) -> pa.Schema:
-        """`choice` is the best one's place, from 0, `score` its probability, `scores` those of all in their order;
+        """`choice` is the best one's index, from 0, `score` its probability, `scores` those of all in their order;
         `tokens` are those of all the document's pairs.
         """
         return pa.schema(
@@ -114,7 +114,7 @@ class MultipleChoice(EncoderTask):
         return pa.table(columns, schema=self.schema)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
-        """`choice`, `score` and `scores`; the reference has no pipeline of this name."""
+        """`choice`, `score` and `scores`; transformers has no pipeline of this name."""
         return list(table.select(["choice", "score", "scores"]).to_pylist())
 
 
@@ -122,17 +122,17 @@ def choices_of(column: pa.ChunkedArray) -> list[list[str]]:
     """The choices of each text, from lists or from their JSON. Raises UnfitRows."""
     values: list[Any] = column.to_pylist()
     failures = {}
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         if isinstance(value, str):
             try:
-                values[place] = value = json.loads(value)
+                values[index] = value = json.loads(value)
             except (ValueError, RecursionError):
-                failures[place] = (WRONG_CHOICES, "the choices are no JSON array of strings")
+                failures[index] = (WRONG_CHOICES, "the choices are no JSON array of strings")
                 continue
         if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
-            failures[place] = (WRONG_CHOICES, "the choices are no list of strings")
+            failures[index] = (WRONG_CHOICES, "the choices are no list of strings")
         elif not value:
-            failures[place] = (WRONG_CHOICES, "the list of choices is empty")
+            failures[index] = (WRONG_CHOICES, "the list of choices is empty")
     if failures:
         raise UnfitRows(failures)
     return values

@@ -145,7 +145,7 @@ class PseudoPerplexity(EncoderTask):
         return pa.table(columns, schema=self.schema)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
-        """`{"perplexity": …, "log_likelihood": …, "tokens": …}` of each text; the reference has no such pipeline."""
+        """`{"perplexity": …, "log_likelihood": …, "tokens": …}` of each text; transformers has no such pipeline."""
         return answers(table)
 
 

@@ -35,8 +35,8 @@ from xlmr_ray.tokenizer.ragged import Template, TokenizerError, as_strings, enco
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "question-answering"
-MAX_SEQ_LEN, MAX_STRIDE, LONG_QUESTION = 384, 128, 64  # the reference's
-OTHER, CLS = -1, -2  # in place of a character: a token outside of the context, one that stands for no answer
+MAX_SEQ_LEN, MAX_STRIDE, LONG_QUESTION = 384, 128, 64  # as in transformers
+OTHER, CLS = -1, -2  # instead of a character: a token outside of the context, one that stands for no answer
 Spans = tuple[list[int], list[int], list[float]]  # starts, ends and scores
 
 
@@ -218,7 +218,7 @@ class QuestionAnswering(EncoderTask):
         inside = row_splits((start >= 0).astype(np.int32))
         count = inside[tokens[1:]] - inside[tokens[:-1]]
         begin = np.searchsorted(inside, inside[tokens[:-1]], side="right") - 1
-        # Some candidates become one when stretched to words; the reference takes so many to have enough.
+        # Some candidates become one when stretched to words; transformers takes so many to have enough.
         top = 2 * self.top_k + 10 if self.align_to_words else self.top_k
         best = best_spans(chances, begin, count, self.max_answer_len, top)
         null = chances[tokens[:-1]].prod(axis=1)
@@ -239,7 +239,7 @@ class QuestionAnswering(EncoderTask):
 @dataclass(frozen=True, eq=False)
 class Contexts:
     """D contexts of T tokens in all, each kept once however often it is asked: those of context d are the `lengths[d]`
-    from `begins[d]` on. `start` and `end` are characters of the text, `word_first` and `word_last` the places of the
+    from `begins[d]` on. `start` and `end` are characters of the text, `word_first` and `word_last` the indices of the
     first and the last token of a token's word, all `(T)`.
     """
 

@@ -47,7 +47,7 @@ TASKS: dict[str, type[Task]] = {
     "token-classification": TokenClassification,
     "zero-shot-classification": ZeroShotClassification,
 }
-# Names that the reference has for the same thing.
+# transformers' names for the same tasks.
 ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
 
 
@@ -68,14 +68,14 @@ def task_class(name: str) -> type[Task]:
 
 
 def default_tasks(folder: Path, config: XLMRobertaConfig) -> tuple[str, ...]:
-    """What the checkpoint in a folder is for, by its architecture. Raises UserError where that does not tell."""
+    """What the checkpoint in a folder is for, by its architecture. Raises UserError where that says nothing."""
     architecture = kind_of(next(iter(config.architectures or []), ""))
     if (folder / "modules.json").exists():
         architecture = "Model"
     names = [name for name, task in TASKS.items() if task.is_default(architecture, config)]
     if not names:
         named = ", ".join(config.architectures or []) or "no architecture"
-        raise UserError(f"{folder}: config.json names {named}, which does not tell a task; name one")
+        raise UserError(f"{folder}: config.json names {named}, which no task is the default for; name a task")
     return tuple(sorted(names, key=lambda name: TASKS[name].default_order))
 
 

@@ -65,9 +65,7 @@ class Rerank(EncoderTask):
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Rerank":
         if len(config.labels) != 1:
-            raise UserError(
-                f"task {NAME}: {folder} scores {len(config.labels)} labels, a checkpoint with one is wanted"
-            )
+            raise UserError(f"task {NAME}: {folder} scores {len(config.labels)} labels, expected one")
         known = checked(cls, NAME, options)
         return cls(**known, config=config, folder=read_cross_encoder_config(folder, config))
 
@@ -130,11 +128,11 @@ def rerank(
     """
     at_least_one(NAME, "top_n", top_n)
     if not isinstance(query, str) or isinstance(documents, str) or not all(isinstance(one, str) for one in documents):
-        raise UserError(f"{NAME}: a query and a list of documents is wanted, all of them strings")
+        raise UserError(f"{NAME}: expected a query and a list of documents, all of them strings")
     scores = score([{"text": query, "text_pair": document} for document in documents])
-    best = sorted(range(len(scores)), key=lambda place: -scores[place])[:top_n]
+    best = sorted(range(len(scores)), key=lambda index: -scores[index])[:top_n]
     return [
-        {"index": place, "relevance_score": scores[place]}
-        | ({"document": {"text": documents[place]}} if return_documents else {})
-        for place in best
+        {"index": index, "relevance_score": scores[index]}
+        | ({"document": {"text": documents[index]}} if return_documents else {})
+        for index in best
     ]

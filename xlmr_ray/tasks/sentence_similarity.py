@@ -89,7 +89,7 @@ class SentenceSimilarity(EncoderTask):
 
     @property
     def schema(self) -> pa.Schema:
-        """`tokens` and `windows` are those of both texts, `truncated` tells whether either was cut."""
+        """`tokens` and `windows` are those of both texts, `truncated` says whether either was cut."""
         return pa.schema([("score", pa.float32()), *length_fields(self.long)])
 
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:

@@ -15,7 +15,7 @@ from xlmr_ray.tasks.task import Task, at_least_one, checked, one_of
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "text-generation"
-# What the reference's pipeline sets where neither the caller nor the checkpoint does.
+# What transformers' pipeline sets where neither the caller nor the checkpoint does.
 USUAL = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
 SETTINGS = (
     "max_new_tokens",
@@ -148,7 +148,7 @@ class TextGeneration(Task):
         asked = {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
         if self.stop_sequence is not None:
             asked["stop_strings"] = self.stop_sequence
-        # Lengths are set here alone: a file's `max_length` would count the prompt, which is cut to fit.
+        # Lengths are set here only: a file's `max_length` would count the prompt, which is cut to fit.
         return own.having({"max_length": None, **unset, **asked})
 
     @property

@@ -1,4 +1,4 @@
-"""`token-classification` (`ner`): a label a token, or the entities that they make up, with their places in the text."""
+"""`token-classification` (`ner`): a label a token, or the entities that tokens make up, and where they are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,7 +197,7 @@ class TokenClassification(EncoderTask):
         within = gather(first, last - first + 1)
         pieces = flat(encoded["pieces"]).take(pa.array(tokens[within]))
         if self.aggregation_strategy != "none":
-            # As the reference joins them: the words of the strategies about words without a space between them.
+            # As transformers joins them: the words of the strategies about words without a space between them.
             opens = opens[within] if self.aggregation_strategy in WORDS else changes(np.repeat(first, last - first + 1))
             inner = pc.replace_substring(pieces, SPACE, " ")
             pieces = pc.if_else(pa.array(opens), pc.replace_substring(pieces, SPACE, ""), inner)
@@ -294,7 +294,7 @@ def once(
 
 
 def places_in_documents(encoded: pa.Table, document: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The place `(T)` of each token in its document, as if that were one sequence."""
+    """The index `(T)` of each token in its document, as if that were one sequence."""
     length, own = lengths(encoded).astype(np.int64), encoded["own"].to_numpy().astype(np.int64)
     opens = changes(document)
     again = length - own  # special tokens and shared ones; none in a first window

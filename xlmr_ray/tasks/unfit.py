@@ -1,4 +1,4 @@
-"""Documents that a task cannot take, all of a call told at once: each becomes an error row."""
+"""Documents that a task cannot take, all those of a call at once: each becomes an error row."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ WRONG_CHOICES = "wrong_choices"
 
 
 class UnfitRows(TokenizerError):
-    """`failures`: place in the call -> (code, message), not empty. `index` and `reason` are the first's, for whoever
+    """`failures`: index in the call -> (code, message), not empty. `index` and `reason` are the first's, for whoever
     takes one at a time.
     """
 

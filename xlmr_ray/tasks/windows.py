@@ -115,7 +115,7 @@ def own_tokens(
 
 
 def gather(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The places of all spans, one after another."""
+    """The indices of all spans, one after another."""
     starts, lengths = starts.ravel(), lengths.ravel()
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())

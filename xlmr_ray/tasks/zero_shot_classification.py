@@ -98,9 +98,9 @@ class ZeroShotClassification(EncoderTask):
         given = self.candidate_labels
         if not isinstance(given, str | list | tuple) or not all(isinstance(label, str) for label in given):
             raise UserError(f"task {NAME}: candidate_labels must be a list of labels or a string, got {given!r}")
-        for place, label in enumerate(self.labels):
+        for index, label in enumerate(self.labels):
             if not label.strip():
-                raise UserError(f"task {NAME}: candidate_labels.{place} is empty")
+                raise UserError(f"task {NAME}: candidate_labels.{index} is empty")
         if not is_template(self.hypothesis_template):
             raise UserError(
                 f"task {NAME}: hypothesis_template must be a text with exactly one {{}}, for the label, and no other "
@@ -108,8 +108,8 @@ class ZeroShotClassification(EncoderTask):
             )
         if len(self.config.labels) < 2 and (self.multi_label or len(self.labels) == 1):
             raise UserError(
-                f"task {NAME}: the checkpoint has one label; for multi_label, or one candidate, a head with entailment "
-                "and contradiction is wanted"
+                f"task {NAME}: the checkpoint has one label; multi_label, or one candidate, needs a head "
+                "with entailment and contradiction"
             )
 
     @property
@@ -133,7 +133,7 @@ class ZeroShotClassification(EncoderTask):
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         """A pair of text and hypothesis for each label. Every text is tokenized once, not once a label.
 
-        Raises UserError where there are no labels: to load the checkpoint none are wanted, a call may bring them.
+        Raises UserError where there are no labels: they may come with a call, after the checkpoint was loaded.
         """
         if not self.labels:
             raise UserError(f"task {NAME}: candidate_labels is missing: the labels to choose from")
@@ -152,7 +152,7 @@ class ZeroShotClassification(EncoderTask):
         by_windows = self.long == "windows"
         texts = tokenizer.encode_ragged(
             columns["text"].combine_chunks(),
-            # One token more than there is room for tells that tokens were lost.
+            # One token more than there is room for shows that tokens were lost.
             max_length=int(rooms.max()) + 1 + single.added,
             truncation=WHOLE if by_windows else "longest_first",
         )
@@ -207,7 +207,7 @@ class ZeroShotClassification(EncoderTask):
         if self.long == "windows":
             scores = averaged(scores, encoded.take(pa.array(np.arange(0, encoded.num_rows, count))))
         scores = scores.astype(np.float32)
-        # As in the reference, of equal scores the later label comes first.
+        # As in transformers, of equal scores the later label comes first.
         order = np.argsort(scores, axis=1, kind="stable")[:, ::-1]
         names = pa.array(self.labels, pa.string()).take(pa.array(order.ravel()))
         values = pa.array(np.take_along_axis(scores, order, axis=1).ravel())
@@ -230,7 +230,7 @@ class ZeroShotClassification(EncoderTask):
         return softmax(logits[..., yes])
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
-        """As the reference: `labels` and `scores`, best first, and the text as `sequence` where `columns` are given."""
+        """As in transformers: `labels`, `scores`, best first, and the text as `sequence` where there are `columns`."""
         texts = [None] * table.num_rows if columns is None else columns["text"].to_pylist()
         return [
             ({} if text is None else {"sequence": text})
@@ -240,7 +240,7 @@ class ZeroShotClassification(EncoderTask):
 
 
 def entailment(config: XLMRobertaConfig) -> int:
-    """The checkpoint's label that says yes; -1, the last, where no name tells."""
+    """The checkpoint's label that says yes; -1, the last, where no name begins so."""
     return next((i for name, i in (config.label2id or {}).items() if name.lower().startswith("entail")), -1)
 
 

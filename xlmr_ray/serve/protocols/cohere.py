@@ -33,7 +33,7 @@ class Document(BaseModel):
 class Reranking(Body):
     """Documents longer than the model are cut, as there, which the header `x-truncated` tells; `truncation: false`
     refuses them, `truncate_prompt_tokens` (vLLM's) cuts query and document at so many tokens. Of `rank_fields`,
-    documents have `text` alone, and each is read in one piece. `raw_scores`: the head's numbers as they are.
+    documents have only `text`, and each is read in one piece. `raw_scores`: the head's numbers as they are.
     """
 
     query: str

@@ -1,4 +1,4 @@
-"""What is wrong with a body, in one line: the field, what is wanted and what came, without a word of any text in it."""
+"""What is wrong with a body, in one line: the field, what is expected, what came, and no text of the body."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ def is_field(part: str) -> bool:
 
 
 def message(errors: Sequence[Mapping[str, Any]]) -> str:
-    """What is wanted of one field, and what came."""
+    """What is expected of one field, and what came."""
     first = errors[0]
     if first["type"] == "missing":
         return "is missing"
@@ -78,7 +78,7 @@ def message(errors: Sequence[Mapping[str, Any]]) -> str:
         got = got.replace("a ", "an empty ", 1)
     elif isinstance(value, bool | int | float) and len(repr(value)) <= 20:
         got = repr(value).lower()
-    return f"{' or '.join(wanted)} is wanted, got {got}"
+    return f"expected {' or '.join(wanted)}, got {got}"
 
 
 def unknown_field(error: Mapping[str, Any], model: type[BaseModel] | None) -> Invalid:

@@ -204,7 +204,7 @@ async def vectors(service: Service, body: bodies.Vectors, model: str | None) -> 
 
 
 async def states(service: Service, body: bodies.Extraction, model: str | None) -> Response:
-    """A vector a token, `[1, tokens, width]` a text, as the reference's pipeline has it; `[width]` where `pooling` asks
+    """A vector a token, `[1, tokens, width]` a text, as transformers' pipeline has it; `[width]` where `pooling` asks
     for one.
     """
     for name in ("normalize", "prompt_name", "dimensions", "encoding_format"):

@@ -56,7 +56,7 @@ def counted(service: Service, inputs: Sequence[Any], field: str, most: int | Non
     """
     most = service.limits.inputs if most is None else most
     if not inputs:
-        raise Empty("the list is empty: one at least is wanted", field=field)
+        raise Empty("the list is empty, expected at least one", field=field)
     if len(inputs) > most:
         raise TooLarge(f"{len(inputs)} inputs, at most {most} are allowed", field=field)
 

@@ -1,4 +1,4 @@
-"""`POST /`: the first task of the service, as clients ask it who know one URL alone."""
+"""`POST /`: the first task of the service, as clients ask it who know only one URL."""
 
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from xlmr_ray.serve.requests import ErrorBody
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 
-# Where text-embeddings-inference has a route of its own for a task, that is meant.
+# The routes of text-embeddings-inference that have a task to themselves.
 TEI = {"embedding": "/embed", "rerank": "/rerank"}
 
 

@@ -65,7 +65,7 @@ class TokenClassification(Asked):
 
 
 class FillParameters(LongTexts):
-    """`targets`: words to score alone."""
+    """`targets`: the only words to score."""
 
     targets: Texts | None = None
     top_k: Count | None = None
