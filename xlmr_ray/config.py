@@ -12,12 +12,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.foreign import Foreign
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 
+LOADING = Foreign(
+    "from_pretrained",
+    ignored={
+        "trust_remote_code": "no code of a checkpoint is ever run",
+        "code_revision": "no code of a checkpoint is ever run",
+        "resume_download": "downloads are always resumed",
+        "mirror": "HF_ENDPOINT names another hub",
+        "_from_auto": "how transformers' own classes call each other",
+        "_from_pipeline": "how transformers' own classes call each other",
+        "_commit_hash": "how transformers' own classes call each other",
+    },
+    refused={
+        "gguf_file": "convert the checkpoint to safetensors",
+        "use_auth_token": "it is called token now",
+        "proxies": "set HTTPS_PROXY in the environment",
+    },
+)
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 # Other names that transformers has for a parameter.
 ALIASES = {
@@ -257,13 +275,16 @@ class XLMRobertaConfig:
         *,
         revision: str | None = None,
         local_files_only: bool = False,
+        force_download: bool = False,
+        subfolder: str = "",
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         return_unused_kwargs: bool = False,
         **overrides: Any,
     ) -> Any:
         """Of a checkpoint, named as for the models' `from_pretrained`; its weights are not fetched. `overrides` as in
-        `from_dict`; with `return_unused_kwargs`, those that are no parameters come back beside the configuration.
+        `from_dict`, or arguments of transformers without use here (LOADING); with `return_unused_kwargs`, those that
+        are no parameters come back beside the configuration.
         """
         from xlmr_ray.checkpoint.files import resolve  # here: what finds checkpoints stands on configurations
         from xlmr_ray.checkpoint.folder import read_config
@@ -272,11 +293,14 @@ class XLMRobertaConfig:
             pretrained_model_name_or_path,
             revision=revision,
             local_files_only=local_files_only,
+            force_download=force_download,
+            subfolder=subfolder,
             cache_dir=cache_dir,
             token=token,
             weights=False,
         )
         values = read_config(folder)
+        overrides = LOADING.left(overrides)
         overrides = {"name_or_path": str(pretrained_model_name_or_path), **overrides}
         if not return_unused_kwargs:
             return cls.from_dict(values, **overrides)

@@ -19,36 +19,29 @@ from xlmr_ray.checkpoint.load import LoadReport
 from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig
 from xlmr_ray.checkpoint.save import write_folder
 from xlmr_ray.config import ALIASES, PARAMETERS, XLMRobertaConfig
+from xlmr_ray.config import LOADING as OF_CONFIG
 from xlmr_ray.errors import UserError
 from xlmr_ray.foreign import Foreign
 
 LOADING = Foreign(
     "from_pretrained",
     ignored={
+        **OF_CONFIG.ignored,
         "low_cpu_mem_usage": "tensors are always read one by one",
         "use_safetensors": "they come first, and .bin files where there are none",
         "weights_only": "no code in a file of weights is ever run",
-        "trust_remote_code": "no code of a checkpoint is ever run",
-        "code_revision": "no code of a checkpoint is ever run",
         "disable_mmap": "nothing of a file stays mapped",
         "offload_folder": "what no GPU has room for is on the CPU, not on a disk",
         "offload_state_dict": "what no GPU has room for is on the CPU, not on a disk",
         "offload_buffers": "there are no buffers",
-        "resume_download": "downloads are always resumed",
-        "mirror": "HF_ENDPOINT names another hub",
         "tqdm_class": "progress is the hub client's",
         "_fast_init": "weights that are in the files are never made before",
-        "_from_auto": "how transformers' own classes call each other",
-        "_from_pipeline": "how transformers' own classes call each other",
-        "_commit_hash": "how transformers' own classes call each other",
     },
     refused={
+        **OF_CONFIG.refused,
         "from_tf": "convert the checkpoint to safetensors with an older transformers",
         "from_flax": "convert the checkpoint to safetensors with an older transformers",
-        "gguf_file": "convert the checkpoint to safetensors",
         "variant": "a folder has one set of weights: name a folder with the other",
-        "use_auth_token": "it is called token now",
-        "proxies": "set HTTPS_PROXY in the environment",
         "key_mapping": "rename the keys of a state_dict and give that",
         "adapter_kwargs": "load the adapter with peft",
         "tp_plan": "a model lies whole, or by layers (device_map), on devices",

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from xlmr_ray.config import LOADING as OF_CONFIG
 from xlmr_ray.errors import UserError
 from xlmr_ray.foreign import Foreign
 
@@ -14,27 +15,18 @@ ONE_KIND = "there is one kind of tokenizer"
 FOREIGN = Foreign(
     "from_pretrained",
     ignored={
+        **OF_CONFIG.ignored,
         "use_fast": ONE_KIND,
         "from_slow": ONE_KIND,
         "legacy": ONE_KIND,
         "backend": ONE_KIND,
         "tokenizer_type": ONE_KIND,
         "config": "the folder says what its tokenizer is",
-        "trust_remote_code": "no code of a checkpoint is ever run",
         "do_lower_case": "XLM-R's vocabulary has capitals, and transformers' class ignores it, too",
         "keep_accents": "XLM-R's vocabulary has accents, and transformers' class ignores it, too",
-        "resume_download": "downloads are always resumed",
-        "mirror": "HF_ENDPOINT names another hub",
         "verbose": "warnings are logging's",
-        "_from_auto": "how transformers' own classes call each other",
-        "_from_pipeline": "how transformers' own classes call each other",
-        "_commit_hash": "how transformers' own classes call each other",
     },
-    refused={
-        "gguf_file": "convert the checkpoint to one with a tokenizer.json",
-        "use_auth_token": "it is called token now",
-        "proxies": "set HTTPS_PROXY in the environment",
-    },
+    refused={**OF_CONFIG.refused, "gguf_file": "convert the checkpoint to one with a tokenizer.json"},
 )
 FOREIGN_SAVING = Foreign(
     "save_pretrained",
