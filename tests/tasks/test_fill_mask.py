@@ -1,5 +1,6 @@
 """`fill-mask` against transformers' own pipeline of that name."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.models import TOKENIZER, add_tokenizer, make_config
 from tests.tasks.texts import answers, languages, tokenizer_of
-from xlmr_ray import UserError, XLMRobertaConfig, pipeline
+from xlmr_ray import UserError, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaTokenizer, pipeline
 from xlmr_ray.tasks.fill_mask import FillMask
 from xlmr_ray.tasks.unfit import NO_MASK, UnfitRows
 
@@ -87,6 +88,34 @@ def test_targets(folder, reference, targets, caplog):
     pipe = pipeline("fill-mask", folder, device="cpu", targets=targets)
     same(answers(pipe, text=TEXTS[::6]), reference(TEXTS[::6], targets=targets))
     assert ("is not one token: its first piece" in caplog.text) == ("unheardofword" in targets)
+
+
+def test_targets_of_another_tokenizer(folder, tmp_path):
+    """Whatever the folder's says: in the answer to the first call, with options of a call, on a model in memory."""
+    spec = json.loads((TOKENIZER / "tokenizer.json").read_text())
+    vocabulary = spec["model"]["vocab"]
+    place = {piece: index for index, (piece, _) in enumerate(vocabulary)}
+    one, other = place["▁de"], place["▁la"]
+    vocabulary[one][0], vocabulary[other][0] = vocabulary[other][0], vocabulary[one][0]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), mask_token="<mask>", unk_token="<unk>", model_max_length=64
+    )
+    texts = ["a <mask> here", "人人<mask>,在", "la <mask>"]
+    model = transformers.XLMRobertaForMaskedLM.from_pretrained(folder)
+    pipe = transformers.pipeline("fill-mask", model=model, tokenizer=theirs, device="cpu")
+    wanted = [[(each["token"], each["score"]) for each in pipe(text, targets=["▁de"])] for text in texts]
+    assert wanted[0][0][0] == other
+    ours = XLMRobertaTokenizer(tokenizer_file=tmp_path / "tokenizer.json", model_max_length=64)
+    in_memory = XLMRobertaForMaskedLM.from_pretrained(folder)
+    for found in (
+        pipeline("fill-mask", folder, tokenizer=ours, device="cpu", targets=["▁de"])(texts),
+        pipeline("fill-mask", folder, tokenizer=ours, device="cpu")(texts, targets=["▁de"]),
+        pipeline("fill-mask", in_memory, tokenizer=ours, targets=["▁de"])(texts),
+    ):
+        for fills, expected in zip(found, wanted, strict=True):
+            assert [fill["token"] for fill in fills] == [token for token, _ in expected]
+            assert [fill["score"] for fill in fills] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
 def test_a_target_of_no_token_is_left_out(folder, caplog):

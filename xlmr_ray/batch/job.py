@@ -108,14 +108,15 @@ class OutputSection(Section):
 
 
 class EngineSection(Section):
-    """`device: auto` is GPUs where there are some; `dtype: auto` float32 on a CPU, half precision on a GPU (see
-    `Engine.load`).
+    """`pre_tokenizer` is that of `XLMRobertaTokenizer.from_pretrained`. `device: auto` is GPUs where there are some;
+    `dtype: auto` float32 on a CPU, half precision on a GPU (see `Engine.load`).
     """
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     attn_implementation: str = "auto"
     max_tokens: Auto | Count = "auto"
     max_length: Auto | Count = "auto"
+    pre_tokenizer: Literal["xlm-roberta", "file"] | None = None
     quantization: Literal["int8", "fp8", "nf4", "fp4", "int8-weights"] | None = None
     compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -95,7 +95,7 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
         options |= kind.unmeasured(options)
         prefix = f"{section.name or section.task}_".replace("-", "_") if len(job.tasks) > 1 else ""
         folder = resolve(model)
-        tokenizer = XLMRobertaTokenizer.from_pretrained(folder)
+        tokenizer = XLMRobertaTokenizer.from_pretrained(folder, pre_tokenizer=job.engine.pre_tokenizer)
         task = bind_task(section.task, folder, options)
         recipe = TaskRecipe(
             task=section.task,

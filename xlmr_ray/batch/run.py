@@ -158,6 +158,7 @@ def prepare(job: Job, store: Store) -> Prepared:
         timeout=job.errors.timeout,
         max_row_bytes=job.input.max_row_bytes,
         kept=plan.kept,
+        pre_tokenizer=job.engine.pre_tokenizer,
     )
     return Prepared(plan, recipe, len(plan.shards.inputs), tuple(found.ignored), run_id(what), upon)
 

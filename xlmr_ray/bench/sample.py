@@ -92,6 +92,7 @@ def take_sample(job: Job, documents: int) -> Sample:
     texts = pa.concat_tables(parts).slice(0, documents) if parts else pa.table({})
     if not texts.num_rows:
         raise UserError(f"{', '.join(job.input.path)}: no documents to measure with")
-    tokenizers = [XLMRobertaTokenizer.from_pretrained(folder) for folder in folders]
+    how = job.engine.pre_tokenizer
+    tokenizers = [XLMRobertaTokenizer.from_pretrained(folder, pre_tokenizer=how) for folder in folders]
     sample = Sample(folders, tasks, tokenizers, texts, [])
     return Sample(folders, tasks, tokenizers, texts, sample.tokenized())

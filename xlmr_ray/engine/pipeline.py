@@ -23,6 +23,7 @@ from xlmr_ray.tasks.registry import canonical_task, task_class
 from xlmr_ray.tasks.rerank import rerank
 from xlmr_ray.tasks.task import Task, option_fields
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+from xlmr_ray.tokenizer.vocabulary import PreTokenizer
 
 Text = str | Mapping[str, Any]
 
@@ -102,7 +103,9 @@ class Pipeline:
         """The task with options of a call over its own."""
         if not options:
             return self.task
-        return task_class(self.name).bind(self.folder, self.config, {**self.options, **options})
+        task = task_class(self.name).bind(self.folder, self.config, {**self.options, **options})
+        task.read_with(self.tokenizer)
+        return task
 
     def taken(
         self, inputs: Text | Sequence[Text] | None, more: Mapping[str, Any]
@@ -176,6 +179,7 @@ def pipeline(
     model: str | Path | Pretrained = "embedded:mini",
     *,
     tokenizer: str | Path | XLMRobertaTokenizer | None = None,
+    pre_tokenizer: PreTokenizer | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     cache_dir: str | Path | None = None,
@@ -187,7 +191,8 @@ def pipeline(
     **options: Any,
 ) -> Pipeline:
     """A task on a checkpoint, or on a model in memory, which then needs a `tokenizer`, too. `options` are the task's
-    own, as in a job file, or transformers' arguments (MAKING of `engine/pipeline_arguments.py`); the others are those
+    own, as in a job file, or transformers' arguments (MAKING of `engine/pipeline_arguments.py`); `pre_tokenizer` is
+    that of `XLMRobertaTokenizer.from_pretrained`, which makes the tokenizer unless one is given; the others are those
     of `Engine.load`.
     """
     name = canonical_task(task)
@@ -210,9 +215,13 @@ def pipeline(
     else:
         folder = resolve(model, **where)
     if not isinstance(tokenizer, XLMRobertaTokenizer):
-        tokenizer = XLMRobertaTokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
+        source = folder if tokenizer is None else tokenizer
+        tokenizer = XLMRobertaTokenizer.from_pretrained(source, pre_tokenizer=pre_tokenizer)
+    elif pre_tokenizer is not None:
+        raise UserError(f"pipeline({task!r}): a tokenizer in memory has its pre_tokenizer; give it to from_pretrained")
     config = model.config if isinstance(model, Pretrained) else XLMRobertaConfig.from_dict(read_config(folder))
     bound = task_class(name).bind(folder, config, options)
+    bound.read_with(tokenizer)
     if isinstance(model, Pretrained):
         engine = runner_of(model, bound, tokenizer, max_tokens=max_tokens)
     else:

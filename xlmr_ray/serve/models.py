@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -25,7 +26,6 @@ from xlmr_ray.serve.queue.generation import Writer
 from xlmr_ray.serve.settings import ModelSection, ServeSettings
 from xlmr_ray.tasks.registry import canonical_task, default_tasks, task_class
 from xlmr_ray.tasks.task import Task
-from xlmr_ray.tokenizer.call.settings import Side
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 log = logging.getLogger(__name__)
@@ -55,8 +55,9 @@ class Model:
 
     @cached_property
     def _other_side(self) -> XLMRobertaTokenizer:
-        other: Side = "right" if self.tokenizer.truncation_side == "left" else "left"
-        return XLMRobertaTokenizer.from_pretrained(self.folder, truncation_side=other)
+        other: XLMRobertaTokenizer = pickle.loads(pickle.dumps(self.tokenizer))
+        other.truncation_side = "right" if self.tokenizer.truncation_side == "left" else "left"
+        return other
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,11 +125,13 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
     every: list[Wanted] = []
     for section in settings.models:
         name, folder = section.called, resolve(section.model)
-        folders[name], tokenizers[name] = folder, XLMRobertaTokenizer.from_pretrained(folder)
+        folders[name] = folder
+        tokenizers[name] = XLMRobertaTokenizer.from_pretrained(folder, pre_tokenizer=settings.engine.pre_tokenizer)
         configs[name] = XLMRobertaConfig.from_dict(read_config(folder))
         every += wanted_tasks(section, folder, configs[name])
     for one in every:
         check_quantizable(one.task, one.bound, settings.engine.quantization)
+        one.bound.read_with(tokenizers[one.model])
     sources = [
         TaskSource(
             task=one.bound,
@@ -180,7 +183,9 @@ def check_models(settings: ServeSettings) -> None:
     """Raises what `load_models` would for checkpoints, tasks and options, without loading weights."""
     for section in settings.models:
         folder = resolve(section.model)
-        wanted_tasks(section, folder, XLMRobertaConfig.from_dict(read_config(folder)))
+        tokenizer = XLMRobertaTokenizer.from_pretrained(folder, pre_tokenizer=settings.engine.pre_tokenizer)
+        for one in wanted_tasks(section, folder, XLMRobertaConfig.from_dict(read_config(folder))):
+            one.bound.read_with(tokenizer)
 
 
 def wanted_tasks(section: ModelSection, folder: Path, config: XLMRobertaConfig) -> list[Wanted]:

@@ -54,6 +54,7 @@ class EngineSection(Section):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     attn_implementation: str = "auto"
     max_tokens: Auto | Count = "auto"
+    pre_tokenizer: Literal["xlm-roberta", "file"] | None = None
     quantization: Literal["int8", "fp8", "nf4", "fp4", "int8-weights"] | None = None
     compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -83,12 +83,18 @@ class FillMask(EncoderTask):
             return
         if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
             raise UserError(f"task {NAME}: targets must be a word or a list of words, got {self.targets!r}")
-        if not self.target_ids:
-            raise UserError(f"task {NAME}: targets: none of the {len(words)} gives a token")
+
+    def read_with(self, tokenizer: XLMRobertaTokenizer) -> None:
+        """Finds the targets' tokens. Raises UserError where there are none."""
+        vars(self).pop("target_ids", None)
+        vars(self)["tokenizer"] = tokenizer
+        if self.targets is not None and not self.target_ids:
+            count = 1 if isinstance(self.targets, str) else len(self.targets)
+            raise UserError(f"task {NAME}: targets: none of the {count} gives a token")
 
     @cached_property
     def tokenizer(self) -> XLMRobertaTokenizer:
-        """What `prepare` was called with; the folder's where another process prepares."""
+        """What the task was read with; the folder's where another process prepares."""
         return tokenizer_of(self.folder)
 
     @cached_property
@@ -133,7 +139,8 @@ class FillMask(EncoderTask):
         return pa.schema([("fills", pa.list_(pa.list_(FILL))), *length_fields(self.long)])
 
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
-        vars(self).setdefault("tokenizer", tokenizer)
+        if "tokenizer" not in vars(self):
+            self.read_with(tokenizer)
         texts = self.whole(columns, tokenizer)
         splits = texts.row_splits
         at = np.flatnonzero(texts.input_ids == tokenizer.mask_token_id)

@@ -129,6 +129,11 @@ class Task(ABC):
         """Numbers that the model gives for an encoded table, to be held in memory."""
         return 0
 
+    def read_with(self, tokenizer: XLMRobertaTokenizer) -> None:  # noqa: B027 (nothing to do, mostly)
+        """Reads the options that stand for tokens, where there are such. To be called before `forward` where the
+        tokenizer is not the folder's as it is. Raises UserError for those that it has no tokens for.
+        """
+
     @abstractmethod
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
         """Text columns (one row a document, no nulls) to the encoded table. Runs on a CPU."""

@@ -208,9 +208,10 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
         Of `tokenizer.json`, or of `sentencepiece.bpe.model` where there is none. The ids are those of transformers'
         AutoTokenizer: words are what whitespace separates, whatever pre-tokenizer `tokenizer.json` names, unless the
         folder's `tokenizer_class` is PreTrainedTokenizerFast or TokenizersBackend, which take the file as it is;
-        `pre_tokenizer="file"` takes any as it is, as other servers do. Special tokens, the greatest length and sides
-        come from the files beside it; the constructor's arguments, given here, go before them (`Settings`); other ones
-        of transformers' are in FOREIGN, and a name that is in neither is kept in `init_kwargs` and warned of, as there.
+        `pre_tokenizer="file"` takes any as it is, as other servers do, and "xlm-roberta" none. Special tokens, the
+        greatest length and sides come from the files beside it; the constructor's arguments, given here, go before them
+        (`Settings`); other ones of transformers' are in FOREIGN, and a name that is in neither is kept in `init_kwargs`
+        and warned of, as there.
         Raises UserError when there is no such folder or neither file is in it.
         """
         source = str(pretrained_model_name_or_path)
@@ -229,6 +230,10 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
             del settings["extra_special_tokens"]
         given = FOREIGN.left(overrides)
         unknown = kept_aside("from_pretrained", given, Settings.__annotations__)
+        if given.get("pre_tokenizer") is None:
+            given.pop("pre_tokenizer", None)  # the folder's
+        elif given["pre_tokenizer"] == "file" and file.suffix != ".json":
+            raise UserError(f"{source}: pre_tokenizer: got 'file', and there is no tokenizer.json that could say it")
         settings.update(cast("Settings", {name: value for name, value in given.items() if name not in unknown}))
         if file.suffix == ".json":
             tokenizer = cls(tokenizer_file=file, **settings)

@@ -24,6 +24,7 @@ from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.engine.results import TaskOutput
 from xlmr_ray.engine.runners import Loaded, TaskSource, load_runners
 from xlmr_ray.tasks.encoded import keep_documents
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,11 @@ class Encode:
             # The files that the driver has hashed need no second reading.
             if files_stamp(folder, one.files) != task.stamp:
                 check_same(task.model, "weights", weights_digest(folder, one.files), task.weights)
-            sources.append(TaskSource(one, folder, (task.encoder, task.tokenizer)))
+            tokenizer = None
+            if recipe.pre_tokenizer is not None:
+                tokenizer = XLMRobertaTokenizer.from_pretrained(folder, pre_tokenizer=recipe.pre_tokenizer)
+                one.read_with(tokenizer)
+            sources.append(TaskSource(one, folder, (task.encoder, task.tokenizer), tokenizer))
         self.loaded = load_runners(
             sources,
             dtype=recipe.engine.dtype,

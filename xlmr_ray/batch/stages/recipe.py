@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -51,7 +51,8 @@ class EngineRecipe:
 @dataclass(frozen=True)
 class Recipe:
     """`store` carries its endpoint along, so that actors write where the driver does. `timeout` in seconds: see
-    `ErrorsSection`. `kept`: types that kept columns are cast to, None where all files have the same.
+    `ErrorsSection`. `kept`: types that kept columns are cast to, None where all files have the same. `pre_tokenizer`:
+    see `EngineSection` of `job.py`.
     """
 
     run_id: str
@@ -64,6 +65,7 @@ class Recipe:
     timeout: float | None
     max_row_bytes: int
     kept: pa.Schema | None = None
+    pre_tokenizer: Literal["xlm-roberta", "file"] | None = None
 
 
 def shard_to_json(shard: Shard) -> str:

@@ -54,7 +54,7 @@ class Tokenize:
         recipe = self.recipe
         known: dict[tuple[str, int, str], TokenizedOnce] = {}
         for task in recipe.tasks:
-            tokenizer = TokenizedOnce.from_pretrained(resolve(task.model))
+            tokenizer = TokenizedOnce.from_pretrained(resolve(task.model), pre_tokenizer=recipe.pre_tokenizer)
             check_same(task.model, "tokenizer's pieces", tokenizer.fingerprint, task.tokenizer)
             # Of equal pieces, but with lengths of their own, each keeps its own.
             same = (task.tokenizer, tokenizer.model_max_length, tokenizer.truncation_side)
