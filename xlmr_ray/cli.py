@@ -120,6 +120,56 @@ def finetune(
 
 
 @app.command()
+def evaluate(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A task, such as text-classification.")],
+    data: Annotated[list[str], typer.Option(help="File, folder, glob or URL of labelled rows; may be given again.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="Folder, URL, hub id or embedded:mini; a second one is compared.")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=NAME", help="The column of text, text_pair, label, …, or format.")
+    ] = None,
+    by: Annotated[list[str] | None, typer.Option(help="A column by whose values to measure, too.")] = None,
+    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the task.")] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Draws of the rows for the intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """How good a checkpoint, or two of them, are on labelled rows, with confidence intervals."""
+    from xlmr_ray.batch.input.whole import read_whole
+    from xlmr_ray.batch.job import with_setting
+    from xlmr_ray.train.evaluate import evaluate as evaluated
+    from xlmr_ray.train.evaluate import print_evaluation
+    from xlmr_ray.train.job import DataSection
+    from xlmr_ray.validation import checked
+
+    columns: dict[str, object] = {"path": data, "bad_rows": "skip" if skip_bad_rows else "error"}
+    for setting in column or []:
+        columns = with_setting(columns, setting)
+    options: dict[str, object] = {}
+    for setting in option or []:
+        options = with_setting(options, setting)
+    models = model or ["embedded:mini"]
+    if len(models) > 2:
+        raise UserError(f"--model: one or two are wanted, got {len(models)}")
+    found = evaluated(
+        task,
+        models,
+        checked(DataSection, columns, "--column"),
+        read_whole,
+        by=by or (),
+        options=options,
+        resamples=resamples,
+        seed=seed,
+    )
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        print_evaluation(found, Console(soft_wrap=True))
+
+
+@app.command()
 def bench(
     job: JobName,
     input: Input = None,

@@ -20,10 +20,16 @@ class Reader(Protocol):
 
 
 def read_rows(
-    read: Reader, section: DataSection, roles: Sequence[str], *, label: bool, where: str = "train"
+    read: Reader,
+    section: DataSection,
+    roles: Sequence[str],
+    *,
+    label: bool,
+    where: str = "train",
+    by: Sequence[str] = (),
 ) -> tuple[pa.Table, int]:
     """The rows that can be used, and how many were skipped. Columns: the roles, `label`, `language` and `document` as
-    far as they are named, `_source`, `_row`.
+    far as they are named, a column "by NAME" for each of `by`, `_source`, `_row`.
 
     Raises UserError where the section names no column for a role, and, unless `bad_rows` is `skip`, for the first row
     that cannot be used.
@@ -36,6 +42,7 @@ def read_rows(
         text[role] = column
     named = {"label": section.label if label else None, "language": section.language, "document": section.document}
     wanted = {name: column for name, column in named.items() if column is not None}
+    wanted |= {f"by {column}": column for column in by}
     for name, column in wanted.items():
         if column in text and text[column] != column:
             raise UserError(
@@ -93,7 +100,7 @@ def groups_of(rows: pa.Table) -> NDArray[np.int64]:
 
 
 def is_text(name: str) -> bool:
-    return name not in ("label", "language", "document") and not name.startswith("_")
+    return name not in ("label", "language", "document") and not name.startswith(("_", "by "))
 
 
 def languages_of(rows: pa.Table) -> NDArray[np.int64]:
