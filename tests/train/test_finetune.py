@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from tests.models import add_tokenizer, make_config
 from tests.train.conftest import LANGUAGES, TEXTS, record
 from xlmr_ray import UserError, pipeline
 
@@ -381,3 +382,47 @@ def test_what_is_wrong_is_said(make_checkpoint, train, job, rows, words):
     assert words in str(wrong.value)
     assert "\n" not in str(wrong.value)
     assert not any(text in str(wrong.value) for text in TEXTS)
+
+
+def test_what_is_not_of_the_labels_stays(make_checkpoint, train):
+    """A checkpoint without the head: a language model's is made anew, and the word embeddings, tied to it, are not."""
+    folder = make_checkpoint()
+    outcome = train({"text": TEXTS}, folder, task="fill-mask", **{**PLAIN, "epochs": 1, "learning_rate": 1e-9})
+    words = transformers.XLMRobertaModel.from_pretrained(folder).embeddings.word_embeddings.weight
+    model = transformers.XLMRobertaForMaskedLM.from_pretrained(outcome.folder)
+    torch.testing.assert_close(model.roberta.embeddings.word_embeddings.weight, words)
+    torch.testing.assert_close(model.lm_head.decoder.weight, words)
+
+
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_berts_layout(tmp_path, train, method):
+    """As multilingual-e5-small is published: BERT's layers with XLM-R's tokenizer."""
+    torch.manual_seed(13)
+    names = ["de", "en", "fr"]
+    config = transformers.BertConfig(
+        vocab_size=make_config().vocab_size,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=1,
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+        problem_type="single_label_classification",
+    )
+    folder = tmp_path / "bert"
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    add_tokenizer(folder)
+    model = transformers.BertForSequenceClassification.from_pretrained(folder)
+    inputs = tokenized(folder, TEXTS)
+    inputs.pop("token_type_ids", None)
+    inputs["labels"] = torch.tensor([names.index(label) for label in LANGUAGES])
+    if method == "head":
+        model.bert.encoder.requires_grad_(False)
+        model.bert.embeddings.requires_grad_(False)
+    outcome = train({"text": TEXTS, "label": LANGUAGES}, folder, task="text-classification", method=method, **PLAIN)
+    assert record(outcome)["head"] == "from the checkpoint"
+    assert_same(outcome, model, oracle(model, inputs), inputs)

@@ -19,6 +19,10 @@ from xlmr_ray.tasks.task import EncoderTask
 from xlmr_ray.train.objectives.objective import Objective
 
 
+# The layers that depend on the labels.
+ANEW = ("classifier", "qa_outputs")
+
+
 @dataclass(frozen=True)
 class Trained:
     """A `model` of one of transformers' classes; `head` has its modules that the task names, `fresh` says whether they
@@ -76,7 +80,8 @@ def load_trained(folder: Path, objective: Objective, *, seed: int, device: torch
     for name, _ in list(head.named_children()):
         owner = model if hasattr(model, name) else model.base_model
         child = owner.get_submodule(name)
-        if fresh:
+        # Not a language model's head, whose last weight may be the word embeddings, nor a pooler, which may be trained.
+        if fresh and name in ANEW:
             child.apply(model.init_weights)
         setattr(head, name, child)
     model.base_model.requires_grad_(not frozen)
@@ -89,7 +94,8 @@ def load_trained(folder: Path, objective: Objective, *, seed: int, device: torch
 def goes_on(folder: Path, objective: Objective) -> bool:
     """Whether the checkpoint's head is one for the objective: of its class, with its labels and kind of problem."""
     values = read_config(folder)
-    if objective.model_class.__name__ not in (values.get("architectures") or ()):
+    kinds = [name.partition("For")[2] for name in values.get("architectures") or ()]
+    if objective.model_class.__name__.partition("For")[2] not in kinds:
         return False
     before = XLMRobertaConfig.from_dict(values)
     same_problem = before.problem_type in (None, objective.config.problem_type)

@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.heads import classifier_dropout
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.modeling.pretrained import Pretrained
 from xlmr_ray.tasks.encoded import ragged
@@ -128,6 +130,15 @@ class Objective(ABC):
     @abstractmethod
     def measures(self, outputs: Sequence[NDArray[np.float32]], examples: Examples) -> dict[str, float]:
         """How good the `outputs (R, ...)` of each example are, the most telling first; more is better."""
+
+
+def classified(head: nn.Module, hidden: Tensor, batch: PackedBatch, config: XLMRobertaConfig) -> Tensor:
+    """Logits `(N, labels)` as transformers trains them: in BERT's layout there is a dropout behind the pooler."""
+    first = batch.first(hidden)
+    if config.bert_layout:
+        first = F.dropout(head.get_submodule("pooler")(first), classifier_dropout(config).p, head.training)
+    logits: Tensor = head.get_submodule("classifier")(first)
+    return logits
 
 
 def texts_of(rows: pa.Table, roles: Sequence[str]) -> pa.Table:

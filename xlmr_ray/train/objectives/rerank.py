@@ -18,7 +18,7 @@ from xlmr_ray.tasks.rerank import Rerank
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.train.job import FinetuneJob
 from xlmr_ray.train.objectives.label_names import at, number
-from xlmr_ray.train.objectives.objective import Examples, Objective, texts_of, with_labels
+from xlmr_ray.train.objectives.objective import Examples, Objective, classified, texts_of, with_labels
 
 BOOLEANS = {"true": 1.0, "false": 0.0}
 
@@ -52,6 +52,9 @@ class RerankObjective(Objective):
 
     def encode(self, rows: pa.Table, tokenizer: XLMRobertaTokenizer) -> Examples:
         return Examples.of(self.task.prepare(texts_of(rows, Rerank.roles), tokenizer), labels=relevance(rows))
+
+    def outputs(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        return classified(head, hidden, batch, self.config)[:, 0]
 
     def loss(
         self, head: nn.Module, outputs: Tensor, batch: PackedBatch, labels: Tensor | None, counts: Sequence[int]

@@ -30,7 +30,14 @@ from xlmr_ray.train.objectives.label_names import (
     several_names,
     single_names,
 )
-from xlmr_ray.train.objectives.objective import Examples, Objective, texts_of, weights_of, with_labels
+from xlmr_ray.train.objectives.objective import (
+    Examples,
+    Objective,
+    classified,
+    texts_of,
+    weights_of,
+    with_labels,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +110,9 @@ class TextClassificationObjective(Objective):
         hot = np.zeros((len(several), len(self.config.labels)), np.float32)
         hot[owner, indices(rows.take(pa.array(owner)), flat, self.config.labels)] = 1
         return Examples.of(encoded, labels=hot)
+
+    def outputs(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        return classified(head, hidden, batch, self.config)
 
     def loss(
         self, head: nn.Module, outputs: Tensor, batch: PackedBatch, labels: Tensor | None, counts: Sequence[int]
