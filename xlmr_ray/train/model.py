@@ -18,7 +18,6 @@ from xlmr_ray.modeling.xlm_roberta import XLMRobertaModel
 from xlmr_ray.tasks.task import EncoderTask
 from xlmr_ray.train.objectives.objective import Objective
 
-
 # The layers that depend on the labels.
 ANEW = ("classifier", "qa_outputs")
 
