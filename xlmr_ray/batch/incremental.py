@@ -129,9 +129,11 @@ def plan_next(
     drop: bool,
     shard_rows: int,
     readers: Mapping[str, Reader] = READERS,
+    ignored: Sequence[str] = (),
 ) -> Next:
     """The run that comes after the published one of the job with this identity: the unfinished one if there is one,
-    else what is new. `job` is the job's name. Raises UserError where nothing of what is new can be read.
+    else what is new. `job` is the job's name; `ignored`: see `write_plan`. Raises UserError where nothing of what is
+    new can be read.
     """
     chain_id = run_id(identity)
     after = last_run(store, identity)
@@ -144,7 +146,16 @@ def plan_next(
         step = Step(chain_id, after, changes.replaced, changes.gone if drop else (), 0 if drop else len(changes.gone))
         head = {"run_id": name, "job": job, "identity": {**identity, "after": after}, "step": asdict(step)}
         kept = None if after is None else kept_types(store, after, columns)
-        plan = write_plan(store, head, changes.todo, columns, shard_rows=shard_rows, readers=readers, kept=kept)
+        plan = write_plan(
+            store,
+            head,
+            changes.todo,
+            columns,
+            shard_rows=shard_rows,
+            readers=readers,
+            kept=kept,
+            ignored=ignored,
+        )
         if tuple(plan.shards.inputs) == changes.todo and read_step(store, name) == step:
             return Next(chain_id, after, plan, changes)
     return Next(chain_id, after, plan, None, withdraw(store, plan, inputs))

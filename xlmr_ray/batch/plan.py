@@ -20,6 +20,7 @@ from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard_table import INPUT, ShardTable
 from xlmr_ray.batch.job import EngineSection, Job
 from xlmr_ray.batch.ledger.json_by_line import Damaged, by_lines, canonical, first_of, lines_of
+from xlmr_ray.batch.ledger.manifest import not_read
 from xlmr_ray.batch.ledger.record import plan_key, run_id
 from xlmr_ray.batch.output_columns import check_output_columns
 from xlmr_ray.batch.stages.checkpoints import bound
@@ -244,16 +245,31 @@ def known_otherwise(name: str) -> bool:
 
 
 def make_plan(
-    store: Store, job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: Sequence[Input], *, shard_rows: int
+    store: Store,
+    job: Job,
+    recipes: Sequence[TaskRecipe],
+    columns: Columns,
+    inputs: Sequence[Input],
+    *,
+    shard_rows: int,
+    ignored: Sequence[str] = (),
 ) -> Plan:
-    """The run's plan: the one that it has, or a new one, written once."""
+    """The run's plan: the one that it has, or a new one, written once. `ignored`: see `write_plan`."""
     what = identity(job, recipes, columns, inputs)
     name = run_id(what)
-    if (found := read_plan(store, name)) is not None:
-        return found
+    if (plan := read_plan(store, name)) is not None:
+        return plan
     head = {"run_id": name, "job": job.name, "identity": what}
-    limit, readers = job.input.limit, job.input.readers
-    return write_plan(store, head, inputs, columns, shard_rows=shard_rows, readers=readers, limit=limit)
+    return write_plan(
+        store,
+        head,
+        inputs,
+        columns,
+        shard_rows=shard_rows,
+        readers=job.input.readers,
+        limit=job.input.limit,
+        ignored=ignored,
+    )
 
 
 def write_plan(
@@ -266,10 +282,12 @@ def write_plan(
     readers: Mapping[str, Reader] = READERS,
     kept: KeptTypes | None = None,
     limit: int | None = None,
+    ignored: Sequence[str] = (),
 ) -> Plan:
     """Cuts the inputs into shards and writes the plan of the run `head["run_id"]`, once: where another launch of the
     run was faster, its plan holds. `kept`: types that are settled already; `limit`: see `plan_shards`; where it is
-    reached, the plan ends with the last input that is read. Raises UserError where nothing can be read.
+    reached, the plan ends with the last input that is read; `ignored`: files beside the inputs that are not read.
+    Raises UserError where nothing can be read.
     """
     name = head["run_id"]
     shards = ShardTable(inputs)
@@ -302,6 +320,8 @@ def write_plan(
     types = kept.schema()
     if types is not None:
         head = {**head, "kept": to_text(types)}
+    if (beside := not_read(ignored)) is not None:
+        head = {**head, "not_read": asdict(beside)}
     data = by_lines(head, {"inputs": map(asdict, inputs), "shards": lines()})
     try:
         store.create(plan_key(name), data)

@@ -129,12 +129,14 @@ def prepare(job: Job, store: Store) -> Prepared:
                 drop=drop,
                 shard_rows=shard_rows(job, recipes),
                 readers=job.input.readers,
+                ignored=found.ignored,
             )
         elif job.incremental:
             whole = {name: value for name, value in what.items() if name != "limit"}
             inputs, upon = limited_inputs(store, whole, inputs, drop=drop)
         if upon is None:
-            plan = make_plan(store, job, recipes, columns, inputs, shard_rows=shard_rows(job, recipes))
+            rows = shard_rows(job, recipes)
+            plan = make_plan(store, job, recipes, columns, inputs, shard_rows=rows, ignored=found.ignored)
         else:
             plan = planned(store, upon)
     device = job.engine.device

@@ -41,7 +41,7 @@ def test_failures_are_carried_as_one_line():
         raise_failure(said.to_pylist()[0])
     assert guarded(break_down, said) is said
     defect = guarded(break_down, block)[FAILURE][0].as_py()
-    assert defect.startswith("the pipeline failed: KeyError: ")
+    assert defect.startswith("the pipeline failed: KeyError (")
     assert "test_block.py" in defect
     assert "\n" not in defect
     with pytest.raises(JobFailed, match="KeyError"):

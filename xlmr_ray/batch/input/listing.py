@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
+from xlmr_ray.batch.input.table_formats import check_no_table, check_no_tables
 from xlmr_ray.batch.store.filesystem import filesystem
 from xlmr_ray.errors import UserError
 from xlmr_ray.text.printable import printable
@@ -63,6 +64,8 @@ def expand(
         matches = _local_matches(fs, fixed, where) if is_local(fs) else fs.glob(where, detail=True).items()
     except ValueError as error:
         raise UserError(f"{path}: is not a pattern: {error}") from None
+    if not is_local(fs) and fs.exists(f"{fixed}/_delta_log"):
+        check_no_table(fixed, ["_delta_log"])
     found = False
     for name, one in matches:
         found = True
@@ -117,7 +120,9 @@ def _walk(fs: Any, folder: str, entered: set[str]) -> Iterator[Listed]:
         yield from _walk_local(fs, folder, entered)
         return
     root = folder.rstrip("/")
-    for name, found in fs.find(folder, detail=True).items():
+    below = fs.find(folder, detail=True)
+    check_no_tables(below)
+    for name, found in below.items():
         is_marker = name.endswith("/") or name.rstrip("/") == root  # an empty object that stands for a folder
         if found["type"] in ("file", "link") and not is_marker and not is_hidden(name[len(root) :]):
             yield _listed(fs, name, found, named=False)
@@ -175,12 +180,16 @@ def _glob(folder: str, parts: Sequence[str], above: tuple[str, ...]) -> Iterator
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """By name, without hidden ones. Raises PermissionError: a folder that cannot be listed is not an empty one."""
+    """By name, without hidden ones. Raises UserError where they are those of a table, PermissionError: a folder that
+    cannot be listed is not an empty one.
+    """
     try:
         with os.scandir(folder) as found:
-            return sorted((one for one in found if not is_hidden(one.name)), key=lambda one: one.name)
+            entries = sorted(found, key=lambda one: one.name)
     except (FileNotFoundError, NotADirectoryError):
         return []  # deleted since it was found
+    check_no_table(folder, (one.name for one in entries))
+    return [one for one in entries if not is_hidden(one.name)]
 
 
 def _file_info(fs: Any, entry: os.DirEntry[str]) -> Mapping[str, Any] | None:

@@ -88,8 +88,8 @@ def _kind(key: str, format: str, *, named: bool) -> tuple[str, Compression] | No
         if name.endswith(ending):
             stem, compression = name.removesuffix(ending), value
     by_ending = next((name for name, reader in READERS.items() if stem.endswith(reader.endings)), None)
-    if by_ending and compression and not READERS[by_ending].compressed:
-        by_ending = None
+    if by_ending and not READERS[by_ending].compressed:
+        compression = ""  # as pandas names Parquet that is compressed inside
     if format == "auto":
         if by_ending is None and named:
             raise UserError(f"{key}: the ending says no format; set input.format, or use {endings()}")
@@ -97,7 +97,7 @@ def _kind(key: str, format: str, *, named: bool) -> tuple[str, Compression] | No
     if by_ending in READERS[format].related:
         return by_ending, compression
     if compression and not READERS[format].compressed:
-        return None
+        return (format, "") if named else None
     if by_ending not in (None, format) and not named:
         return None
     return format, compression

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from xlmr_ray.batch.ledger.json_by_line import VERSION, Damaged, by_line, canonical, first_of, lines_of
 from xlmr_ray.batch.ledger.record import File, Record, committed, orphans, plan_key
@@ -13,7 +14,8 @@ from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.errors import JobFailed
 
 # What manifests did not always have.
-OPTIONAL = {"models", "code", "job_file", "rows_lost", "lost_estimated"}
+OPTIONAL = {"models", "code", "job_file", "rows_lost", "lost_estimated", "not_read"}
+MOST_NAMES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,25 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class NotRead:
+    """Files that were found beside the inputs and not read, since their endings name no format: how many, the first."""
+
+    files: int
+    some: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rest = f" and {self.files - 3:,} more" if self.files > 3 else ""
+        return f"not read, no known ending: {', '.join(self.some[:3])}{rest}"
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """A finished run in sum. `bytes` are those of its files; `last_commit` is the time of its last shard's record.
 
     `models` are the plan's. `code` is the version of the package that finished the run, `job_file` the key of the
     object with the job file as it was launched last; what each launch was made of is beside it (observe/launches.py).
-    `rows_lost` and `lost_estimated`: those of the records; the input had `rows_in + rows_lost` rows.
+    `rows_lost` and `lost_estimated`: those of the records; the input had `rows_in + rows_lost` rows. `not_read`: the
+    plan's, None where there is nothing of the kind.
     """
 
     run_id: str
@@ -49,6 +64,7 @@ class Manifest:
     job_file: str = ""
     rows_lost: int = 0
     lost_estimated: bool = False
+    not_read: NotRead | None = None
 
 
 def manifest_key(run_id: str) -> str:
@@ -79,11 +95,12 @@ def finish(store: Store, run_id: str, shards: Iterable[str], *, code: str = "", 
             yield record
 
     plan = store.get(plan_key(run_id))[0]
-    digest, models = hashlib.sha256(plan).hexdigest(), models_of(plan, store.url(plan_key(run_id)))
+    digest, url = hashlib.sha256(plan).hexdigest(), store.url(plan_key(run_id))
+    models, not_read = models_of(plan, url), not_read_of(plan, url)
     del plan  # it may be large
     tally = Tally()
     body = memoryview(by_line({}, "committed", tally.lines(checked())))[1:]
-    manifest = replace(tally.manifest(run_id, digest), models=models, code=code, job_file=job_file)
+    manifest = replace(tally.manifest(run_id, digest), models=models, code=code, job_file=job_file, not_read=not_read)
     if missing:
         raise JobFailed(f"{where}: {len(missing)} of {planned} shards have no record, the first {min(missing)}")
     for entry in orphans(store, run_id, attempts):
@@ -122,6 +139,21 @@ def models_of(plan: bytes, url: str) -> tuple[Model, ...]:
     """The models that a plan names, task by task; none where it names none. Raises `Damaged`."""
     tasks = first_of(io.BytesIO(plan).readline(), url).get("identity", {}).get("tasks", [])
     return tuple(Model(**{name: task[name] for name in Model.__dataclass_fields__}) for task in tasks)
+
+
+def not_read_of(plan: bytes, url: str) -> NotRead | None:
+    """What a plan says of files that were not read. Raises `Damaged`."""
+    return not_read_from(first_of(io.BytesIO(plan).readline(), url).get("not_read"))
+
+
+def not_read_from(content: Mapping[str, Any] | None) -> NotRead | None:
+    """Out of JSON."""
+    return None if content is None else NotRead(content["files"], tuple(content["some"]))
+
+
+def not_read(names: Sequence[str]) -> NotRead | None:
+    """None where there are none."""
+    return NotRead(len(names), tuple(names[:MOST_NAMES])) if names else None
 
 
 class Tally:
@@ -172,7 +204,7 @@ def read_manifest(store: Store, run_id: str) -> Manifest | None:
         models = tuple(Model(**model) for model in content.get("models", ()))
         # A later version may have added to it.
         known = {name: content[name] for name in Manifest.__dataclass_fields__ if name in content}
-        return Manifest(**{**known, "models": models})
+        return Manifest(**{**known, "models": models, "not_read": not_read_from(content.get("not_read"))})
     except (KeyError, TypeError, ValueError):
         wrong = f"its head is not that of a manifest of format {VERSION}"
         raise Damaged(f"{store.url(key)}: is damaged: {wrong}") from None

@@ -14,7 +14,7 @@ from itertools import groupby, islice
 from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.json_by_line import lines_of
 from xlmr_ray.batch.ledger.lease import Holder, holder
-from xlmr_ray.batch.ledger.manifest import Manifest, read_manifest
+from xlmr_ray.batch.ledger.manifest import Manifest, NotRead, not_read_of, read_manifest
 from xlmr_ray.batch.ledger.published import Current, current
 from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, Record, plan_key, read_record
 from xlmr_ray.batch.ledger.snapshot import Head, read_head
@@ -32,7 +32,8 @@ class RunStatus:
 
     `errors` are counted by code (None: not looked at), `dead` are the files not read, with why, and `rows_lost` the
     rows lost with them beside an error row each, counted or `lost_estimated`; `all_errors` is False where there were
-    too many errors to look at. `driver` holds the lease; one that was killed, until it expires.
+    too many errors to look at. `not_read`: files beside the inputs. `driver` holds the lease; one that was killed,
+    until it expires.
     """
 
     run_id: str
@@ -52,6 +53,7 @@ class RunStatus:
     all_errors: bool = True
     rows_lost: int = 0
     lost_estimated: bool = False
+    not_read: NotRead | None = None
     driver: Holder | None = None
 
     @property
@@ -117,6 +119,7 @@ def _finished(
         all_errors=found.all,
         rows_lost=manifest.rows_lost,
         lost_estimated=manifest.lost_estimated,
+        not_read=manifest.not_read,
     )
 
 
@@ -128,10 +131,13 @@ def _unfinished(store: Store, run_id: str) -> RunStatus:
             commits[entry.key[start : -len(".json")]] = entry.modified
     last = max(commits.values(), default=None)
     planned: int | None = 0
+    beside: NotRead | None = None
     rows = rows_done = rows_recent = 0
     first = last if last is None else min(at for at in commits.values() if at >= last - RECENT)
     try:
-        for line in lines_of(store.get(plan_key(run_id))[0], "shards", store.url(plan_key(run_id))):
+        data, url = store.get(plan_key(run_id))[0], store.url(plan_key(run_id))
+        beside = not_read_of(data, url)
+        for line in lines_of(data, "shards", url):
             planned = (planned or 0) + 1
             held = int(line.get("rows", 1))  # a file that cannot be read is one row
             rows += held
@@ -162,6 +168,7 @@ def _unfinished(store: Store, run_id: str) -> RunStatus:
         all_errors=found.all,
         rows_lost=found.lost,
         lost_estimated=found.estimated,
+        not_read=beside,
         driver=holder(store, run_id),
     )
 

@@ -15,11 +15,13 @@ from xlmr_ray.batch.ledger.json_by_line import Damaged, pieces_of
 from xlmr_ray.batch.ledger.manifest import (
     Manifest,
     Model,
+    NotRead,
     Tally,
     as_finished,
     head_of,
     manifest_key,
     models_of,
+    not_read_of,
     read_manifest,
 )
 from xlmr_ray.batch.ledger.published import current
@@ -74,7 +76,7 @@ def verify(store: Store, run_id: str | None = None) -> Report:
         raise UserError(f"{store.url('')}: has no run {run_id}; its runs: {_names(store)}")
 
     problems: list[str] = []
-    planned, plan_sha256, models = _read_plan(store, run_id, problems)
+    planned, plan_sha256, models, not_read = _read_plan(store, run_id, problems)
     manifest = _read_manifest(store, run_id, problems)
     if manifest is not None and planned is not None and plan_sha256 != manifest.plan_sha256:
         where = store.url(manifest_key(run_id))
@@ -109,7 +111,7 @@ def verify(store: Store, run_id: str | None = None) -> Report:
         problems.append(f"{store.url(record_key(run_id, ''))}: and {len(missing) - MOST} more records are missing")
     # without all records there is nothing to hold the manifest against
     if manifest is not None and not unread and not missing:
-        derived = replace(sums.manifest(run_id, manifest.plan_sha256), models=models)
+        derived = replace(sums.manifest(run_id, manifest.plan_sha256), models=models, not_read=not_read)
         if not _is(store, manifest_key(run_id), head_of(as_finished(derived, manifest)), listed.digest()):
             problems.append(f"{store.url(manifest_key(run_id))}: does not agree with the records")
     if manifest is not None and planned is not None:
@@ -138,20 +140,23 @@ def _is(store: Store, key: str, head: bytes, rest: bytes) -> bool:
     return digest.digest() == rest
 
 
-def _read_plan(store: Store, run_id: str, problems: list[str]) -> tuple[set[str] | None, str | None, tuple[Model, ...]]:
-    """The planned shards, the plan's sha256 and its models; None for what cannot be had."""
+def _read_plan(
+    store: Store, run_id: str, problems: list[str]
+) -> tuple[set[str] | None, str | None, tuple[Model, ...], NotRead | None]:
+    """The planned shards, the plan's sha256, its models and what was not read; None for what cannot be had."""
     key = plan_key(run_id)
     try:
         data = store.get(key)[0]
     except FileNotFoundError:
         problems.append(f"{store.url(key)}: is missing")
-        return None, None, ()
+        return None, None, (), None
     digest = hashlib.sha256(data).hexdigest()
     try:
-        return set(planned_shards(store, run_id)), digest, models_of(data, store.url(key))
+        url = store.url(key)
+        return set(planned_shards(store, run_id)), digest, models_of(data, url), not_read_of(data, url)
     except Damaged as error:
         problems.append(str(error))
-        return None, digest, ()
+        return None, digest, (), None
 
 
 def _read_manifest(store: Store, run_id: str, problems: list[str]) -> Manifest | None:

@@ -40,6 +40,8 @@ def print_summary(outcome: Outcome, console: Console) -> None:
         f"rows in {manifest.rows_in:,} = out {manifest.rows_ok:,} + errors {manifest.rows_error:,}; "
         f"{manifest.tokens:,} tokens; {manifest.bytes:,} bytes",
     )
+    if manifest.not_read:
+        say(console, str(manifest.not_read))
     if manifest.rows_lost:
         say(console, lost(manifest.rows_lost, manifest.lost_estimated))
     if outcome.changes is not None:
@@ -135,6 +137,8 @@ def more(one: RunStatus) -> Sequence[str]:
     if one.errors:
         some = "" if one.all_errors else f"of {sum(one.errors.values()):,} errors looked at: "
         lines.append("errors: " + some + ", ".join(f"{count:,} {code}" for code, count in one.errors.items()))
+    if one.not_read:
+        lines.append(str(one.not_read))
     if one.rows_lost:
         lines.append(lost(one.rows_lost, one.lost_estimated))
     if one.dead:

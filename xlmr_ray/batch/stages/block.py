@@ -53,10 +53,19 @@ def guarded(step: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         where = traceback.extract_tb(error.__traceback__)[-1]
-        text = " ".join(str(error).split())
-        reason = f"the pipeline failed: {type(error).__name__}: {text} ({where.filename}:{where.lineno})"
+        reason = f"the pipeline failed: {described(error)} ({where.filename}:{where.lineno})"
         users = changed = False
     return pa.table({"shard": block["shard"], FAILURE: [reason], "users": [users], "changed": [changed]})
+
+
+def described(error: BaseException) -> str:
+    """The kind of an error, and its words where it is of the system, a library that is missing, or torch: other errors
+    may quote a document.
+    """
+    of_torch = isinstance(error, RuntimeError) and type(error).__module__.partition(".")[0] in ("builtins", "torch")
+    if of_torch or isinstance(error, OSError | ImportError | MemoryError):
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return type(error).__name__
 
 
 def raise_failure(row: Mapping[str, Any]) -> None:

@@ -31,6 +31,8 @@ def check_footer(source: Source) -> None:
     if tail[-4:] != b"PAR1" or len(tail) < 12:
         if source.range(0, 4) == b"PAR1":
             raise Damaged(codes.CORRUPT_FOOTER, "the file starts as Parquet and is cut: it has no footer")
+        if source.range(0, 4).startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
+            raise Damaged(codes.WRONG_FORMAT, "the whole file is compressed: unpack it, Parquet is compressed inside")
         raise Damaged(codes.WRONG_FORMAT, "the ending says Parquet, the content is not Parquet")
     size = int.from_bytes(tail[-8:-4], "little")
     if size + 12 > source.input.size:

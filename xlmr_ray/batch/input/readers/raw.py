@@ -11,6 +11,7 @@ import pyarrow as pa
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.file import Input, InputChanged, check_unchanged
 from xlmr_ray.batch.input.partitions import partitions_of
+from xlmr_ray.batch.input.readers.zstd import NotZstd, is_skippable, large_window, needs_large_window
 from xlmr_ray.batch.store.filesystem import filesystem
 
 CHUNK = 8 << 20  # bytes asked of the store at a time
@@ -139,8 +140,12 @@ def chunks(source: Source, start: int = 0, stop: int | None = None) -> Iterator[
 
 def _inflated(source: Source) -> Iterator[bytes]:
     name = source.input.compression
-    if not source.range(0, 4).startswith(_MAGIC[name]):
+    start = source.range(0, 4)
+    if not start.startswith(_MAGIC[name]) and not (name == "zstd" and is_skippable(start)):
         raise Damaged(codes.WRONG_FORMAT, f"the ending says {name}, the content is not {name}")
+    if name == "zstd" and needs_large_window(source.range):
+        yield from _of_large_window(source)
+        return
     stream, taken = _decompressor(source)
     position = 0
     while True:
@@ -157,6 +162,17 @@ def _inflated(source: Source) -> Iterator[bytes]:
             return
         position += len(block)
         yield block
+
+
+def _of_large_window(source: Source) -> Iterator[bytes]:
+    inflated = 0
+    try:
+        for block in large_window(source.range, source.input.size, CHUNK):
+            inflated += len(block)
+            yield block
+    except NotZstd as error:
+        reason = f"zstd stream cut or damaged after {inflated} bytes of content: {error}"
+        raise Damaged(codes.CORRUPT_STREAM, reason, at=error.at) from None
 
 
 class _Counted:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xlmr_ray.batch.codes import CATALOGUE
-from xlmr_ray.batch.ledger.manifest import read_manifest
+from xlmr_ray.batch.ledger.manifest import NotRead, not_read_from, read_manifest
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed, plan_head, planned_shards
 from xlmr_ray.batch.observe.launches import Launch, launches
@@ -110,6 +110,7 @@ class RunReport:
     rows_error: int = 0
     rows_lost: int = 0
     lost_estimated: bool = False
+    not_read: NotRead | None = None
     tokens: int = 0
     padded: int = 0
     bytes: int = 0
@@ -176,6 +177,7 @@ def gather(store: Store, run_id: str | None = None, *, price: float | None = Non
         tuple(task_of(task, models) for task in head.get("identity", {}).get("tasks", [])),
         started,
         None if done else sum(1 for _ in planned_shards(store, run_id)),
+        not_read=not_read_from(head.get("not_read")),
     )
     settings = (report.job or {}).get("report") or {}
     report.price = settings.get("price_per_hour") if price is None else price

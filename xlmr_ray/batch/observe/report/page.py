@@ -90,6 +90,8 @@ def cards(report: RunReport) -> Iterator[Card]:
         "documents", f"{report.rows:,}", f"{plural(report.rows_ok, 'row')} and {plural(report.rows_error, 'error')}"
     )
     yield Card("errors", f"{report.rows_error / max(1, report.rows):.2%}", plural(len(report.errors), "code"))
+    if report.not_read:
+        yield Card("files not read", f"{report.not_read.files:,}", str(report.not_read))
     if report.rows_lost:
         counted = "an estimate, " if report.lost_estimated else ""
         yield Card("lost rows", f"{report.rows_lost:,}", f"{counted}beside an error row a file that cannot be read")

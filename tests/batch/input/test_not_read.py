@@ -1,0 +1,138 @@
+"""What is not read is said: by the plan, the manifest, the status, the report and the summary; and tables of other
+formats, whose folders hold rows that were removed, are refused.
+"""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from tests.batch.direct import job_of, run_directly
+from xlmr_ray import UserError
+from xlmr_ray.batch import codes
+from xlmr_ray.batch.input.columns import Columns
+from xlmr_ray.batch.input.planning import plan_shards
+from xlmr_ray.batch.input.source import find_inputs
+from xlmr_ray.batch.ledger.manifest import NotRead, manifest_key, read_manifest
+from xlmr_ray.batch.ledger.status import status
+from xlmr_ray.batch.ledger.verify import verify
+from xlmr_ray.batch.observe.printing import print_status
+from xlmr_ray.batch.observe.report.gather import gather
+from xlmr_ray.batch.observe.report.page import page
+from xlmr_ray.batch.run import prepare
+from xlmr_ray.batch.store.filesystem import filesystem
+from xlmr_ray.batch.store.open import open_store
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"text": "a"}\n')
+    return tmp_path / "in"
+
+
+def test_everybody_names_them(folder, tmp_path, capsys):
+    for number in range(30):
+        (folder / f"{number:02}.jsonl.bz2").write_bytes(b"BZh9")
+    out, job = tmp_path / "out", job_of("embedded:mini", folder, tmp_path / "out")
+    store = open_store(str(out))
+    prepare(job, store)
+    wanted = NotRead(30, tuple(str(folder / f"{number:02}.jsonl.bz2") for number in range(20)))
+    (begun,) = status(store)
+    assert begun.not_read == wanted
+    manifest = run_directly(job)
+    assert manifest.not_read == wanted
+    assert read_manifest(store, manifest.run_id) == manifest
+    assert verify(store).ok
+    (done,) = status(store)
+    assert done.not_read == wanted
+    print_status(store, Console(width=1000))
+    told = f"not read, no known ending: {', '.join(wanted.some[:3])} and 27 more"
+    assert told in capsys.readouterr().out
+    report = gather(store)
+    assert report.not_read == wanted
+    assert "files not read" in page(report)
+
+
+def test_nothing_is_said_of_nothing(folder, tmp_path):
+    manifest = run_directly(job_of("embedded:mini", folder, tmp_path / "out"))
+    assert manifest.not_read is None
+    store = open_store(str(tmp_path / "out"))
+    for name in ("not_read", "rows_lost", "lost_estimated", "kept"):
+        assert f'"{name}"' not in store.get(manifest_key(manifest.run_id))[0].decode()
+        assert f'"{name}"' not in store.get(f"_runs/{manifest.run_id}/plan.json")[0].decode()
+
+
+@pytest.mark.parametrize("ending", ["parquet.gzip", "parquet.gz", "pq.zst", "parquet.zstd"])
+@pytest.mark.parametrize("named", [True, False])
+def test_parquet_that_is_called_compressed(tmp_path, ending, named):
+    """As pandas' users call it; one that is compressed as a whole is said to be."""
+    columns = Columns({"text": "text"})
+    path = tmp_path / f"a.{ending}"
+    pq.write_table(pa.table({"text": ["a"]}), path, compression="gzip")
+    for format in ("auto", "parquet"):
+        (one,) = find_inputs(str(path if named else tmp_path), format=format).inputs
+        assert (one.format, one.compression) == ("parquet", "")
+    (shard,) = plan_shards([one], shard_rows=9, columns=columns)
+    assert shard.rows == 1
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    (dead,) = plan_shards(find_inputs(str(tmp_path)).inputs, shard_rows=9, columns=columns)
+    assert dead.code == codes.WRONG_FORMAT
+    assert "unpack it" in dead.message
+
+
+def test_a_format_that_is_given_holds_for_a_named_file(tmp_path):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.gz")
+    (one,) = find_inputs(str(tmp_path / "a.gz"), format="parquet").inputs
+    assert (one.format, one.compression) == ("parquet", "")
+
+
+TABLES = {
+    "Delta": ["_delta_log/00000000000000000000.json", "part-0.parquet", "lang=de/part-1.parquet"],
+    "Hudi": [".hoodie/hoodie.properties", "part-0.parquet"],
+    "Iceberg": ["metadata/v1.metadata.json", "data/part-0.parquet"],
+}
+
+
+def files_of(format):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": ["a"]}), sink)
+    return {name: b"{}" if name.endswith(("json", "properties")) else sink.getvalue() for name in TABLES[format]}
+
+
+@pytest.mark.parametrize("format", TABLES)
+@pytest.mark.parametrize("above", ["", "deep/er/"])
+def test_a_table_is_named_and_not_read(tmp_path, format, above):
+    for name, data in files_of(format).items():
+        path = tmp_path / "in" / above / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(data))
+    table = f"{tmp_path}/in/{above}".rstrip("/")
+    paths = [f"{tmp_path}/in", f"{tmp_path}/in/**/*.parquet", *([f"{table}/*.parquet"] if format != "Iceberg" else [])]
+    for path in paths:
+        with pytest.raises(UserError, match=f"^{table}: is a {format} table, whose folder holds files of older"):
+            find_inputs(path)
+    named = [str(path) for path in (tmp_path / "in").rglob("*.parquet")]
+    assert len(find_inputs(named).inputs) == len(named)
+
+
+@pytest.mark.parametrize("format", TABLES)
+def test_a_table_in_a_bucket(seaweed, format):
+    folder = seaweed.new_folder()
+    fs, where = filesystem(folder, options=seaweed.options)
+    for name, data in files_of(format).items():
+        fs.pipe_file(f"{where}/in/{name}", bytes(data))
+    with pytest.raises(UserError, match=f"in: is a {format} table"):
+        find_inputs(f"{folder}/in", options=seaweed.options)
+    if format == "Delta":
+        with pytest.raises(UserError, match="in: is a Delta table"):
+            find_inputs(f"{folder}/in/*.parquet", options=seaweed.options)
+
+
+def test_a_document_called_metadata_is_no_table(tmp_path):
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "a.jsonl").write_text(json.dumps({"text": "a"}))
+    assert len(find_inputs(str(tmp_path)).inputs) == 1
