@@ -55,13 +55,19 @@ def run(tmp_path, checkpoints, task, table, **options):
         "output": {"path": str(tmp_path / "out")},
         "engine": {"device": "cpu"},
     }
+    output, errors = run_content(tmp_path, content)
+    assert output.num_rows + errors.num_rows == table.num_rows
+    return output, errors
+
+
+def run_content(tmp_path, content):
+    """Output rows and error rows of a job of one shard."""
     prepared = prepare(check_job(content, "job"), open_store(str(tmp_path / "out")))
     tokenize, encode = Tokenize(prepared.recipe), Encode(prepared.recipe)
     (shard,) = prepared.plan.shards
     block = encode(tokenize(to_block(shard_to_json(shard), {})))
     raise_failure(block.to_pylist()[0])
     _, tables = from_block(block)
-    assert tables["output"].num_rows + tables["errors"].num_rows == table.num_rows
     return tables["output"], tables["errors"]
 
 
@@ -109,6 +115,36 @@ def test_multiple_choice(tmp_path, checkpoints):
     as_json = pa.table({"text": TEXTS, "choices": [json.dumps(own) for own in choices]})
     (tmp_path / "json").mkdir()
     assert run(tmp_path / "json", checkpoints, "multiple-choice", as_json)[0]["scores"].equals(output["scores"])
+
+
+@pytest.mark.parametrize("form", ["lists", "JSON", "JSON Lines"])
+def test_given_passages(tmp_path, checkpoints, form):
+    """Of a checkpoint without a head, as that of sentence-similarity is."""
+    spans = [[[0, 10], [5, 30]], [], *([[0, len(text)]] for text in TEXTS[2:])]
+    wrong = [[[0, 99]], [[3, 1]], [[-1, 2]]]
+    rows = [{"text": one, "spans": own} for one, own in zip([*TEXTS, "a", "b", "c"], spans + wrong, strict=True)]
+    source = tmp_path / "in.parquet"
+    table = pa.Table.from_pylist(rows)
+    if form == "JSON":
+        table = pa.Table.from_pylist([{**row, "spans": json.dumps(row["spans"])} for row in rows])
+    if form == "JSON Lines":
+        source = tmp_path / "in.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(table, source)
+    content = {
+        "model": str(checkpoints / "sentence-similarity"),
+        "input": {"path": str(source), "spans": "spans"},
+        "tasks": ["passage-embedding"],
+        "output": {"path": str(tmp_path / "out")},
+        "engine": {"device": "cpu"},
+    }
+    output, errors = run_content(tmp_path, content)
+    pipe = pipeline("passage-embedding", checkpoints / "sentence-similarity", device="cpu", spans=True)
+    assert fields(pipe.task, output) == pipe.table(rows[:-3]).to_pylist()
+    assert [(e["row"], e["code"]) for e in errors.to_pylist()] == [
+        (len(TEXTS) + i, codes.WRONG_SPANS) for i in range(3)
+    ]
 
 
 @pytest.mark.parametrize("name", ["rerank", "sentence-similarity"])

@@ -1,5 +1,7 @@
 """`passage-embedding` against the mean of transformers' token states of the same text, passage by passage."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,6 +10,7 @@ import transformers
 
 from tests.tasks.texts import corpus
 from xlmr_ray import UserError, pipeline
+from xlmr_ray.tokenizer.tokenizer import TokenizerError
 
 TEXTS = corpus()
 
@@ -76,6 +79,61 @@ def test_a_long_document_goes_in_windows_and_every_token_counts_once(plain_encod
     assert row["tokens"] == len(whole["input_ids"]) + 2
 
 
+GIVEN = "It is late. Go home! 再见。Is it? No"
+SPANS = [[0, 11], [12, 20], [3, 16], [21, 24], [31, 33], [14, 15], [0, 33]]
+
+
+def test_given_spans(plain_encoder, states):
+    """Spans that overlap, that begin inside of a token, in any order: each has the tokens that reach into it."""
+    hidden, offsets = states(GIVEN)
+    whole = pipeline("passage-embedding", plain_encoder, device="cpu")
+    (found,) = whole([{"text": GIVEN, "spans": SPANS}])
+    assert [[one["start"], one["end"]] for one in found] == SPANS
+    for (start, end), one in zip(SPANS, found, strict=True):
+        expected = hidden[(offsets[:, 0] < end) & (offsets[:, 1] > start)].mean(0)
+        assert np.abs(one["embedding"] - expected).max() < 1e-5 * np.abs(expected).max()
+
+    pair = [
+        {"text": TEXTS[0], "spans": []},
+        {"text": GIVEN, "spans": json.dumps(SPANS)},
+        {"text": "a", "spans": [[0, 1]]},
+    ]
+    none, again, one = whole(pair)
+    assert none == []
+    assert all(np.array_equal(a["embedding"], b["embedding"]) for a, b in zip(again, found, strict=True))
+    assert len(one) == 1
+
+
+def test_given_spans_of_a_document_in_windows_behind_a_prompt(plain_encoder):
+    """The spans of sentences give the vectors of `passage: sentences`."""
+    text = " ".join(TEXTS[:8])
+    options = {"max_length": 32, "stride": 8, "prompt": "passage: ", "normalize": True}
+    sentences = pipeline("passage-embedding", plain_encoder, device="cpu", passage="sentences", **options)([text])[0]
+    spans = [[one["start"], one["end"]] for one in sentences]
+    given = pipeline("passage-embedding", plain_encoder, device="cpu", **options)([{"text": text, "spans": spans}])[0]
+    assert len(given) > 8
+    for one, other in zip(given, sentences, strict=True):
+        assert np.array_equal(one["embedding"], other["embedding"])
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([[0, 99]], r"span 0 is \[0, 99\] in a text of 33 characters"),
+        ([[0, 4], [4, 4]], r"span 1 is \[4, 4\]"),
+        ([[-1, 4]], r"span 0 is \[-1, 4\]"),
+        ([[0, 4], [11, 12]], "span 1 has no token"),
+        ([[0, 1.5]], "the spans are no list"),
+        ([[0, 1, 2]], "the spans are no list"),
+        ("[[0", "the spans are no list"),
+    ],
+)
+def test_spans_that_are_none(plain_encoder, spans, message):
+    pipe = pipeline("passage-embedding", plain_encoder, device="cpu")
+    with pytest.raises((UserError, TokenizerError), match=message):
+        pipe([{"text": GIVEN, "spans": spans}])
+
+
 def test_a_prompt_is_read_and_belongs_to_no_passage(plain_encoder, states):
     pipe = pipeline("passage-embedding", plain_encoder, device="cpu", prompt="passage: ", passage_tokens=3)
     text = "Hello world, this is it"
@@ -98,3 +156,5 @@ def test_what_does_not_fit_is_refused(make_sentence_folder, plain_encoder):
         pipeline("passage-embedding", make_sentence_folder(dense=20), device="cpu")
     with pytest.raises(UserError, match="passage_tokens is for passage: tokens"):
         pipeline("passage-embedding", plain_encoder, device="cpu", passage="sentences", passage_tokens=4)
+    with pytest.raises(UserError, match="for passages that no column of spans gives"):
+        pipeline("passage-embedding", plain_encoder, device="cpu", passage="sentences", spans=True)

@@ -65,6 +65,7 @@ NO_TOKENS = _row(error_codes.NO_TOKENS, "the tokenizer gives no token at all for
 # As in tasks/unfit.py, which is not imported: writers do without torch.
 NO_MASK = _row("no_mask", "the text has no mask to fill")
 WRONG_CHOICES = _row("wrong_choices", "the choices are not a list of at least one string")
+WRONG_SPANS = _row("wrong_spans", "the spans are not pairs of characters of the text, or one has no token")
 
 # Files
 EMPTY_FILE = _file("empty_file", "the file has zero bytes")

@@ -40,7 +40,7 @@ class InputSection(Section):
     """`path`: a file, folder, glob, or a list of them. The text columns that a task does not need are not read.
 
     `keep`: names of columns, or by name what each is called in the output. The column of `choices` holds lists of
-    strings, or their JSON; kept beside, it comes out as JSON. A row of more than
+    strings, that of `spans` lists of [start, end], or their JSON; kept beside, they come out as JSON. A row of more than
     `max_row_bytes` is an error row: bytes of its line or record, in Parquet of its strings that are read. `deleted`: in
     incremental runs, whether the rows of inputs that are not found any more stay in the published table or go. `limit`:
     only the first so many rows, in the order of the plan. A format that has options takes them under its name:
@@ -54,6 +54,7 @@ class InputSection(Section):
     question: str | None = None
     context: str | None = None
     choices: str | None = None
+    spans: str | None = None
     id: str | None = None
     keep: Annotated[list[str] | dict[str, str], BeforeValidator(listed), Field(default_factory=list)]
     max_row_bytes: Annotated[int, Field(ge=1, le=64 << 20)] = 64 << 20

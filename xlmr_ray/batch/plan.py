@@ -130,7 +130,7 @@ def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
     """The columns to read: those that the tasks need. Raises UserError where the job names none for a role, or two
     columns of the output would have one name.
     """
-    roles = ("text", "text_pair", "question", "context", "choices")
+    roles = ("text", "text_pair", "question", "context", "choices", "spans")
     named: dict[str, str | None] = {role: getattr(job.input, role, None) for role in roles}
     text: dict[str, str] = {}
     tasks = [bound(recipe) for recipe in recipes]

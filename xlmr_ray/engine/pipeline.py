@@ -137,7 +137,7 @@ class Pipeline:
 
 
 def columns(texts: Sequence[Text], roles: Sequence[str]) -> pa.Table:
-    """The texts as a table with a string column for each role; a list of strings (`choices`) is carried as JSON.
+    """The texts as a table with a string column for each role; a list (`choices`, `spans`) is carried as JSON.
 
     Raises UserError for a text of another form.
     """
@@ -164,7 +164,8 @@ def joined(inputs: Any, delimiter: str | None) -> list[str]:
 
 
 def is_text(value: object) -> bool:
-    return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value))
+    lists = isinstance(value, list | tuple) and all(isinstance(one, str | list | tuple) for one in value)
+    return isinstance(value, str) or lists
 
 
 def device_name(device: int | str | torch.device | None) -> str:

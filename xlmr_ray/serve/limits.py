@@ -60,6 +60,9 @@ def check_columns(
     table = {}
     for role in task.roles:
         several = role in task.list_roles
+        if role in task.span_roles:
+            table[role] = pa.array([spans_of(one, f"{names[role]}.{i}") for i, one in enumerate(columns[role])])
+            continue
         texts = [text_of(one, f"{names[role]}.{i}", limits, several=several) for i, one in enumerate(columns[role])]
         table[role] = pa.array(texts, pa.string())
     if (sequences := task.sequences(columns)) > limits.sequences:
@@ -68,6 +71,14 @@ def check_columns(
     if task.expands and characters > EXPANDED:
         raise TooLarge(f"{characters} characters, at most {EXPANDED} are allowed for this task with these options")
     return pa.table(table)
+
+
+def spans_of(value: Any, field: str) -> str:
+    """A document's list of [start, end] as JSON."""
+    lists = isinstance(value, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 2 for one in value)
+    if not lists or not all(type(number) is int for one in value for number in one):
+        raise Invalid(field, "a list of [start, end], whole numbers, is wanted")
+    return json.dumps(value)
 
 
 def text_of(value: Any, field: str, limits: LimitsSection, *, several: bool) -> str:

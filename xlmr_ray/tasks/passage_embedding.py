@@ -1,13 +1,15 @@
 """`passage-embedding`: a vector for each passage of a document, pooled from one pass over all of it (late chunking)."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -18,13 +20,16 @@ from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import lengths
 from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.unfit import WRONG_SPANS, UnfitRows
 from xlmr_ray.tasks.vector_precision import FLOATS, as_column, stored_type
 from xlmr_ray.tasks.windows import (
     check_stride,
     default_stride,
     document_splits,
     document_tokens,
+    first_rows,
     flat,
+    lists,
     row_splits,
     windows,
 )
@@ -44,6 +49,8 @@ class PassageEmbedding(EncoderTask):
 
     Options:
     - `passage`: `tokens`, so many to each passage, or `sentences` (default: tokens).
+    - `spans`: the passages are given: a text's `spans` are a list of [start, end] in its characters, which may overlap,
+      or its JSON; a token that reaches into a span counts in it (default: where the column is named).
     - `passage_tokens`: tokens of a passage; the last one of a text may have fewer (default: 128).
     - `normalize`: vectors of length 1 (default: what the checkpoint's folder says, else false).
     - `prompt`: text put before every document, part of no passage (default: none).
@@ -56,8 +63,9 @@ class PassageEmbedding(EncoderTask):
     text; `tokens`, `truncated` (never), `windows`.
     """
 
-    roles = ("text",)
     unit = "token"
+    span_roles = ("spans",)
+    optional_roles: ClassVar[Mapping[str, str]] = {"spans": "spans"}
 
     passage: str = "tokens"
     passage_tokens: int | None = None
@@ -66,6 +74,7 @@ class PassageEmbedding(EncoderTask):
     precision: str = "float32"
     max_length: int | None = None
     stride: int | None = None
+    spans: bool = field(default=False, metadata={"added": True})
     config: XLMRobertaConfig = field(metadata={"option": False})
     folder: SentenceConfig | None = field(metadata={"option": False})
 
@@ -76,13 +85,20 @@ class PassageEmbedding(EncoderTask):
     def __post_init__(self) -> None:
         one_of(NAME, "passage", self.passage, ("tokens", "sentences"))
         one_of(NAME, "normalize", self.normalize, (None, True, False))
+        one_of(NAME, "spans", self.spans, (True, False))
         one_of(NAME, "precision", self.precision, FLOATS)
         at_least_one(NAME, "passage_tokens", self.passage_tokens)
         at_least_one(NAME, "max_length", self.max_length)
         if self.passage == "sentences" and self.passage_tokens is not None:
             raise UserError(f"task {NAME}: passage_tokens is for passage: tokens, got passage: sentences")
+        if self.spans and (self.passage != "tokens" or self.passage_tokens is not None):
+            raise UserError(f"task {NAME}: passage and passage_tokens are for passages that no column of spans gives")
         if self.folder is not None and self.folder.dense:
             raise UserError(f"task {NAME}: the folder has a layer behind its pooling, which passages do not support")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("text", "spans") if self.spans else ("text",)
 
     @property
     def result_width(self) -> int:
@@ -105,10 +121,13 @@ class PassageEmbedding(EncoderTask):
         return pa.schema([("embeddings", pa.list_(vector)), *spans, *counts])
 
     def prepare(self, columns: pa.Table, tokenizer: XLMRobertaTokenizer) -> pa.Table:
-        """An encoded table of `windows`, with each token's `passage` in its document, -1 for those of none."""
+        """An encoded table of `windows`, with each token's `passage` in its document, -1 for those of none. Of `spans`
+        all tokens of the text are in passage 0, and a document's first row has `spans: list<int32>`, for each its
+        characters and its tokens, [start, end, first, last + 1], tokens counted from the document's first of them.
+        """
         texts = columns["text"]
         if self.prompt:
-            texts = pa.compute.binary_join_element_wise(self.prompt, texts, "")
+            texts = pc.binary_join_element_wise(self.prompt, texts, "")
         tokenizer = sentence_tokenizer(self.folder, tokenizer)
         limit = sentence_limit(NAME, self.max_length, self.folder, self.config, tokenizer)
         stride = default_stride(limit) if self.stride is None else self.stride
@@ -120,7 +139,13 @@ class PassageEmbedding(EncoderTask):
         counted = shown_best(start >= 0, document, splits, encoded) & (end > len(self.prompt))
         passage = np.full(len(start), -1, np.int32)
         index = np.flatnonzero(counted)
-        if self.passage == "tokens":
+        if self.spans:
+            passage[index] = 0
+            given = spans_of(columns["spans"], columns["text"])
+            own = np.searchsorted(document[index], np.arange(len(given) + 1))
+            at = len(self.prompt)
+            encoded = with_spans(encoded, given, own, start[index] - at, end[index] - at)
+        elif self.passage == "tokens":
             first = np.searchsorted(document[index], document[index])
             passage[index] = (np.arange(len(index)) - first) // (self.passage_tokens or 128)
         else:
@@ -137,6 +162,13 @@ class PassageEmbedding(EncoderTask):
             encoded = encoded.append_column(name, column)
         return encoded
 
+    def results(self, encoded: pa.Table) -> int:
+        found = super().results(encoded)
+        if self.spans:
+            _, _, first, last = flat(encoded["spans"].drop_null()).to_numpy().reshape(-1, 4).T
+            found += int((last - first).sum()) * self.config.hidden_size
+        return found
+
     def head(self) -> nn.Module:
         return nn.Module()
 
@@ -150,17 +182,26 @@ class PassageEmbedding(EncoderTask):
         passage = flat(encoded["passage"]).to_numpy()
         index = np.flatnonzero(passage >= 0)
         document, passage = document[index], passage[index]
-        opens = np.ones(len(index), np.bool_)
-        opens[1:] = (document[1:] != document[:-1]) | (passage[1:] != passage[:-1])
-        begins = np.flatnonzero(opens)
-        counts = np.bincount(document[begins], minlength=len(of_rows) - 1)
+        if self.spans:
+            given = encoded["spans"].take(pa.array(of_rows[:-1]))
+            counts = pc.list_value_length(given).to_numpy() // 4
+            starts, ends, first, last = flat(given).to_numpy().reshape(-1, 4).T
+            before = np.searchsorted(document, np.repeat(np.arange(len(counts)), counts))
+            first, last = first + before, last + before
+        else:
+            opens = np.ones(len(index), np.bool_)
+            opens[1:] = (document[1:] != document[:-1]) | (passage[1:] != passage[:-1])
+            first = np.flatnonzero(opens)
+            last = np.append(first[1:], len(index))[: len(first)]
+            counts = np.bincount(document[first], minlength=len(of_rows) - 1)
+            starts, ends = (flat(encoded[name]).to_numpy()[index] for name in ("start", "end"))
+            if len(first):
+                starts, ends = np.minimum.reduceat(starts, first), np.maximum.reduceat(ends, first)
         numbers = np.zeros((0, self.config.hidden_size))
-        starts = ends = np.zeros(0, np.int32)
-        if len(begins):
-            sizes = np.diff(np.append(begins, len(index)))
-            numbers = np.add.reduceat(raw[index].astype(np.float64), begins, axis=0) / sizes[:, None]
-            starts = np.minimum.reduceat(flat(encoded["start"]).to_numpy()[index], begins)
-            ends = np.maximum.reduceat(flat(encoded["end"]).to_numpy()[index], begins)
+        if len(first):
+            states = np.concatenate([raw[index].astype(np.float64), np.zeros((1, raw.shape[1]))])
+            sums = np.add.reduceat(states, np.column_stack([first, last]).ravel(), axis=0)[::2]
+            numbers = sums / (last - first)[:, None]
         if self.normalized:
             numbers = numbers / np.maximum(np.linalg.norm(numbers, axis=1, keepdims=True), 1e-12)
         per_text = pa.array(row_splits(counts), pa.int32())
@@ -177,6 +218,54 @@ class PassageEmbedding(EncoderTask):
             spans = zip(row["start"], row["end"], row["embeddings"], strict=True)
             found.append([{"start": a, "end": b, "embedding": np.array(one)} for a, b, one in spans])
         return found
+
+
+def spans_of(column: pa.ChunkedArray, texts: pa.ChunkedArray) -> list[NDArray[np.int64]]:
+    """The spans `(S, 2)` of each text, from lists or from their JSON. Raises UnfitRows."""
+    found, failures = [], {}
+    for place, (value, text) in enumerate(zip(column.to_pylist(), texts.to_pylist(), strict=True)):
+        try:
+            given = json.loads(value) if isinstance(value, str) else value
+            spans = np.array(given, np.int64).reshape(-1, 2)
+            if any(isinstance(one, float | bool) for span in given for one in span):
+                raise TypeError
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            failures[place] = (WRONG_SPANS, "the spans are no list of [start, end]")
+            continue
+        bad = (spans[:, 0] < 0) | (spans[:, 0] >= spans[:, 1]) | (spans[:, 1] > len(text))
+        if bad.any():
+            one = int(bad.argmax())
+            got = f"[{spans[one, 0]}, {spans[one, 1]}]"
+            failures[place] = (WRONG_SPANS, f"span {one} is {got} in a text of {len(text)} characters")
+        found.append(spans)
+    if failures:
+        raise UnfitRows(failures)
+    return found
+
+
+def with_spans(
+    encoded: pa.Table,
+    given: list[NDArray[np.int64]],
+    own: NDArray[np.int64],
+    start: NDArray[np.int64],
+    end: NDArray[np.int64],
+) -> pa.Table:
+    """The encoded table with the column `spans`. Document d's tokens are `own[d]` to `own[d + 1]` of those with
+    characters `start` and `end`. Raises UnfitRows for a span without tokens.
+    """
+    values, failures = [], {}
+    for row, spans in enumerate(given):
+        tokens = slice(own[row], own[row + 1])
+        first = np.searchsorted(end[tokens], spans[:, 0], side="right")
+        last = np.searchsorted(start[tokens], spans[:, 1], side="left")
+        if (last <= first).any():
+            failures[row] = (WRONG_SPANS, f"span {int((last <= first).argmax())} has no token")
+        values.append(np.column_stack([spans, first, last]).ravel())
+    if failures:
+        raise UnfitRows(failures)
+    splits = row_splits(np.array([len(one) for one in values], np.int64))
+    column = lists(splits, np.concatenate([np.zeros(0, np.int64), *values]).astype(np.int32))
+    return encoded.append_column("spans", first_rows(column, encoded))
 
 
 def shown_best(

@@ -31,6 +31,7 @@ class Task(ABC):
     What is a property here may be a plain class attribute of a task. The attributes with a default:
 
     - `list_roles`: those of `roles` of which a document has a list of texts, which `prepare` reads as JSON.
+    - `span_roles`: those of which a document has a list of [start, end], which `prepare` reads as JSON.
     - `optional_roles`: roles that are read where an option is set, with the option's name.
     - `fixed_options`: those that only the service's settings set, not a request: files of weights, for example.
     - `request_bounds`: options of which a request may ask for no more than a number, or than the service's limit of
@@ -46,6 +47,7 @@ class Task(ABC):
     """
 
     list_roles: ClassVar[tuple[str, ...]] = ()
+    span_roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[Mapping[str, str]] = {}
     fixed_options: ClassVar[tuple[str, ...]] = ()
     request_bounds: ClassVar[Mapping[str, int | str]] = {}

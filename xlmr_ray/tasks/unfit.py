@@ -6,6 +6,7 @@ from xlmr_ray.tokenizer.tokenizer import TokenizerError
 
 NO_MASK = "no_mask"
 WRONG_CHOICES = "wrong_choices"
+WRONG_SPANS = "wrong_spans"
 
 
 class UnfitRows(TokenizerError):

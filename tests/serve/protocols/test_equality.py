@@ -82,9 +82,21 @@ def test_same_as_pipeline_by_the_route_of_any_task(m3: tuple[str, TestClient], t
     assert_same(response.json(), {str(key): value for key, value in one.items()} if isinstance(one, dict) else one)
 
 
+def test_given_passages(m3: tuple[str, TestClient]) -> None:
+    folder, client = m3
+    inputs = [{"text": TEXTS[0], "spans": [[0, 8], [5, 20]]}, {"text": TEXTS[3], "spans": []}]
+    response = client.post("/tasks/passage-embedding", json={"inputs": inputs})
+    assert response.status_code == 200, response.text
+    assert_same(response.json(), pipeline("passage-embedding", folder)(inputs))
+
+
 @pytest.mark.parametrize(
     ("task", "body", "status", "message"),
     [
+        ("passage-embedding", {"inputs": {"text": "a", "spans": [[0]]}}, 422, "inputs.spans: a list of [start, end]"),
+        ("passage-embedding", {"inputs": {"text": "a", "spans": [[0, 2]]}}, 422, "span 0 is [0, 2] in a text of 1"),
+        ("passage-embedding", {"inputs": {"text": "a", "spans": "[[0, 1]]"}}, 422, "inputs.spans: a list of"),
+        ("passage-embedding", {"inputs": {"text": "a b " * 20, "spans": [[0, 70]] * 35_000}}, 413, "as the result"),
         ("sparse", {"inputs": TEXTS[0], "parameters": {"peaces": True}}, 422, "did you mean 'pieces'?"),
         ("sparse", {"inputs": TEXTS[0], "parameters": {"head_file": "x"}}, 422, "parameters.head_file: no such field"),
         ("sparse", {"inputs": TEXTS[0], "parameters": {"pieces": 1}}, 422, "parameters.pieces: expected a boolean"),

@@ -15,15 +15,15 @@ from xlmr_ray.errors import UserError
 _SURROGATES = re.compile("[\ud800-\udfff]")
 Value = str | bytes | None
 SYSTEM = ("_row", "_code", "_message", "_changed")
-# Roles whose values are lists of strings. They are carried as JSON: so a table has string columns alone.
-LISTS = ("choices",)
+# Roles whose values are lists, and of what. They are carried as JSON: so a table has string columns alone.
+LISTS = {"choices": "strings", "spans": "[start, end] pairs"}
 
 
 @dataclass(frozen=True)
 class Columns:
     """`text`: role (what the task calls it) -> column of the input; `id` and `keep` are carried along.
 
-    The columns of the roles in `LISTS` hold lists of strings, or their JSON. `keep` are names in the output; `renamed`
+    The columns of the roles in `LISTS` hold lists, or their JSON. `keep` are names in the output; `renamed`
     has the input's column of those that are called otherwise there. A kept column may be the id or a text column itself
     if the name is the same; it is then in the table once.
     """
@@ -155,7 +155,7 @@ def repair(text: str) -> str:
 
 
 def text_of(role: str, value: object, name: str, *, present: bool = True) -> str | Problem:
-    """A role's value as it is carried, or what is wrong with it: a string, or for `LISTS` a list of them as JSON.
+    """A role's value as it is carried, or what is wrong with it: a string, or for `LISTS` a list as JSON.
 
     `name` is the field, `present` whether the row has it.
     """
@@ -164,26 +164,33 @@ def text_of(role: str, value: object, name: str, *, present: bool = True) -> str
     if value is None:
         return Problem(codes.NULL_FIELD, f"field {name!r} is null")
     if role in LISTS:
-        return _list_as_json(value, name)
+        return _list_as_json(role, value, name)
     if isinstance(value, str):
         return value
     return Problem(codes.WRONG_TYPE, f"field {name!r} is {json_type(value)}, not a string")
 
 
-def _list_as_json(value: object, name: str) -> str | Problem:
+def _list_as_json(role: str, value: object, name: str) -> str | Problem:
+    of = LISTS[role]
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            return Problem(codes.WRONG_TYPE, f"field {name!r} is a string, and not the JSON of an array of strings")
+            return Problem(codes.WRONG_TYPE, f"field {name!r} is a string, and not the JSON of an array of {of}")
     if not isinstance(value, list):
-        return Problem(codes.WRONG_TYPE, f"field {name!r} is {json_type(value)}, not an array of strings")
-    if not value:
+        return Problem(codes.WRONG_TYPE, f"field {name!r} is {json_type(value)}, not an array of {of}")
+    if not value and role == "choices":
         return Problem(codes.WRONG_TYPE, f"field {name!r} is an empty array")
     for place, item in enumerate(value):
-        if not isinstance(item, str):
+        if role == "choices" and not isinstance(item, str):
             return Problem(codes.WRONG_TYPE, f"field {name!r}: item {place} is {json_type(item)}, not a string")
+        if role == "spans" and not _is_span(item):
+            return Problem(codes.WRONG_TYPE, f"field {name!r}: item {place} is no pair [start, end] of whole numbers")
     return json.dumps(value, ensure_ascii=False)
+
+
+def _is_span(item: object) -> bool:
+    return isinstance(item, list) and len(item) == 2 and all(type(one) is int for one in item)
 
 
 def json_type(value: object) -> str:

@@ -15,7 +15,7 @@ from xlmr_ray.serve.requests import Invalid
 from xlmr_ray.serve.service import Service
 from xlmr_ray.tasks.task import Task, option_fields
 
-Document = str | dict[str, str | Several[str]]
+Document = str | dict[str, str | Several[str] | Several[list[int]]]
 
 
 def add_route(routes: APIRouter, service: Service, name: str, task: type[Task], *, show: bool) -> None:

@@ -297,7 +297,7 @@ def _sound(column: pa.Array, name: str, problems: dict[int, Problem]) -> pa.Arra
 
 
 def _as_json(column: pa.Array, role: str, name: str, problems: dict[int, Problem], changed: set[int]) -> pa.Array:
-    """Lists of strings as JSON, null for rows with a problem; `changed` gets the rows in which lone surrogates, which
+    """Lists as JSON, null for rows with a problem; `changed` gets the rows in which lone surrogates, which
     JSON can spell, are now U+FFFD.
     """
     texts: list[str | None] = []

@@ -62,8 +62,9 @@ def find_columns(file: pq.ParquetFile, columns: Columns, partitions: Mapping[str
     found = {name: _with_storage(one, file) for name, one in found.items()}
     for role, name in columns.text.items():
         type = found[name].type
-        if not is_text(type) and not (role in LISTS and is_list_of_text(type)):
-            wanted = "a list of strings" if role in LISTS else "a string"
+        fits = is_list_of_spans(type) if role == "spans" else role in LISTS and is_list_of_text(type)
+        if not is_text(type) and not fits:
+            wanted = f"a list of {LISTS[role]}" if role in LISTS else "a string"
             raise Damaged(codes.WRONG_COLUMN_TYPE, f"column {name!r} is {str(type)[:200]}, not {wanted}")
     if columns.id is not None:
         id = found[columns.id]
@@ -163,6 +164,10 @@ def is_list(type: pa.DataType) -> bool:
 
 def is_list_of_text(type: pa.DataType) -> bool:
     return is_list(type) and type.value_type in (pa.string(), pa.large_string())
+
+
+def is_list_of_spans(type: pa.DataType) -> bool:
+    return is_list(type) and is_list(type.value_type) and pa.types.is_integer(type.value_type.value_type)
 
 
 def count_leaves(type: pa.DataType) -> int:
