@@ -103,7 +103,7 @@ def test_half_precision_vectors(plain_encoder):
         ({"dimensions": 49}, "dimensions 49 is more than the model's 48"),
         ({"dimensions": 0}, "dimensions must be a whole number from 1 on, got 0"),
         ({"max_length": 65}, "max_length 65 is more than the 64 tokens"),
-        ({"prompt_name": "query"}, "prompt_name 'query' is none of the folder's prompts"),
+        ({"prompt_name": "query"}, "prompt_name 'query' is none of the prompts"),
         ({"prompt": "a", "prompt_name": "b"}, "prompt or prompt_name, not both"),
         ({"precision": "int4"}, "precision 'int4' is none of"),
     ],

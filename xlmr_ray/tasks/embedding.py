@@ -1,6 +1,6 @@
 """`embedding`: one vector a text, as the checkpoint's sentence-transformers folder says or as asked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,15 @@ class Embedding(EncoderTask):
     - `pooling`: `cls`, `mean`, `max` or `mean_sqrt_len` (default: the folder's, else mean).
     - `normalize`: vectors of length 1 (default: as the folder says, else false).
     - `prompt`: text put before every document (default: the folder's default prompt, else none).
-    - `prompt_name`: one of the folder's prompts instead (default: none).
+    - `prompt_name`: one of the prompts instead (default: none).
+    - `prompts`: texts by name, beside or over the folder's prompts (default: none).
     - `dimensions`: the first so many numbers of a vector, normalized again where vectors are (default: what the folder
       says, else all).
     - `precision`: of the stored numbers, `float32`, `float16`, `int8`, `uint8`, `binary` or `ubinary` (default:
       float32).
-    - `ranges`: for `int8` and `uint8`, the smallest and largest number of each dimension in a sample: the path or URL
-      of a JSON file, or the numbers (default: a job measures them on its own documents).
+    - `ranges`: for `int8` and `uint8`, the smallest and largest number of each dimension in a sample of vectors of the
+      same kind, normalized or not: the path or URL of a JSON file or of a job's output, or `[min, max, normalized]`
+      (default: a job measures them on its own documents).
     - `max_length`: tokens of a sequence (default: what the checkpoint allows).
     - `long`: longer texts are `cut` and flagged, or read in `windows`, whose vectors are averaged, weighted by the
       tokens that each adds, before they are normalized (default: cut).
@@ -62,7 +64,7 @@ class Embedding(EncoderTask):
 
     roles = ("text",)
     architectures = ("Model",)
-    fixed_options = ("ranges",)
+    fixed_options = ("ranges", "prompts")
 
     pooling: str | None = None
     normalize: bool | None = None
@@ -73,6 +75,7 @@ class Embedding(EncoderTask):
     long: str = "cut"
     stride: int | None = None
     precision: str = "float32"
+    prompts: Mapping[str, str] | None = field(default=None, metadata={"added": True})
     ranges: Ranges | None = field(default=None, metadata={"added": True})
     config: XLMRobertaConfig = field(metadata={"option": False})
     folder: SentenceConfig | None = field(metadata={"option": False})
@@ -96,10 +99,11 @@ class Embedding(EncoderTask):
         check_long(NAME, self.long, self.stride)
         if self.prompt is not None and self.prompt_name is not None:
             raise UserError(f"task {NAME}: give prompt or prompt_name, not both")
-        known = {} if self.folder is None else self.folder.prompts
+        check_prompts(NAME, self.prompts)
+        known = self.known_prompts
         if self.prompt_name is not None and self.prompt_name not in known:
             names = ", ".join(map(repr, known)) or "none"
-            raise UserError(f"task {NAME}: prompt_name {self.prompt_name!r} is none of the folder's prompts ({names})")
+            raise UserError(f"task {NAME}: prompt_name {self.prompt_name!r} is none of the prompts ({names})")
         if self.folder is not None and not self.folder.include_prompt and self.prefix:
             raise UserError(f"task {NAME}: the folder leaves the prompt out of the pooling, which is not supported")
         if self.dimensions is not None and self.dimensions > self.full_width:
@@ -111,10 +115,8 @@ class Embedding(EncoderTask):
         """The text put before every document."""
         if self.prompt is not None:
             return self.prompt
-        if self.folder is None:
-            return ""
-        name = self.prompt_name or self.folder.default_prompt_name
-        return "" if name is None else self.folder.prompts[name]
+        name = self.prompt_name or (None if self.folder is None else self.folder.default_prompt_name)
+        return "" if name is None else self.known_prompts[name]
 
     @property
     def dense(self) -> tuple[Dense, ...]:
@@ -139,8 +141,8 @@ class Embedding(EncoderTask):
         return self.width
 
     @property
-    def prompt_names(self) -> Sequence[str]:
-        return () if self.folder is None else tuple(self.folder.prompts)
+    def known_prompts(self) -> Mapping[str, str]:
+        return {**({} if self.folder is None else self.folder.prompts), **(self.prompts or {})}
 
     @property
     def pooled_by(self) -> str:
@@ -212,3 +214,12 @@ def dense_modules(dense: Dense) -> tuple[nn.Module, nn.Module]:
     if bias is not None:
         linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear, getattr(nn, dense.activation)()
+
+
+def check_prompts(task: str, prompts: object) -> None:
+    """Raises UserError where prompts are given and are no texts by name."""
+    if prompts is None:
+        return
+    texts = isinstance(prompts, Mapping) and all(isinstance(one, str) for pair in prompts.items() for one in pair)
+    if not texts:
+        raise UserError(f'task {task}: prompts must be texts by name, such as {{"query": "query: "}}')

@@ -1,6 +1,6 @@
 """`multi-vector`: a vector for each token of a text, for late interaction (ColBERT; bge-m3, sentence-transformers)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,8 @@ class MultiVector(EncoderTask):
         return self.width
 
     @property
-    def prompt_names(self) -> Sequence[str]:
-        return tuple(self.prompts)
+    def known_prompts(self) -> Mapping[str, str]:
+        return self.prompts
 
     @property
     def normalized(self) -> bool:

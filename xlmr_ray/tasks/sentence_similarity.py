@@ -31,8 +31,8 @@ class SentenceSimilarity(EncoderTask):
     Options:
     - `similarity`: `cosine`, `dot`, or a distance, negated as in sentence-transformers, `euclidean` or `manhattan`
       (default: what the folder says, else cosine).
-    - `pooling`, `normalize`, `prompt`, `prompt_name`, `dimensions`, `max_length`, `long`, `stride`: how a text becomes
-      a vector, as for the task `embedding`.
+    - `pooling`, `normalize`, `prompt`, `prompt_name`, `prompts`, `dimensions`, `max_length`, `long`, `stride`: how a
+      text becomes a vector, as for the task `embedding`.
 
     Output: `score`; `tokens` and `windows` of both texts, `truncated` where either was cut.
     """
@@ -50,6 +50,7 @@ class SentenceSimilarity(EncoderTask):
     max_length: int | None = None
     long: str = "cut"
     stride: int | None = None
+    prompts: Mapping[str, str] | None = field(default=None, metadata={"added": True})
     embedding: Embedding = field(metadata={"option": False})
 
     @classmethod

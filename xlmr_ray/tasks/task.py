@@ -111,8 +111,8 @@ class Task(ABC):
         return None
 
     @property
-    def prompt_names(self) -> Sequence[str] | None:
-        """The prompts that the option `prompt_name` takes; None for a task without them."""
+    def known_prompts(self) -> Mapping[str, str] | None:
+        """The prompts that the option `prompt_name` takes, by name; None for a task without them."""
         return None
 
     def example(self, mask_token: str) -> dict[str, Any]:

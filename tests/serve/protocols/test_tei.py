@@ -124,7 +124,7 @@ def test_info_lists_all_that_is_there(http: httpx.Client, server: Running) -> No
 def test_no_sparse_vectors(http: httpx.Client) -> None:
     response = http.post("/embed_sparse", json={"inputs": "a"})
     assert response.status_code == 404
-    assert "/embed gives dense ones" in response.json()["error"]
+    assert "task sparse is not one of this service" in response.json()["error"]
 
 
 def test_prompts(prompted: TestClient) -> None:

@@ -1,7 +1,6 @@
 """Cohere's embeddings."""
 
 import uuid
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -10,29 +9,24 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
-from xlmr_ray.checkpoint.sentence import read_sentence_config
+from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.json_body import JsonRoute
-from xlmr_ray.serve.models import Model
 from xlmr_ray.serve.protocols.body import Body, Refused, Several
 from xlmr_ray.serve.protocols.cohere import error_body
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import Cutting, embedded
+from xlmr_ray.serve.protocols.embeddings import Cutting, embedded, prompt_for
 from xlmr_ray.serve.protocols.openai import as_base64
 from xlmr_ray.serve.protocols.reply import reply
 from xlmr_ray.serve.protocols.responses import CohereError, CohereVectors
 from xlmr_ray.serve.requests import ErrorBody, Invalid
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
-from xlmr_ray.tasks.vector_precision import stored
+from xlmr_ray.tasks.vector_precision import BITS, BYTES, stored
 
 PATHS = ("/v1/embed", "/v2/embed")
-# What folders call the prompt for each type of input.
-PROMPTS = {
-    "search_query": ("search_query", "query"),
-    "search_document": ("search_document", "document", "passage"),
-    "classification": ("classification",),
-    "clustering": ("clustering",),
-}
+
+
+Encoding = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 
 
 def upper(value: Any) -> Any:
@@ -53,16 +47,15 @@ class Input(Body):
 class CohereEmbed(Body):
     """`texts`, or `inputs` of texts. Vectors have length 1. Texts longer than the model, or than `max_tokens`, are cut
     at their `END` or `START`, as there, which the header `x-truncated` tells; `NONE` refuses them. `input_type` chooses
-    among the prompts of the model's folder: of a model without prompts, all types have the same vectors.
+    among the prompts of the model's folder or settings: of a model without prompts, all types have the same vectors.
+    `int8` and `uint8` are between the ranges that the settings name.
     """
 
     model: str | None = None
     texts: Several[str] | None = None
     inputs: Several[Input] | None = None
     input_type: Literal["search_query", "search_document", "classification", "clustering"] | None = None
-    embedding_types: Annotated[Several[Literal["float", "binary", "ubinary", "base64"]], Field(min_length=1)] | None = (
-        None
-    )
+    embedding_types: Annotated[Several[Encoding], Field(min_length=1)] | None = None
     truncate: Annotated[Literal["NONE", "START", "END"], BeforeValidator(upper)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     output_dimension: Annotated[int, Field(ge=1)] | None = None
@@ -94,33 +87,38 @@ async def vectors(service: Service, body: CohereEmbed, *, bare: bool) -> Respons
     served = service.find("embedding", body.model)
     field, texts = given(body)
     side = "left" if body.truncate == "START" else "right"
-    answer = await embedded(
-        service,
-        texts,
-        {
-            "normalize": True,
-            "precision": "float32",
-            "dimensions": body.output_dimension,
-            "max_length": body.max_tokens,
-            "prompt_name": prompt_name(served.model, body.input_type),
-        },
-        Cutting(whole=body.truncate == "NONE", side=side),
-        model=served.model.name,
-        fields={
-            "text": field,
-            "dimensions": "output_dimension",
-            "max_length": "max_tokens",
-            "prompt_name": "input_type",
-            "truncate": "truncate: END",
-        },
-        most=service.limits.cohere_inputs,
-    )
-    numbers: NDArray[np.float32] = np.asarray(answer.answers, np.float32)
+    kinds = list(dict.fromkeys(body.embedding_types or ["float"]))
+    answers: dict[str, Answer] = {}
+    for precision in dict.fromkeys(kind if kind in BYTES else "float32" for kind in kinds):
+        answers[precision] = await embedded(
+            service,
+            texts,
+            {
+                "normalize": True,
+                "precision": precision,
+                "dimensions": body.output_dimension,
+                "max_length": body.max_tokens,
+                "prompt_name": prompt_for(service, served.model, body.input_type),
+            },
+            Cutting(whole=body.truncate == "NONE", side=side),
+            model=served.model.name,
+            fields={
+                "text": field,
+                "dimensions": "output_dimension",
+                "max_length": "max_tokens",
+                "precision": "embedding_types",
+                "prompt_name": "input_type",
+                "truncate": "truncate: END",
+            },
+            most=service.limits.cohere_inputs,
+        )
+    answer = next(iter(answers.values()))
+    by_kind = {kind: encoded(answers.get(kind, answers.get("float32", answer)), kind) for kind in kinds}
     return reply(
         {
             "response_type": "embeddings_floats" if bare else "embeddings_by_type",
             "id": str(uuid.uuid4()),
-            "embeddings": numbers if bare else encoded(numbers, body.embedding_types or ["float"]),
+            "embeddings": by_kind["float"] if bare else by_kind,
             "texts": texts,
             "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": answer.tokens}},
         },
@@ -137,24 +135,9 @@ def given(body: CohereEmbed) -> tuple[str, list[str]]:
     return "inputs", [" ".join(part.text for part in one.content) for one in body.inputs or []]
 
 
-def prompt_name(model: Model, kind: str | None) -> str | None:
-    """The folder's prompt for a type of input; None where it has no prompts. Raises Invalid where it has others."""
-    folder = read_sentence_config(model.folder)
-    prompts = {} if folder is None else folder.prompts
-    if kind is None or not prompts:
-        return None
-    found = next((name for name in PROMPTS[kind] if name in prompts), None)
-    if found is None:
-        raise Invalid("input_type", f"the model has no prompt for it, it has: {', '.join(prompts)}")
-    return found
-
-
-def encoded(numbers: NDArray[np.float32], kinds: Sequence[str]) -> dict[str, Any]:
-    """Vectors `(texts, width)` by the name of each encoding."""
-    made: Mapping[str, Any] = {
-        "float": lambda: numbers,
-        "base64": lambda: [as_base64(vector) for vector in numbers],
-        "binary": lambda: stored(numbers, "binary", None),
-        "ubinary": lambda: stored(numbers, "ubinary", None),
-    }
-    return {kind: made[kind]() for kind in dict.fromkeys(kinds)}
+def encoded(answer: Answer, kind: str) -> Any:
+    """Vectors `(texts, width)` in an encoding, of an answer of its precision."""
+    vectors: NDArray[Any] = np.asarray(answer.answers)
+    if kind == "base64":
+        return [as_base64(vector) for vector in vectors]
+    return stored(vectors, kind, None) if kind in BITS else vectors

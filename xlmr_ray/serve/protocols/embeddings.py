@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
+from xlmr_ray.checkpoint.sentence import read_sentence_config
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.models import Model
 from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, texts_of
@@ -17,6 +17,17 @@ from xlmr_ray.tasks.sentence_similarity import similarities
 
 TRUNCATE = "truncate: true"
 IN_PARAMETERS = f"parameters.{TRUNCATE}"
+# What prompts are called for each type of input, the likelier first.
+QUERY, PASSAGE = ("query", "search_query"), ("passage", "document", "search_document")
+INPUT_TYPES = {
+    "query": QUERY,
+    "search_query": QUERY[::-1],
+    "document": PASSAGE,
+    "passage": PASSAGE,
+    "search_document": PASSAGE[::-1],
+    "classification": ("classification",),
+    "clustering": ("clustering",),
+}
 FIELDS = {"text": "inputs", "truncate": TRUNCATE}
 
 
@@ -70,7 +81,7 @@ async def embedded(
     said = {name: value for name, value in options.items() if value is not None}
     served = service.find("embedding", model)
     if "prompt_name" in said:
-        prompt(served.model, said["prompt_name"], fields.get("prompt_name", "prompt_name"))
+        prompt(service, served.model, said["prompt_name"], fields.get("prompt_name", "prompt_name"))
     return await ask(
         service,
         "embedding",
@@ -85,12 +96,34 @@ async def embedded(
     )
 
 
-def prompt(model: Model, name: str | None, field: str) -> str:
-    """The text that the model's folder has under a name; none without one. Raises Invalid for a name it has not."""
+def prompts_of(service: Service, model: Model) -> Mapping[str, str]:
+    """A model's prompts by name: its folder's, and those that the settings give its task `embedding`."""
+    if "embedding" in model.tasks:
+        return service.find("embedding", model.name).bound.known_prompts or {}
+    folder = read_sentence_config(model.folder)
+    return {} if folder is None else folder.prompts
+
+
+def prompt_for(service: Service, model: Model, kind: str | None) -> str | None:
+    """The name of the model's prompt for a type of input; None where it has no prompts. Raises Invalid where it has
+    others.
+    """
+    prompts = prompts_of(service, model)
+    if kind is None or not prompts:
+        return None
+    # sentence-transformers writes empty prompts into folders that have none.
+    there = sorted((name for name in INPUT_TYPES[kind] if name in prompts), key=lambda name: not prompts[name])
+    found = next(iter(there), None)
+    if found is None:
+        raise Invalid("input_type", f"the model has no prompt for it, it has: {', '.join(prompts)}")
+    return found
+
+
+def prompt(service: Service, model: Model, name: str | None, field: str) -> str:
+    """The text that the model has under a name; none without one. Raises Invalid for a name it has not."""
     if name is None:
         return ""
-    folder: SentenceConfig | None = read_sentence_config(model.folder)
-    prompts = {} if folder is None else folder.prompts
+    prompts = prompts_of(service, model)
     if name not in prompts:
         known = ", ".join(f'"{known}"' for known in prompts)
         raise Invalid(field, f"the model has no such prompt. Available prompts: [{known}]")
@@ -121,7 +154,7 @@ async def similar(
             raise missing from None
         return await from_embeddings(service, [source, *sentences], said, cutting, model=model)
     if prompt_name is not None:
-        prompt(served.model, prompt_name, "parameters.prompt_name")
+        prompt(service, served.model, prompt_name, "parameters.prompt_name")
     answer = await ask(
         service,
         "sentence-similarity",

@@ -84,7 +84,7 @@ def names(model: Model) -> dict[str, Any]:
 
 
 def card(served: Served) -> TaskCard:
-    labels, prompts = served.bound.output_labels, served.bound.prompt_names
+    labels, prompts = served.bound.output_labels, served.bound.known_prompts
     return TaskCard(
         task=served.task,
         model=served.model.name,

@@ -15,7 +15,7 @@ from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.models import Model
 from xlmr_ray.serve.protocols.body import Body, Cut, Direction
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import TRUNCATE, Cutting, embedded, given_texts
+from xlmr_ray.serve.protocols.embeddings import TRUNCATE, Cutting, embedded, given_texts, prompt_for
 from xlmr_ray.serve.protocols.reply import reply
 from xlmr_ray.serve.protocols.responses import ModelCard, ModelCards, OpenAIError, Vectors
 from xlmr_ray.serve.protocols.tei_bodies import Inputs
@@ -33,6 +33,10 @@ class Embeddings(Body):
     length, with `truncate_prompt_tokens` (vLLM's) at so many tokens, -1 for the model's, at the end that
     `truncation_side` says. `user` changes nothing. Without `model`, the first one for embeddings answers.
 
+    `prompt_name` is put before every text, or the prompt for an `input_type`, where the model has prompts.
+    `embedding_type` is that of the numbers, the settings' if not said; `int8` and `uint8` are between the ranges that
+    the settings name, `binary` and `ubinary` are eight dimensions a number. In base64, all are float32.
+
     `input` may be token ids with `token_ids: true` alone, which says that they are of this model's tokenizer (those of
     `/tokenize`).
     """
@@ -46,6 +50,9 @@ class Embeddings(Body):
     truncate_prompt_tokens: Cut | None = None
     truncation_side: Direction | None = None
     token_ids: bool | None = None
+    prompt_name: str | None = None
+    input_type: Literal["query", "document", "passage", "search_query", "search_document"] | None = None
+    embedding_type: Literal["float", "base64", "int8", "uint8", "binary", "ubinary"] | None = None
 
 
 def error_body(error: ServiceError) -> Mapping[str, Any]:
@@ -96,17 +103,30 @@ def cards(service: Service) -> ModelCards:
 async def vectors(service: Service, body: Embeddings, cutting: Cutting) -> Response:
     served = service.find("embedding", body.model)
     texts, single = await texts_given(service, body.input, body.token_ids, served.model)
+    if body.prompt_name is not None and body.input_type is not None:
+        raise Invalid("input_type", "and prompt_name both say the prompt: leave one out")
     answer = await embedded(
         service,
         texts,
-        {"normalize": True, "dimensions": body.dimensions, "max_length": at_most(body.truncate_prompt_tokens)},
+        {
+            "normalize": True,
+            "dimensions": body.dimensions,
+            "max_length": at_most(body.truncate_prompt_tokens),
+            "prompt_name": body.prompt_name or prompt_for(service, served.model, body.input_type),
+            "precision": "float32" if body.embedding_type in ("float", "base64") else body.embedding_type,
+        },
         cutting,
         model=served.model.name,
-        fields={"text": "input", "max_length": "truncate_prompt_tokens", "truncate": TRUNCATE},
+        fields={
+            "text": "input",
+            "max_length": "truncate_prompt_tokens",
+            "truncate": TRUNCATE,
+            "precision": "embedding_type",
+        },
         single=single,
         most=service.limits.openai_inputs,
     )
-    encode = as_base64 if body.encoding_format == "base64" else np.asarray
+    encode = as_base64 if "base64" in (body.encoding_format, body.embedding_type) else np.asarray
     data = [
         {"object": "embedding", "index": place, "embedding": encode(vector)}
         for place, vector in enumerate(answer.answers)

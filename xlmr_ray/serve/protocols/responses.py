@@ -78,6 +78,13 @@ class Ranked(Out):
     document: Document | str | None = None
 
 
+class SparseValue(Out):
+    """A token's id, and its weight, above 0."""
+
+    index: int
+    value: float
+
+
 class Token(Out):
     """`start` and `stop` are characters of the text; special tokens have none."""
 

@@ -16,7 +16,7 @@ from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import FIELDS, TRUNCATE, Cutting, embedded, given_texts, prompt, similar
 from xlmr_ray.serve.protocols.info import Info, info
 from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, cut_places, headers, reply, told
-from xlmr_ray.serve.protocols.responses import Label, PlainError, Rank, Rerankings, Token
+from xlmr_ray.serve.protocols.responses import Label, PlainError, Rank, Rerankings, SparseValue, Token
 from xlmr_ray.serve.protocols.tei_bodies import (
     Decode,
     Embed,
@@ -27,7 +27,7 @@ from xlmr_ray.serve.protocols.tei_bodies import (
     SimilarityParameters,
     Tokenize,
 )
-from xlmr_ray.serve.requests import ErrorBody, Invalid, NotFound, ServiceError, TooLarge
+from xlmr_ray.serve.requests import ErrorBody, Invalid, ServiceError, TooLarge
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 
@@ -81,7 +81,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     async def embed_all(body: EmbedAll, model: Model = None) -> Response:
         served = service.find("feature-extraction", body.which(model))
         texts, single = await given_texts(service, body.inputs, served.model, "inputs")
-        before = prompt(served.model, body.prompt_name, "prompt_name")
+        before = prompt(service, served.model, body.prompt_name, "prompt_name")
         cutting = Cutting.asked(body.truncate, body.truncation_direction)
         answer = await ask(
             service,
@@ -99,11 +99,27 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     @routes.post(
         "/embed_sparse",
         **documented(
-            "POST /embed_sparse", list[list[dict[str, float]]], PlainError, summary="Not there: no sparse vectors"
+            "POST /embed_sparse", list[list[SparseValue]], PlainError, summary="Weights of the tokens of each text"
         ),
     )
     async def embed_sparse(body: EmbedAll, model: Model = None) -> Response:
-        raise NotFound("no model here has a head for sparse vectors; POST /embed gives dense ones")
+        served = service.find("sparse", body.which(model))
+        texts, single = await given_texts(service, body.inputs, served.model, "inputs")
+        before = prompt(service, served.model, body.prompt_name, "prompt_name")
+        cutting = Cutting.asked(body.truncate, body.truncation_direction)
+        answer = await ask(
+            service,
+            "sparse",
+            {"text": [before + text for text in texts]},
+            {"pieces": False},
+            model=served.model.name,
+            fields=FIELDS,
+            once=("inputs",) if single else (),
+            whole=cutting.whole,
+            truncation_side=cutting.side,
+        )
+        weights = [[{"index": one, "value": value} for one, value in text.items()] for text in answer.answers]
+        return reply(weights, answer)
 
     @routes.post(
         "/predict",
@@ -133,7 +149,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     @routes.post("/tokenize", **documented("POST /tokenize", list[list[Token]], PlainError, summary="Tokens of texts"))
     async def tokenize(body: Tokenize, model: Model = None) -> Response:
         resident = resident_model(service, body.which(model))
-        before = prompt(resident, body.prompt_name, "prompt_name")
+        before = prompt(service, resident, body.prompt_name, "prompt_name")
         texts = [before + text for text in listed(body.inputs)]
         counted(service, texts, "inputs")
         special = body.add_special_tokens is not False

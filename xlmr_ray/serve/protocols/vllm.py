@@ -65,7 +65,8 @@ class Score(Pooled):
 
 class Pooling(Pooled):
     """`task`: `embed`, a vector a text; `classify`, the scores of the labels in the checkpoint's order; `token_embed`,
-    a vector a token, which is what a model that is served for `feature-extraction` gives if not said otherwise.
+    a vector a token, which is what a model that is served for `feature-extraction` gives if not said otherwise, or for
+    `multi-vector`, whose vectors go first.
     """
 
     input: Inputs
@@ -171,11 +172,12 @@ def sides(body: Score) -> tuple[tuple[str, str], list[str], list[str]]:
 
 async def pooled(service: Service, body: Pooling) -> Response:
     task = body.task
-    if task is None and service.has("feature-extraction", body.model):
+    by_token = "multi-vector" if service.has("multi-vector", body.model) else "feature-extraction"
+    if task is None and service.has(by_token, body.model):
         task = "token_embed"
     if task is None:
         raise Invalid("task", "embed, classify or token_embed is wanted: this model is not served for token_embed")
-    ours = {"embed": "embedding", "classify": "text-classification", "token_embed": "feature-extraction"}[task]
+    ours = {"embed": "embedding", "classify": "text-classification", "token_embed": by_token}[task]
     served = service.find(ours, body.model)
     if body.dimensions is not None and task != "embed":
         raise Invalid("dimensions", "goes with task embed")
@@ -183,7 +185,9 @@ async def pooled(service: Service, body: Pooling) -> Response:
     by_task: dict[str, dict[str, Any]] = {
         "embed": {"normalize": not raw, "dimensions": body.dimensions, "precision": "float32"},
         "classify": {"top_k": None} | ({"function_to_apply": "none"} if raw else {}),
-        "token_embed": {"pooling": None, "layers": [-1], "return_tensors": True},
+        "token_embed": {"normalize": not raw}
+        if by_token == "multi-vector"
+        else {"pooling": None, "layers": [-1], "return_tensors": True},
     }
     length = at_most(body.truncate_prompt_tokens)
     said = {name: value for name, value in by_task[task].items() if value is not None or name in ("top_k", "pooling")}
@@ -203,7 +207,7 @@ async def pooled(service: Service, body: Pooling) -> Response:
     values: list[NDArray[np.float32]] = answer.answers
     if task == "classify":
         values = [in_order(served.model.config.labels, one) for one in answer.answers]
-    elif task == "token_embed":
+    elif task == "token_embed" and by_token == "feature-extraction":
         values = [of_length_1(one[0].numpy(), raw) for one in answer.answers]
     shown: list[Any] = [as_base64(one) for one in values] if body.encoding_format == "base64" else values
     return made("pooling", served.model.name, shown, answer, "data")
