@@ -171,14 +171,18 @@ def test_the_command_writes_what_it_says(tmp_path, capsys):
 
 def test_quality_is_a_table_with_every_variant(capsys, monkeypatch):
     monkeypatch.setattr(quality, "LANGUAGES", ("de",))
-    quality_command(job(), documents=6, console=Console(width=120), say=lambda text: None)
+    quality_command(job(), documents=6, console=Console(width=160), say=lambda text: None)
     lines = capsys.readouterr().out.splitlines()
-    rows = {line.split()[0]: line.split()[1:] for line in lines[1:-1]}
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:10] if "%" in line}
     assert rows["float32"] == ["0.00e+00", "0.00e+00", "100.00%", rows["float32"][3]]
     assert {"bfloat16", "float16", "int8"} <= set(rows)
     assert 0 < float(rows["float16"][1]) < float(rows["bfloat16"][1])
     assert 0 < float(rows["int8"][1]) < 0.1
     assert float(rows["bfloat16"][1]) < float(rows["fp8"][1])
+    kinds = ("int8, uint8", "binary, ubinary", "64 dimensions", "32 dimensions", "64 in int8")
+    small = {kind: line for line in lines for kind in kinds if line.startswith(kind)}
+    assert small.keys() == set(kinds)
+    assert all(line.count("%") == 8 for line in small.values())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What fewer bits cost: how far results move from those in float32, and how well a text still finds its translation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from xlmr_ray.batch.job import Job
 from xlmr_ray.bench.measure import load
 from xlmr_ray.bench.sample import Sample, take_sample
+from xlmr_ray.bench.small_vectors import Loss, losses, show_losses
 from xlmr_ray.demo import CORPUS
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.errors import UserError
@@ -56,12 +57,21 @@ class Cost:
     retrieval: float | None
 
 
-def quality(job: Job, *, most: int, say: Callable[[str], None]) -> list[Cost]:
-    """The costs of every variant that this machine can do, for the job's first task and at most so many documents."""
+@dataclass(frozen=True)
+class Quality:
+    """`costs` of every variant, float32 first; `losses` of small vectors, none where the first task gives none."""
+
+    costs: list[Cost]
+    losses: list[Loss]
+
+
+def quality(job: Job, *, most: int, say: Callable[[str], None]) -> Quality:
+    """What this machine can do, for the job's first task and at most so many documents."""
     sample = take_sample(job, most)
     articles = udhr(sample)
     wanted: NDArray[np.float32] | None = None
     costs = []
+    small: list[Loss] = []
     for dtype, quantization in VARIANTS:
         name = quantization or dtype
         half = HALF.get(dtype)
@@ -85,7 +95,9 @@ def quality(job: Job, *, most: int, say: Callable[[str], None]) -> list[Cost]:
             say(f"{name} is left out: {error}")
             continue
         got = engine.results(sample.encoded)[0].raw
-        wanted = got if wanted is None else wanted
+        if wanted is None:
+            wanted = got
+            small = small_vectors(engine, sample, articles, got)
         change = np.abs(got - wanted)
         costs.append(
             Cost(
@@ -97,7 +109,18 @@ def quality(job: Job, *, most: int, say: Callable[[str], None]) -> list[Cost]:
                 None if articles is None else retrieval(engine, sample, articles),
             )
         )
-    return costs
+    return Quality(costs, small)
+
+
+def small_vectors(engine: Engine, sample: Sample, articles: pa.Table | None, raw: NDArray[np.float32]) -> list[Loss]:
+    """Over the UDHR's articles and the sample's documents, of which `raw` are the results; none without vectors."""
+    task = sample.tasks[0]
+    if articles is None or not isinstance(task, Embedding):
+        return []
+    table = replace(task, precision="float32", ranges=None).postprocess(raw, sample.encoded[0])
+    vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+    sets = {"UDHR": engine.run(articles["input_ids"], tasks=[0]).raw[0]}
+    return losses(sets | ({"documents": vectors} if len(vectors) > 1 else {}))
 
 
 def round_off(engine: Engine, half: torch.dtype) -> None:
@@ -143,8 +166,9 @@ def retrieval(engine: Engine, sample: Sample, articles: pa.Table) -> float:
     return float((names[english][found] == names[~english]).mean())
 
 
-def show_quality(costs: list[Cost], console: Console) -> None:
-    """One table."""
+def show_quality(found: Quality, console: Console) -> None:
+    """A table of the costs, and one of the losses."""
+    costs = found.costs
     table = Table(box=None, pad_edge=False)
     for place, name in enumerate(("", "largest change", "mean change", "same largest entry", "UDHR retrieval")):
         table.add_column(name, justify="right" if place else "left")
@@ -160,3 +184,6 @@ def show_quality(costs: list[Cost], console: Console) -> None:
     console.print(f"changes of the first task's results, which are at most {costs[0].largest_result:.3g}")
     if rounded := [cost.name for cost in costs if cost.name in (*HALF, "fp8")]:
         console.print(f"{', '.join(rounded)}: on the CPU, every operand and result rounded as a GPU would round it")
+    if found.losses:
+        console.print()
+        show_losses(found.losses, console)
