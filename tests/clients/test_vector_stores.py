@@ -119,3 +119,21 @@ def test_pgvector(inside, rows, tmp_path):
                 [first],
             ).fetchall()
         assert [one for (one,) in found] == order
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_milvus(inside, rows):
+    pytest.importorskip("milvus_lite", reason="milvus-lite is of the extra `clients`")
+    client = run("Milvus")["client"]
+    query = rows.slice(7, 1).to_pylist()[0]
+
+    def found(vector, field):
+        (hits,) = client.search("documents", data=[vector], anns_field=field, limit=5, output_fields=["id"])
+        return [hit["entity"]["id"] for hit in hits]
+
+    assert found(query["embedding_embedding"], "dense") == nearest(rows, 7)[0]
+    weights = [dict(one) for one in rows["sparse_sparse"].to_pylist()]
+    lexical = [sum(weight * one.get(term, 0.0) for term, weight in weights[7].items()) for one in weights]
+    best = [rows["id"][int(one)].as_py() for one in np.argsort(-np.array(lexical), kind="stable")[:5]]
+    assert found(weights[7], "lexical") == best
+    client.close()

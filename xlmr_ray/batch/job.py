@@ -40,11 +40,11 @@ class InputSection(Section):
     """`path`: a file, folder, glob, or a list of them. The text columns that a task does not need are not read.
 
     `keep`: names of columns, or by name what each is called in the output. The column of `choices` holds lists of
-    strings, that of `spans` lists of [start, end], or their JSON; kept beside, they come out as JSON. A row of more than
-    `max_row_bytes` is an error row: bytes of its line or record, in Parquet of its strings that are read. `deleted`: in
-    incremental runs, whether the rows of inputs that are not found any more stay in the published table or go. `limit`:
-    only the first so many rows, in the order of the plan. A format that has options takes them under its name:
-    `csv: {delimiter: ";"}`.
+    strings, that of `spans` lists of [start, end], or their JSON; kept beside, they come out as JSON. A row of more
+    than `max_row_bytes` is an error row: bytes of its line or record, in Parquet of its strings that are read.
+    `deleted`: in incremental runs, whether the rows of inputs that are not found any more stay in the published table
+    or go. `limit`: only the first so many rows, in the order of the plan. A format that has options takes them under
+    its name: `csv: {delimiter: ";"}`.
     """
 
     path: Annotated[list[str], BeforeValidator(listed)]
