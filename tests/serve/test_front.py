@@ -55,7 +55,7 @@ def label(url: str, client: httpx.Client) -> httpx.Response:
 
 def raw(port: int, data: bytes, host: str = "127.0.0.1", seconds: float = 20) -> tuple[bytes, bytes]:
     """The head and body of what is answered to these bytes: as long as the head says, or until the connection ends.
-    Where a body is refused before all of it was sent, HAProxy keeps the connection for the rest, 30 s at most.
+    Where a body is refused before all of it was sent, HAProxy keeps the connection for the rest for a moment.
     """
     answer = b""
     with socket.create_connection((host, port), timeout=seconds) as connection:

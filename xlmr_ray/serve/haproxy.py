@@ -61,7 +61,8 @@ defaults
     mode http
     timeout connect 5s
     timeout check 10s
-    timeout client 30s
+    # Between two bytes of a request, and of an answer that is not taken: not while the replica computes.
+    timeout client {header}s
     timeout server 600s
     timeout queue 5s
     timeout http-request {header}s
@@ -97,6 +98,14 @@ frontend front
     # h2c, which Java's client asks for: the request is answered as HTTP/1.1.
     http-request del-header upgrade
     http-response set-log-level silent
+    # A replica that is killed in the middle of its answer: what fits in the buffer is told as 502, and not cut off.
+    http-request set-var(txn.method) method
+    http-response wait-for-body time 10s unless {{ var(txn.method) -m str HEAD }}
+    http-response set-var(txn.received) res.body_len
+    acl head var(txn.method) -m str HEAD
+    acl short res.body_size,sub(txn.received) gt 0
+    acl fits res.body_size lt {head}
+    http-response return status 502 content-type application/json string {cut_off} hdr retry-after 1 if short fits !head
     http-after-response set-header x-request-id %[var(txn.id)] if {{ var(txn.id) -m found }}
     default_backend replicas
 
@@ -256,6 +265,7 @@ def configuration(http: HttpSection, folder: Path, listener: int, token: str) ->
         log=quoted(json.dumps(LOG_LINE)[:-1] + ', "status": %ST}'),
         rejected=http.client_connections + 64,
         a_client=http.client_connections,
+        cut_off=quoted(body("unavailable", ERRORS[502][2])),
         too_many=quoted(body("overloaded", f"{http.client_connections} connections of one client, which is the most")),
         too_long=quoted(body("invalid", f"a head of more than {HEAD_BYTES} bytes")),
         head=HEAD_BYTES,

@@ -1,0 +1,106 @@
+"""HAProxy as we configure it, before replicas that are scripts: without Ray."""
+
+import json
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from xlmr_ray.serve.haproxy import HAProxy, listener
+from xlmr_ray.serve.settings import HttpSection
+
+HEADER_S = 1
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+
+
+def request_of(connection: socket.socket) -> bytes:
+    data = b""
+    while b"\r\n\r\n" not in data and (part := connection.recv(65536)):
+        data += part
+    return data
+
+
+@contextmanager
+def before(folder: Path, answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """The port of an HAProxy whose one replica answers so, and then closes."""
+    replica = socket.create_server(("127.0.0.1", 0))
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            request = request_of(connection)
+            if b"GET /ready" in request:
+                connection.sendall(OK % 2 + b"{}")
+            elif request:
+                answer(connection)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = replica.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    with listener("127.0.0.1", 0) as port:
+        number = port.getsockname()[1]
+        with HAProxy(HttpSection(header_s=HEADER_S), port, "token", folder, sys.__stderr__) as front:
+            front.use({"one": replica.getsockname()[1]})
+            while httpx.get(f"http://127.0.0.1:{number}/ready").status_code != 200:
+                time.sleep(0.05)
+            yield number
+    replica.close()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
+def test_an_answer_that_ends_too_early_is_502(tmp_path: Path, method: str) -> None:
+    with before(tmp_path, lambda connection: connection.sendall(OK % 2000 + b"a" * 500)) as port:
+        answer = httpx.request(method, f"http://127.0.0.1:{port}/embed")
+    if method == "HEAD":  # has no body at all
+        assert (answer.status_code, answer.headers["content-length"]) == (200, "2000")
+        return
+    assert (answer.status_code, answer.headers["retry-after"]) == (502, "1")
+    assert answer.json()["error_type"] == "unavailable"
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("size", [0, 2, 15_000, 17_000, 3_000_000])
+def test_whole_answers_pass(tmp_path: Path, size: int) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(OK % size)
+        time.sleep(0.05)
+        connection.sendall(b"a" * size)
+
+    with before(tmp_path, answer) as port:
+        got = httpx.post(f"http://127.0.0.1:{port}/embed", json={})
+    assert (got.status_code, got.content) == (200, b"a" * size)
+
+
+def test_a_replica_may_compute_for_longer_than_a_client_may_wait(tmp_path: Path) -> None:
+    def answer(connection: socket.socket) -> None:
+        time.sleep(3 * HEADER_S)
+        connection.sendall(OK % 2 + b"{}")
+
+    with before(tmp_path, answer) as port:
+        assert httpx.post(f"http://127.0.0.1:{port}/embed", json={}, timeout=30).json() == {}
+
+
+def test_a_connection_whose_body_was_refused_is_closed(tmp_path: Path) -> None:
+    """Though its client sends no more and does not leave: as soon as a head would have been too late."""
+    error = json.dumps({"error": "too large"}).encode()
+
+    def answer(connection: socket.socket) -> None:
+        head = b"HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(error)
+        connection.sendall(head + error)
+
+    with before(tmp_path, answer) as port, socket.create_connection(("127.0.0.1", port), timeout=15) as client:
+        client.sendall(b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: 60000000\r\n\r\n" + b"a" * 40_000)
+        told = b"".join(iter(lambda: client.recv(65536), b""))
+    assert told.startswith(b"HTTP/1.1 413")
+    assert told.endswith(error)
