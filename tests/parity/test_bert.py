@@ -2,6 +2,7 @@
 published: transformers' Bert classes are the oracle.
 """
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -22,6 +23,8 @@ from tests.parity.reference import TOLERANCE, close, inputs, inputs_for, same
 from xlmr_ray import UserError, XLMRobertaConfig, XLMRobertaTokenizer, pipeline
 from xlmr_ray.checkpoint.heads import save_head
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.serve.service import Service
+from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.tasks.registry import task_class
 
 # Ours, and transformers' of the layout.
@@ -109,6 +112,17 @@ def test_losses_and_gradients(ours: str, tmp_path: Path) -> None:
                 "lm_head.LayerNorm", "lm_head.layer_norm"
             )
             close(got[here], gradient, name)
+
+
+@pytest.mark.parametrize("ours", CLASSES)
+def test_the_tensors_of_a_file_go_into_a_model(ours: str, tmp_path: Path) -> None:
+    """As transformers' Trainer goes on from a checkpoint."""
+    reference(CLASSES[ours]).save_pretrained(tmp_path)
+    wanted = getattr(xlmr_ray, ours).from_pretrained(tmp_path).state_dict()
+    fresh = getattr(xlmr_ray, ours)(XLMRobertaConfig.from_pretrained(tmp_path))
+    loaded = fresh.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert not loaded.unexpected_keys
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in fresh.state_dict().items())
 
 
 def test_adapters_of_peft_are_exchanged(tmp_path: Path) -> None:
@@ -245,6 +259,31 @@ def feature_extraction(folder: Path, quantization: str, texts: list[str]) -> Any
     engine = Engine.load(folder, [task], device="cpu", quantization=quantization)
     encoded = task.prepare(pa.table({"text": texts}), XLMRobertaTokenizer.from_pretrained(folder))
     return engine.outputs([encoded])[0].table["embedding"].to_pylist()
+
+
+def test_the_service(tmp_path: Path) -> None:
+    folder = save_e5_layout(tmp_path)
+    models = [{"model": str(folder), "name": "e5"}]
+    service = Service.load(ServeSettings.model_validate({"models": models, "engine": {"threads": 1, "device": "cpu"}}))
+    try:
+        answer = asyncio.run(service.answer("embedding", {"text": TEXTS}))
+    finally:
+        service.close()
+    wanted = torch.tensor(SentenceTransformer(str(folder), device="cpu").encode(TEXTS))
+    close(torch.tensor(answer.table["embedding"].to_pylist()), wanted)
+
+
+def test_types_of_a_pairs_tokens_are_refused(tmp_path: Path) -> None:
+    """They would count in BERT's layout, and are not computed."""
+    folder = saved(tmp_path, "BertForSequenceClassification", num_labels=1)
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    for part in spec["post_processor"]["pair"][4:]:
+        next(iter(part.values()))["type_id"] = 1
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    pipe = pipeline("text-classification", model=folder)
+    assert len(pipe("one text")) == 1
+    with pytest.raises(UserError, match=r"pairs: tokenizer.json gives tokens of the second text another type than 0"):
+        pipe({"text": "a", "text_pair": "b"})
 
 
 def test_other_tokenizers_and_layers_are_refused_by_name(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ The canonical name of a tensor of the encoder has no prefix (`encoder.layer.0.ou
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -64,7 +65,7 @@ def canonical_names(names: Iterable[str], where: str) -> Names:
     on_disk: dict[str, str] = {}
     ignored = []
     for name in names:
-        canonical = _modern(name.removeprefix(prefix))
+        canonical = modern(name.removeprefix(prefix))
         if canonical in BUFFERS:
             ignored.append(name)
         elif canonical in on_disk:
@@ -111,7 +112,8 @@ def bert_name(name: str) -> str:
     return name.replace("lm_head.", "cls.predictions.", 1) if name.startswith("lm_head.") else name
 
 
-def _modern(name: str) -> str:
+def modern(name: str) -> str:
+    """What a tensor with one of the other names of a layer is called here."""
     for theirs, here in BERT_HEAD.items():
         if name.startswith(theirs):
             name = here + name.removeprefix(theirs)
@@ -119,3 +121,11 @@ def _modern(name: str) -> str:
         if name.endswith(("LayerNorm" + old, "layer_norm" + old)):
             return name.removesuffix(old) + new
     return name
+
+
+def names_of_files(module: Any, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Takes the names that files of BERT's layout have for a language model's head: `load_state_dict` is given them by
+    transformers' Trainer, which goes on from a file.
+    """
+    for name in [name for name in state_dict if name.startswith(f"{prefix}cls.predictions.")]:
+        state_dict[prefix + modern(name.removeprefix(prefix))] = state_dict.pop(name)

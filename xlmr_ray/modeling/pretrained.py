@@ -19,6 +19,7 @@ from xlmr_ray.checkpoint.device_map import CPU, DeviceMap, connect, device_of
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, class_of, read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
+from xlmr_ray.checkpoint.names import names_of_files
 from xlmr_ray.checkpoint.push import Pushed
 from xlmr_ray.checkpoint.quantization import OUTPUT_EMBEDDINGS, BitsAndBytesConfig
 from xlmr_ray.checkpoint.save import save_pretrained
@@ -75,6 +76,8 @@ class Pretrained(StandIn, Pushed, nn.Module):
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__()
         self.config = config
+        if config.bert_layout:
+            self.register_load_state_dict_pre_hook(names_of_files)  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_config(

@@ -137,6 +137,7 @@ class ZeroShotClassification(EncoderTask):
         """
         if not self.labels:
             raise UserError(f"task {NAME}: candidate_labels is missing: the labels to choose from")
+        tokenizer.check_pairs()
         limit = length_limit(NAME, self.max_length, self.config.max_length, tokenizer)
         single = Template.of(tokenizer.backend_tokenizer, pair=False)
         pair = Template.of(tokenizer.backend_tokenizer, pair=True)

@@ -67,6 +67,7 @@ class Template:
     head: tuple[int, ...]
     middle: tuple[int, ...]
     tail: tuple[int, ...]
+    typed: bool = False  # whether some of the tokens are of another type than 0
 
     @property
     def added(self) -> int:
@@ -83,6 +84,7 @@ class Template:
             head=tuple(probe.ids[: places[0]]),
             middle=tuple(probe.ids[first_end:second]) if second is not None else (),
             tail=tuple(probe.ids[places[-1] + 1 :]),
+            typed=any(probe.type_ids),
         )
 
 

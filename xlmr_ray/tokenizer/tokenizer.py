@@ -374,6 +374,8 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
         seconds = as_strings(pairs) if pairs is not None else None
         if seconds is not None and len(seconds) != len(strings):
             raise UserError(f"got {len(strings)} texts and {len(seconds)} pairs: one pair a text")
+        if seconds is not None:
+            self.check_pairs()
         windows = None
         if truncation != "do_not_truncate":
             added = self.num_special_tokens_to_add(seconds is not None)

@@ -180,6 +180,16 @@ class Tokens:
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         return (self._pair if pair else self._single).added
 
+    def check_pairs(self) -> None:
+        """Raises UserError where pairs have tokens of another type than 0: `encode_ragged` gives no types, and the
+        engine computes none.
+        """
+        if self._pair.typed:
+            raise UserError(
+                "pairs: tokenizer.json gives tokens of the second text another type than 0, which is not computed; "
+                "XLM-R's own template has no types"
+            )
+
     # Padding
 
     def pad(
