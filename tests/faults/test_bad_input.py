@@ -166,6 +166,7 @@ def test_every_code_of_a_row_or_file_is_in_the_catalogue_of_bad_input(corpus):
         "non_finite",
         "out_of_memory",
         "no_tokens",
+        "token_out_of_range",
         "no_mask",
         "wrong_choices",
         "file_gone",
