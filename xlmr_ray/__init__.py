@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         XLMRobertaForSequenceClassification,
         XLMRobertaForTokenClassification,
         XLMRobertaModel,
+        XLMRobertaPreTrainedModel,
     )
     from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer, XLMRobertaTokenizerFast
 
@@ -39,6 +40,7 @@ WHERE = {
     "XLMRobertaForSequenceClassification": "modeling.xlm_roberta",
     "XLMRobertaForTokenClassification": "modeling.xlm_roberta",
     "XLMRobertaModel": "modeling.xlm_roberta",
+    "XLMRobertaPreTrainedModel": "modeling.xlm_roberta",
     "XLMRobertaTokenizer": "tokenizer.tokenizer",
     "XLMRobertaTokenizerFast": "tokenizer.tokenizer",
     "pipeline": "engine.pipeline",
@@ -59,6 +61,7 @@ __all__ = [
     "XLMRobertaForSequenceClassification",
     "XLMRobertaForTokenClassification",
     "XLMRobertaModel",
+    "XLMRobertaPreTrainedModel",
     "XLMRobertaTokenizer",
     "XLMRobertaTokenizerFast",
     "pipeline",

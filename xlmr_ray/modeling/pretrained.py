@@ -4,7 +4,7 @@ import contextlib
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -70,7 +70,18 @@ class Pretrained(StandIn, Pushed, nn.Module):
     main_input_name = "input_ids"
     # What transformers' Trainer asks: it may pass `num_items_in_batch`.
     accepts_loss_kwargs = True
-    _keys_to_ignore_on_save: list[str] | None = None
+    # What libraries ask of the class of a PreTrainedModel: how layers may be wrapped or recomputed, what is kept back.
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = False
+    _can_compile_fullgraph = True
+    _no_split_modules: Sequence[str] = ("Embeddings", "Layer")
+    _tied_weights_keys: Mapping[str, str] | None = None
+    _keep_in_fp32_modules: Sequence[str] | None = None
+    _keys_to_ignore_on_save: Sequence[str] | None = None
+    _keys_to_ignore_on_load_missing: Sequence[str] | None = None
+    _keys_to_ignore_on_load_unexpected: Sequence[str] | None = None
     _require_grads_hook: RemovableHandle | None = None
 
     def __init__(self, config: XLMRobertaConfig) -> None:
@@ -230,6 +241,8 @@ class Pretrained(StandIn, Pushed, nn.Module):
         if push_to_hub:
             self.push_to_hub(**{"repo_id": folder.name, **others})
 
+    _from_config = from_config
+
     @classmethod
     def is_remote_code(cls) -> bool:
         """Whether the class came with a checkpoint, which transformers asks of a PreTrainedModel: no."""
@@ -256,10 +269,15 @@ class Pretrained(StandIn, Pushed, nn.Module):
         return config
 
     @torch.no_grad()
-    def init_weights(self, module: nn.Module) -> None:
+    def init_weights(self, module: nn.Module | None = None) -> None:
         """Fresh weights of one module, by the reference's rules: normal with `initializer_range`, biases 0, norms 1,
-        padding rows 0.
+        padding rows 0. Without one, of all that a class of the user's has beside our models, which have theirs.
         """
+        if module is None:
+            for own in (one for one in self.children() if not isinstance(one, Pretrained)):
+                own.apply(self.init_weights)
+            self.tie_weights()
+            return
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.normal_(0.0, self.config.initializer_range)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
@@ -269,6 +287,10 @@ class Pretrained(StandIn, Pushed, nn.Module):
         bias = getattr(module, "bias", None)
         if isinstance(bias, nn.Parameter):
             bias.zero_()
+
+    def post_init(self) -> None:
+        """What a class of the user's calls at the end of its `__init__`."""
+        self.init_weights()
 
     def set_attn_implementation(self, name: str) -> None:
         """Chooses the attention back end of every layer."""

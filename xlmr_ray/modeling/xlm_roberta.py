@@ -89,6 +89,10 @@ class PreTrainedModel(Pretrained):
         raise TypeError(f"{type(self).__name__} is no model: use one of the XLMRoberta classes")
 
 
+# As transformers has it: what a class of the user's with another head stands on.
+XLMRobertaPreTrainedModel = PreTrainedModel
+
+
 class XLMRobertaModel(PreTrainedModel):
     """The bare encoder, or decoder."""
 
