@@ -36,7 +36,7 @@ ORDER = [
 # Files that find a checkpoint and know its files, but neither configuration nor tokenizer, which look there for theirs.
 FINDING = {
     f"xlmr_ray.checkpoint.{name}"
-    for name in ("config_values", "digest", "fetch", "files", "folder", "names", "push", "tensors")
+    for name in ("adapter", "cache", "config_values", "digest", "fetch", "files", "folder", "names", "push", "tensors")
 }
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
 # Imported in one file each, with everything below them.

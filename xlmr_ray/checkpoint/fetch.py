@@ -1,7 +1,6 @@
 """Downloads: a hub id or an object store's prefix -> a folder in a local cache, whole or not at all."""
 
 import hashlib
-import os
 import shutil
 import tempfile
 from fnmatch import fnmatch
@@ -18,6 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from xlmr_ray.checkpoint.cache import cache_folder
 from xlmr_ray.checkpoint.folder import HEADS
 from xlmr_ray.errors import JobFailed, UserError
 
@@ -122,7 +122,7 @@ def fetch_url(
         listed = _listing(fs, prefix, weights)
         if not listed:
             raise UserError(f"{url}: no checkpoint under this prefix (no config.json, no weights)")
-        target = (into or _cache(cache_dir)) / _key(url, listed)
+        target = (into or cache_folder(cache_dir)) / _key(url, listed)
         if target.is_dir():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -189,15 +189,6 @@ def _download(fs: Any, prefix: str, listed: dict[str, dict[str, Any]], target: P
         temp.rename(target)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-
-
-def _cache(cache_dir: str | Path | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser() / "checkpoints"
-    own = os.environ.get("XLMR_RAY_CACHE")
-    if own:
-        return Path(own).expanduser() / "checkpoints"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xlmr_ray" / "checkpoints"
 
 
 def _line(error: BaseException) -> str:

@@ -1,8 +1,11 @@
 """Where a checkpoint is: what the user named -> a local folder that has been looked at."""
 
 import re
+from functools import partial
 from pathlib import Path
 
+from xlmr_ray.checkpoint.adapter import base_name, is_adapter, merged
+from xlmr_ray.checkpoint.cache import cache_folder
 from xlmr_ray.checkpoint.digest import weights_digest
 from xlmr_ray.checkpoint.folder import HEADS, encoder_folder, model_folder, read_config
 from xlmr_ray.checkpoint.tensors import find_weights
@@ -28,7 +31,8 @@ def resolve(
     """A local folder for what the user named, or for a `subfolder` of it.
 
     `source` is a folder, `embedded:NAME`, the URL of a prefix (`s3://…` or another fsspec store) or a hub id, or one of
-    these with `/heads/NAME` for a head that was saved beside its encoder; each but
+    these with `/heads/NAME` for a head that was saved beside its encoder, or a LoRA adapter of peft's, whose base is
+    named in its files: a checkpoint with the adapter in its weights is made, once; each but
     a `Path` may end in `@revision`. On the hub a revision is a branch, a tag or a commit. Folders and prefixes have no
     history: there it is the beginning (8 hex digits or more) of `weights_digest`, and the weights must have it.
 
@@ -84,6 +88,11 @@ def resolve(
     if not folder.is_dir():
         what = "a file, expected a checkpoint's folder" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {what}")
+    if is_adapter(folder):
+        base_of = partial(resolve, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+        if not weights:
+            return base_of(base_name(folder), weights=False)
+        folder = merged(folder, base_of, cache_folder(cache_dir))
     if weights:
         where = model_folder(folder)
         read_config(where)
