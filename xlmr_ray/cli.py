@@ -170,6 +170,41 @@ def evaluate(
 
 
 @app.command()
+def calibrate(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="text-classification or rerank.")],
+    model: Annotated[str, typer.Option(help="A checkpoint's folder, into which the temperature is written.")],
+    data: Annotated[list[str], typer.Option(help="File, folder, glob or URL of labelled rows; may be given again.")],
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=NAME", help="The column of text, text_pair, label, …, or format.")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the task.")] = None,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used.")] = False,
+) -> None:
+    """Fit a temperature to labelled rows, so that scores are as sure as they are right."""
+    from xlmr_ray.batch.input.whole import read_whole
+    from xlmr_ray.batch.job import with_setting
+    from xlmr_ray.train.calibrate import calibrate as calibrated
+    from xlmr_ray.train.job import DataSection
+    from xlmr_ray.validation import checked
+
+    columns: dict[str, object] = {"path": data, "bad_rows": "skip" if skip_bad_rows else "error"}
+    for setting in column or []:
+        columns = with_setting(columns, setting)
+    options: dict[str, object] = {}
+    for setting in option or []:
+        options = with_setting(options, setting)
+    found = calibrated(task, model, checked(DataSection, columns, "--column"), read_whole, options=options)
+    console = Console(soft_wrap=True)
+    console.print(
+        f"temperature {found.temperature:.4f} of {plural(found.rows, 'row')}; expected calibration error "
+        f"{found.before:.4f}, {found.after:.4f} with it (each half of the rows by the other's)",
+        highlight=False,
+    )
+    where = found.file or "nothing was written: scores would not become better"
+    console.print(str(where), highlight=False, markup=False)
+
+
+@app.command()
 def bench(
     job: JobName,
     input: Input = None,

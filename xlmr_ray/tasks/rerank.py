@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from xlmr_ray.checkpoint.calibration import read_temperature
 from xlmr_ray.checkpoint.cross_encoder import CrossEncoderConfig, read_cross_encoder_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
@@ -57,6 +58,7 @@ class Rerank(EncoderTask):
     stride: int | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
     folder: CrossEncoderConfig = field(default=CrossEncoderConfig(), metadata={"option": False})
+    temperature: float | None = field(default=None, metadata={"option": False})
 
     @classmethod
     def is_default(cls, architecture: str, config: XLMRobertaConfig) -> bool:
@@ -67,7 +69,8 @@ class Rerank(EncoderTask):
         if len(config.labels) != 1:
             raise UserError(f"task {NAME}: {folder} scores {len(config.labels)} labels, expected one")
         known = checked(cls, NAME, options)
-        return cls(**known, config=config, folder=read_cross_encoder_config(folder, config))
+        own = read_cross_encoder_config(folder, config)
+        return cls(**known, config=config, folder=own, temperature=read_temperature(folder, NAME))
 
     def __post_init__(self) -> None:
         one_of(NAME, "function_to_apply", self.function_to_apply, (None, "sigmoid", "none"))
@@ -105,7 +108,10 @@ class Rerank(EncoderTask):
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         best = raw if self.long == "cut" else np.maximum.reduceat(raw, document_splits(encoded)[:-1])
         logits = torch.from_numpy(best.astype(np.float64))
-        scores = self.function(logits).to(torch.float32).numpy()
+        function = self.function
+        if self.temperature is not None and isinstance(function, nn.Sigmoid):
+            logits = logits / self.temperature
+        scores = function(logits).to(torch.float32).numpy()
         return pa.table([pa.array(scores), *length_columns(self.long, encoded)], schema=self.schema)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:

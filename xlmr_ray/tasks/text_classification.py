@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from xlmr_ray.checkpoint.calibration import read_temperature
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.model.batch_invariance import pad_rows
 from xlmr_ray.model.heads import text_classifier
@@ -54,6 +55,7 @@ class TextClassification(EncoderTask):
     long: str = "cut"
     stride: int | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
+    temperature: float | None = field(default=None, metadata={"option": False})
 
     @classmethod
     def is_default(cls, architecture: str, config: XLMRobertaConfig) -> bool:
@@ -61,7 +63,8 @@ class TextClassification(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "TextClassification":
-        return cls(**checked(cls, NAME, options), config=config)
+        known = checked(cls, NAME, options)
+        return cls(**known, config=config, temperature=read_temperature(folder, NAME))
 
     def __post_init__(self) -> None:
         at_least_one(NAME, "top_k", self.top_k)
@@ -122,16 +125,18 @@ class TextClassification(EncoderTask):
         return pa.table(columns, schema=self.schema)
 
     def scores(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Scores of logits, both `(N, labels)`."""
+        """Scores of logits, both `(N, labels)`; the checkpoint's temperature counts where a function is applied."""
         apply = self.function_to_apply
         if apply is None and self.config.problem_type == "regression":
             apply = "none"
+        if apply == "none":
+            return logits
+        if self.temperature is not None:
+            logits = logits / self.temperature
         if apply == "sigmoid" or (
             apply is None and (self.config.problem_type == "multi_label_classification" or logits.shape[1] == 1)
         ):
             return 1 / (1 + np.exp(-logits))
-        if apply == "none":
-            return logits
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         result: NDArray[np.float64] = exponents / exponents.sum(axis=1, keepdims=True)
         return result

@@ -12,7 +12,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.train.measures.calibration_error import calibration_error
 from xlmr_ray.train.measures.spans import f1, normalized, span_counts, word_f1
-from xlmr_ray.train.objectives.label_names import at, indices, number, numbers, several_names, single_names
+from xlmr_ray.train.objectives.label_names import at, hot_of, indices, number, numbers, single_names
 from xlmr_ray.train.objectives.question_answering import answers
 from xlmr_ray.train.objectives.rerank import relevance
 from xlmr_ray.train.objectives.token_classification import entities
@@ -87,11 +87,7 @@ def classification(config: XLMRobertaConfig, rows: pa.Table, table: pa.Table) ->
     if config.problem_type == "regression":
         return correlation(scores[:, 0], numbers(rows))
     if config.problem_type == "multi_label_classification" or len(labels) == 1:
-        several = several_names(rows)
-        flat = [name for own in several for name in own]
-        owner = np.repeat(np.arange(len(several)), [len(own) for own in several])
-        hot = np.zeros(scores.shape, np.int64)
-        hot[owner, indices(rows.take(pa.array(owner)), flat, labels)] = 1
+        hot = hot_of(rows, labels).astype(np.int64)
         found = (scores > 0.5).astype(np.int64)
         score = partial(metrics().f1_score, zero_division=0.0)
         return {

@@ -87,6 +87,16 @@ def several_names(rows: pa.Table) -> list[list[str]]:
     return found
 
 
+def hot_of(rows: pa.Table, known: Sequence[str]) -> NDArray[np.float32]:
+    """Ones `(N, labels)` where a row has a label, of rows with several. Raises UserError for one that is not known."""
+    several = several_names(rows)
+    flat = [name for own in several for name in own]
+    owner = np.repeat(np.arange(len(several)), [len(own) for own in several])
+    hot = np.zeros((len(several), len(known)), np.float32)
+    hot[owner, indices(rows.take(pa.array(owner)), flat, known)] = 1
+    return hot
+
+
 def numbers(rows: pa.Table) -> NDArray[np.float32]:
     """The number `(N)` of each row. Raises UserError."""
     found = [number(value) for value in rows["label"].to_pylist()]

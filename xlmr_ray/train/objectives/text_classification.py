@@ -23,6 +23,7 @@ from xlmr_ray.train.objectives.label_names import (
     PROBLEM_TYPES,
     REGRESSION,
     SINGLE,
+    hot_of,
     in_order,
     indices,
     numbers,
@@ -104,12 +105,7 @@ class TextClassificationObjective(Objective):
             labels = indices(rows, single_names(rows), self.config.labels)
             weights = None if self.weights is None else np.array(self.weights)[labels]
             return Examples.of(encoded, labels=labels, weights=weights)
-        several = several_names(rows)
-        flat = [name for own in several for name in own]
-        owner = np.repeat(np.arange(len(several)), [len(own) for own in several])
-        hot = np.zeros((len(several), len(self.config.labels)), np.float32)
-        hot[owner, indices(rows.take(pa.array(owner)), flat, self.config.labels)] = 1
-        return Examples.of(encoded, labels=hot)
+        return Examples.of(encoded, labels=hot_of(rows, self.config.labels))
 
     def outputs(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         return classified(head, hidden, batch, self.config)
