@@ -123,7 +123,7 @@ def test_lines_that_an_open_quote_swallows_are_lost_rows(model, folder, place, p
     if swallowed:
         (dead,) = plan.dead
         assert (dead.code, dead.estimated) == (codes.SWALLOWED_LINES, swallowed > 1)
-        assert f"the first in record {place + 1}," in dead.message
+        assert f"the first is record {place + 1}:" in dead.message
         assert dead.rows == swallowed
     assert plan.rows in ((1000,) if plain else (1000, 1001))  # the rest of the row that closed it is a record, too
 

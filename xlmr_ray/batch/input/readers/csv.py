@@ -104,8 +104,9 @@ class Csv(Reader):
         if swallowed:
             raise Damaged(
                 codes.SWALLOWED_LINES,
-                f"quotes that are not closed where a field ends, the first in record {first}, swallow the lines after "
-                f"them; mend these, or set input.{self.name}.quote: null if quotes are ordinary characters",
+                f"malformed records of several lines, the first is record {first}: a quote that is not closed where "
+                f"its field ends swallows lines; mend it, or set input.{self.name}.quote: null if quotes are "
+                "ordinary characters",
                 rows=swallowed,
                 estimated=True,
             )
