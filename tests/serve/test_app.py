@@ -134,16 +134,16 @@ def test_more_at_once_than_are_allowed(app):
 
 def test_a_request_that_takes_too_long(app, service, monkeypatch):
     made = app(limits={"request_s": 0.2})
-    lane = service.find("embedding").lane
-    with lane.changed:  # the engine cannot take anything
+    queue = service.find("embedding").queue
+    with queue.changed:  # the engine cannot take anything
         response = None
 
         async def go():
             nonlocal response
             monkeypatch.setattr("xlmr_ray.serve.service.admit", lambda *_, **__: None)
-            monkeypatch.setattr(lane, "submit", lambda ticket: asyncio.sleep(10))
-            monkeypatch.setattr(lane.door, "enter", lambda: True)
-            monkeypatch.setattr(lane.door, "leave", lambda: None)
+            monkeypatch.setattr(queue, "submit", lambda ticket: asyncio.sleep(10))
+            monkeypatch.setattr(queue.door, "enter", lambda: True)
+            monkeypatch.setattr(queue.door, "leave", lambda: None)
             async with httpx.AsyncClient(transport=httpx.ASGITransport(made)) as client:
                 response = await client.post("http://test/embed", json={"inputs": "a"})
 
@@ -258,7 +258,7 @@ def test_browsers_may_ask_where_the_settings_say_so(app, tmp_path):
 
 def test_health_fails_when_the_engine_hangs(app, service, monkeypatch):
     made = app()
-    monkeypatch.setattr(service.resident.lanes[0], "computing", (0.0, 10))
+    monkeypatch.setattr(service.resident.queues[0], "computing", (0.0, 10))
     response = one(made, "/health", "GET")
     assert response.status_code == 503
     assert "a forward pass has taken" in response.json()["status"]

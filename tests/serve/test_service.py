@@ -77,20 +77,20 @@ def test_among_64_others_to_the_last_bit(service):
         answers = await asyncio.gather(*asked, *others)
         return list(zip(names, answers, strict=False))
 
-    batches = service.resident.lanes[0].engine.stats.batches
+    batches = service.resident.queues[0].engine.stats.batches
     answers = asyncio.run(together())
     for task, answer in answers:
         assert answer.table.equals(alone[task].table), task
     tokens = sum(answer.tokens for _, answer in answers)
-    assert service.resident.lanes[0].engine.stats.batches - batches > tokens / 512  # they were split, too
+    assert service.resident.queues[0].engine.stats.batches - batches > tokens / 512  # they were split, too
     requests = service.metrics.registry.get_sample_value
-    lane = service.resident.lanes[0].name
-    shared = requests("xlmr_ray_serve_batch_requests_sum", {"engine": lane})
-    assert shared > requests("xlmr_ray_serve_batch_requests_count", {"engine": lane})  # and shared
+    queue = service.resident.queues[0].name
+    shared = requests("xlmr_ray_serve_batch_requests_sum", {"engine": queue})
+    assert shared > requests("xlmr_ray_serve_batch_requests_count", {"engine": queue})  # and shared
 
 
 def test_one_engine_for_all_heads_on_one_encoder(service):
-    engines = {one.lane for one in service.resident.served if one.model.name != "causal"}
+    engines = {one.queue for one in service.resident.served if one.model.name != "causal"}
     assert len(engines) == 1
     assert next(iter(service.models)) == "mini"
 
@@ -168,11 +168,11 @@ def test_empty_texts_may_be_scored(service):
 
 
 def test_a_late_request_is_answered_and_not_computed(service):
-    before = service.resident.lanes[0].engine.stats.sequences
+    before = service.resident.queues[0].engine.stats.sequences
     with pytest.raises(TimedOut):
         ask(service, "embedding", {"text": ["late"]}, deadline=time.monotonic() - 1)
     ask(service, "embedding", {"text": ["next"]})
-    assert service.resident.lanes[0].engine.stats.sequences == before + 1
+    assert service.resident.queues[0].engine.stats.sequences == before + 1
 
 
 def test_too_many_tokens_wait(service, monkeypatch):
@@ -257,7 +257,7 @@ def test_models_are_replaced_without_a_refusal():
         await swap
         return [*answers, await made.answer("text-classification", {"text": TEXTS[:1]}, model="next")]
 
-    old = made.resident.lanes[0]
+    old = made.resident.queues[0]
     answers = asyncio.run(through())
     assert len(answers) > 12
     old.thread.join(10)
@@ -269,7 +269,7 @@ def test_models_are_replaced_without_a_refusal():
         made.replace_models(ServeSettings.model_validate({"models": ["embedded:nope"]}))
     assert ask(made, "text-classification", {"text": ["a"]}).tokens
     made.close()
-    made.resident.lanes[0].thread.join(10)
+    made.resident.queues[0].thread.join(10)
     with pytest.raises(Unavailable):
         ask(made, "fill-mask", {"text": ["a"]})
 
@@ -280,7 +280,7 @@ def test_a_request_that_has_begun_keeps_its_model(monkeypatch):
     """
     settings = ServeSettings.model_validate({"models": ["embedded:mini"], "engine": {"threads": 1, "tokenizers": 2}})
     made = Service.load(settings)
-    old = made.resident.lanes[0]
+    old = made.resident.queues[0]
     plain = Service.prepare
 
     def prepare(*arguments):
@@ -292,7 +292,7 @@ def test_a_request_that_has_begun_keeps_its_model(monkeypatch):
     monkeypatch.setattr(Service, "prepare", prepare)
     answer = asyncio.run(made.answer("text-classification", {"text": ["a"]}, deadline=time.monotonic() + 60))
     assert answer.tokens
-    assert made.resident.lanes[0] is not old
+    assert made.resident.queues[0] is not old
     old.thread.join(10)
     assert not old.thread.is_alive()
     made.close()

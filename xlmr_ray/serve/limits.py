@@ -112,7 +112,7 @@ def json_type(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def check_stride(task: Task, config: XLMRobertaConfig, fields: Mapping[str, str]) -> None:
+def check_overlap(task: Task, config: XLMRobertaConfig, fields: Mapping[str, str]) -> None:
     """Raises Invalid for windows that share more than half of their tokens: they turn one text into thousands of its
     length.
     """

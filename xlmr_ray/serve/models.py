@@ -22,7 +22,7 @@ from xlmr_ray.engine.runners import TaskSource, check_quantizable, load_runners
 from xlmr_ray.errors import UserError
 from xlmr_ray.serve.queue.base import RequestQueue
 from xlmr_ray.serve.queue.batcher import Batcher, BatchStats
-from xlmr_ray.serve.queue.generation import Writer
+from xlmr_ray.serve.queue.generation import GenerationQueue
 from xlmr_ray.serve.settings import ModelSection, ServeSettings
 from xlmr_ray.tasks.registry import canonical_task, default_tasks, task_class
 from xlmr_ray.tasks.task import Task
@@ -63,15 +63,15 @@ class Model:
 @dataclass(frozen=True, eq=False)
 class Served:
     """A task of a model: its `options` where a request has none, `bound` with them, the queue of its engine, and the
-    place of its head there.
+    index of its head there.
     """
 
     task: str
     model: Model
     options: Mapping[str, Any]
     bound: Task
-    lane: RequestQueue
-    place: int = 0
+    queue: RequestQueue
+    index: int = 0
 
     def with_options(self, options: Mapping[str, Any]) -> Task:
         """The task with a request's options over its own. Raises UserError for one that it does not have."""
@@ -86,7 +86,7 @@ class Models:
 
     models: Mapping[str, Model]
     served: tuple[Served, ...]
-    lanes: tuple[RequestQueue, ...]
+    queues: tuple[RequestQueue, ...]
 
     def called(self, name: str) -> Model | None:
         """The model of this name, or whose checkpoint the settings call so, with or without its revision."""
@@ -99,8 +99,8 @@ class Models:
 
     def close(self) -> None:
         """Ends the threads once nothing waits any more; the weights go with the last request."""
-        for lane in self.lanes:
-            lane.door.close()
+        for queue in self.queues:
+            queue.door.close()
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,9 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
     dtypes: dict[str, str] = {}
     for group in loaded:
         queue = queue_of(group.runner, every[group.indices[0]], observe)
-        for place, index in enumerate(group.indices):
-            queues[index] = queue, place
-            dtypes[every[index].model] = str(group.runner.dtype).removeprefix("torch.")
+        for index, source in enumerate(group.indices):
+            queues[source] = queue, index
+            dtypes[every[source].model] = str(group.runner.dtype).removeprefix("torch.")
     models = {
         section.called: Model(
             name=section.called,
@@ -207,4 +207,4 @@ def queue_of(runner: Engine | Generator, first: Wanted, observe: Observe) -> Req
     """The queue of a runner, named after its first task's model."""
     if isinstance(runner, Engine):
         return Batcher(runner, first.model, partial(observe, first.model))
-    return Writer(runner, f"{first.model}/{first.task}")
+    return GenerationQueue(runner, f"{first.model}/{first.task}")

@@ -17,7 +17,7 @@ import pyarrow as pa
 from xlmr_ray.errors import UserError
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.bound_tasks import BoundTasks
-from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_stride, check_whole
+from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_overlap, check_whole
 from xlmr_ray.serve.metrics import HEALTHY, MODEL, QUEUE_REQUESTS, QUEUE_TOKENS, READY, Metrics
 from xlmr_ray.serve.models import Model, Models, Served, load_models
 from xlmr_ray.serve.queue.admission import Tokenizing, admit, check_tokens
@@ -128,7 +128,7 @@ class Service:
         """As `find`, and in its queue, which goes on for as long though other models take its place meanwhile."""
         while True:
             resident, served = self.resident, self.find(task, model)
-            if served.lane.door.enter():
+            if served.queue.door.enter():
                 return served
             if resident is self.resident:
                 raise Unavailable("the service is shutting down")
@@ -170,7 +170,7 @@ class Service:
                 served, columns, dict(options or {}), deadline, dict(fields or {}), whole, truncation_side
             )
         finally:
-            served.lane.door.leave()
+            served.queue.door.leave()
         self.metrics.answered(served.task, served.model.name, result)
         if context:
             inputs = result.table.num_rows
@@ -189,7 +189,7 @@ class Service:
         truncation_side: str | None = None,
     ) -> Answer:
         began = time.monotonic()
-        admit(served.lane, 0, self.limits, tokenizing=self.tokenizing.tokens(served.lane))
+        admit(served.queue, 0, self.limits, tokenizing=self.tokenizing.tokens(served.queue))
         for role, option in served.bound.optional_roles.items():
             if role in columns:
                 options.setdefault(option, True)
@@ -198,11 +198,11 @@ class Service:
                 lambda: self.prepare(served, columns, options, fields, whole, truncation_side)
             )
         tokens = task.computed_tokens(encoded)
-        check_tokens(served.lane, tokens, self.limits)
-        admit(served.lane, tokens, self.limits)
+        check_tokens(served.queue, tokens, self.limits)
+        admit(served.queue, tokens, self.limits)
         tokenized = time.monotonic()
         with span("inference", task=served.task, tokens=tokens):
-            computed = await served.lane.process(task, served.place, encoded, deadline)
+            computed = await served.queue.process(task, served.index, encoded, deadline)
 
             def finish() -> tuple[pa.Table, list[Any]]:
                 done = computed.finish()
@@ -234,7 +234,7 @@ class Service:
         except UserError as error:
             raise Invalid(option_of(str(error), options, fields), plain(error)) from None
         table = check_columns(task, columns, self.limits, fields)
-        check_stride(task, served.model.config, fields)
+        check_overlap(task, served.model.config, fields)
         role = fields.get(task.roles[0], task.roles[0])
         try:
             encoded = task.prepare(table, served.model.tokenizer_cutting(truncation_side))
@@ -256,17 +256,17 @@ class Service:
 
     def trouble(self) -> str | None:
         """Why the service is not healthy: an engine that hangs or is broken; None where all is well."""
-        lanes = () if self.resident is None else self.resident.lanes
-        return next((why for lane in lanes if (why := lane.trouble(self.limits.forward_s))), None)
+        queues = () if self.resident is None else self.resident.queues
+        return next((why for queue in queues if (why := queue.trouble(self.limits.forward_s))), None)
 
     def tell_state(self) -> None:
         """How the service stands now, to its metrics: to be called before they are read."""
         tell = self.metrics.tell
         tell(READY, float(self.ready))
         tell(HEALTHY, float(self.trouble() is None))
-        for lane in () if self.resident is None else self.resident.lanes:
-            tell(QUEUE_REQUESTS, lane.requests, lane.name)
-            tell(QUEUE_TOKENS, lane.backlog, lane.name)
+        for queue in () if self.resident is None else self.resident.queues:
+            tell(QUEUE_REQUESTS, queue.requests, queue.name)
+            tell(QUEUE_TOKENS, queue.backlog, queue.name)
         self.metrics.forget(MODEL)
         for model in self.models.values():
             tell(MODEL, 1.0, model.name, model.digest[:12], model.dtype)

@@ -11,7 +11,7 @@ AT_ONCE = 1 << 20  # pairs of a start and an end whose scores are in memory toge
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerSpan:
     """`text` is the characters `start` to `end` (exclusive) of the context."""
 
     text: str
@@ -20,7 +20,7 @@ class Answer:
     end: int
 
 
-NO_ANSWER = Answer("", 0.0, 0, 0)
+NO_ANSWER = AnswerSpan("", 0.0, 0, 0)
 
 
 def probabilities(
@@ -83,7 +83,7 @@ def _best_spans(
 
 def merged(
     context: str, spans: Sequence[tuple[list[int], list[int], list[float]]], null_score: float | None, top: int
-) -> list[Answer]:
+) -> list[AnswerSpan]:
     """The `top` best answers out of a document's windows, each with spans as starts, ends and scores.
 
     As in transformers, the scores of equal texts (but for upper and lower case) are added up, wherever they stand; the
@@ -96,7 +96,7 @@ def merged(
             text = context[start:end]
             same = found.setdefault(text.lower(), [text, 0.0, start, end])
             same[1] += score
-    answers = [Answer(*values) for values in found.values()]
+    answers = [AnswerSpan(*values) for values in found.values()]
     if null_score is not None:
-        answers.append(Answer("", null_score, 0, 0))
+        answers.append(AnswerSpan("", null_score, 0, 0))
     return sorted(answers, key=lambda answer: -answer.score)[:top] or [NO_ANSWER]

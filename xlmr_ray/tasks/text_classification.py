@@ -18,6 +18,7 @@ from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
+from xlmr_ray.tasks.softmax import softmax
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -137,9 +138,7 @@ class TextClassification(EncoderTask):
             apply is None and (self.config.problem_type == "multi_label_classification" or logits.shape[1] == 1)
         ):
             return 1 / (1 + np.exp(-logits))
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-        result: NDArray[np.float64] = exponents / exponents.sum(axis=1, keepdims=True)
-        return result
+        return softmax(logits)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         if self.top_k == 1:

@@ -16,6 +16,7 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
+from xlmr_ray.tasks.softmax import softmax
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.windows import (
     check_stride,
@@ -353,11 +354,4 @@ def changes(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Where a value is another one than that before it; the first one is."""
     result = np.ones(len(values), np.bool_)
     result[1:] = values[1:] != values[:-1]
-    return result
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores of logits, both `(T, labels)`."""
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    result: NDArray[np.float32] = exponents / exponents.sum(axis=1, keepdims=True)
     return result

@@ -20,6 +20,7 @@ from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.long_documents import check_long, length_fields
+from xlmr_ray.tasks.softmax import softmax
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
 from xlmr_ray.tasks.windows import (
     averaged,
@@ -243,13 +244,6 @@ class ZeroShotClassification(EncoderTask):
 def entailment(config: XLMRobertaConfig) -> int:
     """The checkpoint's label that says yes; -1, the last, where no name begins so."""
     return next((i for name, i in (config.label2id or {}).items() if name.lower().startswith("entail")), -1)
-
-
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over the last axis."""
-    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    result: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
-    return result
 
 
 def is_template(template: object) -> bool:

@@ -1,6 +1,6 @@
 import pytest
 
-from xlmr_ray.serve.protocols.explain import places, printable
+from xlmr_ray.serve.protocols.explain import places, short_name
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,6 @@ def test_way_to_a_field(loc, kind, way):
 
 
 def test_names_that_callers_make_up_fit_a_line():
-    assert printable("a\nb\x00") == "a?b?"
-    assert printable("") == "''"
-    assert len(printable("x" * 1000)) == 64
+    assert short_name("a\nb\x00") == "a?b?"
+    assert short_name("") == "''"
+    assert len(short_name("x" * 1000)) == 64

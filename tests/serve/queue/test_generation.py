@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from xlmr_ray.model.generation.steps import Steps
-from xlmr_ray.serve.queue.generation import Writer
+from xlmr_ray.serve.queue.generation import GenerationQueue
 from xlmr_ray.serve.requests import BackendFailed, TimedOut, Unavailable
 
 LONG = {"max_new_tokens": 64, "min_new_tokens": 64}
@@ -72,8 +72,8 @@ def test_a_device_that_fails_makes_it_unhealthy(service, monkeypatch):
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(Steps, "logits", lost)
-    (writer,) = (lane for lane in service.resident.lanes if isinstance(lane, Writer))
-    monkeypatch.setattr(writer, "broken", None)  # and again afterwards: other tests share the service
+    (only,) = (queue for queue in service.resident.queues if isinstance(queue, GenerationQueue))
+    monkeypatch.setattr(only, "broken", None)  # and again afterwards: other tests share the service
 
     async def go(kind):
         with pytest.raises(kind):

@@ -29,7 +29,7 @@ def add_route(routes: APIRouter, service: Service, name: str, task: type[Task], 
         model = body.which(model)  # type: ignore[attr-defined]
         bound = service.find(name, model).bound
         documents: Sequence[Document] = given if isinstance(given, list) else [given]
-        columns = columns_of(bound, documents)
+        columns = columns_by_role(bound, documents)
         options = {} if parameters is None else parameters.options()
         fields = in_parameters(options) | {role: f"inputs.{role}" for role in columns}
         if all(isinstance(one, str) for one in documents):
@@ -52,7 +52,7 @@ def body_of(task: type[Task]) -> type[Asked]:
     return create_model(task.__name__, __base__=Asked, **said)
 
 
-def columns_of(task: Task, documents: Sequence[Document]) -> dict[str, list[Any]]:
+def columns_by_role(task: Task, documents: Sequence[Document]) -> dict[str, list[Any]]:
     """The documents' texts by role; a text without a role is of the task's first one. Raises Invalid."""
     rows = [{task.roles[0]: one} if isinstance(one, str) else one for one in documents]
     roles = dict.fromkeys((*task.roles, *task.optional_roles))

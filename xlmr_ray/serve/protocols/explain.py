@@ -83,14 +83,14 @@ def message(errors: Sequence[Mapping[str, Any]]) -> str:
 
 def unknown_field(error: Mapping[str, Any], model: type[BaseModel] | None) -> Invalid:
     way = places(error)
-    name = printable(str(way[-1]))
+    name = short_name(str(way[-1]))
     known = fields_at(model, way[:-1]) if model is not None else []
     near = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}" if known else "leave it out"
     return Invalid(".".join(map(str, [*way[:-1], name])), f"no such field; {hint}")
 
 
-def printable(name: str) -> str:
+def short_name(name: str) -> str:
     """A name that a caller made up, fit for a line."""
     short = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
     return "".join(c if c.isprintable() else "?" for c in short) or "''"

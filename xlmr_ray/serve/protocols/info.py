@@ -54,7 +54,7 @@ def info(service: Service, served: Served) -> Info:
         model_type=model_type(served),
         max_concurrent_requests=limits.concurrent_requests,
         max_input_length=model.max_length,
-        max_batch_tokens=served.lane.max_tokens,
+        max_batch_tokens=served.queue.max_tokens,
         max_batch_requests=None,
         max_client_batch_size=limits.inputs,
         auto_truncate=False,

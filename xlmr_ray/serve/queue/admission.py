@@ -65,7 +65,7 @@ class Tokenizing:
         most = served.model.max_length
         texts = (text for column in columns.values() for text in column if isinstance(text, str))
         guess = sum(min(len(text) // CHARACTERS, most) for text in texts)
-        queue = id(served.lane)
+        queue = id(served.queue)
         with self.lock:
             self.guessed[queue] += guess
         try:

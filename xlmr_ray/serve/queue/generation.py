@@ -40,7 +40,7 @@ class Prompt:
         return not self.over and (self.deadline is None or time.monotonic() <= self.deadline)
 
 
-class Writer:
+class GenerationQueue:
     """The queue of one generator: a document at a time, and of each request in turn, since its documents are put in
     one by one.
     """
