@@ -69,3 +69,17 @@ def test_what_libraries_ask_of_the_class(name: str) -> None:
     fresh = ours._from_config(model.config)
     assert fresh.state_dict().keys() == model.state_dict().keys()
     assert fresh(**inputs(name, IDS))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_weights_that_are_there_are_not_made_anew(name: str) -> None:
+    model = make(name)
+    for own in (model, two_heads(xlmr_ray)(model.config)):
+        before = {key: tensor.clone() for key, tensor in own.state_dict().items()}
+        own.post_init()
+        own.init_weights()
+        assert all(torch.equal(before[key], tensor) for key, tensor in own.state_dict().items())
+    model.resize_token_embeddings(50)
+    grown = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.post_init()
+    assert all(torch.equal(grown[key], tensor) for key, tensor in model.state_dict().items())

@@ -174,6 +174,8 @@ def test_gradients_are_those_of_kept_activations(name: str, how: dict[str, Any])
         assert torch.allclose(a, b, atol=1e-6)
     model.activation_checkpointing_disable()
     assert not model.is_activation_checkpointing
+    configured = make(name, gradient_checkpointing=True)
+    assert pickle.loads(pickle.dumps(configured)).is_activation_checkpointing
 
 
 def test_inputs_have_gradients_where_the_weights_have_none() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -271,11 +272,15 @@ class Pretrained(StandIn, Pushed, nn.Module):
     @torch.no_grad()
     def init_weights(self, module: nn.Module | None = None) -> None:
         """Fresh weights of one module, by the reference's rules: normal with `initializer_range`, biases 0, norms 1,
-        padding rows 0. Without one, of all that a class of the user's has beside our models, which have theirs.
+        padding rows 0. Without one, of all that a class of the user's has beside our models, which have theirs, and
+        that have not been made before: weights that were loaded or trained stay.
         """
         if module is None:
             for own in (one for one in self.children() if not isinstance(one, Pretrained)):
-                own.apply(self.init_weights)
+                for part in own.modules():
+                    if not getattr(part, "made", type(self).__module__.startswith("xlmr_ray.")):
+                        self.init_weights(part)
+                    part.__dict__["made"] = True
             self.tie_weights()
             return
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -384,12 +389,7 @@ class Pretrained(StandIn, Pushed, nn.Module):
         give the same gradients, the one that is right for every input is taken.
         """
         how = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False}
-
-        def recompute(layer: nn.Module, *arguments: Any) -> Any:
-            with save_on_cpu(pin_memory=self.device.type == "cuda") if offload else contextlib.nullcontext():
-                return checkpoint(layer, *arguments, **how)
-
-        self.recompute(recompute, every_n_layers)
+        self.recompute(functools.partial(recomputed, offload, how), every_n_layers)
 
     def activation_checkpointing_disable(self) -> None:
         """All activations are kept again."""
@@ -454,6 +454,14 @@ class Pretrained(StandIn, Pushed, nn.Module):
         """Bytes of parameters, buffers, and the scales of quantized weights; tied ones once."""
         tensors = {id(t): t for t in self.state_dict(keep_vars=True).values()}
         return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def recomputed(offload: bool, how: Mapping[str, Any], layer: nn.Module, *arguments: Any) -> Any:
+    """What a layer gives, its activations computed again in the backward pass; `offload`: see
+    `activation_checkpointing_enable`.
+    """
+    with save_on_cpu(pin_memory=torch.cuda.is_available()) if offload else contextlib.nullcontext():
+        return checkpoint(layer, *arguments, **how)
 
 
 def resized(tensor: Tensor, size: int, fresh: float | None) -> Tensor:

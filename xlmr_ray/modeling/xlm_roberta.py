@@ -104,6 +104,8 @@ class XLMRobertaModel(PreTrainedModel):
         self.encoder = Encoder(config)
         self.pooler = Pooler(config) if add_pooling_layer else None
         self.apply(self.init_weights)
+        if config.extra.pop("gradient_checkpointing", False):  # how older transformers asked for it
+            self.activation_checkpointing_enable()
 
     def encode(self, given: Arguments, cache: DynamicCache | None, trace: Trace) -> Tensor:
         """Padded inputs to the last hidden states `(B, S, hidden)`; fills the trace and the cache."""
