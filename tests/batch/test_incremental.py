@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.batch.days import COLUMNS, IDENTITY, commit_one, launch, seen, truth, whole, write
+from xlmr_ray.batch.identity import run_id
 from xlmr_ray.batch.incremental import compare
 from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.source import find_inputs
@@ -25,7 +26,7 @@ from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.json_by_line import Damaged
 from xlmr_ray.batch.ledger.manifest import finish
 from xlmr_ray.batch.ledger.published import CURRENT, current, publish
-from xlmr_ray.batch.ledger.record import committed, planned_shards, run_id
+from xlmr_ray.batch.ledger.record import committed, planned_shards
 from xlmr_ray.batch.ledger.results import result_files
 from xlmr_ray.batch.ledger.snapshot import ERRORS, Head, read_head, table_key, table_problems
 from xlmr_ray.batch.ledger.verify import verify

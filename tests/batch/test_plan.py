@@ -10,14 +10,15 @@ import safetensors.torch
 import torch
 
 from tests.models import save_classifier
-from xlmr_ray.batch import plan as module
+from xlmr_ray.batch import identity, plan
 from xlmr_ray.batch import run as runs
+from xlmr_ray.batch.identity import precision, run_id
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.json_by_line import Damaged
 from xlmr_ray.batch.ledger.record import plan_key, planned_shards
 from xlmr_ray.batch.ledger.snapshot import planned_inputs
-from xlmr_ray.batch.plan import columns_of, make_plan, precision, read_plan, task_recipes
+from xlmr_ray.batch.plan import columns_of, make_plan, read_plan, task_recipes
 from xlmr_ray.batch.run import prepare
 from xlmr_ray.batch.store.base import Exists
 from xlmr_ray.batch.store.open import open_store
@@ -110,6 +111,21 @@ def name_of(model, corpus, tmp_path):
 
 
 EMBEDDING = [{"task": "embedding"}]
+
+
+def test_run_id_covers_everything():
+    identity = {"inputs": [["a", 1, "e"]], "model": {"weights": "w"}, "options": {"max_length": 512, "text": "ä"}}
+    assert run_id(identity) == run_id(dict(reversed(identity.items())))
+    assert len(run_id(identity)) == 16
+    changed = [
+        {**identity, "inputs": [["a", 2, "e"]]},
+        {**identity, "inputs": [["a", 1, "f"]]},
+        {**identity, "model": {"weights": "v"}},
+        {**identity, "options": {"max_length": 511, "text": "ä"}},
+        {**identity, "options": {"max_length": "512", "text": "ä"}},
+        {**identity, "new": None},
+    ]
+    assert len({run_id(one) for one in [identity, *changed]}) == 7
 
 
 @pytest.mark.parametrize(
@@ -212,9 +228,9 @@ def test_inputs_name_the_run_by_key_size_and_etag(name_of, corpus):
 @pytest.mark.parametrize(("gpu", "dtype", "device"), [(False, "float32", "auto"), (True, "float16", "cuda")])
 def test_auto_is_settled_with_the_plan(model, corpus, tmp_path, monkeypatch, name_of, gpu, dtype, device):
     here = name_of()
-    for where in (module, runs):
+    for where in (identity, plan, runs):
         monkeypatch.setattr(where, "on_gpu", lambda asked: gpu)
-    monkeypatch.setattr(module, "gpus_dtype", lambda: "float16")
+    monkeypatch.setattr(identity, "gpus_dtype", lambda: "float16")
     job = job_of(model, corpus, tmp_path)
     assert precision(job.engine) == dtype
     engine = prepare(job, open_store(str(tmp_path / "out"))).recipe.engine

@@ -16,14 +16,15 @@ from tests.models import save_classifier
 from xlmr_ray import UserError
 from xlmr_ray.batch.job import job_of_call
 from xlmr_ray.bench import quality
-from xlmr_ray.bench.arithmetic import attention_operations, matrix_rate, product_operations
 from xlmr_ray.bench.command import bench_command, quality_command
+from xlmr_ray.bench.matrix_rate import matrix_rate
 from xlmr_ray.bench.measure import dealt, measure
 from xlmr_ray.bench.result import Pipeline, read_bench
 from xlmr_ray.bench.sample import take_sample
 from xlmr_ray.bench.shares import NAMES, shares
 from xlmr_ray.bench.show import show, svg
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.model.operations import attention_operations, matmul_operations
 from xlmr_ray.tasks.registry import bind_task
 
 MINI = "embedded:mini"
@@ -51,9 +52,7 @@ def test_operations_are_those_that_torch_counts(tmp_path, monkeypatch):
     ids = pa.array([list(range(3, 3 + n)) for n in lengths], pa.list_(pa.int32()))
     with FlopCounterMode(display=False) as counted:
         engine.run(ids)
-    wanted = lengths.sum() * product_operations(engine.model.config) + attention_operations(
-        engine.model.config, lengths
-    )
+    wanted = lengths.sum() * matmul_operations(engine.model.config) + attention_operations(engine.model.config, lengths)
     assert counted.get_total_flops() == wanted
 
 

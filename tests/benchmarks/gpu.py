@@ -18,9 +18,10 @@ import pyarrow as pa
 import torch
 
 from xlmr_ray import XLMRobertaConfig
-from xlmr_ray.bench.arithmetic import attention_operations, matrix_rate, product_operations
+from xlmr_ray.bench.matrix_rate import matrix_rate
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.operations import attention_operations, matmul_operations
 from xlmr_ray.model.quantized.fp8 import eight_bit_floats
 from xlmr_ray.modeling.xlm_roberta import XLMRobertaModel
 from xlmr_ray.tasks.embedding import Embedding
@@ -157,7 +158,7 @@ def main() -> None:
         config = shape(which)
         ids = [generator.integers(3, config.vocab_size, n).tolist() for n in sizes]
         column = pa.array(ids, pa.list_(pa.int32()))
-        operations = sizes.sum() * product_operations(config) + attention_operations(config, sizes)
+        operations = sizes.sum() * matmul_operations(config) + attention_operations(config, sizes)
         theirs = seconds(reference(config, ids, device, dtype), device, arguments.rounds)
         print(f"{which}: transformers, sdpa, sorted: {sizes.sum() / theirs:,.0f} tokens/s", flush=True)
         print(f"| {which} | tokens/s | MFU | predicted | times transformers | a document's bits | why |", flush=True)

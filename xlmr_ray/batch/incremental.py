@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from xlmr_ray.batch.identity import run_id
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import Input, InputChanged
 from xlmr_ray.batch.input.kept_types import KeptTypes
@@ -35,7 +36,7 @@ from xlmr_ray.batch.input.shard_table import INPUT
 from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.manifest import read_manifest
 from xlmr_ray.batch.ledger.published import current, publish, publish_next
-from xlmr_ray.batch.ledger.record import Record, committed_shards, new_attempt, record_key, run_id
+from xlmr_ray.batch.ledger.record import Record, committed_shards, new_attempt, record_key
 from xlmr_ray.batch.ledger.snapshot import DATA, Step, read_head, read_step, table_files, table_inputs, write_table
 from xlmr_ray.batch.plan import Plan, read_plan, write_plan
 from xlmr_ray.batch.store.base import Exists, Store

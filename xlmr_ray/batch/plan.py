@@ -1,6 +1,5 @@
-"""The plan of a run: which shards, and the name of the run, which is a hash of all that decides its answers."""
+"""The plan of a run: its tasks, its columns, and its shards."""
 
-import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from xlmr_ray.batch.cluster import gpus_dtype, on_gpu
+from xlmr_ray.batch.cluster import on_gpu
+from xlmr_ray.batch.identity import identity, run_id
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.kept_types import KeptTypes, from_text, to_text
@@ -18,27 +18,23 @@ from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard_table import INPUT, ShardTable
-from xlmr_ray.batch.job import EngineSection, Job
-from xlmr_ray.batch.ledger.json_by_line import Damaged, by_lines, canonical, first_of, lines_of
+from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.ledger.json_by_line import Damaged, by_lines, first_of, lines_of
 from xlmr_ray.batch.ledger.manifest import not_read
-from xlmr_ray.batch.ledger.record import plan_key, run_id
+from xlmr_ray.batch.ledger.record import plan_key
 from xlmr_ray.batch.output_columns import check_output_columns
 from xlmr_ray.batch.stages.checkpoints import bound
 from xlmr_ray.batch.stages.recipe import TaskRecipe
 from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
-from xlmr_ray.checkpoint.folder import HEADS, encoder_folder
 from xlmr_ray.checkpoint.identity import encoder_identity
 from xlmr_ray.engine.runners import check_quantizable
 from xlmr_ray.errors import UserError
-from xlmr_ray.tasks.registry import bind_task, canonical_task, task_class
-from xlmr_ray.tasks.task import Task, option_fields
+from xlmr_ray.tasks.registry import bind_task, task_class
 from xlmr_ray.text.plural import plural
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
-# Raised by one whenever this package gives other answers to the same input.
-ANSWERS = 1
 # Begins the ids of shards that stand for a file that cannot be read at all: one error row, at row -1.
 FILES = "files"
 
@@ -152,68 +148,6 @@ def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
     return columns
 
 
-def identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: Sequence[Input]) -> dict[str, Any]:
-    """What decides the run: the job's own identity, and the inputs, whose list the plan holds."""
-    total = hashlib.sha256()
-    for one in inputs:
-        total.update(canonical(asdict(one)) + b"\n")
-    return {**job_identity(job, recipes, columns), "inputs": total.hexdigest()}
-
-
-def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> dict[str, Any]:
-    """What decides the answer to a row, and nothing else.
-
-    Not the cluster, the token budget, the size of a shard, the job's name or the kind of processor: these move an
-    answer by rounding at most. An option counts by its value, whether the job file says it or the task's default does.
-    """
-    tasks = [
-        {
-            "task": canonical_task(recipe.task),
-            "prefix": recipe.prefix,
-            "options": options_of(bound(recipe)),
-            "weights": recipe.weights,
-            "tokenizer": recipe.tokenizer,
-            "settings": settings_digest(resolve(recipe.model)),
-        }
-        for recipe in recipes
-    ]
-    options = {name: reader.model_dump(exclude_defaults=True) for name, reader in job.input.readers.items()}
-    formats = {name: given for name, given in options.items() if given}
-    return {
-        "answers": ANSWERS,
-        "columns": columns.identity(),
-        "tasks": tasks,
-        "precision": precision(job.engine),
-        "attn_implementation": job.engine.attn_implementation,
-        "quantization": job.engine.quantization,
-        # Runs from before there were these keep their names.
-        **({"compile": True} if job.engine.compile else {}),
-        **({"limit": job.input.limit} if job.input.limit else {}),
-        "empty": job.errors.empty,
-        "max_row_bytes": job.input.max_row_bytes,
-        **({"formats": formats} if formats else {}),
-    }
-
-
-def options_of(task: Task) -> dict[str, Any]:
-    """The task's options by name, defaults filled in. One that was `added` to a task later counts where it is set: runs
-    from before there was such a thing keep their names.
-    """
-    values = {one.name: (getattr(task, one.name), one) for one in option_fields(task)}
-    return {
-        name: value for name, (value, one) in values.items() if not one.metadata.get("added") or value != one.default
-    }
-
-
-def precision(engine: EngineSection) -> str:
-    """The dtype that the run's engines compute in. It is chosen once, from what is there now, and told to all actors:
-    a machine that joins later must not choose otherwise.
-    """
-    if engine.dtype != "auto":
-        return engine.dtype
-    return gpus_dtype() if on_gpu(engine.device) else "float32"
-
-
 def check_quantization(job: Job) -> None:
     """Raises UserError for products in eight bits where the encoders will be on processors that have none of the kind.
 
@@ -224,24 +158,6 @@ def check_quantization(job: Job) -> None:
         raise UserError("engine.quantization int8 is for CPUs, the encoders will be on GPUs: add engine.device: cpu")
     if (asked, there) == ("fp8", "cpu"):
         raise UserError("engine.quantization fp8 is for GPUs, the encoders will be on CPUs: take int8")
-
-
-def settings_digest(folder: Path) -> str:
-    """Of a checkpoint's small JSON files: labels, pooling, prompts, lengths; a head's encoder's, too.
-
-    Without what is known by digests of its own, tokens and weights, and without the heads that lie beside an encoder.
-    """
-    total = hashlib.sha256()
-    for place in (folder, encoder_folder(folder)):
-        for path in sorted(place.rglob("*.json")) if place else ():
-            parts = path.relative_to(place or folder).parts
-            if parts[0] != HEADS and not any(part.startswith(".") for part in parts) and not known_otherwise(parts[-1]):
-                total.update(f"{'/'.join(parts)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
-def known_otherwise(name: str) -> bool:
-    return name == "tokenizer.json" or name.endswith((".safetensors.index.json", ".bin.index.json"))
 
 
 def make_plan(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from xlmr_ray.batch.cluster import cluster_resources, connected, connected_if_there, on_gpu, remote, sizes
+from xlmr_ray.batch.identity import job_identity, precision, run_id
 from xlmr_ray.batch.incremental import Changes, Next, limited_inputs, plan_next, planned, publish_found
 from xlmr_ray.batch.input.file import Input, InputChanged
 from xlmr_ray.batch.input.shard_table import ROWS
@@ -23,7 +24,7 @@ from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.lease import WAIT, leased
 from xlmr_ray.batch.ledger.manifest import Manifest, finish, read_manifest
 from xlmr_ray.batch.ledger.published import publish
-from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, ERROR_SCHEMA, committed_shards, new_attempt, read_record, run_id
+from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, ERROR_SCHEMA, committed_shards, new_attempt, read_record
 from xlmr_ray.batch.observe.code_version import code_version
 from xlmr_ray.batch.observe.launches import last_launch
 from xlmr_ray.batch.observe.telemetry import Watch, watched
@@ -32,9 +33,7 @@ from xlmr_ray.batch.plan import (
     Plan,
     check_quantization,
     columns_of,
-    job_identity,
     make_plan,
-    precision,
     task_recipes,
 )
 from xlmr_ray.batch.progress import Display, Figures, say

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.observe.machine import device_name, host
-from xlmr_ray.bench.arithmetic import attention_operations, matrix_rate, product_operations
+from xlmr_ray.bench.matrix_rate import matrix_rate
 from xlmr_ray.bench.result import Bench, Machine, Rate, Work
 from xlmr_ray.bench.sample import Sample, take_sample
 from xlmr_ray.bench.shares import shares
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.operations import attention_operations, matmul_operations
 from xlmr_ray.model.quantized.fp8 import Fp8Linear
 from xlmr_ray.model.quantized.int8 import Int8Linear
 from xlmr_ray.tasks.encoded import documents, keep_documents
@@ -90,7 +91,7 @@ def measure(job: Job, *, most: int, rounds: int, encoders: int | None, say: Say)
             sequences=len(sample.lengths),
             tokens=total,
             longest=int(sample.lengths.max()),
-            operations=total * product_operations(first.model.config) + attention,
+            operations=total * matmul_operations(first.model.config) + attention,
             attention_operations=attention,
             output_bytes=output_bytes(first, sample),
         ),

@@ -116,11 +116,6 @@ class Record:
         return cls(files=files, stats=stats, errors=errors, **content)
 
 
-def run_id(identity: Mapping[str, object]) -> str:
-    """The run's name: 16 hex digits that change with anything in `identity`, which holds what decides the answers."""
-    return hashlib.sha256(canonical(identity)).hexdigest()[:16]
-
-
 def new_attempt() -> str:
     return secrets.token_hex(8)
 

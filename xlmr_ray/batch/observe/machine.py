@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import torch
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.model.operations import attention_operations, matmul_operations
 
 
 def host() -> str:
@@ -35,12 +36,7 @@ def device_name(device: torch.device) -> str:
 
 
 def operations(config: XLMRobertaConfig, tokens: int, encoded: Sequence[pa.Table]) -> float:
-    """Floating point operations of the encoder's products for so many tokens, of sequences as long as those encoded.
-
-    Two for each weight of a layer and token, `8 h^2 + 4 h i`, and `4 h n` for attention in a sequence of n tokens;
-    embeddings, norms and heads are left out, as is usual for a model's utilization.
-    """
-    lengths = np.concatenate([pc.list_value_length(table["input_ids"]).to_numpy() for table in encoded]).astype(float)
-    mean = float((lengths**2).sum() / max(1.0, lengths.sum()))  # of the sequence that a token is in
-    hidden, inner = config.hidden_size, config.intermediate_size
-    return tokens * config.num_hidden_layers * (8.0 * hidden**2 + 4.0 * hidden * inner + 4.0 * hidden * mean)
+    """Floating point operations of the encoder for so many tokens, of sequences as long as those encoded."""
+    lengths = np.concatenate([pc.list_value_length(table["input_ids"]).to_numpy() for table in encoded])  # (N,)
+    attention = attention_operations(config, lengths) / max(1.0, float(lengths.sum()))
+    return tokens * (matmul_operations(config) + attention)

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from ray.util import metrics
 
-from xlmr_ray.batch.observe.report.peaks import peak
 from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.store import retry_counter as retries
+from xlmr_ray.engine.gpus import peak
 
 WAITS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 

@@ -1,7 +1,8 @@
-"""Hardware that can be planned for without a measurement on it, and what is known of it."""
+"""Hardware that can be planned for without a measurement on it."""
 
 from dataclasses import dataclass
 
+from xlmr_ray.engine.gpus import GPUS
 from xlmr_ray.errors import UserError
 
 # The share of a GPU's matrix rate that the engine is taken to reach where nobody has measured it: 57 and 62 % were
@@ -11,7 +12,7 @@ UTILIZATION = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """`matrix`: operations a second of dense products in 16 bits; `measured`: on one of them, else a data sheet's.
+    """`matrix`: operations a second of dense matmuls in 16 bits; `measured`: on one of them, else a data sheet's.
     `cores`: CPU cores that usually come with each.
     """
 
@@ -22,20 +23,16 @@ class Hardware:
     source: str
 
 
-HARDWARE = (
+HARDWARE = tuple(
     Hardware(
-        name="h100",
-        matrix=798e12,
-        measured=True,
-        cores=16,
-        source="bfloat16 product of 8192^3, measured on an H100 80GB HBM3",
-    ),
-    Hardware(name="h200", matrix=790e12, measured=True, cores=16, source="bfloat16 product of 8192^3, measured on one"),
-    Hardware(name="a100", matrix=312e12, measured=False, cores=12, source="NVIDIA's data sheet, dense bfloat16"),
-    Hardware(name="l40s", matrix=362e12, measured=False, cores=8, source="NVIDIA's data sheet, dense bfloat16"),
-    Hardware(name="a10g", matrix=70e12, measured=False, cores=8, source="the data sheet, dense bfloat16"),
-    Hardware(name="l4", matrix=121e12, measured=False, cores=8, source="NVIDIA's data sheet, dense bfloat16"),
-    Hardware(name="t4", matrix=65e12, measured=False, cores=8, source="NVIDIA's data sheet, float16"),
+        name=one.name.lower(),
+        matrix=one.measured or one.peak,
+        measured=one.measured is not None,
+        cores=one.cores,
+        source="bfloat16 matmul of 8192^3, measured on one" if one.measured else "NVIDIA's data sheet, dense, 16 bits",
+    )
+    for one in GPUS
+    if one.cores is not None
 )
 
 

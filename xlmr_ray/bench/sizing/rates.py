@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
-from xlmr_ray.bench.arithmetic import product_operations
+import numpy as np
+
 from xlmr_ray.bench.result import Bench
 from xlmr_ray.bench.sizing.hardware import UTILIZATION, Hardware
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.model.operations import attention_operations, matmul_operations
 
 # Where no run was measured: the share of the engine's rate that is left of it, and seconds until the first shard.
 PIPELINE_SHARE = 0.9
@@ -62,8 +64,8 @@ def measured(bench: Bench) -> Rates:
 
 def estimated(one: Hardware, config: XLMRobertaConfig, tokens_per_document: float, *, vectors: bool) -> Rates:
     """Those of a GPU that nobody has measured this on."""
-    attention = 4.0 * config.num_hidden_layers * config.hidden_size * tokens_per_document
-    rate = UTILIZATION * one.matrix / (product_operations(config) + attention)
+    attention = attention_operations(config, np.array([tokens_per_document])) / tokens_per_document
+    rate = UTILIZATION * one.matrix / (matmul_operations(config) + attention)
     return Rates(
         tokens_per_second=PIPELINE_SHARE * rate,
         start_seconds=START_SECONDS,

@@ -25,8 +25,8 @@ from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed, plan_head, planned_shards
 from xlmr_ray.batch.observe.launches import Launch, launches
 from xlmr_ray.batch.observe.report.counts import Summary
-from xlmr_ray.batch.observe.report.peaks import peak
 from xlmr_ray.batch.store.base import Store
+from xlmr_ray.engine.gpus import peak
 from xlmr_ray.errors import UserError
 from xlmr_ray.text.redact import clean_url
 

@@ -1,4 +1,4 @@
-"""How much arithmetic a sequence takes, and how fast a machine does arithmetic."""
+"""How fast a machine does matmuls."""
 
 import statistics
 import time
@@ -6,34 +6,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.model.linear import OneDnnLinear, supported
 
-# The side of the square product that tells a machine's rate, and how often it is done.
+# The side of the square matmul that tells a machine's rate, and how often it is done.
 SIDE = {"cpu": 1536, "cuda": 8192}
 TIMES = 5
-
-
-def product_operations(config: XLMRobertaConfig) -> float:
-    """Floating point operations of the encoder's products with weights, a token: two for each weight of a layer."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    return config.num_hidden_layers * (8.0 * hidden**2 + 4.0 * hidden * inner)
-
-
-def attention_operations(config: XLMRobertaConfig, lengths: NDArray[np.int64]) -> float:
-    """Those of attention for sequences of these lengths: `4 hidden n^2` a layer, for scores and for the mixing."""
-    return float(4.0 * config.num_hidden_layers * config.hidden_size * (lengths.astype(float) ** 2).sum())
 
 
 def matrix_rate(
     device: torch.device, dtype: torch.dtype, copies: int, instead: Callable[[nn.Linear], nn.Module] | None = None
 ) -> float:
-    """Operations a second of square products, measured: on a CPU by `copies` threads at once, as encoders work.
+    """Operations a second of square matmuls, measured: on a CPU by `copies` threads at once, as encoders work.
     `instead` makes the layer that is measured of a linear one.
     """
     side = SIDE.get(device.type, SIDE["cpu"])
