@@ -29,7 +29,7 @@ from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.progress import Figures
-from xlmr_ray.batch.run import Done, prepare, run_job, score
+from xlmr_ray.batch.run import Done, Run, prepare, run_job, score
 from xlmr_ray.batch.store.open import open_store
 
 TEXTS = [
@@ -264,13 +264,8 @@ def test_a_failure_in_an_actor_is_one_line_that_says_why(ray_session, model, cor
         JobFailed, match=r"the weights on this machine are others \(.*put the same checkpoint on all machines"
     ):
         score(
-            changed,
-            store,
-            planned,
+            Run(changed, store, planned, Figures(20, 3), Console(quiet=True), quiet=True),
             Done(np.zeros(3, bool), frozenset()),
-            Figures(20, 3),
-            Console(quiet=True),
-            quiet=True,
         )
 
 
@@ -316,7 +311,7 @@ def test_an_input_that_changes_in_a_run_fails_its_own_shards(ray_session, model,
     nothing = Done(np.zeros(len(shards), bool), frozenset())
     figures = Figures(before.plan.rows, len(shards))
     with pytest.raises(JobFailed) as failed:
-        score(mine, store, before, nothing, figures, Console(quiet=True), quiet=True)
+        score(Run(mine, store, before, figures, Console(quiet=True), quiet=True), nothing)
     text = str(failed.value)
     assert f"{corpus / 'b.jsonl'}: changed since the job was planned" in text
     assert f"{corpus / 'd.csv'}: deleted since the job was planned" in text

@@ -180,9 +180,11 @@ def run_and_its_port(ray_session, tmp_path_factory):
     import ray
 
     from xlmr_ray.batch.job import check_job
+    from xlmr_ray.batch.ledger.record import Record, Stats
     from xlmr_ray.batch.observe.metrics import RunMetrics
     from xlmr_ray.batch.progress import Figures
     from xlmr_ray.batch.run import run_job
+    from xlmr_ray.batch.stages.shard_cost import Committed, ShardCost
     from xlmr_ray.batch.store import retry_counter as retries
 
     folder = tmp_path_factory.mktemp("watched")
@@ -197,9 +199,9 @@ def run_and_its_port(ray_session, tmp_path_factory):
     outcome = run_job(check_job(content, "watched"), quiet=True)
     again = RunMetrics(job="retried", run_id="0" * 16, figures=Figures(1, 1))
     retries.count()
-    row = {"rows_ok": 1, "rows_error": 0, "errors": "{}", "tokens": 5, "padded": 1, "operations": 1e9, "device": "H100"}
-    row |= {"engine_seconds": 0.5, "tokenizer_seconds": 0.1, "retries": 0, "encoder_wait": 1.0, "writer_wait": 0.1}
-    again.shard(row)
+    stats = Stats(tokens=5, padded=1, operations=1e9, device="H100", engine_seconds=0.5)
+    record = Record("0" * 16, "0", "0" * 16, (), 1, 1, 0, "in", "etag", 0.0, stats)
+    again.shard(Committed(record, ShardCost(0.0, 0.1, encoder_wait=1.0, writer_wait=0.1, stats=stats)))
     return outcome.manifest.run_id, ray.nodes()[0]["MetricsExportPort"]
 
 

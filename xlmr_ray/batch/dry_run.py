@@ -64,9 +64,7 @@ def dry_run(job: Job, console: Console, *, at_least_once: bool = False) -> None:
             show(plan, left, recipe, size, console)
         else:
             say(console, "nothing is left to do")
-        for file in plan.dead:
-            if file.id not in done.files:
-                figures.add(0, file.rows, 0, 0)
+        figures.rows_error += sum(file.rows for file in plan.dead if file.id not in done.files)
         check_errors(job, plan, figures, "a run would end there")
     say(console, "a dry run: nothing was started or written")
 

@@ -7,6 +7,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from xlmr_ray.batch.ledger.record import Record
+
 EVERY = 10.0  # seconds between plain lines
 
 
@@ -33,12 +35,12 @@ class Figures:
     padded: int = 0
     started: float = field(default_factory=time.monotonic)
 
-    def add(self, rows_ok: int, rows_error: int, tokens: int, padded: int) -> None:
-        """A shard that was committed now."""
-        self.rows_ok += rows_ok
-        self.rows_error += rows_error
-        self.tokens += tokens
-        self.padded += padded
+    def add(self, record: Record) -> None:
+        """A shard that was committed now; rows that are lost with a file that cannot be read are errors here."""
+        self.rows_ok += record.rows_ok
+        self.rows_error += record.rows_error + record.rows_lost
+        self.tokens += record.stats.tokens
+        self.padded += record.stats.padded
         self.shards += 1
 
     @property

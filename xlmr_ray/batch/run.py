@@ -24,7 +24,7 @@ from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.lease import WAIT, leased
 from xlmr_ray.batch.ledger.manifest import Manifest, finish, read_manifest
 from xlmr_ray.batch.ledger.published import publish
-from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, ERROR_SCHEMA, committed_shards, new_attempt, read_record
+from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, ERROR_SCHEMA, Record, committed_shards, new_attempt, read_record
 from xlmr_ray.batch.observe.code_version import code_version
 from xlmr_ray.batch.observe.launches import last_launch
 from xlmr_ray.batch.observe.telemetry import Watch, watched
@@ -41,6 +41,7 @@ from xlmr_ray.batch.ranges import known_ranges, measured
 from xlmr_ray.batch.shard_rows import shard_rows
 from xlmr_ray.batch.stages.block import raise_failure
 from xlmr_ray.batch.stages.recipe import EngineRecipe, Recipe
+from xlmr_ray.batch.stages.shard_cost import Committed
 from xlmr_ray.batch.store.base import NoConditionalWrites, Store
 from xlmr_ray.batch.store.filesystem import reading
 from xlmr_ray.batch.store.open import open_store
@@ -184,68 +185,87 @@ def run_job(
         before: Outcome | None = None
         while True:
             prepared = prepare(job, store)
-            outcome, settled = run_prepared(job, store, prepared, console, started=started, quiet=quiet, wait=wait)
+            plan = prepared.plan
+            figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
+            run = Run(job, store, prepared, figures, console, quiet)
+            outcome, settled = run_prepared(run, started=started, wait=wait)
             if settled:
                 nothing = outcome.changes is not None and not outcome.changes.any
                 return replace(before, changes=outcome.changes) if before and nothing else outcome
             if not quiet:
-                say(console, f"run {prepared.plan.run_id} is finished; looking for what is new since it was planned")
+                run.say(f"run {plan.run_id} is finished; looking for what is new since it was planned")
             before = outcome
 
 
-def run_prepared(
-    job: Job, store: Store, prepared: Prepared, console: Console, *, started: float, quiet: bool, wait: float
-) -> tuple[Outcome, bool]:
+@dataclass(frozen=True)
+class Run:
+    """A launch of one run: the job, where it writes, what was settled before, what it counts and where it says so.
+    `quiet`: no progress is shown.
+    """
+
+    job: Job
+    store: Store
+    prepared: Prepared
+    figures: Figures
+    console: Console
+    quiet: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        return self.prepared.plan
+
+    @property
+    def limited(self) -> bool:
+        return self.job.input.limit is not None
+
+    def say(self, text: str) -> None:
+        say(self.console, text)
+
+    def check_errors(self) -> None:
+        where = self.store.url(f"errors/{self.plan.run_id}/")
+        check_errors(self.job, self.plan, self.figures, f"they are in {where}")
+
+
+def run_prepared(run: Run, *, started: float, wait: float) -> tuple[Outcome, bool]:
     """One run to its end, published. Returns also whether that is all; see `incremental`."""
-    plan, found = prepared.plan, prepared.found
-    figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
-    models = {task.model: task.weights for task in prepared.recipe.tasks}
-    with watched(job, store, plan.run_id, console, rows=plan.rows, files=prepared.files, models=models) as watch:
-        manifest = read_manifest(store, plan.run_id)
+    store, name, found = run.store, run.plan.run_id, run.prepared.found
+    models = {task.model: task.weights for task in run.prepared.recipe.tasks}
+    with watched(
+        run.job, store, name, run.console, rows=run.plan.rows, files=run.prepared.files, models=models
+    ) as watch:
+        manifest = read_manifest(store, name)
         anew = manifest is None
         if manifest is None:
-            with leased(store, plan.run_id, wait=wait, tell=lambda text: say(console, text)) as lease:
-                manifest = read_manifest(store, plan.run_id) or drive(
-                    job, store, prepared, figures, console, quiet=quiet, check=lease.check, watch=watch
-                )
+            with leased(store, name, wait=wait, tell=run.say) as lease:
+                manifest = read_manifest(store, name) or drive(run, lease.check, watch)
         settled = True
         if found is not None:
             published, settled = publish_found(store, found, started=started)
         else:
-            limited = job.input.limit is not None
-            _, published = publish(store, plan.run_id, started=started, job=prepared.job, limited=limited)
+            _, published = publish(store, name, started=started, job=run.prepared.job, limited=run.limited)
         watch.finished(manifest, anew=anew)
     changes = found.changes if found else None
-    return Outcome(manifest, figures, published, store, changes, limited=job.input.limit is not None), settled
+    return Outcome(manifest, run.figures, published, store, changes, limited=run.limited), settled
 
 
-def drive(
-    job: Job,
-    store: Store,
-    prepared: Prepared,
-    figures: Figures,
-    console: Console,
-    *,
-    quiet: bool,
-    check: Callable[[], None],
-    watch: Watch,
-) -> Manifest:
+def drive(run: Run, check: Callable[[], None], watch: Watch) -> Manifest:
     """From whatever is committed to the run's manifest. `check` raises where another driver has taken over."""
-    plan = prepared.plan
-    done = earlier(store, plan, figures, prepared.found.withdrawn if prepared.found else frozenset())
-    if not quiet:
-        say(console, describe(prepared, done))
-        hint = precision_hint(prepared.recipe.engine.dtype, job.engine.quantization, cpu_capabilities())
-        if hint and not on_gpu(job.engine.device) and not remote(job.cluster.address):
-            say(console, hint)
+    store, plan, prepared = run.store, run.plan, run.prepared
+    done = earlier(store, plan, run.figures, prepared.found.withdrawn if prepared.found else frozenset())
+    if not run.quiet:
+        run.say(describe(prepared, done))
+        engine = run.job.engine
+        hint = precision_hint(prepared.recipe.engine.dtype, engine.quantization, cpu_capabilities())
+        if hint and not on_gpu(engine.device) and not remote(run.job.cluster.address):
+            run.say(hint)
     try:
-        score(job, store, prepared, done, figures, console, quiet=quiet, check=check, watch=watch)
+        score(run, done, check, watch)
     except TooManyErrors:
         watch.report()
         raise
     except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the latter
         raise Interrupted(
-            f"stopped: {committed_now(store, plan.run_id, figures)} of {figures.total_shards:,} shards of run "
+            f"stopped: {committed_now(store, plan.run_id, run.figures)} of {run.figures.total_shards:,} shards of run "
             f"{plan.run_id} are committed; the same command goes on from there"
         ) from None
     check()
@@ -264,33 +284,21 @@ def committed_now(store: Store, run_id: str, figures: Figures) -> str:
     return f"at least {heard:,}"
 
 
-def score(
-    job: Job,
-    store: Store,
-    prepared: Prepared,
-    done: Done,
-    figures: Figures,
-    console: Console,
-    *,
-    quiet: bool,
-    check: Callable[[], None] = lambda: None,
-    watch: Watch | None = None,
-) -> None:
+def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch: Watch | None = None) -> None:
     """Commits every shard that is not `done`, or raises JobFailed that says why not."""
-    plan = prepared.plan
-    where = f"they are in {store.url(f'errors/{plan.run_id}/')}"
+    plan, prepared, figures = run.plan, run.prepared, run.figures
     for file in plan.dead:
         if file.id not in done.files:
-            commit_dead(store, plan.run_id, file)
-            figures.add(0, file.rows, 0, 0)
-    check_errors(job, plan, figures, where)
+            figures.add(commit_dead(run.store, plan.run_id, file))
+    run.check_errors()
     known = known_ranges(prepared.recipe, prepared.found.after if prepared.found else None)
     todo = np.flatnonzero(~done.shards)
     if not len(todo):
         return
     changed: Counter[str] = Counter()
-    with connected(job.cluster.address), Display(figures, console, quiet=quiet) as display:
-        size = sizes(cluster_resources(), job.cluster, job.engine.device, weights_of(prepared.recipe), len(todo))
+    cluster, device = run.job.cluster, run.job.engine.device
+    with connected(cluster.address), Display(figures, run.console, quiet=run.quiet) as display:
+        size = sizes(cluster_resources(), cluster, device, weights_of(prepared.recipe), len(todo))
         recipe = replace(known, engine=replace(known.engine, threads=size.threads, gpus=size.encoder_gpus))
         if watch is not None:
             watch.launched(size, figures)
@@ -303,11 +311,12 @@ def score(
             except InputChanged as error:
                 changed[str(error)] += 1
                 continue
-            figures.add(row["rows_ok"], row["rows_error"], row["tokens"], row["padded"])
+            committed = Committed.from_row(row)
+            figures.add(committed.record)
             if watch is not None:
-                watch.shard(row)
+                watch.shard(committed)
             display.update()
-            check_errors(job, plan, figures, where)
+            run.check_errors()
     if changed:
         raise JobFailed(
             f"{some(sorted(changed))}: {changed.total():,} shards of {len(changed):,} inputs could not be scored, all "
@@ -387,12 +396,12 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def commit_dead(store: Store, run_id: str, file: Dead) -> None:
+def commit_dead(store: Store, run_id: str, file: Dead) -> Record:
     """A file that cannot be read, as one error row at row -1, and the number of rows that are lost with it beside that.
     A shard of its own, so that it goes when the file does.
     """
     row = {"source": file.input.key, "row": -1, "id": "", "code": file.code, "message": file.message}
-    commit_shard(
+    record, _ = commit_shard(
         store,
         run_id,
         file.id,
@@ -405,6 +414,7 @@ def commit_dead(store: Store, run_id: str, file: Dead) -> None:
         rows_lost=file.rows - 1,
         lost_estimated=file.estimated,
     )
+    return record
 
 
 def check_errors(job: Job, plan: Plan, figures: Figures, where: str) -> None:

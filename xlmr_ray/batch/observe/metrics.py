@@ -6,15 +6,14 @@ exports the numbers on the driver's node, with `ray_` before the name, which the
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ray.util import metrics
 
 from xlmr_ray.batch.progress import Figures
+from xlmr_ray.batch.stages.shard_cost import Committed
 from xlmr_ray.batch.store import retry_counter as retries
 from xlmr_ray.engine.gpus import peak
 
@@ -72,24 +71,25 @@ class RunMetrics:
         self.set(LAST_COMMIT, now)
         self.progress()
 
-    def shard(self, row: Mapping[str, Any]) -> None:
-        """A shard was committed; `row` is the writer's, and `figures` know of it already."""
-        self.add(DOCUMENTS, row["rows_ok"], outcome="ok")
-        self.add(DOCUMENTS, row["rows_error"], outcome="error")
-        for code, count in json.loads(row["errors"]).items():
+    def shard(self, done: Committed) -> None:
+        """A shard was committed, and `figures` know of it already."""
+        record, stats = done.record, done.record.stats
+        self.add(DOCUMENTS, record.rows_ok, outcome="ok")
+        self.add(DOCUMENTS, record.rows_error, outcome="error")
+        for code, count in record.errors:
             self.add(ERRORS, count, code=code)
-        self.add(TOKENS, row["tokens"])
-        self.add(PADDING, row["padded"])
-        self.add(OPERATIONS, row["operations"])
-        self.add(ENGINE_SECONDS, row["engine_seconds"])
-        self.add(TOKENIZER_SECONDS, row["tokenizer_seconds"])
+        self.add(TOKENS, stats.tokens)
+        self.add(PADDING, stats.padded)
+        self.add(OPERATIONS, stats.operations)
+        self.add(ENGINE_SECONDS, stats.engine_seconds)
+        self.add(TOKENIZER_SECONDS, done.cost.tokenizer_seconds)
         # This process's own, too: it writes the lease, the plan and the manifest.
         total = retries.total()
-        self.add(RETRIES, row["retries"] + total - self.retries)
+        self.add(RETRIES, done.cost.retries + total - self.retries)
         self.retries = total
-        self.set(PEAK, peak(row["device"]) or 0.0, device=row["device"])
-        for step in ("encoder", "writer"):
-            self.made[WAIT.name].observe(row[f"{step}_wait"], {**self.labels, "step": step})
+        self.set(PEAK, peak(stats.device) or 0.0, device=stats.device)
+        for step, waited in (("encoder", done.cost.encoder_wait), ("writer", done.cost.writer_wait)):
+            self.made[WAIT.name].observe(waited, {**self.labels, "step": step})
         self.set(LAST_COMMIT, time.time())
         self.progress()
 

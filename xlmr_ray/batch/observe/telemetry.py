@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -18,6 +18,7 @@ from xlmr_ray.batch.observe.launches import leave_launch
 from xlmr_ray.batch.observe.lineage import Lineage
 from xlmr_ray.batch.observe.report.leave import leave_report, report_key
 from xlmr_ray.batch.progress import Figures, say
+from xlmr_ray.batch.stages.shard_cost import Committed
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import JobFailed
 from xlmr_ray.text.redact import redacted
@@ -45,10 +46,10 @@ class Watch:
         with self.trying("no metrics"):
             self.metrics = RunMetrics(job=self.job.name, run_id=self.run_id, figures=figures)
 
-    def shard(self, row: Mapping[str, Any]) -> None:
-        """A shard was committed: the writer's row, after the figures have it."""
+    def shard(self, done: Committed) -> None:
+        """A shard was committed, and the figures have it."""
         if self.metrics is not None:
-            self.metrics.shard(row)
+            self.metrics.shard(done)
 
     def finished(self, manifest: Manifest, *, anew: bool) -> None:
         """The run is finished, by this launch or by one that it waited for (`anew`), or was before."""

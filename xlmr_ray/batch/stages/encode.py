@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from xlmr_ray.batch import codes
+from xlmr_ray.batch.ledger.record import Stats
 from xlmr_ray.batch.observe.machine import device_name, host, operations
 from xlmr_ray.batch.stages.block import from_block, guarded, to_block
 from xlmr_ray.batch.stages.checkpoints import bound, check_same, tried
 from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json
 from xlmr_ray.batch.stages.rows import error_table, fail, good_rows, output_table
+from xlmr_ray.batch.stages.shard_cost import ShardCost
 from xlmr_ray.batch.stages.suspects import Suspects, in_pieces, restarted_actor
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
@@ -82,8 +84,8 @@ class Encode:
             raise self.broken
         text, tables = from_block(block)
         shard = shard_from_json(text)
-        meta = tables["meta"]
-        waited = max(0.0, time.time() - meta["tokenized"][0].as_py())  # by two machines' clocks, perhaps
+        cost = ShardCost.from_json(tables["cost"]["cost"][0].as_py())
+        waited = max(0.0, time.time() - cost.tokenized)  # by two machines' clocks, perhaps
         before, work_before = self.counters(), [one.runner.stats.tokens for one in self.loaded]
         start = time.perf_counter()
         with self.suspects.shard(shard.id):
@@ -95,19 +97,17 @@ class Encode:
         named = [(task.prefix, output) for task, output in zip(self.recipe.tasks, outputs, strict=True)]
         output = output_table(rows.take(good_rows(rows)), shard.input.key, self.recipe.columns, named)
         tokens, padded = np.subtract(self.counters(), before).tolist()
-        figures = {
-            "tokens": tokens,
-            "padded": padded,
-            "seconds": seconds,
-            "operations": self.operations(tables, work_before),
-            "encoder_wait": waited,
-            "encoded": time.time(),
-            "host": host(),
-            "device": device_name(self.device),
-        }
-        for name, value in figures.items():
-            meta = meta.append_column(name, pa.array([value]))
-        return to_block(text, {"output": output, "errors": error_table(rows, shard.input.key), "meta": meta})
+        stats = Stats(
+            tokens=tokens,
+            padded=padded,
+            engine_seconds=round(seconds, 3),
+            operations=self.operations(tables, work_before),
+            host=host(),
+            device=device_name(self.device),
+        )
+        cost = replace(cost, encoded=time.time(), encoder_wait=waited, stats=stats)
+        told = pa.table({"cost": [cost.to_json()]})
+        return to_block(text, {"output": output, "errors": error_table(rows, shard.input.key), "cost": told})
 
     @property
     def device(self) -> torch.device:

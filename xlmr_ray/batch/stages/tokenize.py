@@ -14,6 +14,7 @@ from xlmr_ray.batch.stages.block import from_block, guarded, to_block
 from xlmr_ray.batch.stages.checkpoints import bound, check_same, tried
 from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json
 from xlmr_ray.batch.stages.rows import fail, fail_empty, good_rows
+from xlmr_ray.batch.stages.shard_cost import ShardCost
 from xlmr_ray.batch.stages.suspects import Suspects, in_pieces, restarted_actor
 from xlmr_ray.batch.stages.tokenized_once import TokenizedOnce
 from xlmr_ray.batch.store.filesystem import reading
@@ -69,9 +70,9 @@ class Tokenize:
         began = time.time()
         with self.suspects.shard(shard.id):
             done = self.of_rows(self.read(shard))
-        meta = pa.table({"began": [began], "tokenized": [time.time()]})
+        cost = pa.table({"cost": [ShardCost(began, time.time()).to_json()]})
         encoded = {f"task{place}": table for place, table in enumerate(done.encoded)}
-        return to_block(text, {"rows": done.rows, "meta": meta, **encoded})
+        return to_block(text, {"rows": done.rows, "cost": cost, **encoded})
 
     def read(self, shard: Shard) -> pa.Table:
         recipe = self.recipe
