@@ -64,7 +64,7 @@ def run(
     model: Model = None,
     set: Set = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Only the first N documents, as a run of their own.")
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N documents: another run than that of all.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check the job and say what it would read and write.")

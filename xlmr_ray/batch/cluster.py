@@ -240,7 +240,7 @@ def sizes(there: Resources, cluster: ClusterSection, device: str, weights: int, 
         tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else min(room, TOKENIZERS_PER_GPU * encoders)
         return Sizes(encoders, 0.5, share, tokenizers, min(1.0, room / tokenizers), encoders, 0)
     # An encoder a core, as far as half the memory goes: on two cores, two encoders of one thread each did 1.25 times
-    # what one of two threads does, and other work on a core then delays one of them alone.
+    # what one of two threads does, and other work on a core then delays only one of them.
     copies = int(there.memory / 2 / (weights + PROCESS_BYTES))
     encoders = cluster.encoders if cluster.encoders != "auto" else max(1, min(cpus, copies, shards))
     tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else max(1, cpus // 8)

@@ -81,7 +81,7 @@ def options_of(task: Task) -> dict[str, Any]:
 
 
 def precision(engine: EngineSection) -> str:
-    """The dtype that the run's engines compute in. It is chosen once, from what is there now, and told to all actors:
+    """The dtype that the run's engines compute in. It is chosen once, from what is there now, for all actors:
     a machine that joins later must not choose otherwise.
     """
     if engine.dtype != "auto":
@@ -92,7 +92,7 @@ def precision(engine: EngineSection) -> str:
 def settings_digest(folder: Path) -> str:
     """Of a checkpoint's small JSON files: labels, pooling, prompts, lengths; a head's encoder's, too.
 
-    Without what is known by digests of its own, tokens and weights, and without the heads that lie beside an encoder.
+    Without what has digests elsewhere, tokens and weights, and without the heads that lie beside an encoder.
     """
     total = hashlib.sha256()
     for place in (folder, encoder_folder(folder)):

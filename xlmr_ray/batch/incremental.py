@@ -4,7 +4,7 @@ A run's id is the hash of the job's identity (not its inputs) and of the run tha
 So two launches at once, and a launch on the day after a crash, mean the same run: the first one's plan holds, whatever
 the others have listed, and they go on with it. When it is published, a launch that did not plan it looks again for what
 is still new; that is the next run, after this one. So the runs of a job are a chain, each input's rows are in the table
-by one run alone, and the work of an unfinished run is never done again.
+by one run only, and the work of an unfinished run is never done again.
 
 An input of an unfinished run that has changed since or is gone cannot be read as planned. What is missing of it is
 *withdrawn*: a record without files and without etag is created for each such shard, so that no late attempt commits it.

@@ -192,7 +192,7 @@ class Job(Section):
         names = [task.name or task.task for task in self.tasks]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"tasks: two are named {name!r}; give each a name of its own")
+                raise ValueError(f"tasks: two are named {name!r}; give them different names")
         return self
 
 

@@ -41,7 +41,7 @@ FILES = "files"
 
 @dataclass(frozen=True)
 class Dead:
-    """A file that cannot be read, or the rest of one, as a shard of its own: what the plan knew of it, and why.
+    """A file that cannot be read, or the rest of one, as a shard: what the plan knew of it, and why.
 
     `rows` are those that are lost with it, at least 1, `estimated` or counted.
     """
@@ -149,7 +149,7 @@ def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
 
 
 def check_quantization(job: Job) -> None:
-    """Raises UserError for products in eight bits where the encoders will be on processors that have none of the kind.
+    """Raises UserError for matmuls in eight bits where the encoders will be on processors that have none of the kind.
 
     An encoder would say it, too, a cluster's start later.
     """

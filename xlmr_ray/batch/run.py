@@ -398,7 +398,7 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 def commit_dead(store: Store, run_id: str, file: Dead) -> Record:
     """A file that cannot be read, as one error row at row -1, and the number of rows that are lost with it beside that.
-    A shard of its own, so that it goes when the file does.
+    It is a shard, so that it goes when the file does.
     """
     row = {"source": file.input.key, "row": -1, "id": "", "code": file.code, "message": file.message}
     record, _ = commit_shard(

@@ -140,7 +140,7 @@ def rate(seconds: Sequence[float], sample: Sample, *, workers: int) -> Rate:
 
 
 def encode_all(engines: Sequence[Engine], parts: Sequence[list[pa.Table]], threads: int) -> None:
-    """All parts once, each by an engine of its own in a thread of its own."""
+    """All parts once, each by one engine in one thread."""
 
     def work(engine: Engine, encoded: list[pa.Table]) -> None:
         if threads:

@@ -1,4 +1,4 @@
-"""The same documents through Ray: a run of its own process, as users launch it."""
+"""The same documents through Ray: a run in another process, as users launch it."""
 
 import json
 import subprocess
@@ -48,7 +48,7 @@ def run_pipeline(job: Job, sample: Sample) -> Pipeline:
         ended = time.time()
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["it said nothing"]
-            raise JobFailed(f"the run that was to be measured failed: {lines[-1].removeprefix('xlmr-ray: ')}")
+            raise JobFailed(f"the measured run failed: {lines[-1].removeprefix('xlmr-ray: ')}")
         store = open_store(str(work / "out"))
         published = current(store)
         assert published is not None

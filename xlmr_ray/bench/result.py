@@ -13,8 +13,8 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """`matrix` and `matrix_products`: operations a second of square products, measured, in the engine's floating point
-    type and as its products with weights are done (the same but for `int8`).
+    """`matrix` and `matrix_products`: operations a second of square matmuls, measured, in the engine's floating point
+    type and as its linear layers are done (the same but for `int8`).
     """
 
     host: str

@@ -59,7 +59,7 @@ def show(bench: Bench, console: Console) -> None:
         console.print(
             f"a run of {run.documents:,} documents took {run.seconds:.1f} s, its first shard was there after "
             f"{run.first_commit_seconds:.1f} s; steady, it is at "
-            f"{run.steady_tokens_per_second / bench.encoding.tokens_per_second:.0%} of the engine alone",
+            f"{run.steady_tokens_per_second / bench.encoding.tokens_per_second:.0%} of the engine without Ray",
             highlight=False,
             soft_wrap=True,
         )

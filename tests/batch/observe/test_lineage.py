@@ -145,7 +145,7 @@ def test_a_catalogue_that_is_not_there_is_said_and_ends_nothing(local, tmp_path)
     plain_run(local)
     console = Console(record=True, quiet=False, file=(tmp_path / "said").open("w"))
     told(local, job(tmp_path / "out", url="http://127.0.0.1:9"), console=console)
-    lines = [line for line in console.export_text().splitlines() if line.startswith("lineage was not told: ")]
+    lines = [line for line in console.export_text().splitlines() if line.startswith("no lineage event: ")]
     assert len(lines) == 2
     assert "Traceback" not in console.export_text()
 

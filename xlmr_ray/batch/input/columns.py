@@ -15,7 +15,7 @@ from xlmr_ray.errors import UserError
 _SURROGATES = re.compile("[\ud800-\udfff]")
 Value = str | bytes | None
 SYSTEM = ("_row", "_code", "_message", "_changed")
-# Roles whose values are lists, and of what. They are carried as JSON: so a table has string columns alone.
+# Roles whose values are lists, and of what. They are carried as JSON: so a table has only string columns.
 LISTS = {"choices": "strings", "spans": "[start, end] pairs"}
 
 
@@ -91,7 +91,7 @@ class Problem:
 
 @dataclass
 class Rows:
-    """Collects the rows of a line format. `where` says how its positions are told to people: "line 17", "record 3".
+    """Collects the rows of a line format. `where` says how messages name a position: "line 17", "record 3".
 
     Values are strings, or bytes that are known to be UTF-8.
     """

@@ -1,8 +1,8 @@
 """The files under a path that a job names: one file, a folder with all that is below it, or a glob.
 
-On disk, links are followed. A link to a file is a file with a name of its own, as in the cache of the Hugging Face hub,
-where every file is a link; its size and etag are those of its target. A folder is entered once, however many links lead
-to it, so a link to a folder above it ends there.
+On disk, links are followed. A link to a file is another file, under the link's name, as in the cache of the Hugging
+Face hub, where every file is a link; its size and etag are those of its target. A folder is entered once, however many
+links lead to it, so a link to a folder above it ends there.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def leased(
     """The run's lease, held and renewed in a thread until it is left.
 
     Where another driver has it, waits for `wait` seconds at most until that one ends or gives no sign of life for its
-    `ttl`, which is told as it happens. Raises JobFailed that says who drives where it still does.
+    `ttl`; `tell` gets a line for each. Raises JobFailed that says who drives where it still does.
     """
     own = _own(lease_ttl() if ttl is None else ttl)
     etag = _acquire(store, run_id, own, wait=wait, tell=tell, clock=clock, sleep=sleep)
@@ -198,7 +198,7 @@ def _acquire(
     key = lease_key(run_id)
     begun = since = clock()
     seen: str | None = None
-    told: str | None = None
+    named: str | None = None
     while True:
         found = _read(store, run_id)
         now = clock()
@@ -221,8 +221,8 @@ def _acquire(
                     f"run {run_id} in {store.url('')}: {other} drives it{waited}; let it end, or end it, "
                     f"and run this again: it goes on {other.ttl:.0f} s after the last sign of life at the latest"
                 )
-            if told != other.driver:
-                told = other.driver
+            if named != other.driver:
+                named = other.driver
                 tell(f"run {run_id}: {other} drives it; waiting for it to end, at most {wait:,.0f} s")
             sleep(max(0.01, min(LOOK, other.ttl / 4, since + other.ttl - now, begun + wait - now)))
 

@@ -20,7 +20,7 @@ class Current:
     """The published run: `started` is when its driver was launched, `published` when the pointer moved (epoch s).
 
     `runs` are those whose rows are in its table, the first one first: the whole chain of an incremental job, else the
-    run alone. `heads` has the last run of each job that was published here, by the hash of the job's identity.
+    run itself. `heads` has the last run of each job that was published here, by the hash of the job's identity.
     """
 
     run_id: str

@@ -159,7 +159,7 @@ def read_record(store: Store, run_id: str, shard: str) -> Record | None:
 
 
 def committed_shards(store: Store, run_id: str) -> Iterator[str]:
-    """The ids of the shards that have a record, sorted, from the listing alone: what a resumed run need not do."""
+    """The ids of the shards that have a record, sorted, only from the listing: what a resumed run need not do."""
     start = len(record_key(run_id, "")) - len(".json")
     for entry in store.list(f"_runs/{run_id}/shards/"):
         if entry.key.endswith(".json"):

@@ -7,7 +7,7 @@ table of the run that it was planned upon, and takes out those that were replace
 
 So a reader needs two small requests and one large one however many runs there were, and what a night adds to the store
 is one object as long as the table has files (some 100 bytes each). It follows from the plan, the manifest and the table
-before alone, so that two drivers write the same one, and it can be checked (`table_problems`).
+before, and nothing else, so that two drivers write the same one, and it can be checked (`table_problems`).
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def write_table(store: Store, run_id: str) -> Head | None:
 
 
 def read_head(store: Store, run_id: str) -> Head | None:
-    """The sums of a run's table, None where it has none of its own. Raises `Damaged`."""
+    """The sums of a run's table, None where none was written for it. Raises `Damaged`."""
     try:
         with store.open(table_key(run_id)) as file:
             return _head(pq.read_metadata(file).metadata)
@@ -146,7 +146,7 @@ def read_table(store: Store, run_id: str) -> Iterator[pa.Table]:
     try:
         data = store.get(key)[0]
     except FileNotFoundError:
-        # The inputs of a run with a table of its own are not the whole table: better none than a wrong one.
+        # The inputs of an incremental run are not the whole table: better none than a wrong one.
         if read_step(store, run_id) is not None:
             raise JobFailed(f"{store.url(key)}: is missing, so what run {run_id} adds to is not known") from None
         inputs = {one.key: one for one in planned_inputs(store, run_id)}

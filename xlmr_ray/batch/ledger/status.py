@@ -1,4 +1,4 @@
-"""How far each run of a store is and who drives it, by what is in the store alone, so from any machine.
+"""How far each run of a store is and who drives it, only by what is in the store, so from any machine.
 
 Of an unfinished run the commit records are only listed; read are those of shards that have an error file. So a look at
 a run of a million shards costs a thousand requests and not a million.

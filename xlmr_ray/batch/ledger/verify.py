@@ -40,7 +40,7 @@ from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import JobFailed, UserError
 
 BLOCK = 4 << 20
-MOST = 20  # missing records told one by one; a run hardly begun may lack a million
+MOST = 20  # missing records that are named; a run hardly begun may lack a million
 
 
 @dataclass(frozen=True, slots=True)

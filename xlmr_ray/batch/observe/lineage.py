@@ -94,7 +94,7 @@ class Lineage:
         )
 
     def inputs(self, rows: int | None, files: int | None) -> list[InputDataset]:
-        """The inputs as the job names them; counts are those of all, so they are told where there is one alone."""
+        """The inputs as the job names them; counts are those of all, so only one input gets them."""
         from openlineage.client import event_v2, facet_v2
 
         facets: dict[str, Any] = {}

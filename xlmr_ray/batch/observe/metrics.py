@@ -1,6 +1,6 @@
 """What a run counts, by name, for Prometheus. No label ever holds a text.
 
-The driver counts, a shard at a time, what the actors tell with it: so each row once, whatever was tried twice. Ray
+The driver counts each shard by what its actors report: so each row once, whatever was tried twice. Ray
 exports the numbers on the driver's node, with `ray_` before the name, which the scrape takes off (infra/monitoring).
 """
 
@@ -35,7 +35,7 @@ DOCUMENTS = Metric(P + "documents_total", "counter", "rows committed; outcome is
 ERRORS = Metric(P + "errors_total", "counter", "error rows committed, by code", ("code",))
 TOKENS = Metric(P + "tokens_total", "counter", "tokens through the encoder")
 PADDING = Metric(P + "padding_tokens_total", "counter", "tokens computed beyond those")
-OPERATIONS = Metric(P + "operations_total", "counter", "floating point operations of the encoder's products")
+OPERATIONS = Metric(P + "operations_total", "counter", "floating point operations of the encoder")
 ENGINE_SECONDS = Metric(P + "engine_seconds_total", "counter", "seconds of the encoders, added up")
 TOKENIZER_SECONDS = Metric(P + "tokenizer_seconds_total", "counter", "seconds of reading and tokenizing, added up")
 PEAK = Metric(

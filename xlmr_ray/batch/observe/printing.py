@@ -73,7 +73,7 @@ def print_status(store: Store, console: Console, run_id: str | None = None) -> N
     """What is published, a line for each run, and more of those that are unfinished, published, or asked for."""
     seen = published(store)
     if seen is not None:
-        say(console, told(seen))
+        say(console, published_line(seen))
     runs = list(status(store, run_id))
     if not runs:
         say(console, f"{store.url('')}: no runs")
@@ -105,7 +105,7 @@ def status_lines(store: Store, run_id: str | None = None) -> Iterator[str]:
         yield json.dumps({**asdict(one), "seconds_left": one.seconds_left}, ensure_ascii=False)
 
 
-def told(seen: Published) -> str:
+def published_line(seen: Published) -> str:
     """What readers see, in a line."""
     now, head = seen.current, seen.table
     since = ago(time.time() - now.published)

@@ -1,4 +1,4 @@
-"""What a launch tells of itself while it runs and when it ends: metrics, lineage, and the run's report.
+"""What a launch reports while it runs and when it ends: metrics, lineage, and the run's report.
 
 None of it decides an answer, so none of it ends a job: what goes wrong here is one line on the console.
 """
@@ -61,9 +61,9 @@ class Watch:
         with self.trying(f"no report; `xlmr-ray report {self.job.output.path} --run {self.run_id}` makes it"):
             leave_report(self.store, self.run_id)
 
-    def tell(self, event: Callable[[Lineage], None]) -> None:
+    def emit(self, event: Callable[[Lineage], None]) -> None:
         if self.lineage is not None:
-            with self.trying("lineage was not told"):
+            with self.trying("no lineage event"):
                 event(self.lineage)
 
     @contextlib.contextmanager
@@ -79,22 +79,22 @@ class Watch:
 def watched(
     job: Job, store: Store, run_id: str, console: Console, *, rows: int, files: int, models: Mapping[str, str]
 ) -> Iterator[Watch]:
-    """A watch over a launch, which tells the lineage how it starts and how it ends. `models`: digests of the weights
+    """A watch over a launch, with lineage events for its start and its end. `models`: digests of the weights
     by the models' names. Raises UserError where lineage is asked for and its client is not installed.
     """
     lineage = None if job.lineage is None else Lineage(job, job.lineage, run_id, store, dict(models))
     watch = Watch(job, store, run_id, console, lineage)
-    watch.tell(lambda told: told.start(rows, files))
+    watch.emit(lambda lineage: lineage.start(rows, files))
     try:
         yield watch
     except JobFailed as error:
         reason = str(error)
         stopped = type(error).__name__ == "Interrupted"
-        watch.tell(lambda told: told.abort(reason) if stopped else told.fail(reason))
+        watch.emit(lambda lineage: lineage.abort(reason) if stopped else lineage.fail(reason))
         raise
     except BaseException as error:
         kind = type(error).__name__
-        watch.tell(lambda told: told.fail(kind))
+        watch.emit(lambda lineage: lineage.fail(kind))
         raise
     if (manifest := watch.manifest) is not None:
-        watch.tell(lambda told: told.complete(manifest))
+        watch.emit(lambda lineage: lineage.complete(manifest))

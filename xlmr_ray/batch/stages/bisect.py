@@ -1,4 +1,4 @@
-"""Rows that make a step raise: the rows are halved until each such row is alone and becomes an error row."""
+"""Rows that make a step raise: the rows are halved until each such row is by itself, and becomes an error row."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -15,7 +15,7 @@ T = TypeVar("T")
 def by_halves(work: Callable[[pa.Table], T], rows: pa.Table, code: str) -> Iterator[T]:
     """The results of `work`, in order, for all rows at once, or where that raises for parts of them.
 
-    A row that raises alone is given to `work` again as an error row of `code` (of `out_of_memory` where that is it).
+    A row that raises by itself is given to `work` again as an error row of `code` (or `out_of_memory`).
     What is no row's fault is raised: UserError, JobFailed, an interrupt, and what is raised without any row, too.
     """
     try:
@@ -55,7 +55,7 @@ def is_panic(error: BaseException) -> bool:
 def failure_of(error: BaseException, code: str) -> tuple[str, str]:
     """Code and message. The error's own words are left out: they may quote the document."""
     if isinstance(error, MemoryError):
-        return codes.OUT_OF_MEMORY, "the row alone does not fit in the memory of its process"
+        return codes.OUT_OF_MEMORY, "the row by itself does not fit in the memory of its process"
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next

@@ -1,7 +1,7 @@
 """A shard on its way through Ray Data: one block of one row, its tables inside as Arrow streams.
 
 Ray drops empty blocks, and unifies and may split or join those it carries; a shard may be empty, has its own types,
-and must stay whole. Tables in a cell are left alone, and reading them back copies nothing.
+and must stay whole. Tables in a cell are not touched, and reading them back copies nothing.
 """
 
 import traceback

@@ -106,8 +106,8 @@ class Encode:
             device=device_name(self.device),
         )
         cost = replace(cost, encoded=time.time(), encoder_wait=waited, stats=stats)
-        told = pa.table({"cost": [cost.to_json()]})
-        return to_block(text, {"output": output, "errors": error_table(rows, shard.input.key), "cost": told})
+        figures = pa.table({"cost": [cost.to_json()]})
+        return to_block(text, {"output": output, "errors": error_table(rows, shard.input.key), "cost": figures})
 
     @property
     def device(self) -> torch.device:

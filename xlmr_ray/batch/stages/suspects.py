@@ -2,8 +2,8 @@
 
 Ray restarts an actor that died and gives it the shards that it had. A restarted actor is wary of the first of them: it
 notes in the store which it begins. If it dies again, the note tells the next incarnation where, and that shard, or that
-piece of it, is cut in pieces, until a row has killed its process twice alone: it becomes an error row. An actor that
-was never restarted notes nothing, so that the normal path costs nothing.
+piece of it, is cut in pieces, until a row has killed its process twice by itself: it becomes an error row. An actor
+that was never restarted notes nothing, so that the normal path costs nothing.
 
 A row that hangs is made to kill its process, by a thread of C that needs no Python lock. Notes are scratch objects
 (`.tmp/`), gone with the shard; `sweep` removes those of a job that was stopped.
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 PIECES = 8  # that a range is cut into: fewer deaths than by halves, and each costs a start of the actor
 WARY = 4  # shards after a restart; Ray Data gives an actor two at a time
-ALONE = 2  # deaths of a process with a row alone that make it an error row: one may be chance, or another's memory
+ALONE = 2  # deaths of a process with only this row in it that make it an error row: one may be chance
 MOST_DEATHS = 64  # in one shard; over it, rows are not to blame
 STANDARD_ERROR = 2
 READING = (-1, -1)
@@ -42,13 +42,13 @@ Failure = tuple[str, str]  # code and message
 
 @dataclass
 class Known:
-    """What is known of a shard with deaths: where to cut it, how many there were, how often each row alone was fatal
-    (-1: the reading of the shard), and the rows found to be so, with code and message.
+    """What is known of a shard with deaths: where to cut it, how many there were, how often each row by itself was
+    fatal (-1: the reading of the shard), and the rows found to be so, with code and message.
     """
 
     cuts: list[int] = field(default_factory=list)
     deaths: int = 0
-    alone: dict[str, int] = field(default_factory=dict)  # JSON has string keys alone
+    alone: dict[str, int] = field(default_factory=dict)  # JSON has only string keys
     found: dict[str, list[str]] = field(default_factory=dict)
 
 

@@ -57,7 +57,7 @@ class Tokenize:
         for task in recipe.tasks:
             tokenizer = TokenizedOnce.from_pretrained(resolve(task.model), pre_tokenizer=recipe.pre_tokenizer)
             check_same(task.model, "tokenizer's pieces", tokenizer.fingerprint, task.tokenizer)
-            # Of equal pieces, but with lengths of their own, each keeps its own.
+            # Of equal pieces, but with different lengths, each keeps its own.
             same = (task.tokenizer, tokenizer.model_max_length, tokenizer.truncation_side)
             self.tokenizers.append(known.setdefault(same, tokenizer))
         self.tasks = [bound(task) for task in recipe.tasks]

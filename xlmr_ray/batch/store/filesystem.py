@@ -47,7 +47,7 @@ def open_filesystem(url: str, options: Mapping[str, object] | None) -> tuple[fss
             tuple[fsspec.AbstractFileSystem, str],
             fsspec.core.url_to_fs(url, use_listings_cache=False, **dict(options or {})),
         )
-    except Exception as error:  # credentials that are missing or wrong: each package has exceptions of its own
+    except Exception as error:  # credentials that are missing or wrong: each package has other exceptions
         reason = redacted(_first_line(error))
         raise UserError(f"{clean_url(url)}: {scheme}:// cannot be opened: {reason}") from None
 

@@ -88,7 +88,7 @@ class FsspecStore:
 
     @contextlib.contextmanager
     def _told(self, key: str, what: str) -> Iterator[None]:
-        """The file system's failure in one line, by kind alone: its own text may hold the address with a password."""
+        """The file system's failure in one line, by its kind: its own text may hold the address with a password."""
         try:
             yield
         except FileNotFoundError:

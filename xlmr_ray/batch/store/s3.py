@@ -32,7 +32,7 @@ from xlmr_ray.errors import JobFailed, UserError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PROBE_DEADLINE = 20.0  # a wrong endpoint should be told within seconds, at the start
+PROBE_DEADLINE = 20.0  # a wrong endpoint is an error within seconds, at the start
 BLOCK = 8 << 20  # bytes read at a time; the 50 MiB of s3fs is much for a Parquet footer
 TIMEOUTS = {"connect_timeout": 5, "read_timeout": 60, "max_pool_connections": MOST}
 RETRIES = {"mode": "adaptive", "total_max_attempts": 6}
@@ -325,7 +325,7 @@ def _throttled(error: Exception) -> bool:
 
 
 def _reason(error: BaseException | None) -> str:
-    """Status and code alone: the store's own text may echo keys and signatures."""
+    """Only status and code: the store's own text may echo keys and signatures."""
     status = _status(error)
     code = _code(error)
     # an answer to HEAD has no body, and botocore then gives the status as the code

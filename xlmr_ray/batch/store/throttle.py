@@ -1,6 +1,6 @@
 """How many requests a process has under way at a store: half as many once it says to slow down, then more again.
 
-Backing off alone spreads the same load over time; a store that throttles wants less of it. Additive increase and
+Backing off only spreads the same load over time; a store that throttles needs less of it. Additive increase and
 multiplicative decrease is how TCP finds what a network carries (Jacobson 1988), and it shares fairly among processes
 that do not know of each other.
 """

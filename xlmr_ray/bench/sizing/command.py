@@ -47,9 +47,7 @@ def plan_command(
         raise UserError("plan: nothing says how much there is; give --documents or --tokens")
     if bench is not None:
         if model is not None or vectors:
-            raise UserError(
-                "plan: --model and --vectors go with --on; the measurement has a model and output of its own"
-            )
+            raise UserError("plan: --model and --vectors go with --on; a measurement has its model and output")
         rates = measured(read_bench(bench))
     else:
         assert on is not None
@@ -61,7 +59,7 @@ def plan_command(
     each = tokens_per_document or rates.tokens_per_document
     if documents is None or tokens is None:
         if not each or each <= 0:
-            raise UserError("plan: tokens a document: got 0, wanted a number above it")
+            raise UserError("plan: tokens a document: got 0, expected a number above it")
         documents, tokens = documents or (tokens or 0) / each, tokens or (documents or 0) * each
     rows = shard_rows or (SHARD_ROWS_GPU if rates.on_gpu else SHARD_ROWS_CPU)
     amount = Amount(documents=documents, tokens=tokens, shard_rows=rows)

@@ -52,9 +52,9 @@ def estimate(
     if machines is not None and hours is not None:
         raise UserError("give the machines or the hours, not both")
     if machines is not None and machines < 1:
-        raise UserError(f"machines: a whole number from 1 on is wanted, got {machines}")
+        raise UserError(f"machines: got {machines}, expected a whole number from 1 on")
     if price is not None and price < 0:
-        raise UserError(f"price: got {price}, wanted what an hour of a machine costs")
+        raise UserError(f"price: got {price}, expected what an hour of a machine costs")
     # On a CPU the tokenizers run beside the encoders, and are in the measured rate of a run.
     cores = rates.tokens_per_second / rates.tokenizing_per_core
     short = max(0.0, cores - max(1, rates.cores - 2)) if rates.on_gpu else 0.0

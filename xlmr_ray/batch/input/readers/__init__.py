@@ -1,4 +1,4 @@
-"""The input formats. A format is a `Reader` in a file of its own here, and one line of `READERS`."""
+"""The input formats. A format is one file here, with its `Reader`, and one line of `READERS`."""
 
 from xlmr_ray.batch.input.readers.csv import Csv, Tsv
 from xlmr_ray.batch.input.readers.jsonl import JsonLines

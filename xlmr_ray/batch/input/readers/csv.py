@@ -3,7 +3,7 @@ header not counted.
 
 A blank line outside quotes is no row, but it counts. Every value is a string; an empty field is an empty string.
 As in Python's csv module, a quote opens a quoted field only at the field's start and is an ordinary character
-elsewhere; what follows an escape character is content, in quotes or not. That module itself is not used: it tells no
+elsewhere; what follows an escape character is content, in quotes or not. That module itself is not used: it gives no
 byte offsets, takes a lone CR for a line end, and caps a field by a process-wide setting.
 
 A quote that is never closed swallows the lines up to the next quote, or to the end of the file. A record of several

@@ -52,7 +52,7 @@ def check_footer(source: Source) -> None:
 
 
 def hide_arrow_schema(source: Source) -> None:
-    """Have Arrow go by the Parquet types alone: dictionaries come as what they hold."""
+    """Have Arrow go by the Parquet types only: dictionaries come as what they hold."""
     source.tail = source.tail.replace(_KEY, _HIDDEN)
 
 

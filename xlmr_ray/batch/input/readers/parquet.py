@@ -251,9 +251,9 @@ def _table(
     if problems:
         for role in columns.text:
             out[role] = _without(out[role], list(problems))
-        told = [problems.get(row) for row in range(count)]
-        out["_code"] = pa.array([problem.code if problem else "" for problem in told], pa.string())
-        words = [f"row {first + row}: {problem.message}" if problem else "" for row, problem in enumerate(told)]
+        found = [problems.get(row) for row in range(count)]
+        out["_code"] = pa.array([problem.code if problem else "" for problem in found], pa.string())
+        words = [f"row {first + row}: {problem.message}" if problem else "" for row, problem in enumerate(found)]
         out["_message"] = pa.array(words, pa.string())
     return pa.table([out[name] for name in schema.names], schema=schema)
 

@@ -27,7 +27,7 @@ ZERO = -(1 << 20)  # the log scale's bin of numbers that are not over zero
 LONGEST = 40  # characters of a value that a column is grouped by; longer ones are text, not a kind of document
 SHARD_VALUES = 64  # values of such a column in a shard
 VALUES = 120  # and in a run: with more, the column tells documents apart, not kinds of them
-CLASSES = 200  # classes told apart in a shard, by their numbers; the others are added up
+CLASSES = 200  # classes counted by themselves in a shard, the most frequent ones; the others are added up
 OTHERS = "(others)"
 NONE = "(none)"
 

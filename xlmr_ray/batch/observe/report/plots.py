@@ -97,8 +97,8 @@ def histogram(bins: Sequence[tuple[float, float, int]], *, log: bool, label: str
 
     total = sum(count for _, _, count in bins)
     most = max(bins, key=lambda bin: bin[2])
-    told = f"{total:,} values from {short(bins[0][0])} to {short(bins[-1][1])}; most are near {short(most[0])}."
-    return svg(draw, 2.1, title, told)
+    text = f"{total:,} values from {short(bins[0][0])} to {short(bins[-1][1])}; most are near {short(most[0])}."
+    return svg(draw, 2.1, title, text)
 
 
 def bars(given: Sequence[Bar], *, label: str, title: str) -> Markup:
@@ -119,8 +119,8 @@ def bars(given: Sequence[Bar], *, label: str, title: str) -> Markup:
         axes.set_xlabel(label)
         axes.grid(visible=False, axis="y")
 
-    told = "; ".join(f"{cut(bar.name)} {bar.text}" for bar in given[:5])
-    return svg(draw, 0.65 + 0.235 * len(given), title, f"{len(given)} bars, the longest: {told}.")
+    longest = "; ".join(f"{cut(bar.name)} {bar.text}" for bar in given[:5])
+    return svg(draw, 0.65 + 0.235 * len(given), title, f"{len(given)} bars, the longest: {longest}.")
 
 
 def heatmap(
@@ -177,7 +177,7 @@ def page_svg(text: str, title: str, description: str) -> Markup:
 
 
 def themed(style: str) -> str:
-    """A style with the page's colours, and its font: of letters the size alone is kept."""
+    """A style with the page's colours, and its font: of letters only the size is kept."""
     for colour, name in PALETTE.items():
         style = style.replace(colour, f"var(--{name})")
     style = re.sub(r"font-family: [^;]*; ", "", style)
