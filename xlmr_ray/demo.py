@@ -1,4 +1,4 @@
-"""`xlmr-ray demo`: the product's main job on what the package carries, and how well it went."""
+"""`xlmr-ray demo`: the package's main job on what the package carries, and how well it went."""
 
 from pathlib import Path
 

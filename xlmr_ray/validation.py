@@ -1,4 +1,4 @@
-"""Settings files: YAML, checked by pydantic models, wrong ones told in one line that names the key."""
+"""Settings files: YAML, checked by pydantic models, what is wrong in one line that names the key."""
 
 import difflib
 import typing
@@ -22,7 +22,7 @@ def listed(value: Any) -> Any:
 
 
 def named_task(value: Any) -> Any:
-    """A task's name alone counts as the task without options."""
+    """Only a task's name counts as the task without options."""
     return {"task": value} if isinstance(value, str) else value
 
 
@@ -41,7 +41,7 @@ def read_yaml(path: Path, wanted: str) -> dict[str, Any]:
         where = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where}: is not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: a mapping with {wanted} is wanted, got {type(content).__name__}")
+        raise UserError(f"{path}: expected a mapping with {wanted}, got {type(content).__name__}")
     return content
 
 
@@ -69,7 +69,7 @@ def explained(error: ValidationError, model: type[BaseModel]) -> str:
         return str(reason)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "model_type":  # pydantic names the class
-        message = "A mapping is wanted"
+        message = "Expected a mapping"
     return message if not key else f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
 
 

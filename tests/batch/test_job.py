@@ -27,8 +27,8 @@ def test_defaults():
         ("errors.max_fraction=2", "job.yaml: errors.max_fraction: input should be less than or equal to 1, got 2"),
         ("engine.dtype=int3", "job.yaml: engine.dtype: input should be 'auto', 'float32', 'float16' or 'bfloat16'"),
         ("tasks=[]", "job.yaml: tasks: list should have at least 1 item"),
-        ("engine=3", "job.yaml: engine: a mapping is wanted, got 3"),
-        ("tasks=[[embedding]]", "job.yaml: tasks.0: a mapping is wanted, got ['embedding']"),
+        ("engine=3", "job.yaml: engine: expected a mapping, got 3"),
+        ("tasks=[[embedding]]", "job.yaml: tasks.0: expected a mapping, got ['embedding']"),
         ("tasks.0.task=null", "job.yaml: tasks.0.task: input should be a valid string"),
     ],
 )
@@ -89,7 +89,7 @@ def test_files(tmp_path):
     with pytest.raises(UserError, match=r"job\.yaml:\d+: is not YAML"):
         read_job(path)
     path.write_text("- a\n- b\n")
-    with pytest.raises(UserError, match=r"a mapping .* is wanted, got list"):
+    with pytest.raises(UserError, match=r"expected a mapping .*, got list"):
         read_job(path)
     path.write_text("a: !!python/object/apply:os.system ['true']")
     with pytest.raises(UserError, match="is not YAML"):

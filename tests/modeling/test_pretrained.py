@@ -96,7 +96,7 @@ def test_dtypes_by_either_name(folder: Path, dtype: Any) -> None:
         ({"dtype": "int8"}, "dtype 'int8' is no floating point type of torch"),
         ({"dtype": "half_float"}, "dtype 'half_float' is no floating point type"),
         ({"dtype": "float16", "torch_dtype": "float32"}, "two names of one argument"),
-        ({"quantization_config": "nf4"}, "a BitsAndBytesConfig or a dictionary is wanted, got 'nf4'"),
+        ({"quantization_config": "nf4"}, "expected a BitsAndBytesConfig or a dictionary, got 'nf4'"),
         ({"attn_implementation": "fast"}, "attn_implementation 'fast' is not known"),
     ],
 )
@@ -157,7 +157,7 @@ def test_new_tokens_that_are_to_be_random(folder: Path) -> None:
     added = model.resize_token_embeddings(2000, mean_resizing=False).weight[99:].detach()
     assert abs(float(added.std()) - model.config.initializer_range) < 1e-3
     assert not model.lm_head.bias[99:].any()
-    with pytest.raises(UserError, match="at least one is wanted"):
+    with pytest.raises(UserError, match="expected at least one"):
         model.resize_token_embeddings(0)
 
 

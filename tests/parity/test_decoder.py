@@ -318,7 +318,7 @@ def test_what_a_decoder_refuses():
         model(ids, encoder_attention_mask=torch.ones(1, 3))
     with pytest.raises(UserError, match=r"encoder_attention_mask: got shape \(1, 4\), expected \(1, 3\)"):
         model(ids, encoder_hidden_states=states, encoder_attention_mask=torch.ones(1, 4))
-    with pytest.raises(UserError, match="past_key_values: a DynamicCache is wanted, got tuple"):
+    with pytest.raises(UserError, match="past_key_values: expected a DynamicCache, got tuple"):
         model(ids, past_key_values=((states, states),))
     cache = model(ids).past_key_values
     with pytest.raises(UserError, match=r"attention_mask: got shape \(1, 2\), expected \(1, 4\) or "):

@@ -26,7 +26,7 @@ class Arguments:
     `labels` (`start_positions` and `end_positions` of answers) make a loss. `logits_to_keep`: the last so many tokens
     (0 is all), or the places of some `(K)`, a row's own `(B, K)`, or a boolean `(B, S)`, which gives a flat result.
     `num_items_in_batch` is how many labels the mean loss of a causal language model is over, where a batch comes in
-    parts whose losses are added up; the other classes take it, too, and as in the reference their losses are means of
+    parts whose losses are added up; the other classes take it, too, and as in transformers their losses are means of
     their part. The last three default to the configuration's.
     """
 

@@ -93,7 +93,7 @@ def quantization_of(given: Any) -> BitsAndBytesConfig | None:
     else:
         values = given.to_dict() if callable(getattr(given, "to_dict", None)) else given
         if not isinstance(values, Mapping):
-            raise UserError(f"quantization_config: a BitsAndBytesConfig or a dictionary is wanted, got {given!r}")
+            raise UserError(f"quantization_config: expected a BitsAndBytesConfig or a dictionary, got {given!r}")
         found = BitsAndBytesConfig.from_dict(values)
     if found is not None:
         found.bits  # noqa: B018 (raises where it asks for nothing)
@@ -143,7 +143,7 @@ def bytes_of(size: int | str) -> int:
     try:
         return TypeAdapter(ByteSize).validate_python(size)
     except ValidationError:
-        raise UserError(f"max_memory: a number of bytes or a string like '10GB' is wanted, got {size!r}") from None
+        raise UserError(f"max_memory: expected a number of bytes or a string like '10GB', got {size!r}") from None
 
 
 @contextlib.contextmanager

@@ -114,7 +114,7 @@ class XLMRobertaModel(PreTrainedModel):
         past = 0 if cache is None else cache.get_seq_length()
         x = self.embeddings(given.input_ids, self.positions(given, past), given.token_type_ids, given.inputs_embeds)
         mask = visible("attention_mask", given.attention_mask, past + x.shape[1], x, config.num_attention_heads)
-        # A mask of four dimensions says it all, as in the reference.
+        # A mask of four dimensions says it all, as in transformers.
         causal = config.is_decoder and (given.attention_mask is None or given.attention_mask.dim() == 2)
         out: Tensor = self.encoder(x, Padded(mask, causal), trace, self.source(given, cache, x), cache)
         return out
@@ -140,7 +140,7 @@ class XLMRobertaModel(PreTrainedModel):
 
     def positions(self, given: Arguments, past: int) -> Tensor:
         """Positions `(B, S)` of the tokens after the `past` ones: those given, or counted. Embeddings are counted from
-        the start, whatever is past, as in the reference.
+        the start, whatever is past, as in transformers.
         """
         config = self.config
         if given.position_ids is not None:
@@ -270,7 +270,7 @@ class XLMRobertaForMaskedLM(PreTrainedModel):
         """Texts as `XLMRobertaForCausalLM.generate` makes them, token by token after the prompt. As tokens read each
         other both ways here, each is computed anew from all, unless `use_cache=True`.
 
-        The reference's document calls it, its class has none: the ids are those of a class with the reference's
+        transformers' document calls it, its class has none: the ids are those of a class with transformers'
         `generate` and `use_cache=False`.
         """
         return generate(self, input_ids, attention_mask, **{"use_cache": False, **arguments})

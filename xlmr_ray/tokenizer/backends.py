@@ -1,4 +1,4 @@
-"""The library's tokenizer holds its settings; here each distinct setting has a tokenizer of its own, never changed."""
+"""The library's tokenizer holds its settings; here each distinct setting has a tokenizer that never changes."""
 
 import threading
 from collections.abc import Sequence

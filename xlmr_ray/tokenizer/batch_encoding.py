@@ -29,7 +29,7 @@ class TokenSpan(NamedTuple):
 class BatchEncoding(UserDict[str, Any]):
     """Model inputs by name (`encoding["input_ids"]`, `encoding.input_ids`, `model(**encoding)`).
 
-    The methods about characters, words and sequences take `(batch_index, index)`, or `index` alone for the first
+    The methods about characters, words and sequences take `(batch_index, index)`, or only `index` for the first
     sequence of the batch. Without encodings (after `pad`) they raise UserError.
     """
 
@@ -124,7 +124,7 @@ class BatchEncoding(UserDict[str, Any]):
     def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> Self:
         """Turn every list into a tensor ("pt") or array ("np"), in place; with a first dimension of 1 more if asked.
 
-        Sequences that differ in length give an array of arrays for "np", as in the reference, and raise UserError for
+        Sequences that differ in length give an array of arrays for "np", as in transformers, and raise UserError for
         "pt".
         """
         if tensor_type is None:
@@ -163,7 +163,7 @@ class BatchEncoding(UserDict[str, Any]):
 
 
 def _converter(tensor_type: str) -> Any:
-    # A member of a string enumeration, such as the reference's, does as well.
+    # A member of a string enumeration, such as transformers', does as well.
     if tensor_type == "pt":
         return _to_torch
     if tensor_type == "np":

@@ -20,7 +20,7 @@ def as_ids(token_ids: Any) -> Any:
 
 
 def decode(backend: Tokenizer, ids: int | list[int], *, skip_special_tokens: bool, clean_up: bool) -> str:
-    """The text of one sequence. As in the reference, ids beyond the vocabulary give nothing. Raises UserError for what
+    """The text of one sequence. As in transformers, ids beyond the vocabulary give nothing. Raises UserError for what
     is no id, such as the -100 of ignored labels.
     """
     listed = [ids] if isinstance(ids, int) else ids

@@ -133,7 +133,7 @@ def encode_batch(
                 if not _of_the_library(culprit):
                     raise
                 raise TokenizerError(index // texts_an_item, _reason(item, culprit)) from None
-        raise RuntimeError(f"the tokenizer failed on a batch of {len(items)} whose texts pass alone: {error}") from None
+        raise RuntimeError(f"the tokenizer failed on {len(items)} texts, of which each one passes: {error}") from None
 
 
 def _of_the_library(error: BaseException) -> bool:
@@ -269,7 +269,7 @@ def kept_tokens(length: NDArray[np.int64], room: int, truncation: str) -> NDArra
     if length.shape[1] == 2 and impossible.any():
         raise TokenizerError(
             int(np.argmax(impossible)),
-            f"its {'first' if target else 'second'} text alone fills the {room} tokens there are and "
+            f"its {'first' if target else 'second'} text by itself fills the {room} tokens there are and "
             f"truncation={truncation!r} leaves it whole",
         )
     return np.maximum(keep, 0)

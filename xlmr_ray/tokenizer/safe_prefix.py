@@ -27,7 +27,7 @@ class LongText:
 
     Why the ids cannot change. The tokenizer takes added tokens out of the text, normalizes it piece by small piece
     (grapheme clusters for XLM-R's character map; a base and its marks for NFKC; single characters for Nmt), splits at
-    spaces, and runs the Unigram model on each word alone. So what stands left of a cut is tokenized as if the rest were
+    spaces, and runs the Unigram model on each word. So what stands left of a cut is tokenized as if the rest were
     there, when the cut (1) splits no added token, (2) is a border between the normalizer's pieces, and (3) is a border
     between words.
 

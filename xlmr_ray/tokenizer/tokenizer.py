@@ -1,6 +1,6 @@
 """XLMRobertaTokenizer over the `tokenizers` library.
 
-Special tokens typed by a user: a literal `</s>` or `<mask>` in a text becomes that special token, as in the reference.
+Special tokens typed by a user: a literal `</s>` or `<mask>` in a text becomes that special token, as in transformers.
 A job that must not let its texts do so removes them before: with `split_special_tokens` they are only looked for later,
 among the pieces of the vocabulary, where XLM-R's special tokens are too.
 """
@@ -75,7 +75,7 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
     """Texts to XLM-R ids and back.
 
     Safe to share between threads that encode and decode: the library's tokenizer that this one holds is never changed
-    (`add_tokens` puts another in its place), and each distinct truncation and padding has a clone of its own.
+    (`add_tokens` replaces it), and each distinct truncation and padding has a clone.
     """
 
     stands_in_for = ("transformers.tokenization_utils_tokenizers", "TokenizersBackend")
@@ -116,9 +116,9 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
         `add_prefix_space` is given, whether a space is put before a text (elsewhere it is).
         pre_tokenizer: of a `tokenizer.json`: "file" (or None) is its own; with "xlm-roberta" words are what whitespace
         separates, as in transformers' XLMRobertaTokenizer, whatever the file says. Without such a file always so.
-        merges_file: accepted as in the reference; a Unigram vocabulary has no merges.
+        merges_file: accepted as in transformers; a Unigram vocabulary has no merges.
         precompiled_charsmap: the normalizer's character map that goes with `vocab`.
-        model_input_names: the columns that a call gives unless told otherwise; "token_type_ids" may be one.
+        model_input_names: the columns that a call gives by default; "token_type_ids" may be one.
         """
         one_of("pre_tokenizer", pre_tokenizer or "file", PRE_TOKENIZERS)
         if isinstance(vocab, (str, Path)):
@@ -286,10 +286,10 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
         split_special_tokens: bool | None = None,
         **unknown: Any,
     ) -> BatchEncoding:
-        """Encode a text, a pair of texts, or lists of either, as the reference does.
+        """Encode a text, a pair of texts, or lists of either, as transformers does.
 
         padding: False, True or "longest", "max_length". truncation: False, True or "longest_first", "only_first",
-        "only_second"; without `max_length` both go by `model_max_length`; `max_length` alone truncates.
+        "only_second"; without `max_length` both go by `model_max_length`; `max_length` without `truncation` truncates.
         With `is_split_into_words`, a text is a list of words. With `return_overflowing_tokens`, a text gives one
         sequence a window, `stride` tokens shared, and `overflow_to_sample_mapping` tells whose it is.
         The ids of `text_target` become `labels`; without `text` they are the inputs. Unknown keywords are warned of.
@@ -303,7 +303,7 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
             added = self.num_special_tokens_to_add(pairs) if add_special_tokens else 0
             whole("max_length", max_length, 0)
             limit = self.model_max_length if max_length is None else max_length
-            # A length alone asks for truncation, unless it is for padding.
+            # A length by itself asks for truncation, unless it is for padding.
             how = True if max_length is not None and padding is False and truncation is None else truncation
             cut = cut_to(how, limit, stride, one_of("truncation_side", self.truncation_side, SIDES), added)
             if cut and not return_overflowing_tokens:

@@ -58,7 +58,7 @@ class Tokens:
     ) -> Any:
         """The text of a sequence of ids; a list of texts for a batch. Lists, arrays and tensors alike.
 
-        As in the reference, ids beyond the vocabulary give nothing. Raises UserError for what is no id.
+        As in transformers, ids beyond the vocabulary give nothing. Raises UserError for what is no id.
         """
         warn_unknown("decode", unknown)
         clean = clean_up_tokenization_spaces

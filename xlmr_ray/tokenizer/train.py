@@ -26,7 +26,7 @@ def trained(
     """
     spec = json.loads(backend.to_str())
     if spec["model"]["type"] != "Unigram":
-        raise UserError(f"train_new_from_iterator: a Unigram vocabulary is wanted, this one is {spec['model']['type']}")
+        raise UserError(f"train_new_from_iterator: expected a Unigram vocabulary, this one is {spec['model']['type']}")
     added = [
         AddedToken(renamed.get(token["content"], token["content"]), **{key: token[key] for key in HOW})
         for token in spec["added_tokens"]

@@ -1,4 +1,4 @@
-"""Texts as the reference's call takes them -> what the library takes."""
+"""Texts as transformers' call takes them -> what the library takes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ def as_items(text: Any, text_pair: Any, *, words: bool) -> tuple[list[Any], bool
     """(items, batched): each item a text or a tuple of two; `batched` tells a list of texts from a single text.
 
     With `words` a text is a list of words. Without `text_pair`, an item of a batch may be a pair itself. Which item is
-    of the wrong type is told later, by its index.
+    of the wrong type is an error later, by its index.
     """
     if text is None:
         raise UserError("got text=None, expected a text or a list of texts")

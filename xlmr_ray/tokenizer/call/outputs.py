@@ -34,5 +34,5 @@ def as_columns(
 
 
 def without_batch(data: dict[str, Any]) -> dict[str, Any]:
-    """The columns of one text without the dimension of the batch; lengths keep it, as in the reference."""
+    """The columns of one text without the dimension of the batch; lengths keep it, as in transformers."""
     return {name: value[0] if isinstance(value[0], list) else value for name, value in data.items()}

@@ -23,7 +23,7 @@ def pad(
     """One sequence, a dictionary of lists, or a list of dictionaries, padded to one length.
 
     `length` is the wanted length, the longest sequence's when None; it is rounded up to a `multiple`. Inputs named in
-    `fill` are padded with that value, the attention mask with 0, others are left alone. Arrays and tensors come back
+    `fill` are padded with that value, the attention mask with 0, others stay as they are. Arrays and tensors come back
     as such, unless `tensors` ("pt" or "np") asks for a kind. Raises UserError when there is no `input_ids`.
     """
     if not isinstance(encoded, Mapping):

@@ -2,7 +2,7 @@
 
 To cut a pair with `longest_first` the library makes every pair of the two texts' windows, even where only the first is
 wanted: a million windows and more than a minute for two texts of 2,000 tokens at a length of 8. Here each of two such
-texts is cut alone.
+texts is cut by itself.
 """
 
 import json
@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer
 from xlmr_ray.tokenizer.backends import Clones, Cut, Pad
 from xlmr_ray.tokenizer.ragged import TokenizerError, encode_batch, kept_tokens
 
-# Tokens in all of an item's windows, at some 200 bytes each: above, the texts are cut alone.
+# Tokens in all of an item's windows, at some 200 bytes each: above, each text is cut by itself.
 _MOST = 1_000_000
 # Above, the windows themselves are refused to a caller that asks for them.
 _MOST_ASKED = 20_000_000

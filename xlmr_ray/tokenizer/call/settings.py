@@ -1,4 +1,4 @@
-"""What padding and truncation a call asks for, in the reference's words."""
+"""What padding and truncation a call asks for, in transformers' words."""
 
 from typing import Any, Literal, TypeVar
 
@@ -8,7 +8,7 @@ from xlmr_ray.tokenizer.backends import Cut, Pad
 Side = Literal["right", "left"]
 _Choice = TypeVar("_Choice", bound=str)
 
-NO_LIMIT = int(1e30)  # the reference's length for a tokenizer that names none
+NO_LIMIT = int(1e30)  # transformers' length for a tokenizer that names none
 _LIMITS = int(1e20)  # above, a length counts as none
 SIDES: tuple[Side, ...] = ("right", "left")
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
@@ -55,7 +55,7 @@ def check_multiple(length: int, multiple: int | None) -> None:
 
 
 def one_of(name: str, value: Any, choices: tuple[_Choice, ...], also: str = "") -> _Choice:
-    """The choice that `value` names: itself, or a member of a string enumeration such as the reference's."""
+    """The choice that `value` names: itself, or a member of a string enumeration such as transformers'."""
     for choice in choices:
         if isinstance(value, str) and value == choice:
             return choice
