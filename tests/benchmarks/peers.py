@@ -26,14 +26,14 @@ import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 
-from xlmr_ray.bench.measure import own_cores
+from xlmr_ray.bench.measure import usable_cpus
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.demo import CORPUS
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.tasks.registry import bind_task
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
-CORES = own_cores()
+CORES = usable_cpus()
 LENGTH = 512
 # Padded tokens of a batch of sorted documents: 2,048 was the best of 1,024 to 16,384 for transformers on two cores.
 BUDGET = 2048

@@ -33,7 +33,7 @@ SHARDS = 16  # that they are from where there are more
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sampled:
     """What some rows of a run are: how many were read, the tokens that they take to compute, how many are error rows by
     code, and the schema of the output.
     """
@@ -77,7 +77,9 @@ def show(plan: Plan, left: NDArray[np.int64], recipe: Recipe, size: Sizes, conso
     named = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
     say(console, f"files   {named}; {sum(one.size for one in inputs):,} bytes")
     rows = int(columns[:, ROWS].sum())
-    found = sample([plan.shards[int(index)] for index in (left if rows <= DOCUMENTS else spread(left, SHARDS))], recipe)
+    found = sampled(
+        [plan.shards[int(index)] for index in (left if rows <= DOCUMENTS else spread(left, SHARDS))], recipe
+    )
     about = "" if found.rows == rows else "about "
     tokens = round(found.tokens / max(1, found.rows) * rows)
     say(console, f"tokens  {about}{tokens:,}, by {found.rows:,} documents that were tokenized")
@@ -91,7 +93,7 @@ def show(plan: Plan, left: NDArray[np.int64], recipe: Recipe, size: Sizes, conso
         say(console, f"        {field.name:{width}}  {field.type}")
 
 
-def sample(shards: Sequence[Shard], recipe: Recipe) -> Sample:
+def sampled(shards: Sequence[Shard], recipe: Recipe) -> Sampled:
     """Of all rows where they are few, else of as many of each shard."""
     step = Tokenize(recipe)
     if step.broken:
@@ -109,7 +111,7 @@ def sample(shards: Sequence[Shard], recipe: Recipe) -> Sample:
     pairs = zip(recipe.tasks, step.tasks, strict=True)
     results = [(one.prefix, task.schema.empty_table()) for one, task in pairs]
     schema = output_table(done.rows.slice(0, 0), shards[0].input.key, recipe.columns, results).schema
-    return Sample(count, tokens, errors, schema)
+    return Sampled(count, tokens, errors, schema)
 
 
 def spread(numbers: NDArray[np.int64], most: int) -> NDArray[np.int64]:

@@ -51,7 +51,7 @@ from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.engine.cpu_precision import cpu_capabilities, precision_hint
 from xlmr_ray.errors import JobFailed, UserError
-from xlmr_ray.text.plural import plural
+from xlmr_ray.text.plural import plural, some
 from xlmr_ray.text.redact import clean_url
 
 MOST_COUNTED = 20_000  # records that are listed for somebody who waits for the end
@@ -390,10 +390,6 @@ def describe(prepared: Prepared, done: Done) -> str:
     if plan.dead:
         text += f"; {plural(len(plan.dead), 'file')} cannot be read: {some([letter.message for letter in plan.dead])}"
     return text
-
-
-def some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def commit_dead(store: Store, run_id: str, file: Dead) -> Record:

@@ -50,34 +50,24 @@ def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes, last:
     context.print_on_execution_start = False
     # In bytes, so that a block is one row, which cannot be split, and a row is a shard.
     context.target_max_block_size = 1
-    return (
-        ray.data.from_blocks(list(packed(todo, max(1, min(PACK, count // (PACKS * size.tokenizers))))))
-        .map_batches(
-            TokenizeEach,
-            fn_constructor_args=(recipe,),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=size.tokenizers),
-            num_cpus=size.tokenizer_cpus,
-        )
-        .map_batches(
-            Encode,
-            fn_constructor_args=(recipe,),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=size.encoders),
-            num_cpus=size.encoder_cpus,
-            num_gpus=size.encoder_gpus,
-        )
-        .map_batches(
-            last,
-            fn_constructor_args=(recipe,),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=size.writers),
-            num_cpus=WRITER_CPUS,
-        )
+    size_of_pack = max(1, min(PACK, count // (PACKS * size.tokenizers)))
+    dataset = ray.data.from_blocks(list(packed(todo, size_of_pack)))
+    steps = (
+        (TokenizeEach, size.tokenizers, size.tokenizer_cpus, None),
+        (Encode, size.encoders, size.encoder_cpus, size.encoder_gpus),
+        (last, size.writers, WRITER_CPUS, None),
     )
+    for step, actors, cpus, gpus in steps:
+        dataset = dataset.map_batches(
+            step,
+            fn_constructor_args=(recipe,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=cpus,
+            num_gpus=gpus,
+        )
+    return dataset
 
 
 def packed(shards: Iterable[Shard], size: int) -> Iterator[pa.Table]:
@@ -142,15 +132,15 @@ def failure(error: BaseException) -> JobFailed:
     if isinstance(error, ray.data.exceptions.ExecutionTimeoutError):
         seconds = ray.data.DataContext.get_current().execution_no_progress_timeout_s
         return JobFailed(
-            f"the cluster does nothing: no shard moved for {seconds:,.0f} s with {resources()}; see that its machines "
-            "are there and large enough (RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S sets the wait); run the job again "
-            "to go on"
+            f"the cluster does nothing: no shard moved for {seconds:,.0f} s with {cluster_now()}; see that its "
+            "machines are there and large enough (RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S sets the wait); run the job "
+            "again to go on"
         )
     lines = str(error).strip().splitlines() or ["no message"]
     return JobFailed(f"the cluster failed: {type(error).__name__}: {lines[0]}; run the job again to go on")
 
 
-def resources() -> str:
+def cluster_now() -> str:
     """What the cluster has at this moment."""
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]

@@ -45,7 +45,7 @@ def measure(job: Job, *, most: int, rounds: int, encoders: int | None, say: Say)
     first = load(job, sample)
     load_seconds = time.perf_counter() - start
     on_gpu = first.device.type == "cuda"
-    cores = own_cores()
+    cores = usable_cpus()
     copies = 1 if on_gpu else min(encoders or cores, sample.documents)
     engines = [first, *(load(job, sample) for _ in range(copies - 1))]
     threads = 0 if on_gpu else max(1, cores // copies)
@@ -103,7 +103,7 @@ def measure(job: Job, *, most: int, rounds: int, encoders: int | None, say: Say)
     )
 
 
-def own_cores() -> int:
+def usable_cpus() -> int:
     """The CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

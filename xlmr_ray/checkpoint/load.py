@@ -33,6 +33,7 @@ from xlmr_ray.checkpoint.quantization import (
 )
 from xlmr_ray.checkpoint.tensors import TensorFiles, open_tensors
 from xlmr_ray.errors import UserError
+from xlmr_ray.text.plural import some
 
 log = logging.getLogger(__name__)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -74,7 +75,7 @@ class LoadReport:
             ("ignored", self.ignored),
         ):
             if names:
-                parts.append(f"{word}: {some(names)}")
+                parts.append(f"{word}: {some(names, 5)}")
         return "; ".join(parts)
 
 
@@ -262,12 +263,6 @@ def _stored_config(where: Path, config: Mapping[str, Any]) -> BitsAndBytesConfig
         raise UserError(f"{where / 'config.json'}: {error}") from None
 
 
-def some(names: tuple[str, ...], most: int = 5) -> str:
-    """A few of the names, and how many more."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def _groups(module: nn.Module) -> list[list[Slot]]:
     """The slots of each parameter, first the one under whose name files keep it."""
     groups: dict[int, list[Slot]] = {}
@@ -335,5 +330,5 @@ def _warn(report: LoadReport, has_encoder: bool) -> None:
     extra = tuple(n for n in report.unexpected if is_encoder(n.removeprefix(report.prefix)))
     if extra and has_encoder:
         log.warning(
-            "%s: encoder tensors that config.json does not provide for, not loaded: %s", report.folder, some(extra)
+            "%s: encoder tensors that config.json does not provide for, not loaded: %s", report.folder, some(extra, 5)
         )

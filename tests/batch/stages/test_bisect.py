@@ -19,7 +19,7 @@ from xlmr_ray.batch.stages.bisect import by_halves
 from xlmr_ray.batch.stages.block import from_block, raise_failure, to_block
 from xlmr_ray.batch.stages.recipe import shard_to_json
 from xlmr_ray.batch.stages.rows import good_rows
-from xlmr_ray.batch.stages.suspects import Piece
+from xlmr_ray.batch.stages.suspects import RowRange
 from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.tokenizer.tokenizer import TokenizerError
 
@@ -179,7 +179,9 @@ def test_in_pieces_the_answers_are_the_same_to_the_last_bit(tmp_path, model, tas
 def test_a_row_that_was_found_to_kill_is_not_tried_again(tmp_path, model, monkeypatch):
     texts = [f"number {n}" for n in range(6)] + ["KILL in tokenize"]
     found = (codes.KILLED_WORKER, "died")
-    monkeypatch.setattr(suspects.Suspects, "pieces", lambda _, count: [Piece(0, 4), Piece(4, 6), Piece(6, 7, found)])
+    monkeypatch.setattr(
+        suspects.Suspects, "pieces", lambda _, count: [RowRange(0, 4), RowRange(4, 6), RowRange(6, 7, found)]
+    )
     rows, (error,) = scored(tmp_path, model, texts, "one")
     assert (error["row"], error["id"], error["code"], error["message"]) == (6, "6", *found)
     assert rows["row"].to_pylist() == list(range(6))

@@ -16,7 +16,7 @@ from tests.models import save_classifier
 from xlmr_ray import JobFailed
 from xlmr_ray.batch import run, stream
 from xlmr_ray.batch.ledger.verify import verify
-from xlmr_ray.batch.stages.suspects import ALONE, MOST_DEATHS, WARY, Piece, Suspects, edges
+from xlmr_ray.batch.stages.suspects import ALONE, MOST_DEATHS, WARY, RowRange, Suspects, edges
 from xlmr_ray.batch.store.open import open_store
 
 
@@ -93,7 +93,7 @@ def test_notes_of_other_shards_steps_and_actors_say_nothing(store):
             dies(store, shard, step=step, actor=actor)
     known = Suspects(store, "tokenize", timeout=None, actor="a")
     with known.shard("s"):
-        assert known.pieces(1) == [Piece(0, 1)]
+        assert known.pieces(1) == [RowRange(0, 1)]
     with known.shard("t"):
         assert known.pieces(1)[0].failure
 
@@ -104,12 +104,12 @@ def test_a_shard_is_remembered_while_others_are_done_again(store):
         known = Suspects(store, "tokenize", timeout=None, actor="a")
         for passing in ("p", "q"):
             with known.shard(passing), known.trying(known.pieces(5)[0]):
-                assert known.pieces(5) == [Piece(0, 5)]
+                assert known.pieces(5) == [RowRange(0, 5)]
         with pytest.raises(Died), known.shard("s"), known.trying(known.pieces(1)[0]):
             raise Died
     known = Suspects(store, "tokenize", timeout=None, actor="a")
     with known.shard("p"):
-        assert known.pieces(5) == [Piece(0, 5)]
+        assert known.pieces(5) == [RowRange(0, 5)]
     with known.shard("s"):
         assert known.pieces(1)[0].failure[0] == "killed_worker"
 
@@ -118,7 +118,7 @@ def test_a_death_between_shards_is_nobodys(store):
     for _ in range(5):
         known = Suspects(store, "encode", timeout=None, actor="a")
         with known.shard("s"), known.trying(known.pieces(1)[0]):
-            assert known.pieces(1) == [Piece(0, 1)]
+            assert known.pieces(1) == [RowRange(0, 1)]
 
 
 def test_an_actor_that_never_died_writes_nothing(store, monkeypatch):
@@ -132,9 +132,9 @@ def test_after_some_shards_an_actor_is_no_longer_wary(store):
     known = Suspects(store, "encode", timeout=None, actor="a")
     for number in range(WARY):
         assert (known.note is None) == (number == 0)
-        with known.shard(f"s{number}"), known.trying(Piece(0, 16)):
+        with known.shard(f"s{number}"), known.trying(RowRange(0, 16)):
             assert list(store.list(".tmp/suspects/"))
-    with known.shard("next"), known.trying(Piece(0, 16)):
+    with known.shard("next"), known.trying(RowRange(0, 16)):
         assert not list(store.list(".tmp/suspects/"))
 
 
@@ -204,11 +204,11 @@ def test_the_watch_ends_with_the_piece(tmp_path):
     program = f"""
 import time
 from xlmr_ray.batch.store.open import open_store
-from xlmr_ray.batch.stages.suspects import Piece, Suspects
+from xlmr_ray.batch.stages.suspects import RowRange, Suspects
 known = Suspects(open_store({str(tmp_path)!r}), "tokenize", timeout=0.3)
 for error in (None, ValueError()):
     try:
-        with known.shard("s"), known.trying(Piece(0, 1)):
+        with known.shard("s"), known.trying(RowRange(0, 1)):
             if error:
                 raise error
     except ValueError:

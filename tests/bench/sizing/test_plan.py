@@ -15,7 +15,7 @@ from xlmr_ray.batch.ledger.commit import commit_shard
 from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, new_attempt, record_key
 from xlmr_ray.batch.store.local import LocalStore
 from xlmr_ray.bench.result import Bench, Machine, Pipeline, Rate, Work
-from xlmr_ray.bench.sizing.command import SHAPES, duration, plan_command, size
+from xlmr_ray.bench.sizing.command import SHAPES, plan_command, size
 from xlmr_ray.bench.sizing.estimate import RECORD_BYTES, REQUESTS, Amount, estimate
 from xlmr_ray.bench.sizing.hardware import HARDWARE, hardware
 from xlmr_ray.bench.sizing.rates import PIPELINE_SHARE, START_SECONDS, UTILIZATION, Rates, estimated, measured
@@ -206,14 +206,6 @@ def test_the_command(tmp_path, capsys):
 def test_calls_that_say_too_little_or_too_much(arguments, message):
     with pytest.raises(UserError, match=message):
         call(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (59.0, "59 s"), (200.0, "3 min 20 s"), (7500.0, "2 h 5 min"), (273_600.0, "3 d 4 h")],
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_sizes():

@@ -72,7 +72,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowRange:
     """Rows [start, stop) of a shard, by place; `failure` if it is a row that is not to be tried again."""
 
     start: int
@@ -142,14 +142,14 @@ class Suspects:
             )
         return note
 
-    def pieces(self, count: int) -> list[Piece]:
+    def pieces(self, count: int) -> list[RowRange]:
         """A shard of so many rows, whole, or as the note says."""
         if self.known is None or count == 0:
-            return [Piece(0, count)]
+            return [RowRange(0, count)]
         pieces = []
         for start, stop in pairwise(sorted({0, count, *self.known.cuts})):
             code = self.known.found.get(str(start)) if stop - start == 1 else None
-            pieces.append(Piece(start, stop, None if code is None else (code[0], code[1])))
+            pieces.append(RowRange(start, stop, None if code is None else (code[0], code[1])))
         return pieces
 
     def unreadable(self) -> Failure | None:
@@ -164,7 +164,7 @@ class Suspects:
         yield
 
     @contextlib.contextmanager
-    def trying(self, piece: Piece) -> Iterator[None]:
+    def trying(self, piece: RowRange) -> Iterator[None]:
         """Around the work on a piece: noted, and bounded in time."""
         self.begin(piece.start, piece.stop)
         if self.timeout is None:

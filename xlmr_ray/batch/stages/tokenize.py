@@ -95,7 +95,7 @@ class Tokenize:
         tables: list[pa.Table] = []
         for task, tokenizer in zip(self.tasks, self.tokenizers, strict=True):
             before = rows
-            rows, encoded = prepare(task, tokenizer, rows)
+            rows, encoded = encoded_rows(task, tokenizer, rows)
             if rows is not before:
                 # What an earlier task has encoded of a row that fails now goes, too.
                 kept = np.isin(good_rows(before), good_rows(rows))
@@ -123,7 +123,7 @@ def joined(parts: list[Tokenized]) -> Tokenized:
     return Tokenized(pa.concat_tables(part.rows for part in parts), encoded)
 
 
-def prepare(task: Task, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+def encoded_rows(task: Task, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
     """The task's encoded table of the good rows; a row that the tokenizer cannot take becomes an error row.
 
     Raises RuntimeError where it tells of one row after another that it cannot take: fewer rows at a time cost less.

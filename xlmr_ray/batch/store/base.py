@@ -108,6 +108,21 @@ class Store(Protocol):
         """The same as far as it can be seen without writing."""
 
 
+def look_and_create(store: Store, key: str, data: bytes) -> str:
+    """`create` of a store that has none: between the look and the write another writer may come."""
+    if store.head(key) is not None:
+        raise Exists(store.url(key))
+    return store.put(key, data)
+
+
+def look_and_replace(store: Store, key: str, data: bytes, etag: str) -> str:
+    """`replace` of a store that has none, likewise."""
+    found = store.head(key)
+    if found is None or found.etag != etag:
+        raise Changed(store.url(key))
+    return store.put(key, data)
+
+
 def etag_of(info: Mapping[str, Any]) -> str:
     """A string that changes when the object does, from a file system's `info`: the store's ETag, else size and times.
 

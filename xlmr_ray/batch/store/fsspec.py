@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from xlmr_ray.batch.store.base import Changed, Entry, Exists, NoConditionalWrites, etag_of
+from xlmr_ray.batch.store.base import Entry, NoConditionalWrites, etag_of, look_and_create, look_and_replace
 from xlmr_ray.batch.store.filesystem import open_filesystem
 from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.text.redact import clean_url
@@ -25,15 +25,10 @@ class FsspecStore:
     at_least_once: bool
 
     def create(self, key: str, data: bytes) -> str:
-        if self.head(key) is not None:
-            raise Exists(self.url(key))
-        return self.put(key, data)
+        return look_and_create(self, key, data)
 
     def replace(self, key: str, data: bytes, etag: str) -> str:
-        found = self.head(key)
-        if found is None or found.etag != etag:
-            raise Changed(self.url(key))
-        return self.put(key, data)
+        return look_and_replace(self, key, data, etag)
 
     def put(self, key: str, data: bytes) -> str:
         fs, root = self._filesystem()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from xlmr_ray.batch.store.base import Changed, Entry, Exists, Store
+from xlmr_ray.batch.store.base import Entry, Store, look_and_create, look_and_replace
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,10 @@ class Unwritten:
         return self.store.at_least_once
 
     def create(self, key: str, data: bytes) -> str:
-        if self.head(key) is not None:
-            raise Exists(self.url(key))
-        return self.put(key, data)
+        return look_and_create(self, key, data)
 
     def replace(self, key: str, data: bytes, etag: str) -> str:
-        found = self.head(key)
-        if found is None or found.etag != etag:
-            raise Changed(self.url(key))
-        return self.put(key, data)
+        return look_and_replace(self, key, data, etag)
 
     def put(self, key: str, data: bytes) -> str:
         self.written[key] = data

@@ -16,6 +16,7 @@ from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.text.duration import duration
 
 # Names for the two shapes that XLM-RoBERTa comes in; anything else is a checkpoint.
 SHAPES = {
@@ -101,17 +102,6 @@ def show_estimate(rates: Rates, amount: Amount, found: Estimate, console: Consol
         )
     for line in rates.sources:
         console.print(line)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the units that people read: `3 d 4 h`, `2 h 5 min`, `3 min 20 s`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    place = next(i for i, (_, length) in enumerate(units) if seconds >= length)
-    (name, length), (smaller, part) = units[place], units[place + 1]
-    whole, rest = divmod(round(seconds / part), length // part)
-    return f"{whole} {name} {rest} {smaller}"
 
 
 def size(count: float) -> str:

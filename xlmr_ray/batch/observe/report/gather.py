@@ -39,7 +39,7 @@ ERROR_FILES = 20  # read at most, to find these
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskOfRun:
     """`model` as the job names it; `weights` and `tokenizer` are digests."""
 
     name: str
@@ -100,7 +100,7 @@ class RunReport:
     name: str
     state: str
     made: float
-    tasks: tuple[Task, ...]
+    tasks: tuple[TaskOfRun, ...]
     launches: tuple[Launch, ...]
     planned: int | None
     shards: int = 0
@@ -168,7 +168,7 @@ def gather(store: Store, run_id: str | None = None, *, price: float | None = Non
     in_table = published is not None and run_id in (published.run_id, *published.runs)
     state = "unfinished" if not done else "published" if in_table else "finished"
     started = tuple(launches(store, run_id))
-    models = models_of(started[-1].job if started else {})
+    models = model_names(started[-1].job if started else {})
     report = RunReport(
         run_id,
         str(head.get("job", "")),
@@ -186,17 +186,17 @@ def gather(store: Store, run_id: str | None = None, *, price: float | None = Non
     return report
 
 
-def models_of(job: dict[str, Any]) -> dict[str, str]:
+def model_names(job: dict[str, Any]) -> dict[str, str]:
     """The models by the names of their tasks, as the job file names them."""
     return {
         task.get("name") or task["task"]: task.get("model") or job.get("model", "") for task in job.get("tasks", [])
     }
 
 
-def task_of(task: dict[str, Any], models: dict[str, str]) -> Task:
+def task_of(task: dict[str, Any], models: dict[str, str]) -> TaskOfRun:
     named = {name.replace("-", "_") + "_": name for name in models}
     name = named.get(task["prefix"], task["task"])
-    return Task(name, task["task"], models.get(name, ""), task["weights"], task["tokenizer"], task["options"])
+    return TaskOfRun(name, task["task"], models.get(name, ""), task["weights"], task["tokenizer"], task["options"])
 
 
 def add_records(report: RunReport, store: Store) -> None:

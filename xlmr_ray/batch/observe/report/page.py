@@ -19,6 +19,7 @@ from xlmr_ray.batch.observe.report import plots
 from xlmr_ray.batch.observe.report.counts import OTHERS, Counts, Summary
 from xlmr_ray.batch.observe.report.gather import RunReport
 from xlmr_ray.batch.observe.report.plots import Bar, short
+from xlmr_ray.text.duration import duration
 from xlmr_ray.text.plural import plural
 
 MOST_BARS = 20
@@ -56,7 +57,7 @@ class Exhibit:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     title: str
     exhibits: tuple[Exhibit, ...]
 
@@ -114,24 +115,18 @@ def cards(report: RunReport) -> Iterator[Card]:
         yield Card("cost", f"{report.cost:,.2f} {report.currency}", f"at {report.price:g} an hour")
 
 
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
-def sections(report: RunReport) -> Iterator[Section]:
+def sections(report: RunReport) -> Iterator[PageSection]:
     if report.moments and report.tokens:
-        yield Section("How fast", tuple(speed(report)))
+        yield PageSection("How fast", tuple(speed(report)))
     if lengths := tuple(lengths_of(report)):
-        yield Section("How long the documents are", lengths)
+        yield PageSection("How long the documents are", lengths)
     for task in report.tasks:
         prefix = f"{task.name}_".replace("-", "_") if len(report.tasks) > 1 else ""
         if exhibits := tuple(results(report.summary, prefix)):
-            yield Section(f"What came out: {task.name}", exhibits)
+            yield PageSection(f"What came out: {task.name}", exhibits)
     if report.errors:
-        yield Section("Errors", (errors(report),))
-    yield Section("What ran", tuple(what(report)))
+        yield PageSection("Errors", (errors(report),))
+    yield PageSection("What ran", tuple(what(report)))
 
 
 def speed(report: RunReport) -> Iterator[Exhibit]:
