@@ -57,11 +57,11 @@ def explained(error: ValidationError, model: type[BaseModel]) -> str:
     """The first thing that is wrong, in one line."""
     # A union reports each of its members; the last says what a value that is not `auto` must be.
     first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[-1])
-    place = [part for part in first["loc"] if isinstance(part, int) or part.replace("_", "").isalpha()]
-    key = ".".join(map(str, place))
+    path = [part for part in first["loc"] if isinstance(part, int) or part.replace("_", "").isalpha()]
+    key = ".".join(map(str, path))
     if first["type"] == "extra_forbidden":
-        known = fields_at(model, place[:-1])
-        near = difflib.get_close_matches(str(place[-1]), known, 1)
+        known = fields_at(model, path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), known, 1)
         return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}")
     if first["type"] == "missing":
         return f"{key!r} is missing"
@@ -73,10 +73,10 @@ def explained(error: ValidationError, model: type[BaseModel]) -> str:
     return message if not key else f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
 
 
-def fields_at(model: type[BaseModel], place: list[Any]) -> list[str]:
-    """The keys of the section at a place of a model; those of its innermost section that is found."""
+def fields_at(model: type[BaseModel], path: list[Any]) -> list[str]:
+    """The keys of the section at a path of a model; those of its innermost section that is found."""
     at = model
-    for part in place:
+    for part in path:
         if isinstance(part, str) and part in at.model_fields:
             at = next(iter(sections(at.model_fields[part].annotation)), at)
     return list(at.model_fields)

@@ -95,9 +95,9 @@ def settings_digest(folder: Path) -> str:
     Without what has digests elsewhere, tokens and weights, and without the heads that lie beside an encoder.
     """
     total = hashlib.sha256()
-    for place in (folder, encoder_folder(folder)):
-        for path in sorted(place.rglob("*.json")) if place else ():
-            parts = path.relative_to(place or folder).parts
+    for own in (folder, encoder_folder(folder)):
+        for path in sorted(own.rglob("*.json")) if own else ():
+            parts = path.relative_to(own or folder).parts
             if parts[0] != HEADS and not any(part.startswith(".") for part in parts) and not known_otherwise(parts[-1]):
                 total.update(f"{'/'.join(parts)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()

@@ -228,8 +228,8 @@ def kept_types(store: Store, run_id: str, columns: Columns) -> KeptTypes | None:
 
 def _of(plan: Plan, sources: frozenset[str]) -> Iterator[Shard]:
     """The shards of these inputs. Only they are made, of a million."""
-    places = [place for place, one in enumerate(plan.shards.inputs) if one.key in sources]
-    for at in np.flatnonzero(np.isin(plan.shards.columns[:, INPUT], places)).tolist():
+    indices = [index for index, one in enumerate(plan.shards.inputs) if one.key in sources]
+    for at in np.flatnonzero(np.isin(plan.shards.columns[:, INPUT], indices)).tolist():
         yield plan.shards[at]
 
 

@@ -219,10 +219,10 @@ def write_plan(
         raise UserError(f"nothing to read: {letters[0].message}{more}")
     if shards.rows == limit:
         shards.inputs = inputs = inputs[: int(shards.columns[-1, INPUT]) + 1]
-    places = {one.key: place for place, one in enumerate(inputs)} if letters else {}
+    indices = {one.key: index for index, one in enumerate(inputs)} if letters else {}
     dead: list[Dead] = []
-    for number, letter in enumerate(count_lost(letters, shards, places)):
-        one = inputs[places[letter.key]]
+    for number, letter in enumerate(count_lost(letters, shards, indices)):
+        one = inputs[indices[letter.key]]
         rows = letter.rows or 1
         estimated = letter.estimated and rows > 1
         dead.append(Dead(f"{FILES}-{number:07d}", one, letter.code, letter.message, rows, estimated))
@@ -230,7 +230,7 @@ def write_plan(
     def lines() -> Iterator[dict[str, Any]]:
         yield from shards.lines()
         for file in dead:
-            line = {"id": file.id, "input": places[file.input.key], "code": file.code, "message": file.message}
+            line = {"id": file.id, "input": indices[file.input.key], "code": file.code, "message": file.message}
             yield {**line, "rows": file.rows, "estimated": file.estimated} if file.rows > 1 else line
 
     types = kept.schema()

@@ -94,7 +94,7 @@ class Done:
 @dataclass(frozen=True)
 class Prepared:
     """All that is settled before a cluster is asked for: the plan, what the actors need to know, the files left out,
-    the hash of the job's identity. `found` is the place of an incremental run in its chain; where nothing is new, the
+    the hash of the job's identity. `found` is what an incremental run is in its chain; where nothing is new, the
     plan is that of the last run.
     """
 
@@ -353,9 +353,9 @@ def earlier(store: Store, plan: Plan, figures: Figures, withdrawn: frozenset[str
     dead = {file.id: file.rows for file in plan.dead}
     files: set[str] = set()
     names, copies = itertools.tee(committed_shards(store, plan.run_id))
-    for name, place in zip(names, plan.shards.places(copies), strict=True):
-        if place >= 0:
-            shards[place] = True
+    for name, index in zip(names, plan.shards.indices(copies), strict=True):
+        if index >= 0:
+            shards[index] = True
         elif name in dead:
             files.add(name)
     done = Done(shards, frozenset(files))

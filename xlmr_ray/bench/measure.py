@@ -163,7 +163,7 @@ def dealt(sample: Sample, parts: int) -> list[list[pa.Table]]:
     for document in np.argsort(-tokens, kind="stable").tolist():
         owner[document] = totals.argmin()
         totals[owner[document]] += tokens[document]
-    return [part_of(sample, owner == place) for place in range(parts)]
+    return [part_of(sample, owner == index) for index in range(parts)]
 
 
 def part_of(sample: Sample, kept: NDArray[np.bool_]) -> list[pa.Table]:

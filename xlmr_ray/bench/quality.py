@@ -170,8 +170,8 @@ def show_quality(found: Quality, console: Console) -> None:
     """A table of the costs, and one of the losses."""
     costs = found.costs
     table = Table(box=None, pad_edge=False)
-    for place, name in enumerate(("", "largest change", "mean change", "same largest entry", "UDHR retrieval")):
-        table.add_column(name, justify="right" if place else "left")
+    for index, name in enumerate(("", "largest change", "mean change", "same largest entry", "UDHR retrieval")):
+        table.add_column(name, justify="right" if index else "left")
     for cost in costs:
         table.add_row(
             cost.name,

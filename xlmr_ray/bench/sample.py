@@ -24,7 +24,7 @@ from xlmr_ray.tasks.task import EncoderTask
 from xlmr_ray.tasks.vector_precision import UNMEASURED, Ranges
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
-# Documents are taken in groups of so many, from places spread evenly over the first files that hold GROUPS of them.
+# Documents are taken in groups of so many, spread evenly over the first files that hold GROUPS of them.
 GROUP = 16
 GROUPS = 4096
 
@@ -84,8 +84,8 @@ def take_sample(job: Job, documents: int) -> Sample:
             break
     wanted = min(len(shards), -(-documents // GROUP))
     parts = []
-    for place in np.linspace(0, len(shards) - 1, wanted).round().astype(int).tolist():
-        rows = read_shard(shards[place], columns, readers=job.input.readers)
+    for index in np.linspace(0, len(shards) - 1, wanted).round().astype(int).tolist():
+        rows = read_shard(shards[index], columns, readers=job.input.readers)
         if job.errors.empty == "error":
             rows = fail_empty(rows, list(columns.text))
         parts.append(rows.take(good_rows(rows)).select(list(columns.text)))

@@ -49,7 +49,7 @@ def test_shards_come_back_as_they_were(ranges, data):
         assert [one[at] for at in range(len(one))] == shards
         assert one[1:3] == shards[1:3]
         assert list(one.ids()) == [shard.id for shard in shards]
-        assert list(one.places(one.ids())) == list(range(len(shards)))
+        assert list(one.indices(one.ids())) == list(range(len(shards)))
         assert sum(shard.rows for shard in shards) == one.rows or one.rows < 0  # over 2**63 is over any corpus
     with pytest.raises(IndexError):
         table[len(shards)]
@@ -61,7 +61,7 @@ def test_what_is_not_there_has_no_place(parts, others):
     table = table_of(parts)
     known = set(table.ids())
     names = [*others, "0000099-000000", "0000000-000099", "files-0000000", *known]
-    for name, place in zip(names, table.places(names), strict=True):
+    for name, place in zip(names, table.indices(names), strict=True):
         assert (place >= 0) == (name in known)
         assert place < 0 or table[place].id == name
 

@@ -12,53 +12,53 @@ from numpy.typing import NDArray
 from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.shard import Shard
 
-# The place of the input in the plan's list, the place in the input: both in the shard's id. Then what is read.
+# The index of the input in the plan's list, the shard's number in the input: both in the shard's id. Then what is read.
 INPUT, PART, FIRST_ROW, ROWS, START, STOP = range(6)
 
 
 class ShardTable(Sequence[Shard]):
-    """Shards in the order of the plan: by input, and in an input by place.
+    """Shards in the order of the plan: by input, and in an input by number.
 
-    `inputs` is the plan's whole list, in its order; a shard's id says its place in it.
+    `inputs` is the plan's whole list, in its order; a shard's id has the index of its input.
     """
 
     def __init__(self, inputs: Sequence[Input]) -> None:
         self.inputs = inputs
-        self.headers: dict[int, tuple[str, ...]] = {}  # by the place of the input, where its format has one
+        self.headers: dict[int, tuple[str, ...]] = {}  # by the index of the input, where its format has one
         self._numbers = array("q")
 
     def add(self, shard: Shard) -> None:
         """One shard more. Raises ValueError where it does not come after the last one, or is not of its input."""
-        place, part = _places(shard.id)
-        if not 0 <= place < len(self.inputs) or self.inputs[place] != shard.input:
-            raise ValueError(f"shard {shard.id}: is not of the input at its place")
-        self._add(place, part, shard.first_row, shard.rows, shard.start, shard.stop)
+        index, part = _numbers_of(shard.id)
+        if not 0 <= index < len(self.inputs) or self.inputs[index] != shard.input:
+            raise ValueError(f"shard {shard.id}: is not of the input at its index")
+        self._add(index, part, shard.first_row, shard.rows, shard.start, shard.stop)
         if shard.header:
-            self.headers[place] = shard.header
+            self.headers[index] = shard.header
 
     def add_line(self, line: Mapping[str, Any]) -> None:
         """One shard more, as `lines` gave it. Raises ValueError, KeyError or TypeError for what is none."""
-        place, part = _places(line["id"])
-        if not 0 <= place < len(self.inputs):
+        index, part = _numbers_of(line["id"])
+        if not 0 <= index < len(self.inputs):
             raise ValueError(f"shard {line['id']}: of {len(self.inputs)} inputs")
-        self._add(place, part, line["first_row"], line["rows"], line["start"], line["stop"])
+        self._add(index, part, line["first_row"], line["rows"], line["start"], line["stop"])
         if "header" in line:
-            self.headers[place] = tuple(line["header"])
+            self.headers[index] = tuple(line["header"])
 
-    def _add(self, place: int, part: int, first_row: int, rows: int, start: int, stop: int) -> None:
+    def _add(self, index: int, part: int, first_row: int, rows: int, start: int, stop: int) -> None:
         last = (self._numbers[-6], self._numbers[-5]) if self._numbers else (-1, -1)
-        if (place, part) <= last or min(first_row, rows, start, stop) < 0:
-            raise ValueError(f"shard {_id(place, part)}: is out of order")
-        self._numbers.extend((place, part, first_row, rows, start, stop))
+        if (index, part) <= last or min(first_row, rows, start, stop) < 0:
+            raise ValueError(f"shard {_id(index, part)}: is out of order")
+        self._numbers.extend((index, part, first_row, rows, start, stop))
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Each shard as the plan has it; what is the input's is said once, in the list of inputs or the first line."""
         said = -1
-        for place, part, first_row, rows, start, stop in self._rows():
-            line = {"id": _id(place, part), "first_row": first_row, "rows": rows, "start": start, "stop": stop}
-            if place != said and place in self.headers:
-                line["header"] = list(self.headers[place])
-            said = place
+        for index, part, first_row, rows, start, stop in self._rows():
+            line = {"id": _id(index, part), "first_row": first_row, "rows": rows, "start": start, "stop": stop}
+            if index != said and index in self.headers:
+                line["header"] = list(self.headers[index])
+            said = index
             yield line
 
     @property
@@ -72,18 +72,18 @@ class ShardTable(Sequence[Shard]):
         return int(self.columns[:, ROWS].sum())
 
     def ids(self) -> Iterator[str]:
-        return (_id(place, part) for place, part, *_ in self._rows())
+        return (_id(index, part) for index, part, *_ in self._rows())
 
-    def places(self, ids: Iterable[str]) -> Iterator[int]:
-        """Of each id its place in the table, -1 where it has none."""
+    def indices(self, ids: Iterable[str]) -> Iterator[int]:
+        """Of each id its index in the table, -1 where it has none."""
         keys = (self.columns[:, INPUT] << 32) + self.columns[:, PART]
         for name in ids:
             try:
-                place, part = _places(name)
+                index, part = _numbers_of(name)
             except ValueError:
                 yield -1
                 continue
-            key = (place << 32) + part
+            key = (index << 32) + part
             at = int(np.searchsorted(keys, key))
             yield at if at < len(keys) and keys[at] == key else -1
 
@@ -98,21 +98,21 @@ class ShardTable(Sequence[Shard]):
         if isinstance(at, slice):
             return [self[one] for one in range(*at.indices(len(self)))]
         where = range(len(self))[at] * 6
-        place, part, first_row, rows, start, stop = self._numbers[where : where + 6]
-        header = self.headers.get(place, ())
-        return Shard(_id(place, part), self.inputs[place], first_row, rows, start, stop, header)
+        index, part, first_row, rows, start, stop = self._numbers[where : where + 6]
+        header = self.headers.get(index, ())
+        return Shard(_id(index, part), self.inputs[index], first_row, rows, start, stop, header)
 
     def _rows(self) -> Iterator[tuple[int, ...]]:
         for at in range(0, len(self._numbers), 6):
             yield tuple(self._numbers[at : at + 6])
 
 
-def _id(place: int, part: int) -> str:
-    return f"{place:07d}-{part:06d}"
+def _id(index: int, part: int) -> str:
+    return f"{index:07d}-{part:06d}"
 
 
-def _places(name: str) -> tuple[int, int]:
-    place, dash, part = name.partition("-")
-    if not (dash and place.isdecimal() and part.isdecimal()):
+def _numbers_of(name: str) -> tuple[int, int]:
+    index, dash, part = name.partition("-")
+    if not (dash and index.isdecimal() and part.isdecimal()):
         raise ValueError(f"shard id {name!r}: want two numbers")
-    return int(place), int(part)
+    return int(index), int(part)

@@ -56,8 +56,8 @@ def failure_of(error: BaseException, code: str) -> tuple[str, str]:
     """Code and message. The error's own words are left out: they may quote the document."""
     if isinstance(error, MemoryError):
         return codes.OUT_OF_MEMORY, "the row by itself does not fit in the memory of its process"
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = "" if place is None else f" in {place.tb_frame.f_code.co_name}"
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = "" if frame is None else f" in {frame.tb_frame.f_code.co_name}"
     return code, f"{type(error).__name__}{where}"

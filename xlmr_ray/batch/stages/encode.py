@@ -128,10 +128,10 @@ class Encode:
 
     def scored(self, tables: Mapping[str, pa.Table], rows: pa.Table) -> Scored:
         """The outputs of the rows, all or a part of those that the encoded tables are of."""
-        places = tables["rows"]["_row"].take(good_rows(tables["rows"]))
+        of_tables = tables["rows"]["_row"].take(good_rows(tables["rows"]))
         good = good_rows(rows)
-        wanted = np.isin(places.to_numpy(), rows["_row"].take(good).to_numpy())
-        encoded = [tables[f"task{place}"] for place in range(len(self.recipe.tasks))]
+        wanted = np.isin(of_tables.to_numpy(), rows["_row"].take(good).to_numpy())
+        encoded = [tables[f"task{index}"] for index in range(len(self.recipe.tasks))]
         if not wanted.all():
             encoded = [keep_documents(table, wanted)[0] for table in encoded]
         try:

@@ -15,19 +15,19 @@ from xlmr_ray.batch.ledger.record import ERROR_SCHEMA
 
 
 def good_rows(rows: pa.Table) -> NDArray[np.int64]:
-    """Places of the rows of a shard that have no error."""
-    places: NDArray[np.int64] = np.flatnonzero(pc.equal(rows["_code"], "").to_numpy())
-    return places
+    """Indices of the rows of a shard that have no error."""
+    indices: NDArray[np.int64] = np.flatnonzero(pc.equal(rows["_code"], "").to_numpy())
+    return indices
 
 
 def fail(rows: pa.Table, failures: dict[int, tuple[str, str]]) -> pa.Table:
-    """The rows with some made error rows: place -> (code, message)."""
+    """The rows with some made error rows: index -> (code, message)."""
     if not failures:
         return rows
     for column, part in (("_code", 0), ("_message", 1)):
         values = rows[column].to_pylist()
-        for place, failure in failures.items():
-            values[place] = failure[part]
+        for index, failure in failures.items():
+            values[index] = failure[part]
         rows = rows.set_column(rows.column_names.index(column), column, pa.array(values, pa.string()))
     return rows
 
@@ -41,8 +41,8 @@ def fail_empty(rows: pa.Table, roles: Sequence[str]) -> pa.Table:
     """The rows with those made error rows whose text, or one of whose texts, is empty."""
     failures = {}
     for role in roles:
-        for place in np.flatnonzero(pc.equal(rows[role], "").fill_null(False).to_numpy()).tolist():
-            failures[place] = (codes.EMPTY_TEXT, f"the {role.replace('_', ' ')} is empty")
+        for index in np.flatnonzero(pc.equal(rows[role], "").fill_null(False).to_numpy()).tolist():
+            failures[index] = (codes.EMPTY_TEXT, f"the {role.replace('_', ' ')} is empty")
     return fail(rows, failures)
 
 

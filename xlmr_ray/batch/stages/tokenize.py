@@ -71,7 +71,7 @@ class Tokenize:
         with self.suspects.shard(shard.id):
             done = self.of_rows(self.read(shard))
         cost = pa.table({"cost": [ShardCost(began, time.time()).to_json()]})
-        encoded = {f"task{place}": table for place, table in enumerate(done.encoded)}
+        encoded = {f"task{index}": table for index, table in enumerate(done.encoded)}
         return to_block(text, {"rows": done.rows, "cost": cost, **encoded})
 
     def read(self, shard: Shard) -> pa.Table:
@@ -133,7 +133,7 @@ def encoded_rows(task: Task, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> 
         try:
             return rows, task.prepare(rows.take(good), tokenizer)
         except UnfitRows as error:
-            rows = fail(rows, {int(good[place]): failure for place, failure in error.failures.items()})
+            rows = fail(rows, {int(good[index]): failure for index, failure in error.failures.items()})
         except TokenizerError as error:
             # A panic of Rust quotes the text between these.
             reason = error.reason.partition("`")[0].strip()

@@ -135,7 +135,7 @@ def edges(scale: Scale, number: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Measured:
-    """A field of the rows as keys of counts; `rows` are the rows' places, where not one key a row."""
+    """A field of the rows as keys of counts; `rows` are the rows' indices, where not one key a row."""
 
     name: str
     scale: Scale

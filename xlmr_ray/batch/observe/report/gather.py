@@ -268,8 +268,8 @@ class AtWork:
     def since(self, times: Floats) -> Floats:
         """Seconds at work from the start to each of the times."""
         before = np.concatenate([[0.0], np.cumsum(self.ends - self.starts)])
-        place = np.searchsorted(self.starts, times, side="right") - 1
-        return before[place] + np.minimum(times, self.ends[place]) - self.starts[place]
+        index = np.searchsorted(self.starts, times, side="right") - 1
+        return before[index] + np.minimum(times, self.ends[index]) - self.starts[index]
 
 
 def at_work(starts: Floats, ends: Floats, launched: Sequence[float]) -> AtWork:
@@ -289,8 +289,8 @@ def moments(times: Floats, rows: Floats, tokens: Floats, seconds: float) -> tupl
     """Rows and tokens by the time of their commit, in equal stretches: fewer where there are few commits."""
     count = max(1, min(MOMENTS, math.isqrt(4 * len(times))))
     width = max(seconds, 1e-3) / count
-    places = np.minimum((times / width).astype(int), count - 1)
-    by_rows, by_tokens = (np.bincount(places, weights, count) for weights in (rows, tokens))
+    stretches = np.minimum((times / width).astype(int), count - 1)
+    by_rows, by_tokens = (np.bincount(stretches, weights, count) for weights in (rows, tokens))
     return tuple(Moment(round(i * width, 3), round(width, 3), int(by_rows[i]), int(by_tokens[i])) for i in range(count))
 
 

@@ -39,7 +39,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; those of `numbers`, by place, are set flush right."""
+    """Cells as text; those of `numbers`, by index, are set flush right."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
