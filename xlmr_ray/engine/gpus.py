@@ -18,11 +18,11 @@ class Gpu:
 
 # The first whose name fits.
 GPUS = (
-    Gpu("B200", 2250e12),
-    Gpu("H200", 989e12, 16, 790e12),
     Gpu("H100 PCIe", 756e12),
     Gpu("H100 NVL", 835e12),
     Gpu("H100", 989e12, 16, 798e12),
+    Gpu("H200", 989e12, 16, 790e12),
+    Gpu("B200", 2250e12),
     Gpu("A100", 312e12, 12),
     Gpu("L40S", 362e12, 8),
     Gpu("L4", 121e12, 8),

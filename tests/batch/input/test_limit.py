@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.batch.input.test_new_format import Paragraphs
+from tests.batch.input.test_new_format import registered
 from xlmr_ray import UserError
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.read_shard import read_shard
 from xlmr_ray.batch.input.readers import READERS
+from xlmr_ray.batch.input.readers.text import Text
 from xlmr_ray.batch.input.source import find_inputs
 
 TEXT = Columns(text={"text": "text"})
@@ -54,9 +55,12 @@ def read(folder, *, readers=READERS, **how):
     return found, dead
 
 
+__all__ = ["registered"]
+
+
+@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(("shard_rows", "shard_bytes", "step"), [(3, 64, 1), (1, 1, 9), (100, 1, 7), (100, 1 << 20, 5)])
-def test_the_first_rows_of_every_format(tmp_path, monkeypatch, shard_rows, shard_bytes, step):
-    monkeypatch.setitem(READERS, "paragraphs", Paragraphs())
+def test_the_first_rows_of_every_format(tmp_path, shard_rows, shard_bytes, step):
     for name, content in FORMATS.items():
         (tmp_path / name).write_bytes(content)
     how = {"shard_rows": shard_rows, "shard_bytes": shard_bytes}
@@ -86,12 +90,12 @@ def test_planning_ends_with_them(tmp_path):
 
 
 def test_a_format_that_is_not_cut_after_any_row(tmp_path):
-    class Whole(Paragraphs):
+    class Whole(Text):
         def plan(self, source, columns, *, shard_rows, shard_bytes):
             return super().plan(source, columns, shard_rows=100, shard_bytes=1 << 20)
 
-    (tmp_path / "a.txt").write_bytes(FORMATS["i.par"])
+    (tmp_path / "a.txt").write_bytes(FORMATS["g.txt"])
     readers = {**READERS, "text": Whole()}
-    assert len(read(tmp_path, shard_rows=100, readers=readers)[0]) == 7
+    assert len(read(tmp_path, shard_rows=100, readers=readers)[0]) == 22
     with pytest.raises(UserError, match=r"input\.limit: .*a\.txt: files of format text are not cut after any row"):
         read(tmp_path, shard_rows=100, readers=readers, limit=3)

@@ -88,7 +88,7 @@ def test_a_line_that_is_no_shard(line):
 
 def test_a_shard_of_another_input_is_refused():
     table = ShardTable(inputs_of(2))
-    with pytest.raises(ValueError, match="not of the input at its place"):
+    with pytest.raises(ValueError, match="not of the input at its index"):
         table.add(Shard("0000001-000000", table.inputs[0], 0, 1, 0, 1))
 
 

@@ -98,7 +98,7 @@ def test_a_gpu_whose_cores_cannot_feed_it_is_slowed_and_told():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"machines": 0}, "machines: a whole number"),
+        ({"machines": 0}, "machines: got 0, expected a whole number"),
         ({"machines": 2, "hours": 1.0}, "not both"),
         ({"hours": 0.001}, "less than a start takes"),
         ({"price": -1.0}, "price: got -1.0"),

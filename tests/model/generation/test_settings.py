@@ -128,7 +128,7 @@ def test_a_cache_of_transformers(pair: tuple[Any, Any], how: dict[str, Any]) -> 
     assert first.past_key_values is cache
     wanted = theirs(IDS).logits[:, 2:]
     assert torch.allclose(ours(IDS[:, 2:], past_key_values=cache).logits, wanted, atol=1e-5)
-    with pytest.raises(UserError, match="past_key_values: a DynamicCache is wanted, got StaticCache"):
+    with pytest.raises(UserError, match="past_key_values: expected a DynamicCache, got StaticCache"):
         ours(IDS, past_key_values=transformers.StaticCache(config=theirs.config, max_cache_len=20))
     assert isinstance(xlmr_ray.DynamicCache(), transformers.DynamicCache)
 

@@ -135,7 +135,7 @@ def as_ours(cache: Any) -> DynamicCache | None:
         return cache
     growing = type(cache).__name__ == "DynamicCache" and not any(getattr(cache, "is_sliding", ()))
     if not growing or getattr(cache, "offloading", False):
-        raise UserError(f"past_key_values: a DynamicCache is wanted, got {type(cache).__name__}")
+        raise UserError(f"past_key_values: expected a DynamicCache, got {type(cache).__name__}")
     return Borrowed(cache)
 
 
