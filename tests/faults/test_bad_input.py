@@ -169,6 +169,7 @@ def test_every_code_of_a_row_or_file_is_in_the_catalogue_of_bad_input(corpus):
         "token_out_of_range",
         "no_mask",
         "wrong_choices",
+        "wrong_spans",
         "file_gone",
         "schema_drift",
         "unfit_value",
