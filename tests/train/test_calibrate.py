@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from tests.train.conftest import LANGUAGES, TEXTS
 from xlmr_ray import UserError, pipeline
-from xlmr_ray.batch.input.whole import read_whole
 from xlmr_ray.batch.identity import settings_digest
+from xlmr_ray.batch.input.whole import read_whole
 from xlmr_ray.checkpoint.calibration import read_temperature, write_calibration
 from xlmr_ray.train.calibrate import calibrate, error_of, temperature_of
 from xlmr_ray.train.job import DataSection
