@@ -16,6 +16,7 @@ from xlmr_ray.batch.run import check_errors, commit_dead, prepare
 from xlmr_ray.batch.stages.block import raise_failure, to_block
 from xlmr_ray.batch.stages.encode import Encode
 from xlmr_ray.batch.stages.recipe import shard_to_json
+from xlmr_ray.batch.stages.shard_cost import Committed
 from xlmr_ray.batch.stages.tokenize import Tokenize
 from xlmr_ray.batch.stages.write import Write
 from xlmr_ray.batch.store.open import open_store
@@ -40,8 +41,7 @@ def run_directly(job: Job) -> Manifest:
     plan = prepared.plan
     figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
     for file in plan.dead:
-        commit_dead(store, plan.run_id, file)
-        figures.add(0, file.rows, 0, 0)
+        figures.add(commit_dead(store, plan.run_id, file))
     check_errors(job, plan, figures, "they are in errors/")
     steps = [Tokenize(prepared.recipe), Encode(prepared.recipe), Write(prepared.recipe)]
     for shard in plan.shards:
@@ -50,7 +50,7 @@ def run_directly(job: Job) -> Manifest:
             block = step(block)
         (row,) = block.to_pylist()
         raise_failure(row)
-        figures.add(row["rows_ok"], row["rows_error"], row["tokens"], row["padded"])
+        figures.add(Committed.from_row(row).record)
         check_errors(job, plan, figures, "they are in errors/")
     manifest = finish(store, plan.run_id, plan.ids())
     publish(store, plan.run_id, started=time.time(), job=prepared.job)
