@@ -29,7 +29,8 @@ SOUND = {"text": f"a {WORD}", "other": WORD}
 ELSEWHERE = {
     codes.EMPTY_TEXT, codes.TOKENIZER_ERROR, codes.SCORING_ERROR, codes.KILLED_WORKER, codes.TIMED_OUT,
     codes.NON_FINITE, codes.OUT_OF_MEMORY, codes.NO_TOKENS, codes.NO_MASK, codes.WRONG_CHOICES, codes.WRONG_SPANS,
-    codes.SHARD_TOO_LARGE, codes.TOKEN_OUT_OF_RANGE, codes.FILE_GONE, codes.DECOMPRESSION_BOMB, codes.SCHEMA_DRIFT, codes.EXTENSION_TYPE,
+    codes.SHARD_TOO_LARGE, codes.TOKEN_OUT_OF_RANGE, codes.FILE_GONE, codes.DECOMPRESSION_BOMB,
+    codes.SCHEMA_DRIFT, codes.EXTENSION_TYPE,
 }  # fmt: skip
 
 
