@@ -110,7 +110,10 @@ def test_settings_of_generation_that_are_given(folder: Path) -> None:
         ({"gguf_file": "x.gguf"}, "gguf_file is not supported: convert the checkpoint"),
         ({"variant": "fp16"}, "variant is not supported: a folder has one set of weights"),
         ({"use_auth_token": True}, "use_auth_token is not supported: it is called token now"),
-        ({"max_memory": {0: "lots"}, "device_map": "auto"}, "max_memory: a number of bytes or a string like '10GB'"),
+        (
+            {"max_memory": {0: "lots"}, "device_map": "auto"},
+            "max_memory: expected a number of bytes or a string like '10GB', got 'lots'",
+        ),
         ({"subfolder": "nowhere"}, "nowhere: no such folder"),
     ],
 )
