@@ -112,7 +112,7 @@ def test_settings_of_generation_that_are_given(folder: Path) -> None:
         ({"use_auth_token": True}, "use_auth_token is not supported: it is called token now"),
         (
             {"max_memory": {0: "lots"}, "device_map": "auto"},
-            "max_memory: expected a number of bytes or a string like '10GB', got 'lots'",
+            "max_memory: expected a number of bytes",
         ),
         ({"subfolder": "nowhere"}, "nowhere: no such folder"),
     ],
