@@ -49,7 +49,7 @@ def test_what_no_text_could_satisfy_is_said_at_once(ours) -> None:
         ours.encode_ragged(["a"], ["b", "c"], max_length=8)
     with pytest.raises(TokenizerError, match=r"text 1 .*only_second"):
         ours.encode_ragged(["a", "a " * 20], max_length=8, truncation="only_second")
-    with pytest.raises(TokenizerError, match=r"text 0 .*second text alone"):
+    with pytest.raises(TokenizerError, match=r"text 0 .*second text by itself"):
         ours.encode_ragged(["a b"], ["c " * 20], max_length=8, truncation="only_first")
     for call in ({"padding": "wide"}, {"truncation": "wide"}, {"return_tensors": "tf"}):
         with pytest.raises(UserError, match="expected"):

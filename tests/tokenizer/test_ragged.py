@@ -181,7 +181,8 @@ def test_tokenizers_of_another_make_are_not_cut(small: Path) -> None:
 
     assert usable()
     assert usable(normalizer=normalizers.NFKC())
-    assert not usable(normalizer=normalizers.Lowercase())
+    assert usable(normalizer=normalizers.Lowercase())  # character by character
+    assert not usable(normalizer=normalizers.BertNormalizer())
     assert not usable(pre_tokenizer=pre_tokenizers.Metaspace(split=False))
     assert not usable(pre_tokenizer=pre_tokenizers.ByteLevel())
     backend = Tokenizer.from_file(str(small / "tokenizer.json"))
