@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.tokenizer.cases import ASSETS, SPECIAL
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
@@ -36,9 +36,7 @@ def ours(folder: Path) -> XLMRobertaTokenizer:
 @pytest.fixture(scope="session")
 def theirs(folder: Path) -> PreTrainedTokenizerFast:
     length = json.loads((folder / "tokenizer_config.json").read_text()).get("model_max_length", 512)
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"),
-        model_max_length=length,
-        model_input_names=["input_ids", "attention_mask"],
-        **SPECIAL,
+    # As a script loads it: for XLM-R's vocabulary transformers does not take the pre-tokenizer out of the file.
+    return AutoTokenizer.from_pretrained(
+        folder, model_max_length=length, model_input_names=["input_ids", "attention_mask"], **SPECIAL
     )

@@ -27,10 +27,11 @@ def test_published_ids(e5: Path, tmp_path: Path) -> None:
     # fmt: on
     (vocabulary,) = tokenizer.save_vocabulary(tmp_path)
     assert XLMRobertaTokenizer(vocabulary).encode(text) == published
-    # This tokenizer.json keeps the space before a special token as a token; XLM-R's own pre-tokenizer, which the
-    # reference puts in its place from 5.6 on, does not. The file is right about its own model.
-    place = published.index(3)
-    assert tokenizer.encode(text) == [*published[:place], 6, *published[place:]]
+    assert tokenizer.encode(text) == published
+    # The pre-tokenizer in this tokenizer.json keeps the space before a special token as a token.
+    index = published.index(3)
+    by_file = XLMRobertaTokenizer.from_pretrained(e5, pre_tokenizer="file")
+    assert by_file.encode(text) == [*published[:index], 6, *published[index:]]
 
 
 def test_every_language(ours, theirs) -> None:
@@ -47,12 +48,12 @@ def test_every_language(ours, theirs) -> None:
     same(ours, theirs, short, long, truncation="only_second", max_length=200, return_overflowing_tokens=True, stride=9)
 
 
-# The reference's from_pretrained rebuilds XLM-R's normalizer and pre-tokenizer around a tokenizer.json's vocabulary
-# (transformers#45488); its constructor, given the same file, keeps them. Here the file is always kept.
+# transformers' class makes XLM-R's normalizer and pre-tokenizer around a tokenizer.json's vocabulary; its constructor,
+# given the same file, keeps them (transformers#45488).
 DEPARTURES = {
-    # No character map in the file: the reference drops the rest of its normalizer.
+    # No character map in the file: the class drops the rest of its normalizer. AutoTokenizer and we keep the file's.
     "small": ["\u200b\u200d", "ﷺ Ⅷ ½ ① ａｂｃ", "e\u0301", "\ufeff bom", "▁▁ literal ▁ underscores"],
-    # The file splits at the spaces its normalizer left, the reference at all that Unicode calls so.
+    # The file splits at the spaces that its normalizer left, the class and we at all that Unicode calls so.
     "e5": ["a <mask>.", "   ", "\u200b\u200d", "bom \x85", "b <s> c"],
 }
 
@@ -62,12 +63,14 @@ def rebuilt(folder: Path) -> Reference:
     return Reference.from_pretrained(folder)
 
 
-def test_where_the_reference_departs_from_the_file(ours, folder, rebuilt) -> None:
+def test_what_the_file_says_is_there_by_name(ours, folder, rebuilt) -> None:
+    small = folder.name == "mini"
     kept = Reference(tokenizer_file=str(folder / "tokenizer.json"))
-    departures = DEPARTURES["small" if folder.name == "mini" else "e5"]
+    by_file = XLMRobertaTokenizer.from_pretrained(folder, pre_tokenizer="file")
+    departures = DEPARTURES["small" if small else "e5"]
     for text in [*PLAIN, *departures]:
-        assert ours(text).input_ids == kept(text).input_ids, text
-    # Ids alone: where the file splits at spaces in another way, a token's offsets there begin with its space.
+        assert by_file(text).input_ids == kept(text).input_ids, text
+        assert ours(text).input_ids == (kept if small else rebuilt)(text).input_ids, text
     assert ours(PLAIN).input_ids == rebuilt(PLAIN).input_ids
     for text in departures:
-        assert ours(text).input_ids != rebuilt(text).input_ids, text
+        assert kept(text).input_ids != rebuilt(text).input_ids, text
