@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part may import those before it and its own.
 ORDER = [
     {"errors"},
-    {"foreign", "stand_in", "text", "validation"},
+    {"foreign", "stand_in", "text", "validation", "workers_path"},
     {"checkpoint: where it is"},
     {"config"},
     {"tokenizer"},

@@ -18,6 +18,8 @@ from typing import Any
 import httpx
 import psutil
 
+from xlmr_ray.checkpoint.files import resolve
+
 BIN = Path(sys.executable).parent / "xlmr-ray"
 
 
@@ -87,7 +89,12 @@ def start(folder: Path, settings: dict[str, Any], host: str = "127.0.0.1", port:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     with said.open("wb") as output:
         process = subprocess.Popen(
-            [BIN, "serve", file], stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            [BIN, "serve", file],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,
         )
     return Served(process, said, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
@@ -108,8 +115,11 @@ def stop(served: Served) -> None:
 
 @contextmanager
 def two_services(one: dict[str, Any], two: dict[str, Any]) -> Iterator[tuple[Served, Served]]:
-    """Started together, the second at ::1."""
+    """Started together, the second at ::1, each in a folder with a checkpoint `mini` and a module of the user's."""
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        for folder in (Path(first), Path(second)):
+            (folder / "mini").symlink_to(resolve("embedded:mini"))
+            (folder / "tokenizers.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nraise SystemExit(3)\n")
         services = [start(Path(first), one), start(Path(second), two, host="::1")]
         watchers = [threading.Thread(target=served.watch, daemon=True) for served in services]
         try:

@@ -27,7 +27,7 @@ REPLICAS = {"cpus": 0.5, "health_check_period_s": 1.0}
 # The tests of one client's connections take 127.0.0.2 and others' addresses for themselves.
 HTTP = {"client_connections": 100, "header_s": 2}
 ONE = {
-    "models": [{"model": "embedded:mini", "name": "one", "tasks": ["text-classification", "embedding"]}],
+    "models": [{"model": "mini", "name": "one", "tasks": ["text-classification", "embedding"]}],
     "engine": ENGINE,
     "replicas": REPLICAS,
     "http": HTTP,
@@ -97,6 +97,13 @@ def test_no_line_but_ours(services):
     for served in services:
         ours = [line for line in served.lines if not line.startswith("{")]
         assert [line for line in ours if " answers: " not in line] == []
+
+
+def test_the_users_own_modules_stay_out_of_the_workers(services):
+    """The first one's checkpoint is a path from the same folder, which is found."""
+    for served in services:
+        assert (served.said.parent / "tokenizers.py").exists()
+        assert not (served.said.parent / "ran").exists()
 
 
 def test_nothing_else_listens_on_other_addresses(one):

@@ -9,7 +9,6 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 # Read by Ray when it is imported. Its core prints, to the user's terminal, an "error" about how Ray Data itself starts
 # actors.
@@ -25,6 +24,7 @@ from xlmr_ray.batch.job import ClusterSection
 from xlmr_ray.engine.device import gpu_dtype
 from xlmr_ray.errors import UserError
 from xlmr_ray.text.plural import plural
+from xlmr_ray.workers_path import away_from_here
 
 # Tokenizing takes a small part of a core for each CPU encoder, and several cores for each GPU.
 TOKENIZER_CPUS = 0.25
@@ -107,33 +107,6 @@ def connected_if_there(address: str) -> contextlib.AbstractContextManager[None]:
     there is work.
     """
     return connected(address) if remote(address) else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def away_from_here() -> Iterator[None]:
-    """Ray puts the driver's current folder before everything else on its workers' import path, so that a file
-    `tokenizers.py` there would run in the place of the package. In here that folder is `/`, where its processes then
-    are, too.
-
-    A package that was imported from the current folder, as in a checkout that is not installed, is found by
-    PYTHONPATH.
-    """
-    here, package = Path.cwd(), Path(__file__).parents[2]
-    others = [here / entry for entry in sys.path if entry not in ("", str(here))]
-    known = os.environ.get("PYTHONPATH")
-    paths = [str(here / entry) for entry in known.split(os.pathsep) if entry] if known else []
-    if not any(entry.resolve() == package.resolve() for entry in others):
-        paths.append(str(package))
-    if paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    try:
-        with contextlib.chdir("/"):
-            yield
-    finally:
-        if known is not None:
-            os.environ["PYTHONPATH"] = known
-        else:
-            os.environ.pop("PYTHONPATH", None)
 
 
 @contextlib.contextmanager

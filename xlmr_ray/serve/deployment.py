@@ -9,6 +9,7 @@ changes as it does for any deployment.
 
 import asyncio
 import logging
+import os
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 DEPLOYMENT = "Service"
 # What Ray Serve itself answers when more wait than it is to keep.
 BACKPRESSURE = {"status_code": 429, "retry_after_s": 1}
+# The environment's variable with the folder of the process that was started, from which the settings' paths are.
+FOLDER_VARIABLE = "XLMR_RAY_FOLDER"
 # How often the state is told to Ray's metrics.
 STATE_S = 5.0
 
@@ -119,6 +122,7 @@ class Replica:
     """One process of the service. It has nothing until Ray Serve gives it the settings, before its first request."""
 
     def __init__(self) -> None:
+        os.chdir(os.environ.get(FOLDER_VARIABLE, "."))
         self.service: Service | None = None
         self.log = log_stream()
         self.routes: ASGIApp = Starlette()
