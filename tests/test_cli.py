@@ -81,6 +81,8 @@ def test_an_output_that_cannot_be_written(call, model, corpus, tmp_path):
         (["run", "embedding", "--output", "o"], "embedding: nothing says the input; give --input"),
         (["run", "embedding", "--input", "i"], "embedding: nothing says the output; give --output"),
         (["run", "embedding", "--input", "i", "--output", "o", "--set", "x"], "--set x: want key=value"),
+        (["evaluate", "embedding", "--data", "d", "--column", "x"], "--column x: want key=value"),
+        (["calibrate", "rerank", "--model", "m", "--data", "d", "--option", "x"], "--option x: want key=value"),
     ],
 )
 def test_calls_that_say_too_little(call, arguments, message, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.text.plural import plural
 from xlmr_ray.text.printable import printable
 from xlmr_ray.text.redact import redacted
+
+if TYPE_CHECKING:
+    from xlmr_ray.train.job import DataSection
 
 INTERRUPTED = 130  # as shells have it for ^C
 
@@ -54,6 +57,12 @@ JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job file (YAML), 
 Input = Annotated[list[str] | None, typer.Option(help="File, folder, glob or URL to read; may be given again.")]
 Model = Annotated[str | None, typer.Option(help="Folder, URL, hub id or embedded:mini.")]
 Set = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any key of the job file, dotted.")]
+Labelled = Annotated[list[str], typer.Option(help="File, folder, glob or URL of labelled rows; may be given again.")]
+Column = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=NAME", help="The column of text, text_pair, label, …, or format.")
+]
+TaskOption = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the task.")]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used.")]
 
 
 @app.command()
@@ -94,14 +103,14 @@ def run(
 @app.command()
 def finetune(
     job: Annotated[Path, typer.Argument(metavar="JOB", help="A job file (YAML).")],
-    model: Annotated[str | None, typer.Option(help="Folder, URL, hub id or embedded:mini.")] = None,
+    model: Model = None,
     output: Annotated[str | None, typer.Option(help="Folder to write the checkpoint to.")] = None,
-    set: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any key of the job file, dotted.")] = None,
+    set: Set = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the summary.")] = False,
 ) -> None:
     """Train a head, or all of a checkpoint, on labelled rows; or go on with it where it stopped."""
     from xlmr_ray.batch.input.whole import read_whole
-    from xlmr_ray.batch.job import with_setting
+    from xlmr_ray.batch.job import with_settings
     from xlmr_ray.train.display import Display, print_summary
     from xlmr_ray.train.finetune import finetune as trained
     from xlmr_ray.train.job import check_finetune_job, read_finetune_job
@@ -111,9 +120,7 @@ def finetune(
         content = {**content, "model": model}
     if output:
         content = {**content, "output": {"path": output}}
-    for setting in set or []:
-        content = with_setting(content, setting)
-    checked = check_finetune_job(content, str(job))
+    checked = check_finetune_job(with_settings(content, set, "--set"), str(job))
     with Display(Console(stderr=True), quiet=quiet) as display:
         outcome = trained(checked, read_whole, display)
     print_summary(outcome.folder, outcome.progress, Console())
@@ -122,44 +129,34 @@ def finetune(
 @app.command()
 def evaluate(
     task: Annotated[str, typer.Argument(metavar="TASK", help="A task, such as text-classification.")],
-    data: Annotated[list[str], typer.Option(help="File, folder, glob or URL of labelled rows; may be given again.")],
+    data: Labelled,
     model: Annotated[
         list[str] | None, typer.Option(help="Folder, URL, hub id or embedded:mini; a second one is compared.")
     ] = None,
-    column: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=NAME", help="The column of text, text_pair, label, …, or format.")
-    ] = None,
+    column: Column = None,
     by: Annotated[list[str] | None, typer.Option(help="A column by whose values to measure, too.")] = None,
-    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the task.")] = None,
+    option: TaskOption = None,
     resamples: Annotated[int, typer.Option(min=1, help="Draws of the rows for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
-    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used.")] = False,
+    skip_bad_rows: SkipBadRows = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """How good a checkpoint, or two of them, are on labelled rows, with confidence intervals."""
     from xlmr_ray.batch.input.whole import read_whole
-    from xlmr_ray.batch.job import with_setting
+    from xlmr_ray.batch.job import with_settings
     from xlmr_ray.train.evaluate import evaluate as evaluated
     from xlmr_ray.train.evaluate import print_evaluation
-    from xlmr_ray.train.job import DataSection
-    from xlmr_ray.validation import checked
 
-    columns: dict[str, object] = {"path": data, "bad_rows": "skip" if skip_bad_rows else "error"}
-    for setting in column or []:
-        columns = with_setting(columns, setting)
-    options: dict[str, object] = {}
-    for setting in option or []:
-        options = with_setting(options, setting)
     models = model or ["embedded:mini"]
     if len(models) > 2:
-        raise UserError(f"--model: one or two are wanted, got {len(models)}")
+        raise UserError(f"--model: expected one or two, got {len(models)}")
     found = evaluated(
         task,
         models,
-        checked(DataSection, columns, "--column"),
+        labelled_rows(data, column, skip_bad_rows=skip_bad_rows),
         read_whole,
         by=by or (),
-        options=options,
+        options=with_settings({}, option, "--option"),
         resamples=resamples,
         seed=seed,
     )
@@ -173,35 +170,43 @@ def evaluate(
 def calibrate(
     task: Annotated[str, typer.Argument(metavar="TASK", help="text-classification or rerank.")],
     model: Annotated[str, typer.Option(help="A checkpoint's folder, into which the temperature is written.")],
-    data: Annotated[list[str], typer.Option(help="File, folder, glob or URL of labelled rows; may be given again.")],
-    column: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=NAME", help="The column of text, text_pair, label, …, or format.")
-    ] = None,
-    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the task.")] = None,
-    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used.")] = False,
+    data: Labelled,
+    column: Column = None,
+    option: TaskOption = None,
+    skip_bad_rows: SkipBadRows = False,
 ) -> None:
     """Fit a temperature to labelled rows, so that scores are as sure as they are right."""
     from xlmr_ray.batch.input.whole import read_whole
-    from xlmr_ray.batch.job import with_setting
+    from xlmr_ray.batch.job import with_settings
     from xlmr_ray.train.calibrate import calibrate as calibrated
-    from xlmr_ray.train.job import DataSection
-    from xlmr_ray.validation import checked
 
-    columns: dict[str, object] = {"path": data, "bad_rows": "skip" if skip_bad_rows else "error"}
-    for setting in column or []:
-        columns = with_setting(columns, setting)
-    options: dict[str, object] = {}
-    for setting in option or []:
-        options = with_setting(options, setting)
-    found = calibrated(task, model, checked(DataSection, columns, "--column"), read_whole, options=options)
+    found = calibrated(
+        task,
+        model,
+        labelled_rows(data, column, skip_bad_rows=skip_bad_rows),
+        read_whole,
+        options=with_settings({}, option, "--option"),
+    )
     console = Console(soft_wrap=True)
     console.print(
         f"temperature {found.temperature:.4f} of {plural(found.rows, 'row')}; expected calibration error "
         f"{found.before:.4f}, {found.after:.4f} with it (each half of the rows by the other's)",
         highlight=False,
     )
+    if found.skipped:
+        console.print(f"{plural(found.skipped, 'row')} skipped", highlight=False)
     where = found.file or "nothing was written: scores would not become better"
     console.print(str(where), highlight=False, markup=False)
+
+
+def labelled_rows(data: list[str], column: list[str] | None, *, skip_bad_rows: bool) -> "DataSection":
+    """What `evaluate` and `calibrate` read, from their options."""
+    from xlmr_ray.batch.job import with_settings
+    from xlmr_ray.train.job import DataSection
+    from xlmr_ray.validation import checked
+
+    content = {"path": data, "bad_rows": "skip" if skip_bad_rows else "error"}
+    return checked(DataSection, with_settings(content, column, "--column"), "--column")
 
 
 @app.command()

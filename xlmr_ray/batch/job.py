@@ -229,8 +229,7 @@ def job_of_call(
             content = {**content, name: {**(section if isinstance(section, dict) else {}), key: value}}
     if model:
         content = {**content, "model": model}
-    for setting in settings or ():
-        content = with_setting(content, setting)
+    content = with_settings(content, settings, "--set")
     if not writes:
         content.setdefault("output", {"path": NOWHERE})
     for name in ("input", "output"):
@@ -244,7 +243,14 @@ def read_job(path: Path) -> dict[str, Any]:
     return read_yaml(path, "input, tasks and output")
 
 
-def with_setting(content: dict[str, Any], setting: str) -> dict[str, Any]:
+def with_settings(content: dict[str, Any], settings: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """The content with each `key=value` put in that an option of the command line was given."""
+    for setting in settings or ():
+        content = with_setting(content, setting, option)
+    return content
+
+
+def with_setting(content: dict[str, Any], setting: str, option: str = "--set") -> dict[str, Any]:
     """The content with one `key=value` of the command line put in; keys are dotted (`engine.dtype=float32`,
     `tasks.0.top_k=3`).
 
@@ -252,12 +258,12 @@ def with_setting(content: dict[str, Any], setting: str) -> dict[str, Any]:
     """
     key, equals, text = setting.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {setting}: want key=value, such as engine.max_tokens=4096")
+        raise UserError(f"{option} {setting}: want key=value")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    changed: dict[str, Any] = _put(content, key.split("."), value, setting)
+    changed: dict[str, Any] = _put(content, key.split("."), value, f"{option} {setting}")
     return changed
 
 
@@ -269,7 +275,7 @@ def _put(at: Any, path: list[str], value: Any, setting: str) -> Any:
         return new
     if isinstance(at, dict):
         return {**at, first: _put(at.get(first) or {}, rest, value, setting) if rest else value}
-    raise UserError(f"--set {setting}: there is nothing at {first!r} to set")
+    raise UserError(f"{setting}: there is nothing at {first!r} to set")
 
 
 def check_job(content: dict[str, Any], where: str) -> Job:

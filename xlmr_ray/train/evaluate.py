@@ -14,6 +14,7 @@ from rich.table import Table
 from xlmr_ray.engine.pipeline import pipeline
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.registry import canonical_task, task_class
+from xlmr_ray.text.plural import plural
 from xlmr_ray.train.job import DataSection
 from xlmr_ray.train.measures.bootstrap import Difference, Figure, difference, figure
 from xlmr_ray.train.measures.by_task import LABELLED, OPTIONS, Measure, check_choices, measures_of
@@ -154,7 +155,7 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
             table.add_row("", "", "", "second less first", *cells)
     console.print(table, highlight=False, markup=False)
     if found.skipped:
-        console.print(f"{found.skipped:,} rows skipped", highlight=False, markup=False)
+        console.print(f"{plural(found.skipped, 'row')} skipped", highlight=False, markup=False)
 
 
 def shown(one: Figure) -> str:
