@@ -1,8 +1,10 @@
 """Losses and weights of a training against transformers', and what the folder that comes out is."""
 
 import json
+from decimal import Decimal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import transformers
@@ -357,6 +359,7 @@ def test_a_head_beside_its_encoder(make_checkpoint, train):
         ({"task": "text-classification"}, {"label": ["a", None] * 6}, "row 1: column 'label' is null; 6 rows of 12"),
         ({"task": "text-classification", "train": {"label": "topic"}}, {"label": LANGUAGES}, "topic"),
         ({"task": "text-classification"}, {"label": ["0.5", "1"] * 6}, "problem: regression or single"),
+        ({"task": "text-classification"}, {"label": [Decimal(1), Decimal(2)] * 6}, "problem: single or regression"),
         ({"task": "text-classification", "class_weights": {"x": 2}}, {"label": LANGUAGES}, "'x' is none of the labels"),
         ({"task": "rerank", "train": {"text_pair": "text"}}, {"label": [2] * 12}, "from 0 (does not answer) to 1"),
         ({"task": "rerank"}, {"label": [1] * 12}, "train.text_pair: the task reads it"),
@@ -382,6 +385,19 @@ def test_what_is_wrong_is_said(make_checkpoint, train, job, rows, words):
     assert words in str(wrong.value)
     assert "\n" not in str(wrong.value)
     assert not any(text in str(wrong.value) for text in TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (pa.array([["de"], ["en"], ["de"], ["fr"]] * 3, pa.list_(pa.string(), 1)), "multi_label_classification"),
+        (pa.array([Decimal("0.5"), Decimal("1.25"), Decimal(2)] * 4, pa.decimal128(5, 2)), "regression"),
+    ],
+)
+def test_the_labels_type_says_the_problem(make_checkpoint, train, labels, problem):
+    """Lists of one length, as Datasets writes them, and decimals, as DuckDB does."""
+    outcome = train({"text": TEXTS, "label": labels}, make_checkpoint(), task="text-classification", **PLAIN)
+    assert transformers.AutoConfig.from_pretrained(outcome.folder).problem_type == problem
 
 
 def test_what_is_not_of_the_labels_stays(make_checkpoint, train):

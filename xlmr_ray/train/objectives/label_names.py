@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +27,10 @@ def problem_of(rows: pa.Table, asked: str) -> str:
     if asked != "auto":
         return asked
     kind = rows["label"].type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return MULTI
     values = rows["label"].to_pylist()
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         if all(float(value).is_integer() for value in values):
             raise UserError("train.label: whole numbers in a column of fractions: say problem: single or regression")
         return REGRESSION
@@ -61,8 +62,8 @@ def number(value: object) -> float | None:
 
 def name_of(value: object) -> str:
     """A label's name, the same from every format: as JSON has what is no string, a whole number without a point."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    if isinstance(value, float | Decimal):
+        value = int(value) if float(value).is_integer() else float(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -82,7 +83,7 @@ def several_names(rows: pa.Table) -> list[list[str]]:
             except ValueError:
                 given = None
         if not isinstance(given, list):
-            raise UserError(f"{at(rows, index)}: the label is no list, nor the JSON of one, as problem: multi wants")
+            raise UserError(f"{at(rows, index)}: the label is no list, nor the JSON of one, as problem: multi needs")
         found.append([name_of(one) for one in given])
     return found
 
@@ -112,7 +113,7 @@ def at(rows: pa.Table, index: int) -> str:
 
 
 def indices(rows: pa.Table, names: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
-    """The place of each row's label `(N)` among the known ones. Raises UserError for one that is none of them."""
+    """The index of each row's label `(N)` among the known ones. Raises UserError for one that is none of them."""
     places = {name: index for index, name in enumerate(known)}
     found = np.array([places.get(name, -1) for name in names], np.int64)
     if (found < 0).any():
