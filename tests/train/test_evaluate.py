@@ -19,7 +19,7 @@ from xlmr_ray.train.job import DataSection
 from xlmr_ray.train.measures.bootstrap import difference, figure
 from xlmr_ray.train.measures.by_task import mean_of
 from xlmr_ray.train.measures.calibration_error import calibration_error
-from xlmr_ray.train.measures.spans import f1, span_counts, word_f1
+from xlmr_ray.train.measures.spans import best_of, exact, f1, span_counts, word_f1
 
 CLASSES = "XLMRobertaForSequenceClassification"
 NAMES = {"id2label": {0: "de", 1: "en", 2: "fr"}, "label2id": {"de": 0, "en": 1, "fr": 2}}
@@ -118,6 +118,20 @@ def test_spans():
     assert (word_f1("", ""), word_f1("", "x")) == (1.0, 0.0)
 
 
+def test_any_of_several_answers_is_right(make_checkpoint, measured):
+    """As SQuAD's script: the best of all answers of a question counts."""
+    folder = make_checkpoint("XLMRobertaForQuestionAnswering")
+    given = {"question": "Who?", "context": "It was Ada Lovelace of London."}
+    answer = pipeline("question-answering", folder)(given)["answer"]
+    texts = ["It was", answer]
+    label = {"text": texts, "answer_start": [given["context"].index(text) for text in texts]}
+    rows = {"text": [given["question"]], "context": [given["context"]], "label": [label]}
+    found = measured("question-answering", folder, rows, question="text", context="context")
+    assert found == {"exact": 1.0, "f1": 1.0}
+    assert best_of(word_f1, "of London", ["Ada", "London"]) == pytest.approx(2 / 3)
+    assert (best_of(exact, "", []), best_of(exact, "", ["a", "Ada"])) == (1.0, 0.0)
+
+
 def test_calibration_error_of_what_is_calibrated():
     random = np.random.default_rng(0)
     confidence = random.random(200_000)
@@ -172,6 +186,9 @@ def test_what_is_wrong(make_checkpoint, measured):
     folder = make_checkpoint(CLASSES, problem_type="single_label_classification", **NAMES)
     with pytest.raises(UserError, match="label 'it' is none of"):
         measured("text-classification", folder, {"text": TEXTS, "label": ["it"] * 12})
+    rows = {"text": TEXTS[:1], "choices": [TEXTS[1:3]], "label": [0.5]}
+    with pytest.raises(UserError, match="no index of one of the 2 choices"):
+        measured("multiple-choice", make_checkpoint("XLMRobertaForMultipleChoice"), rows, choices="choices")
     with pytest.raises(UserError, match="is not evaluated here"):
         measured("sparse", folder, {"text": TEXTS, "label": ["it"] * 12})
 

@@ -1,6 +1,6 @@
 """What is measured of each task's answers: functions of which rows count, so that rows can be drawn again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.train.measures.calibration_error import calibration_error
-from xlmr_ray.train.measures.spans import f1, normalized, span_counts, word_f1
-from xlmr_ray.train.objectives.label_names import at, hot_of, indices, number, numbers, single_names
-from xlmr_ray.train.objectives.question_answering import answers
+from xlmr_ray.train.measures.spans import best_of, exact, f1, span_counts, word_f1
+from xlmr_ray.train.objectives.label_names import hot_of, indices, numbers, single_names
+from xlmr_ray.train.objectives.multiple_choice import right_choices
+from xlmr_ray.train.objectives.question_answering import squad_answers
 from xlmr_ray.train.objectives.rerank import relevance
 from xlmr_ray.train.objectives.token_classification import entities
 
@@ -58,16 +59,14 @@ def measures_of(
             "recall": lambda chosen: share(counts[chosen, 0], counts[chosen, 2]),
         }
     if task == "question-answering":
-        contexts = rows["context"].to_pylist()
-        wanted = ["" if s is None else c[slice(*s)] for s, c in zip(answers(rows), contexts, strict=True)]
-        both = list(zip(table["answer"].to_pylist(), wanted, strict=True))
+        both = list(zip(table["answer"].to_pylist(), [texts for texts, _ in squad_answers(rows)], strict=True))
         return {
-            "exact": mean_of(np.array([normalized(one) == normalized(other) for one, other in both], np.float64)),
-            "f1": mean_of(np.array([word_f1(one, other) for one, other in both])),
+            "exact": mean_of(np.array([best_of(exact, found, wanted) for found, wanted in both])),
+            "f1": mean_of(np.array([best_of(word_f1, found, wanted) for found, wanted in both])),
         }
     if task == "multiple-choice":
-        right = [number(value) for value in rows["label"].to_pylist()]
-        return {"accuracy": mean_of(table["choice"].to_numpy() == np.array(right, np.float64))}
+        counts = table["scores"].combine_chunks().value_lengths().to_pylist()
+        return {"accuracy": mean_of(table["choice"].to_numpy() == right_choices(rows, counts))}
     if task == "rerank":
         return ranking(rows, table["score"].to_numpy())
     if task == "sentence-similarity":
@@ -198,11 +197,3 @@ def mean_of(values: NDArray[Any]) -> Measure:
 
 def share(part: NDArray[np.int64], whole: NDArray[np.int64]) -> float:
     return float(part.sum() / whole.sum()) if whole.sum() else 0.0
-
-
-def check_choices(rows: pa.Table, counts: Sequence[int]) -> None:
-    """Raises UserError for a label that is no place among its row's choices."""
-    for index, (value, count) in enumerate(zip(rows["label"].to_pylist(), counts, strict=True)):
-        place = number(value)
-        if place is None or not 0 <= place < count:
-            raise UserError(f"{at(rows, index)}: the label is no place among the {count} choices, from 0")

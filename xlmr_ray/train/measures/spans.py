@@ -3,7 +3,7 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,16 @@ def f1(counts: NDArray[np.int64]) -> float:
     """Of the counts `(N, 3)` of all texts together; 0 where nothing is found and nothing wanted, as in seqeval."""
     right, found, wanted = counts.sum(axis=0).tolist()
     return 2 * right / (found + wanted) if found + wanted else 0.0
+
+
+def best_of(score: Callable[[str, str], float], found: str, wanted: Sequence[str]) -> float:
+    """The best score of an answer by any of those that are right, as SQuAD counts; none of them is the empty answer."""
+    return max(score(found, one) for one in [one for one in wanted if normalized(one)] or [""])
+
+
+def exact(found: str, wanted: str) -> float:
+    """Whether two answers are the same as SQuAD compares them."""
+    return float(normalized(found) == normalized(wanted))
 
 
 def normalized(answer: str) -> str:

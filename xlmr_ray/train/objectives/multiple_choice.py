@@ -25,7 +25,7 @@ from xlmr_ray.train.objectives.objective import Examples, Objective, texts_of
 
 @dataclass(frozen=True, eq=False)
 class MultipleChoiceObjective(Objective):
-    """Cross-entropy over each text's choices; the label is the place of the right one, from 0."""
+    """Cross-entropy over each text's choices; the label is the index of the right one, from 0."""
 
     model_class = XLMRobertaForMultipleChoice
 
@@ -46,11 +46,7 @@ class MultipleChoiceObjective(Objective):
     def encode(self, rows: pa.Table, tokenizer: XLMRobertaTokenizer) -> Examples:
         encoded = self.task.prepare(texts_of(rows, MultipleChoice.roles), tokenizer)
         splits = document_splits(encoded)
-        found = [number(value) for value in rows["label"].to_pylist()]
-        for index, (value, count) in enumerate(zip(found, np.diff(splits).tolist(), strict=True)):
-            if value is None or not value.is_integer() or not 0 <= value < count:
-                raise UserError(f"{at(rows, index)}: the label is no place among the {count} choices, from 0")
-        return Examples.of(encoded, splits=splits, labels=np.array(found, np.int64))
+        return Examples.of(encoded, splits=splits, labels=right_choices(rows, np.diff(splits).tolist()))
 
     def outputs(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """A logit a choice `(N)`."""
@@ -72,3 +68,12 @@ class MultipleChoiceObjective(Objective):
         assert examples.labels is not None
         best = np.array([own.argmax() for own in outputs])
         return {"accuracy": float((best == examples.labels).mean())}
+
+
+def right_choices(rows: pa.Table, counts: Sequence[int]) -> NDArray[np.int64]:
+    """The index `(N)` of each row's right choice, of so many. Raises UserError."""
+    found = [number(value) for value in rows["label"].to_pylist()]
+    for index, (value, count) in enumerate(zip(found, counts, strict=True)):
+        if value is None or not value.is_integer() or not 0 <= value < count:
+            raise UserError(f"{at(rows, index)}: the label is no index of one of the {count} choices, from 0")
+    return np.array(found, np.int64)

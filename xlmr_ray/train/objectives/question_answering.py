@@ -86,24 +86,33 @@ class QuestionAnsweringObjective(Objective):
 
 
 def answers(rows: pa.Table) -> list[tuple[int, int] | None]:
-    """First character and last one + 1 of each row's answer, None where there is none: from SQuAD's `answers` (`text`
-    and `answer_start`, lists of which the first counts, or one of each), or their JSON. Raises UserError for another
-    form, and where the text does not stand there.
+    """First character and last one + 1 of each row's answer, the first of several, None where there is none. Raises
+    UserError for another form than SQuAD's, and where the text does not stand there.
     """
     contexts = rows["context"].to_pylist()
     found: list[tuple[int, int] | None] = []
+    for index, (texts, starts) in enumerate(squad_answers(rows)):
+        span = (starts[0], starts[0] + len(texts[0])) if texts and starts else None
+        if span is not None and contexts[index][slice(*span)] != texts[0]:
+            raise UserError(f"{at(rows, index)}: the answer does not stand at character {span[0]} of the context")
+        found.append(span)
+    return found
+
+
+def squad_answers(rows: pa.Table) -> list[tuple[list[str], list[int]]]:
+    """The texts of each row's answers, and at which characters they start: from SQuAD's `answers` (`text` and
+    `answer_start`, lists, or one of each), or their JSON. Raises UserError for another form.
+    """
+    found = []
     for index, value in enumerate(rows["label"].to_pylist()):
         try:
             given = json.loads(value) if isinstance(value, str) else value
             texts, starts = listed(given["text"]), listed(given["answer_start"])
-            span = (int(starts[0]), int(starts[0]) + len(str(texts[0]))) if texts and starts else None
+            found.append(([str(text) for text in texts], [int(start) for start in starts]))
         except (TypeError, ValueError, KeyError):
             raise UserError(
                 f"{at(rows, index)}: the label has no text and answer_start, as SQuAD's answers have, nor is their JSON"
             ) from None
-        if span is not None and contexts[index][slice(*span)] != texts[0]:
-            raise UserError(f"{at(rows, index)}: the answer does not stand at character {span[0]} of the context")
-        found.append(span)
     return found
 
 
