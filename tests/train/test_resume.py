@@ -1,5 +1,6 @@
 """A training that was cut short goes on to the same digits; what stops it is said in one line, nothing half is left."""
 
+import errno
 import json
 import os
 import signal
@@ -12,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tests.train.conftest import LANGUAGES, TEXTS, record
 from xlmr_ray import JobFailed, UserError
+from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.train.loop import Interrupted, Loop
 from xlmr_ray.train.rows import held_out, split_rows
 from xlmr_ray.train.steps import Steps, parts
@@ -112,29 +115,30 @@ def test_no_number(make_checkpoint, train, monkeypatch):
     assert torch.load(kept, weights_only=True)["progress"]["step"] == 2
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk(make_checkpoint, train, monkeypatch):
-    import errno
-
-    import xlmr_ray.train.output as output
-
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), JobFailed, "No space left on device"),
+        (SafetensorError("I/O error: No space left on device"), JobFailed, "No space left on device"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_the_folder_cannot_be_written(make_checkpoint, train, monkeypatch, tmp_path, error, raised, said):
+    """All steps were done: the same command only writes."""
     folder = make_checkpoint()
-    original = output.XLMRobertaTokenizer.save_pretrained
 
-    def full(self, *arguments, **more):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fail(self, *arguments, **more):
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(output.XLMRobertaTokenizer, "save_pretrained", full)
-        with pytest.raises(JobFailed, match="No space left on device") as stopped:
+        patch.setattr(XLMRobertaTokenizer, "save_pretrained", fail)
+        with pytest.raises(raised, match=said):
             train(ROWS, folder, **JOB)
-    out = Path(str(stopped.value).partition(":")[0])
-    assert not out.exists()
-    assert [path.name[:5] for path in out.parent.iterdir() if path.is_dir()] == [".out."]  # what was done
-    assert output.XLMRobertaTokenizer.save_pretrained is original
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "step", lambda self, number: pytest.fail("all steps were done"))
-        assert train(ROWS, folder, **JOB).folder == out
+        (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())  # and not half a folder
+        assert kept.name.startswith(".out.")
+        assert train(ROWS, folder, **JOB).folder == tmp_path / "out"
 
 
 def test_the_command(make_checkpoint, tmp_path):

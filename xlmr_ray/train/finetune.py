@@ -15,7 +15,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.device import device_and_dtype, token_budget
 from xlmr_ray.engine.memory import out_of_memory
 from xlmr_ray.errors import JobFailed, UserError
-from xlmr_ray.text.plural import plural
+from xlmr_ray.text.plural import plural, some
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.train.display import Display
 from xlmr_ray.train.frozen import frozen, frozen_engine
@@ -65,7 +65,7 @@ def finetune(job: FinetuneJob, read: Reader, display: Display) -> Outcome:
         raise UserError(f"class_weights: task {job.task} has no classes to weigh")
     output = Path(job.output.path.removeprefix("file://")).expanduser()
     if "://" in job.output.path and not job.output.path.startswith("file://"):
-        raise UserError(f"output.path: {job.output.path}: a folder of this machine is wanted; copy it from there")
+        raise UserError(f"output.path: {job.output.path}: expected a folder of this machine; copy it from there")
     prepared = prepare(job, kind, read)
     objective, examples = prepared.objective, prepared.train
     device, _ = device_and_dtype(job.device, "auto")
@@ -91,7 +91,7 @@ def finetune(job: FinetuneJob, read: Reader, display: Display) -> Outcome:
         f"{plural(len(examples), 'example')} of {plural(int(examples.tokens.sum()), 'token')}"
         + (f", validation {len(prepared.validation):,}" if prepared.validation is not None else "")
         + (f", {plural(prepared.skipped, 'row')} skipped" if prepared.skipped else "")
-        + f"; {'a new head' if trained.fresh else 'the head goes on'}, labels: {some(objective.config.labels)}"
+        + f"; {'a new head' if trained.fresh else 'the head goes on'}, labels: {some(objective.config.labels, 12)}"
     )
     state = StateFolder.of(output, identity)
     train, validation = parts_of(job, prepared, display)
@@ -124,7 +124,7 @@ def finetune(job: FinetuneJob, read: Reader, display: Display) -> Outcome:
     }
     try:
         save_trained(trained, objective, prepared.tokenizer, source=prepared.folder, output=output, record=record)
-    except JobFailed:
+    except BaseException:  # whatever ends it, ^C too: what was trained is not lost
         loop.keep()
         raise
     state.remove()
@@ -173,8 +173,3 @@ def digest(examples: Examples) -> str:
             total.update(f"{name} {value.dtype} {value.shape}\n".encode())
             total.update(np.ascontiguousarray(value).tobytes())
     return total.hexdigest()
-
-
-def some(names: list[str], most: int = 12) -> str:
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

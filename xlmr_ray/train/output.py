@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from xlmr_ray.checkpoint.folder import HEADS, model_folder
 from xlmr_ray.checkpoint.heads import save_head
 from xlmr_ray.errors import JobFailed, UserError
@@ -65,21 +67,11 @@ def save_trained(
         if isinstance(objective.task, Embedding):
             save_sentence_modules(source, made)
         elif isinstance(objective.task, Rerank) and (model_folder(source) / SENTENCE_FILE).is_file():
-            shutil.copy(
-                model_folder(source) / SENTENCE_FILE, made
-            )  # the prompt and the function that it was trained with
+            # The prompt and the function that it was trained with.
+            shutil.copy(model_folder(source) / SENTENCE_FILE, made)
         (made / RECORD).write_text(text, "utf-8")
         made.rename(output)
-    except UserError:
-        raise
-    except (OSError, RuntimeError) as error:
-        raise JobFailed(
-            f"{output}: cannot be written ({reason(error)}); the training is kept, the same command writes it again"
-        ) from None
-    except Exception as error:
-        # safetensors has an error of its own for a full disk.
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise JobFailed(
             f"{output}: cannot be written ({reason(error)}); the training is kept, the same command writes it again"
         ) from None
@@ -93,9 +85,8 @@ def save_sentence_modules(source: Path, made: Path) -> None:
     if (source / "modules.json").is_file():
         modules = json.loads((source / "modules.json").read_text("utf-8"))
         for module in modules[1:]:
-            shutil.copytree(source / module["path"], made / module["path"]) if (
-                source / module["path"]
-            ).is_dir() else None
+            if (source / module["path"]).is_dir():
+                shutil.copytree(source / module["path"], made / module["path"])
         inner = model_folder(source)
         modules[0]["path"] = ""
         for folder, name in ((inner, "sentence_bert_config.json"), (source, SENTENCE_FILE)):
