@@ -29,7 +29,7 @@ def run_demo(output: str) -> None:
     content = {
         "name": "demo",
         "model": MODEL,
-        "input": {"path": str(CORPUS), "id": "id", "keep": ["lang", "article", "text"]},
+        "input": {"path": str(CORPUS / "*.parquet"), "id": "id", "keep": ["lang", "article", "text"]},
         "tasks": [{"task": "text-classification"}],
         "output": {"path": output},
     }

@@ -26,6 +26,7 @@ from xlmr_ray.batch.store.unwritten import Unwritten
 from xlmr_ray.engine.passes import passes_of
 from xlmr_ray.tasks.encoded import lengths
 from xlmr_ray.tasks.task import EncoderTask, Task
+from xlmr_ray.text.plural import plural
 
 # Documents that are read and tokenized, to tell how many tokens there are: all, where there are no more of them.
 DOCUMENTS = 256
@@ -82,7 +83,7 @@ def show(plan: Plan, left: NDArray[np.int64], recipe: Recipe, size: Sizes, conso
     )
     about = "" if found.rows == rows else "about "
     tokens = round(found.tokens / max(1, found.rows) * rows)
-    say(console, f"tokens  {about}{tokens:,}, by {found.rows:,} documents that were tokenized")
+    say(console, f"tokens  {about}{tokens:,}, by {plural(found.rows, 'document')} that were tokenized")
     if found.errors:
         codes = ", ".join(f"{count:,} {code}" for code, count in found.errors.most_common())
         say(console, f"errors  {codes}, in these {found.rows:,} documents")

@@ -32,7 +32,7 @@ def print_summary(outcome: Outcome, console: Console) -> None:
         say(console, f"nothing is new; {outcome.changes}; the last run is {manifest.run_id}")
         return
     if figures.shards:
-        say(console, f"{figures.rows:,} documents in {figures.seconds:,.1f} s: {figures.line()}")
+        say(console, f"{plural(figures.rows, 'document')} in {figures.seconds:,.1f} s: {figures.line()}")
     else:
         say(console, f"nothing left to do: run {manifest.run_id} was finished before")
     say(
