@@ -180,3 +180,26 @@ def test_folders_of_sentence_transformers(make_multi_vector_folder, made):
         for one, other in zip(mine, theirs, strict=True):
             assert one.shape == other.shape
             assert np.abs(one - other).max() < TOLERANCE * max(1, np.abs(other).max())
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_characters_of_tokens_behind_a_prompt(m3, oracle, at):
+    """A prompt may end inside of a token: what the token has of the text is where its vector is."""
+    text = next(
+        one for one in TEXTS if one[0].isalpha() and oracle.tokenizer.tokenize(one)[0].startswith(f"▁{one[:3]}")
+    )
+    (row,) = pipeline("multi-vector", m3, device="cpu", prompt=text[:at]).table([text[at:]]).to_pylist()
+    called = oracle.tokenizer(text, truncation=True, max_length=64, return_offsets_mapping=True)
+    offsets = [(max(start - at, 0), end - at) if end > at else (-1, -1) for start, end in called["offset_mapping"][1:]]
+    assert offsets[0][0] == 0
+    assert list(zip(row["start"], row["end"], strict=True)) == offsets
+
+
+def test_a_whole_prompt_has_no_characters_of_the_text(m3, oracle):
+    prompt, text = "query: ", TEXTS[0]
+    (row,) = pipeline("multi-vector", m3, device="cpu", prompt=prompt).table([text]).to_pylist()
+    called = oracle.tokenizer(prompt + text, truncation=True, max_length=64, return_offsets_mapping=True)
+    at = len(prompt)
+    offsets = [(start - at, end - at) if start >= at else (-1, -1) for start, end in called["offset_mapping"][1:]]
+    assert offsets[0] == (-1, -1)
+    assert list(zip(row["start"], row["end"], strict=True)) == offsets

@@ -140,10 +140,11 @@ class MultiVector(EncoderTask):
         encoded = windows(texts, tokenizer, max_length=limit, stride=None, offsets=True).drop_columns(["document"])
         splits = encoded["input_ids"].combine_chunks().offsets
         if self.prefix:
-            for name in ("start", "end"):
-                moved = flat(encoded[name]).to_numpy() - len(self.prefix)
+            start, end = (flat(encoded[name]).to_numpy() - len(self.prefix) for name in ("start", "end"))
+            of_text = (start >= 0) | (end > 0)  # a token may begin in the prompt and end in the text
+            for name, moved in (("start", np.maximum(start, 0)), ("end", end)):
+                column = pa.array(np.where(of_text, moved, -1), pa.int32())
                 index = encoded.column_names.index(name)
-                column = pa.array(np.where(moved < 0, -1, moved), pa.int32())
                 encoded = encoded.set_column(index, name, pa.ListArray.from_arrays(splits, column))
         ids = flat(encoded["input_ids"]).to_numpy()
         counted = np.ones(len(ids), np.bool_)
