@@ -125,6 +125,9 @@ def test_given_spans_of_a_document_in_windows_behind_a_prompt(plain_encoder):
         ([[0, 4], [11, 12]], "span 1 has no token"),
         ([[0, 1.5]], "the spans are no list"),
         ([[0, 1, 2]], "the spans are no list"),
+        ([[0, 4, 5, 9]], "the spans are no list"),
+        ([["0", "4"]], "the spans are no list"),
+        ('{"01": 4}', "the spans are no list"),
         ("[[0", "the spans are no list"),
     ],
 )

@@ -226,9 +226,9 @@ def spans_of(column: pa.ChunkedArray, texts: pa.ChunkedArray) -> list[NDArray[np
     for place, (value, text) in enumerate(zip(column.to_pylist(), texts.to_pylist(), strict=True)):
         try:
             given = json.loads(value) if isinstance(value, str) else value
-            spans = np.array(given, np.int64).reshape(-1, 2)
-            if any(isinstance(one, float | bool) for span in given for one in span):
+            if any(list(map(type, span)) != [int, int] for span in given):
                 raise TypeError
+            spans = np.array(given, np.int64).reshape(-1, 2)
         except (ValueError, TypeError, OverflowError, RecursionError):
             failures[place] = (WRONG_SPANS, "the spans are no list of [start, end]")
             continue
