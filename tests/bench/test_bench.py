@@ -6,14 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
+from sentence_transformers.util import semantic_search
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models import save_classifier
-from xlmr_ray import UserError
+from xlmr_ray import UserError, pipeline
 from xlmr_ray.batch.job import job_of_call
 from xlmr_ray.bench import quality
 from xlmr_ray.bench.command import bench_command, quality_command
@@ -182,6 +184,27 @@ def test_quality_is_a_table_with_every_variant(capsys, monkeypatch):
     small = {kind: line for line in lines for kind in kinds if line.startswith(kind)}
     assert small.keys() == set(kinds)
     assert all(line.count("%") == 8 for line in small.values())
+
+
+def test_quality_of_articles_that_go_in_windows(monkeypatch):
+    """The vectors are those of whole articles, as a job stores them."""
+    monkeypatch.setattr(quality, "LANGUAGES", ("de",))
+    monkeypatch.setattr(quality, "VARIANTS", quality.VARIANTS[:1])
+    options = {"long": "windows", "max_length": 24, "dimensions": 96}
+    settings = [f"tasks.0.{name}={value}" for name, value in options.items()]
+    windows = job_of_call("embedding", input=[UDHR], model=MINI, settings=settings, writes=False)
+    found = quality.quality(windows, most=6, say=lambda text: None)
+    rows = pa.concat_tables(pq.read_table(path) for path in sorted(quality.CORPUS.glob("*.parquet")))
+    texts, numbers = {}, {}
+    for lang in ("en", "de"):
+        own = rows.filter(pc.equal(rows["lang"], lang))
+        texts[lang], numbers[lang] = own["text"].to_pylist(), np.array(own["article"])
+    pipe = pipeline("embedding", MINI, device="cpu", **options)
+    nearest = semantic_search(np.stack(pipe(texts["de"])), np.stack(pipe(texts["en"])), top_k=1)
+    same = numbers["en"][[hits[0]["corpus_id"] for hits in nearest]] == numbers["de"]
+    assert 0 < same.mean() < 1
+    assert found.costs[0].retrieval == same.mean()
+    assert {loss.bytes for loss in found.losses} == {96, 12, 192, 48}
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,15 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Articles:
+    """UDHR articles: the `language` and the `number` of each (N), and their encoded table."""
+
+    language: pa.ChunkedArray
+    number: pa.ChunkedArray
+    encoded: pa.Table
+
+
+@dataclass(frozen=True)
 class Quality:
     """`costs` of every variant, float32 first; `losses` of small vectors, none where the first task gives none."""
 
@@ -68,7 +77,7 @@ class Quality:
 def quality(job: Job, *, most: int, say: Callable[[str], None]) -> Quality:
     """What this machine can do, for the job's first task and at most so many documents."""
     sample = take_sample(job, most)
-    articles = udhr(sample)
+    task, articles = sample.tasks[0], udhr(sample)
     wanted: NDArray[np.float32] | None = None
     costs = []
     small: list[Loss] = []
@@ -95,9 +104,13 @@ def quality(job: Job, *, most: int, say: Callable[[str], None]) -> Quality:
             say(f"{name} is left out: {error}")
             continue
         got = engine.results(sample.encoded)[0].raw
-        if wanted is None:
-            wanted = got
-            small = small_vectors(engine, sample, articles, got)
+        of_articles = None
+        if isinstance(task, Embedding) and articles is not None:
+            found = engine.run(articles.encoded["input_ids"], tasks=[0]).raw[0]
+            of_articles = vectors(task, found, articles.encoded)
+            if wanted is None:
+                small = small_vectors(of_articles, vectors(task, got, sample.encoded[0]))
+        wanted = got if wanted is None else wanted
         change = np.abs(got - wanted)
         costs.append(
             Cost(
@@ -106,21 +119,22 @@ def quality(job: Job, *, most: int, say: Callable[[str], None]) -> Quality:
                 float(np.nanmean(change)),
                 float(np.nanmax(np.abs(wanted))),
                 float((got.argmax(-1) == wanted.argmax(-1)).mean()),
-                None if articles is None else retrieval(engine, sample, articles),
+                None if articles is None or of_articles is None else retrieval(of_articles, articles),
             )
         )
     return Quality(costs, small)
 
 
-def small_vectors(engine: Engine, sample: Sample, articles: pa.Table | None, raw: NDArray[np.float32]) -> list[Loss]:
-    """Over the UDHR's articles and the sample's documents, of which `raw` are the results; none without vectors."""
-    task = sample.tasks[0]
-    if articles is None or not isinstance(task, Embedding):
-        return []
-    table = replace(task, precision="float32", ranges=None).postprocess(raw, sample.encoded[0])
-    vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-    sets = {"UDHR": engine.run(articles["input_ids"], tasks=[0]).raw[0]}
-    return losses(sets | ({"documents": vectors} if len(vectors) > 1 else {}))
+def vectors(task: Embedding, raw: NDArray[np.float32], encoded: pa.Table) -> NDArray[np.float32]:
+    """The vectors `(N, width)` of the documents of an encoded table in float32, of which `raw` are the results."""
+    table = replace(task, precision="float32", ranges=None).postprocess(raw, encoded)
+    found: NDArray[np.float32] = table["embedding"].combine_chunks().flatten().to_numpy()
+    return found.reshape(table.num_rows, -1)
+
+
+def small_vectors(articles: NDArray[np.float32], documents: NDArray[np.float32]) -> list[Loss]:
+    """Over the vectors of the UDHR's articles and of the sample's documents, where there are several."""
+    return losses({"UDHR": articles} | ({"documents": documents} if len(documents) > 1 else {}))
 
 
 def round_off(engine: Engine, half: torch.dtype) -> None:
@@ -144,26 +158,23 @@ def round_off(engine: Engine, half: torch.dtype) -> None:
                 module.register_forward_hook(lambda module, given, out: rounded(out))
 
 
-def udhr(sample: Sample) -> pa.Table | None:
-    """The articles as the first task's sequences, where that is an embedding, with `lang` and `article`."""
+def udhr(sample: Sample) -> Articles | None:
+    """The articles as the first task reads them, where that is an embedding."""
     task = sample.tasks[0]
     if not isinstance(task, Embedding):
         return None
     rows = pa.concat_tables(pq.read_table(path) for path in sorted(CORPUS.glob("*.parquet")))
     rows = rows.filter(pc.is_in(rows["lang"], pa.array([ENGLISH, *LANGUAGES])))
-    encoded = task.prepare(pa.table({"text": rows["text"]}), sample.tokenizers[0])
-    return pa.table({"lang": rows["lang"], "article": rows["article"], "input_ids": encoded["input_ids"]})
+    return Articles(rows["lang"], rows["article"], task.prepare(rows.select(["text"]), sample.tokenizers[0]))
 
 
-def retrieval(engine: Engine, sample: Sample, articles: pa.Table) -> float:
-    """The share of articles in another language whose nearest English article is the same one."""
-    vectors = torch.nn.functional.normalize(
-        torch.from_numpy(engine.run(articles["input_ids"], tasks=[0]).raw[0]), dim=-1
-    )
-    english = np.array(pc.equal(articles["lang"], ENGLISH))
-    names = np.array(articles["article"])
-    found = (vectors[~english] @ vectors[english].T).argmax(1).numpy()
-    return float((names[english][found] == names[~english]).mean())
+def retrieval(found: NDArray[np.float32], articles: Articles) -> float:
+    """The share of articles in another language whose nearest English article, by vectors `(N, width)`, is the same."""
+    unit = torch.nn.functional.normalize(torch.tensor(found), dim=-1)
+    english = np.array(pc.equal(articles.language, ENGLISH))
+    numbers = np.array(articles.number)
+    nearest = (unit[~english] @ unit[english].T).argmax(1).numpy()
+    return float((numbers[english][nearest] == numbers[~english]).mean())
 
 
 def show_quality(found: Quality, console: Console) -> None:
