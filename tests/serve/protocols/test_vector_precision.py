@@ -1,5 +1,6 @@
 """Vectors in 8 bits from a service: ranges are of one kind of vectors, and requests of the other kind are refused."""
 
+import base64
 import json
 
 import numpy as np
@@ -46,12 +47,29 @@ def test_requests_of_the_other_kind_are_refused(served):
     client, _, _, normalized = served
     others = [("/embed", {"inputs": TEXTS, "normalize": not normalized})]
     if not normalized:
-        others += [("/embed", {"inputs": TEXTS}), ("/v1/embeddings", {"model": "mini", "input": TEXTS})]
+        others += [("/embed", {"inputs": TEXTS}), ("/v1/embeddings", {"input": TEXTS, "embedding_type": "int8"})]
     for path, body in others:
         response = client.post(path, json=body)
         assert response.status_code == 422, path
         assert "ranges are of vectors" in response.text
         assert "normalize" in response.text
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings"])
+def test_openais_form_has_floats_unless_it_names_codes(served, path):
+    """Its clients ask for base64, and would compute with the codes as if they were the numbers."""
+    client, ranges, floats, normalized = served
+    unit = floats / np.linalg.norm(floats, axis=1, keepdims=True)
+    for named in ({}, {"embedding_type": "float"}):
+        body = {"input": TEXTS, **named}
+        listed = [one["embedding"] for one in client.post(path, json=body).json()["data"]]
+        assert np.abs(np.array(listed) - unit).max() < 1e-6
+        coded = client.post(path, json={**body, "encoding_format": "base64"}).json()["data"]
+        for one, expected in zip(coded, unit, strict=True):
+            assert np.abs(np.frombuffer(base64.b64decode(one["embedding"]), "<f4") - expected).max() < 1e-6
+    if normalized:
+        codes = client.post(path, json={"input": TEXTS, "embedding_type": "int8"}).json()["data"]
+        assert np.array_equal([one["embedding"] for one in codes], quantize_embeddings(floats, "int8", ranges=ranges))
 
 
 def test_similarity_is_that_of_full_precision(served):

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.json_body import JsonRoute
-from xlmr_ray.serve.models import Model
+from xlmr_ray.serve.models import Model, Served
 from xlmr_ray.serve.protocols.body import Body, Cut, Direction
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import TRUNCATE, Cutting, embedded, given_texts, prompt_for
@@ -22,6 +22,7 @@ from xlmr_ray.serve.protocols.tei_bodies import Inputs
 from xlmr_ray.serve.requests import ErrorBody, Invalid, ServiceError
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.tasks.vector_precision import FLOATS
 
 BEGAN = int(time.time())
 CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
@@ -34,8 +35,9 @@ class Embeddings(Body):
     `truncation_side` says. `user` changes nothing. Without `model`, the first one for embeddings answers.
 
     `prompt_name` is put before every text, or the prompt for an `input_type`, where the model has prompts.
-    `embedding_type` is that of the numbers, the settings' if not said; `int8` and `uint8` are between the ranges that
-    the settings name, `binary` and `ubinary` are eight dimensions a number. In base64, all are float32.
+    `embedding_type` is that of the numbers, `float` if not said, whatever the settings store; `int8` and `uint8` are
+    between the ranges that the settings name, `binary` and `ubinary` are eight dimensions a number. In base64, all are
+    float32.
 
     `input` may be token ids with `token_ids: true` alone, which says that they are of this model's tokenizer (those of
     `/tokenize`).
@@ -113,7 +115,7 @@ async def vectors(service: Service, body: Embeddings, cutting: Cutting) -> Respo
             "dimensions": body.dimensions,
             "max_length": at_most(body.truncate_prompt_tokens),
             "prompt_name": body.prompt_name or prompt_for(service, served.model, body.input_type),
-            "precision": "float32" if body.embedding_type in ("float", "base64") else body.embedding_type,
+            "precision": precision(body.embedding_type, served),
         },
         cutting,
         model=served.model.name,
@@ -132,6 +134,14 @@ async def vectors(service: Service, body: Embeddings, cutting: Cutting) -> Respo
         for place, vector in enumerate(answer.answers)
     ]
     return reply({"object": "list", "model": served.model.name, "data": data, "usage": usage(answer)}, answer)
+
+
+def precision(kind: str | None, served: Served) -> str:
+    """The option of an `embedding_type`. A client that names none computes with the numbers: codes are not for that."""
+    if kind not in (None, "float", "base64"):
+        return kind
+    settings = served.options.get("precision")
+    return settings if settings in FLOATS else "float32"
 
 
 async def texts_given(
