@@ -35,6 +35,38 @@ def test_openai_without_a_model(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "there"),
+    [
+        ("/v1/embeddings", {"input": TEXTS}, "mini"),
+        ("/embeddings", {"input": TEXTS}, "mini"),
+        ("/classify", {"input": TEXTS}, "script"),
+        ("/pooling", {"input": TEXTS, "task": "classify"}, "script"),
+        ("/score", {"text_1": QUERY, "text_2": DOCUMENTS}, "relevance"),
+        ("/v1/score", {"text_1": QUERY, "text_2": DOCUMENTS}, "relevance"),
+        ("/rerank", {"query": QUERY, "texts": DOCUMENTS}, "relevance"),
+        ("/rerank", {"query": QUERY, "documents": DOCUMENTS}, "relevance"),
+        ("/v1/rerank", {"query": QUERY, "documents": DOCUMENTS}, "relevance"),
+        ("/v2/rerank", {"query": QUERY, "documents": DOCUMENTS}, "relevance"),
+        ("/v1/embed", {"texts": TEXTS}, "mini"),
+        ("/v2/embed", {"texts": TEXTS}, "mini"),
+        ("/embed", {"inputs": TEXTS}, "mini"),
+        ("/predict", {"inputs": TEXTS[0]}, "script"),
+    ],
+)
+def test_the_model_of_the_path(http: httpx.Client, path: str, body: dict[str, Any], there: str) -> None:
+    """On every route, as in the body; the first model with the task is another one for `script`."""
+    once = {"id", "created"}
+    in_path, in_body = (
+        answered(http, *asked) for asked in ((f"{path}?model={there}", body), (path, {**body, "model": there}))
+    )
+    if isinstance(in_path, dict):
+        in_path, in_body = ({k: v for k, v in one.items() if k not in once} for one in (in_path, in_body))
+    assert in_path == in_body
+    assert http.post(f"{path}?model=nobody", json=body).status_code == 404
+    assert http.post(f"{path}?model={there}", json={**body, "model": "another"}).status_code == 422
+
+
+@pytest.mark.parametrize(
     ("path", "body"),
     [
         ("/embed", {"inputs": TEXTS}),

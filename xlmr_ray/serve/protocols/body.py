@@ -63,17 +63,22 @@ class Nothing(Body):
     """No field at all."""
 
 
-class Asked(Body):
-    """What all bodies of text-embeddings-inference's and Hugging Face's forms may have."""
+class ForModel(Body):
+    """A body that may name its model, as the path may."""
 
     model: Annotated[str | None, Field(description="As `?model=` of the path.")] = None
-    options: HubOptions | None = None
 
     def which(self, model: str | None) -> str | None:
         """The model that is named in the body or in the path. Raises Invalid for two."""
         if self.model is not None and model not in (None, self.model):
             raise Invalid("model", "the body and the path name two models")
         return model or self.model
+
+
+class Asked(ForModel):
+    """What all bodies of text-embeddings-inference's and Hugging Face's forms may have."""
+
+    options: HubOptions | None = None
 
 
 class Parameters(Body):

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from xlmr_ray.serve.json_body import JsonRoute
-from xlmr_ray.serve.protocols.body import Body, Cut, Refused, Several
+from xlmr_ray.serve.protocols.body import Cut, ForModel, Model, Refused, Several
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.reply import ask, counted, reply
 from xlmr_ray.serve.protocols.responses import CohereError, Rerankings
@@ -30,7 +30,7 @@ class Document(BaseModel):
     text: str
 
 
-class Reranking(Body):
+class Reranking(ForModel):
     """Documents longer than the model are cut, as there, which the header `x-truncated` tells; `truncation: false`
     refuses them, `truncate_prompt_tokens` (vLLM's) cuts query and document at so many tokens. Of `rank_fields`,
     documents have only `text`, and each is read in one piece. `raw_scores`: the head's numbers as they are.
@@ -38,7 +38,6 @@ class Reranking(Body):
 
     query: str
     documents: Several[str | Document]
-    model: str | None = None
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool | None = None
     truncation: bool | None = None
@@ -66,16 +65,16 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
             f"POST {path}", Rerankings, CohereError, summary="Documents by how well they answer a query, best first"
         )
 
-        async def answer(body: Reranking) -> Response:
-            return await reranked(service, body)
+        async def answer(body: Reranking, model: Model = None) -> Response:
+            return await reranked(service, body, body.which(model))
 
         routes.post(path, name=path.strip("/").replace("/", "_"), **told)(answer)
     return routes
 
 
-async def reranked(service: Service, body: Reranking, *, plain: bool = False) -> Response:
+async def reranked(service: Service, body: Reranking, model: str | None, *, plain: bool = False) -> Response:
     """`plain`: in infinity's form, in which a document that is a text comes back as a text."""
-    served = service.find("rerank", body.model)
+    served = service.find("rerank", model)
     most = service.limits.cohere_inputs
     counted(service, body.documents, "documents", most)
     check(body, served.model.max_length)

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.json_body import JsonRoute
-from xlmr_ray.serve.protocols.body import Body, Refused, Several
+from xlmr_ray.serve.protocols.body import Body, ForModel, Model, Refused, Several
 from xlmr_ray.serve.protocols.cohere import error_body
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import Cutting, embedded, prompt_for
@@ -44,14 +44,13 @@ class Input(Body):
     content: Annotated[Several[Content], Field(min_length=1)]
 
 
-class CohereEmbed(Body):
+class CohereEmbed(ForModel):
     """`texts`, or `inputs` of texts. Vectors have length 1. Texts longer than the model, or than `max_tokens`, are cut
     at their `END` or `START`, as there, which the header `x-truncated` tells; `NONE` refuses them. `input_type` chooses
     among the prompts of the model's folder or settings: of a model without prompts, all types have the same vectors.
     `int8` and `uint8` are between the ranges that the settings name.
     """
 
-    model: str | None = None
     texts: Several[str] | None = None
     inputs: Several[Input] | None = None
     input_type: Literal["search_query", "search_document", "classification", "clustering"] | None = None
@@ -72,19 +71,19 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     summary = "A vector a text, in several encodings"
 
     @routes.post("/v1/embed", **documented("POST /v1/embed", CohereVectors, CohereError, summary=summary))
-    async def v1_embed(body: CohereEmbed) -> Response:
-        return await vectors(service, body, bare=body.embedding_types is None)
+    async def v1_embed(body: CohereEmbed, model: Model = None) -> Response:
+        return await vectors(service, body, body.which(model), bare=body.embedding_types is None)
 
     @routes.post("/v2/embed", **documented("POST /v2/embed", CohereVectors, CohereError, summary=summary))
-    async def v2_embed(body: CohereEmbed) -> Response:
-        return await vectors(service, body, bare=False)
+    async def v2_embed(body: CohereEmbed, model: Model = None) -> Response:
+        return await vectors(service, body, body.which(model), bare=False)
 
     return routes
 
 
-async def vectors(service: Service, body: CohereEmbed, *, bare: bool) -> Response:
+async def vectors(service: Service, body: CohereEmbed, model: str | None, *, bare: bool) -> Response:
     """`bare`: a list of vectors, as the first version gives where no encoding is named."""
-    served = service.find("embedding", body.model)
+    served = service.find("embedding", model)
     field, texts = given(body)
     side = "left" if body.truncate == "START" else "right"
     kinds = list(dict.fromkeys(body.embedding_types or ["float"]))

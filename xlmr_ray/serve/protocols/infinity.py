@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from xlmr_ray.serve.json_body import JsonRoute
-from xlmr_ray.serve.protocols.body import Body, Texts, listed
+from xlmr_ray.serve.protocols.body import ForModel, Model, Texts, listed
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import Cutting
 from xlmr_ray.serve.protocols.openai import Embeddings, cards, error_body, usage, vectors
@@ -31,13 +31,12 @@ class InfinityEmbeddings(Embeddings):
     output_dimension: Annotated[int, Field(ge=1)] | None = None
 
 
-class Classify(Body):
+class Classify(ForModel):
     """All labels of each text, best first. `raw_scores`: the head's numbers as they are. Texts longer than the model
     are cut, which the header `x-truncated` tells.
     """
 
     input: Texts
-    model: str | None = None
     raw_scores: bool | None = None
     user: str | None = None
 
@@ -50,17 +49,18 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     routes = APIRouter(route_class=JsonRoute, tags=["infinity"])
 
     @routes.post("/embeddings", **documented("POST /embeddings", Vectors, OpenAIError, summary="A vector a text"))
-    async def embeddings(body: InfinityEmbeddings) -> Response:
+    async def embeddings(body: InfinityEmbeddings, model: Model = None) -> Response:
         if None not in (body.dimensions, body.output_dimension) and body.dimensions != body.output_dimension:
             raise Invalid("output_dimension", "is another than dimensions")
         chosen = body.model_copy(update={"dimensions": body.dimensions or body.output_dimension})
-        return await vectors(service, chosen, Cutting(whole=body.truncate is False, side=body.truncation_side))
+        cutting = Cutting(whole=body.truncate is False, side=body.truncation_side)
+        return await vectors(service, chosen, body.which(model), cutting)
 
     @routes.post(
         "/classify", **documented("POST /classify", Classifications, OpenAIError, summary="Scores of all labels")
     )
-    async def classify(body: Classify) -> Response:
-        served = service.find("text-classification", body.model)
+    async def classify(body: Classify, model: Model = None) -> Response:
+        served = service.find("text-classification", body.which(model))
         answer = await ask(
             service,
             "text-classification",

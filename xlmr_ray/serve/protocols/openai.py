@@ -12,8 +12,9 @@ from pydantic import Field
 
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.json_body import JsonRoute
-from xlmr_ray.serve.models import Model, Served
-from xlmr_ray.serve.protocols.body import Body, Cut, Direction
+from xlmr_ray.serve.models import Model as Resident
+from xlmr_ray.serve.models import Served
+from xlmr_ray.serve.protocols.body import Cut, Direction, ForModel, Model
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import TRUNCATE, Cutting, embedded, given_texts, prompt_for
 from xlmr_ray.serve.protocols.reply import reply
@@ -29,7 +30,7 @@ CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceed
 TYPES = {401: "authentication_error", 408: "timeout", 429: "requests", 404: "not_found_error"}
 
 
-class Embeddings(Body):
+class Embeddings(ForModel):
     """Vectors have length 1. Texts longer than the model are refused; with `truncate` they are cut at the model's
     length, with `truncate_prompt_tokens` (vLLM's) at so many tokens, -1 for the model's, at the end that
     `truncation_side` says. `user` changes nothing. Without `model`, the first one for embeddings answers.
@@ -44,7 +45,6 @@ class Embeddings(Body):
     """
 
     input: Inputs
-    model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None
@@ -77,9 +77,9 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     routes = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 
     @routes.post("/v1/embeddings", **documented("POST /v1/embeddings", Vectors, OpenAIError, summary="A vector a text"))
-    async def embeddings(body: Embeddings) -> Response:
+    async def embeddings(body: Embeddings, model: Model = None) -> Response:
         whole = not body.truncate and body.truncate_prompt_tokens is None
-        return await vectors(service, body, Cutting(whole=whole, side=body.truncation_side))
+        return await vectors(service, body, body.which(model), Cutting(whole=whole, side=body.truncation_side))
 
     @routes.get("/v1/models", **documented("GET /v1/models", ModelCards, OpenAIError, summary="The models"))
     async def models() -> ModelCards:
@@ -102,8 +102,8 @@ def cards(service: Service) -> ModelCards:
     return ModelCards(object="list", data=[card(name) for name in service.models])
 
 
-async def vectors(service: Service, body: Embeddings, cutting: Cutting) -> Response:
-    served = service.find("embedding", body.model)
+async def vectors(service: Service, body: Embeddings, model: str | None, cutting: Cutting) -> Response:
+    served = service.find("embedding", model)
     texts, single = await texts_given(service, body.input, body.token_ids, served.model)
     if body.prompt_name is not None and body.input_type is not None:
         raise Invalid("input_type", "and prompt_name both say the prompt: leave one out")
@@ -145,7 +145,7 @@ def precision(kind: str | None, served: Served) -> str:
 
 
 async def texts_given(
-    service: Service, given: str | list[str] | list[int] | list[list[int]], ours: bool | None, model: Model
+    service: Service, given: str | list[str] | list[int] | list[list[int]], ours: bool | None, model: Resident
 ) -> tuple[list[str], bool]:
     """The texts of `input`, and whether one came alone. Raises Invalid for ids that are not said to be of the model's
     own tokenizer.

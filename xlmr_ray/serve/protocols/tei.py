@@ -136,7 +136,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     )
     async def rerank(body: AnyRerank, model: Model = None) -> Response:
         if isinstance(body, Reranking):
-            return await reranked(service, body, plain=True)
+            return await reranked(service, body, body.which(model), plain=True)
         return await ranks(service, body, body.which(model))
 
     @routes.post(

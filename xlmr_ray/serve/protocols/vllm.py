@@ -13,7 +13,7 @@ from pydantic import Field
 
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.json_body import JsonRoute
-from xlmr_ray.serve.protocols.body import Body, Cut, Direction, Texts, listed
+from xlmr_ray.serve.protocols.body import Cut, Direction, ForModel, Model, Texts, listed
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import Cutting, embedded
 from xlmr_ray.serve.protocols.openai import as_base64, at_most, error_body, texts_given, usage
@@ -29,13 +29,12 @@ SIDES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), (
 CUT_WITH = "truncate_prompt_tokens: -1"
 
 
-class Pooled(Body):
+class Pooled(ForModel):
     """Texts longer than the model are refused; with `truncate_prompt_tokens` they are cut. `use_activation: false`
     gives numbers as they are: without softmax or sigmoid, vectors of any length. `user` and `request_id` change
     nothing.
     """
 
-    model: str | None = None
     user: str | None = None
     request_id: str | None = None
     priority: Literal[0] | None = None
@@ -86,14 +85,14 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     for path in SCORE:
         told = documented(f"POST {path}", Scores, OpenAIError, summary="How well pairs of texts fit together")
 
-        async def score(body: Score) -> Response:
-            return await scored(service, body)
+        async def score(body: Score, model: Model = None) -> Response:
+            return await scored(service, body, body.which(model))
 
         routes.post(path, name=path.strip("/").replace("/", "_"), **told)(score)
 
     @routes.post("/pooling", **documented("POST /pooling", Poolings, OpenAIError, summary="Vectors or scores of texts"))
-    async def pooling(body: Pooling) -> Response:
-        return await pooled(service, body)
+    async def pooling(body: Pooling, model: Model = None) -> Response:
+        return await pooled(service, body, body.which(model))
 
     return routes
 
@@ -104,14 +103,14 @@ def made(kind: str, model: str, values: Sequence[Any], answer: Answer, field: st
     return reply({**head, "data": data, "usage": usage(answer)}, answer)
 
 
-async def scored(service: Service, body: Score) -> Response:
+async def scored(service: Service, body: Score, model: str | None) -> Response:
     names, left, right = sides(body)
     fields = {"text": names[0], "text_pair": names[1], "truncate": CUT_WITH, "max_length": "truncate_prompt_tokens"}
     length = at_most(body.truncate_prompt_tokens)
     counted(service, right, names[1], service.limits.openai_inputs)
-    if not service.has("rerank", body.model) and service.has("embedding", body.model):
-        return await nearness(service, body, left, right, names)
-    served = service.find("rerank", body.model)
+    if not service.has("rerank", model) and service.has("embedding", model):
+        return await nearness(service, body, model, left, right, names)
+    served = service.find("rerank", model)
     options: dict[str, Any] = {"function_to_apply": "none"} if body.use_activation is False else {}
     answer = await ask(
         service,
@@ -129,12 +128,12 @@ async def scored(service: Service, body: Score) -> Response:
 
 
 async def nearness(
-    service: Service, body: Score, left: Sequence[str], right: Sequence[str], names: tuple[str, str]
+    service: Service, body: Score, model: str | None, left: Sequence[str], right: Sequence[str], names: tuple[str, str]
 ) -> Response:
     """The cosines of the vectors of pairs."""
     if body.use_activation is False:
         raise Invalid("use_activation", "goes with a model for rerank")
-    served = service.find("embedding", body.model)
+    served = service.find("embedding", model)
     texts = list(dict.fromkeys([*left, *right]))
     place = {text: place for place, text in enumerate(texts)}
     options = {"normalize": True, "precision": "float32", "max_length": at_most(body.truncate_prompt_tokens)}
@@ -170,15 +169,15 @@ def sides(body: Score) -> tuple[tuple[str, str], list[str], list[str]]:
     return names, left, right
 
 
-async def pooled(service: Service, body: Pooling) -> Response:
+async def pooled(service: Service, body: Pooling, model: str | None) -> Response:
     task = body.task
-    by_token = "multi-vector" if service.has("multi-vector", body.model) else "feature-extraction"
-    if task is None and service.has(by_token, body.model):
+    by_token = "multi-vector" if service.has("multi-vector", model) else "feature-extraction"
+    if task is None and service.has(by_token, model):
         task = "token_embed"
     if task is None:
         raise Invalid("task", "embed, classify or token_embed is wanted: this model is not served for token_embed")
     ours = {"embed": "embedding", "classify": "text-classification", "token_embed": by_token}[task]
-    served = service.find(ours, body.model)
+    served = service.find(ours, model)
     if body.dimensions is not None and task != "embed":
         raise Invalid("dimensions", "goes with task embed")
     raw = body.use_activation is False
