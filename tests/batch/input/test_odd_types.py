@@ -49,6 +49,32 @@ def test_int96_times_finer_than_microseconds_are_error_rows(tmp_path):
     assert table["kept"].to_pylist()[4] == datetime.datetime(1969, 12, 31, 23, 59, 59, 999999)
 
 
+@pytest.mark.parametrize(
+    "type",
+    [
+        pa.struct([("n", pa.float64()), ("at", pa.timestamp("ns"))]),
+        pa.list_(pa.timestamp("ns")),
+        pa.map_(pa.string(), pa.timestamp("ns")),
+        pa.list_(pa.struct([("at", pa.list_(pa.timestamp("ns")))])),
+    ],
+    ids=str,
+)
+def test_int96_times_in_other_types_are_no_less_checked(tmp_path, type):
+    def around(time):
+        if pa.types.is_struct(type):
+            return {"n": float("nan"), "at": time}
+        if pa.types.is_map(type):
+            return [("first", 0), ("second", time)]
+        return [0, time] if pa.types.is_timestamp(type.value_type) else [{"at": []}, {"at": [0, time]}, None]
+
+    rows = [around(1000), around(1001), None, around(None), around(-1)]
+    table = kept(tmp_path, pa.array(rows, type), use_deprecated_int96_timestamps=True, row_group_size=2)
+    assert table["_code"].to_pylist() == ["", codes.UNFIT_VALUE, "", "", codes.UNFIT_VALUE]
+    sound = table["kept"].take([0, 2, 3])
+    exact = pq.read_table(tmp_path / "a.parquet", columns=["kept"], coerce_int96_timestamp_unit="us")["kept"]
+    assert str(sound) == str(exact.take([0, 2, 3]))  # NaN is not equal to itself
+
+
 def test_a_uuid_is_an_id(tmp_path):
     path = tmp_path / "a.parquet"
     duckdb.sql(f"copy (select uuid() as id, 'a' as text from range(5) union all select null, 'b') to '{path}'")

@@ -92,7 +92,7 @@ def test_parquet_is_cut_along_row_groups(
 
 @given(st.lists(st.integers(0, 40)), st.integers(1, 30), st.integers(1, 4000))
 def test_row_ranges_cover_every_row_once(groups: list[int], shard_rows: int, shard_bytes: int) -> None:
-    opened = parquet_reader.Opened(None, {}, (), tuple(groups), tuple(rows * 100 for rows in groups))
+    opened = parquet_reader.Opened(None, None, {}, (), tuple(groups), tuple(rows * 100 for rows in groups))
     ranges = list(parquet_reader.row_ranges(opened, shard_rows, shard_bytes))
     assert [row for start, stop in ranges for row in range(start, stop)] == list(range(sum(groups)))
     assert all(0 < stop - start <= max(1, min(shard_rows, shard_bytes // 100)) for start, stop in ranges)

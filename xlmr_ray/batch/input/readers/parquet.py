@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import LISTS, SYSTEM, Columns, Problem, repair, text_of
 from xlmr_ray.batch.input.readers.footer import check_footer, hide_arrow_schema
+from xlmr_ray.batch.input.readers.int96 import finer
 from xlmr_ray.batch.input.readers.parquet_columns import Found, find_columns, is_list_of_text, is_text, needs_plain
 from xlmr_ray.batch.input.readers.raw import Damaged, Source
 from xlmr_ray.batch.input.readers.reader import Cut, Reader
@@ -53,7 +54,7 @@ class Parquet(Reader):
             low, high = max(shard.start, start), min(shard.stop, start + count)
             if low < high:
                 room = MAX_SHARD_BYTES - sum(table.nbytes for table in tables)
-                tables += _row_group(source, opened, index, start, low, high, columns, max_row_bytes, room)
+                tables += _row_group(opened, index, start, low, high, columns, max_row_bytes, room)
             start += count
         return pa.concat_tables(tables) if tables else _schema(columns, opened.kept).empty_table()
 
@@ -82,18 +83,19 @@ def row_ranges(opened: Opened, shard_rows: int, shard_bytes: int) -> Iterator[tu
 
 @dataclass(frozen=True)
 class Opened:
-    """A file whose footer is sound and whose named columns can be read: where they are, the types of the kept columns.
+    """A file whose footer is sound and whose named columns can be read: where they are, the types of the kept ones."""
 
-    `nanoseconds`: the same file again for kept INT96 columns, which are read in microseconds, so that no year is out of
-    range.
-    """
-
+    source: Source
     file: pq.ParquetFile
     columns: Mapping[str, Found]
     kept: tuple[pa.DataType, ...]
     row_groups: tuple[int, ...]  # rows of each
     row_group_bytes: tuple[int, ...]  # uncompressed, of the columns that are read
-    nanoseconds: pq.ParquetFile | None = None
+
+    @functools.cached_property
+    def nanoseconds(self) -> pq.ParquetFile:
+        """The same file, with INT96 times in nanoseconds."""
+        return _opened(self.source, unit="ns")
 
     def paths(self, names: Iterable[str]) -> list[str]:
         """Of the leaf columns that the names are in. A column with a dot in its name may share one with a struct."""
@@ -124,10 +126,8 @@ def open_file(source: Source, columns: Columns) -> Opened:
     groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
     leaves = {leaf for one in found.values() for leaf in one.leaves}
     sizes = tuple(sum(group.column(leaf).total_uncompressed_size for leaf in leaves) for group in groups)
-    kept = tuple(_kept_type(found[name].type, found[name].is_int96) for name in columns.extra_columns)
-    finer = any(found[name].is_int96 for name in columns.extra_columns)
-    nanoseconds = _opened(source, unit="ns") if finer else None
-    return Opened(file, found, kept, tuple(group.num_rows for group in groups), sizes, nanoseconds)
+    kept = tuple(_kept_type(found[name].type) for name in columns.extra_columns)
+    return Opened(source, file, found, kept, tuple(group.num_rows for group in groups), sizes)
 
 
 def _opened(source: Source, unit: str = "us") -> pq.ParquetFile:
@@ -145,13 +145,13 @@ def _opened(source: Source, unit: str = "us") -> pq.ParquetFile:
 
 
 def _row_group(
-    source: Source, opened: Opened, index: int, start: int, low: int, high: int, columns: Columns, limit: int, room: int
+    opened: Opened, index: int, start: int, low: int, high: int, columns: Columns, limit: int, room: int
 ) -> list[pa.Table]:
     """Rows [low, high) of the file, which lie in the row group that starts at row `start`."""
     schema = _schema(columns, opened.kept)
     tables: list[pa.Table] = []
     position = start
-    batches = _batches(source, opened, index, columns)
+    batches = _batches(opened, index, columns)
     while position < high:
         if room < 0:
             reason = f"the shard's rows before it hold over {MAX_SHARD_BYTES} bytes; set a lower cluster.shard_rows"
@@ -171,31 +171,25 @@ def _row_group(
     return tables
 
 
-def _batches(source: Source, opened: Opened, index: int, columns: Columns) -> Iterator[pa.RecordBatch | str]:
-    """The batches of a row group, with `FINER` where a kept column is INT96; where one cannot be read, the reason
-    instead, and no more.
+def _batches(opened: Opened, index: int, columns: Columns) -> Iterator[pa.RecordBatch | str]:
+    """The batches of a row group, with `FINER` where a kept column has INT96 times; where one cannot be read, the
+    reason instead, and no more.
     """
     try:
         found = opened.file.iter_batches(BATCH_ROWS, row_groups=[index], columns=opened.paths(columns.wanted))
-        if opened.nanoseconds is None:
+        names = [name for name in columns.extra_columns if opened.columns[name].has_int96]
+        if not names:
             yield from found
         else:
-            names = [name for name in columns.extra_columns if opened.columns[name].is_int96]
             exact = opened.nanoseconds.iter_batches(BATCH_ROWS, row_groups=[index], columns=opened.paths(names))
             for batch, other in zip(found, exact, strict=True):
                 pairs = [[opened.columns[name].column(one) for one in (batch, other)] for name in names]
-                yield batch.append_column(FINER, _finer(pairs))
+                yield batch.append_column(FINER, pa.array(np.logical_or.reduce([finer(*pair) for pair in pairs])))
     except _ERRORS as error:
-        if source.failure is not None:
-            raise source.failure from None
+        if opened.source.failure is not None:
+            raise opened.source.failure from None
         yield f"cannot be read: {_first_line(error)}"
     yield "has fewer rows than the footer says"
-
-
-def _finer(pairs: list[list[pa.Array]]) -> pa.Array:
-    """The rows in which a time is finer than microseconds. Out of the range of nanoseconds, both are cut alike."""
-    finer = [pc.not_equal(us.cast(pa.timestamp("ns"), safe=False), ns).fill_null(False) for us, ns in pairs]
-    return functools.reduce(pc.or_, finer)
 
 
 def _tables(named: dict[str, pa.Array], first: int, columns: Columns, schema: pa.Schema, limit: int) -> list[pa.Table]:
@@ -365,10 +359,8 @@ def _uuids(column: pa.Array) -> pa.Array:
     return pa.array([value and str(uuid.UUID(bytes=value)) for value in column.to_pylist()], pa.string())
 
 
-def _kept_type(type: pa.DataType, is_int96: bool) -> pa.DataType:
+def _kept_type(type: pa.DataType) -> pa.DataType:
     """The type in which a kept column is written: its own, but every kind of string is `string`."""
-    if is_int96:
-        return pa.timestamp("us")
     return pa.string() if type == pa.large_string() else type
 
 

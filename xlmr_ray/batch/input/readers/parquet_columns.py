@@ -42,7 +42,7 @@ class Found:
     leaves: range = range(0)
     value: str | None = None
     is_uuid: bool = False
-    is_int96: bool = False
+    has_int96: bool = False
 
     def column(self, batch: pa.RecordBatch) -> pa.Array:
         """The values in a batch."""
@@ -119,12 +119,10 @@ def _below(type: pa.DataType, rest: str, start: int) -> tuple[tuple[str, ...], p
 
 def _with_storage(one: Found, file: pq.ParquetFile) -> Found:
     """With what only Parquet's own schema tells, and in the type without extensions, dictionaries and views."""
-    is_uuid = is_int96 = False
-    if len(one.leaves) == 1:
-        leaf = file.schema.column(one.leaves.start)
-        is_uuid = leaf.logical_type.type == "UUID" and one.type.num_fields == 0
-        is_int96 = leaf.physical_type == "INT96" and pa.types.is_timestamp(one.type)
-    return Found(plain_type(one.type), one.top, one.inside, one.leaves, one.value, is_uuid, is_int96)
+    leaves = [file.schema.column(index) for index in one.leaves]
+    is_uuid = one.type.num_fields == 0 and any(leaf.logical_type.type == "UUID" for leaf in leaves)
+    has_int96 = any(leaf.physical_type == "INT96" for leaf in leaves)
+    return Found(plain_type(one.type), one.top, one.inside, one.leaves, one.value, is_uuid, has_int96)
 
 
 def plain_type(type: pa.DataType) -> pa.DataType:
