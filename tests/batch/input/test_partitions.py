@@ -61,6 +61,17 @@ def test_they_can_be_kept_and_be_the_id(tmp_path, ending):
         assert sorted(map(str, wanted)) == sorted(str((row["text"], row["lang"], row["when"])) for row in rows)
 
 
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv", "txt"])
+def test_a_missing_value_is_no_text(tmp_path, ending):
+    for folder in ("lang=de", "lang=__HIVE_DEFAULT_PARTITION__"):
+        write(tmp_path / folder, ending, pa.table({"text": ["a", "b"]}))
+    columns = Columns({"text": "text", "text_pair": "lang"}, keep=("year",), renamed=(("year", "lang"),))
+    rows = read(tmp_path, columns)
+    assert [row["_code"] for row in rows] == [codes.NULL_FIELD] * 2 + [""] * 2
+    assert [row["text_pair"] for row in rows] == [None, None, "de", "de"]
+    assert "'lang' is null" in rows[0]["_message"]
+
+
 def test_a_column_of_the_file_comes_first(tmp_path):
     write(tmp_path / "lang=de", "parquet", pa.table({"text": ["a"], "lang": ["fr"]}))
     write(tmp_path / "lang=de", "jsonl", pa.table({"text": ["a", "b"], "lang": ["fr", None]}))

@@ -153,10 +153,10 @@ class Csv(Reader):
         behind: list[Value] = list(constant.values())
         at_id = None if columns.id is None else header.index(columns.id)
         at = [header.index(name) for name in (*columns.extra_columns, *columns.text.values())]
-        lists = [
-            (place, role, name)
-            for place, (role, name) in enumerate(columns.text.items(), len(columns.extra))
-            if role in LISTS
+        checked = [  # other values are strings
+            (index, role, name)
+            for index, (role, name) in enumerate(columns.text.items(), len(columns.extra))
+            if role in LISTS or constant.get(name, "") is None
         ]
         for number, (record, size, _) in enumerate(stream, shard.first_row):
             if size > max_row_bytes:
@@ -183,13 +183,13 @@ class Csv(Reader):
                 id = b"" if at_id is None else row[at_id] or b""
                 taken: list[Value] = [row[index] for index in at]
                 wrong = None
-                for place, role, name in lists:
-                    value = taken[place]
+                for index, role, name in checked:
+                    value = taken[index]
                     text = text_of(role, value.decode() if isinstance(value, bytes) else value, name)
                     if isinstance(text, Problem):
                         wrong = text
                     else:
-                        taken[place] = text
+                        taken[index] = text
                 if wrong is None:
                     rows.good(number, id, taken)
                 else:

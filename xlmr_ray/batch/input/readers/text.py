@@ -7,7 +7,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.columns import Columns, Problem, Rows
+from xlmr_ray.batch.input.columns import Columns, Problem, Rows, text_of
 from xlmr_ray.batch.input.readers.line_shards import checked_content, cut
 from xlmr_ray.batch.input.readers.raw import BOM, Source, chunks, lines, missing, without_return
 from xlmr_ray.batch.input.readers.reader import Cut, Reader
@@ -35,6 +35,8 @@ class Text(Reader):
         rows = Rows(columns, lambda row: f"line {row + 1}")
         own, partitions = self.own(columns), source.partitions
         named = [*columns.extra_columns, *columns.text.values()]
+        of_path = [text_of(role, partitions[name], name) for role, name in columns.text.items() if name != own]
+        problem = next((one for one in of_path if isinstance(one, Problem)), None)
         id = partitions.get(columns.id or "") or ""
         for number, (line, size) in enumerate(lines(chunks(source, shard.start, shard.stop)), shard.first_row):
             if size > max_row_bytes:
@@ -47,6 +49,10 @@ class Text(Reader):
                 content.decode()
             except UnicodeDecodeError as error:
                 rows.bad(number, Problem(codes.INVALID_UTF8, f"invalid UTF-8 at byte {error.start}"))
+                continue
+            values = [content if name == own else partitions[name] for name in named]
+            if problem is not None:
+                rows.bad(number, problem, id, values[: len(columns.extra)])
             else:
-                rows.good(number, id, [content if name == own else partitions[name] for name in named])
+                rows.good(number, id, values)
         return rows.table()
