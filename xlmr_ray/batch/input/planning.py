@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.file import Input, check_unchanged
 from xlmr_ray.batch.input.kept_types import KeptTypes
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.raw import Damaged, Source
@@ -124,11 +124,11 @@ def plan_input(
     kept: tuple[pa.DataType, ...] = ()
     rows = 0
     try:
-        if source.info() is None:
+        if (info := source.info()) is None:
             raise Damaged(codes.FILE_GONE, "deleted after it was listed, or a link to nothing")
         if one.size == 0:
             raise Damaged(codes.EMPTY_FILE, "zero bytes")
-        source.check()
+        check_unchanged(one, info)
         cut = readers[one.format].plan(source, columns, shard_rows=shard_rows, shard_bytes=shard_bytes)
         kept = cut.kept
         for piece in cut.pieces:  # those before a damage are kept

@@ -11,7 +11,7 @@ import pyarrow as pa
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.file import Input, InputChanged, check_unchanged
 from xlmr_ray.batch.input.partitions import partitions_of
-from xlmr_ray.batch.input.readers.zstd import NotZstd, is_skippable, large_window, needs_large_window
+from xlmr_ray.batch.input.readers.zstd import HEADER, NotZstd, is_skippable, large_window, needs_large_window
 from xlmr_ray.batch.store.filesystem import filesystem
 
 CHUNK = 8 << 20  # bytes asked of the store at a time
@@ -140,10 +140,10 @@ def chunks(source: Source, start: int = 0, stop: int | None = None) -> Iterator[
 
 def _inflated(source: Source) -> Iterator[bytes]:
     name = source.input.compression
-    start = source.range(0, 4)
+    start = source.range(0, HEADER)
     if not start.startswith(_MAGIC[name]) and not (name == "zstd" and is_skippable(start)):
         raise Damaged(codes.WRONG_FORMAT, f"the ending says {name}, the content is not {name}")
-    if name == "zstd" and needs_large_window(source.range):
+    if name == "zstd" and needs_large_window(start, source.range):
         yield from _of_large_window(source)
         return
     stream, taken = _decompressor(source)

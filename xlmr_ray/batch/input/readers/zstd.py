@@ -31,13 +31,16 @@ def is_skippable(start: bytes) -> bool:
     return start[1:4] == b"\x2a\x4d\x18" and start[0] & 0xF0 == 0x50
 
 
-def needs_large_window(read: Read) -> bool:
-    """Whether the first frame with content has a window that is too large for Arrow."""
+def needs_large_window(start: bytes, read: Read) -> bool:
+    """Whether the first frame with content has a window that is too large for Arrow. `start`: the file's first `HEADER`
+    bytes.
+    """
     position = 0
-    while is_skippable(start := read(position, position + HEADER)):
+    while is_skippable(start):
         if len(start) < 8:
             return False
         position += 8 + int.from_bytes(start[4:8], "little")
+        start = read(position, position + HEADER)
     try:
         return bool(zstandard.get_frame_parameters(start).window_size > ARROW_WINDOW)
     except zstandard.ZstdError:
