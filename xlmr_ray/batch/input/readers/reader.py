@@ -4,6 +4,7 @@ pieces, and how a piece is read.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,7 +26,7 @@ class Cut:
     pieces: Iterator[Piece]
 
 
-class Reader(Section):
+class Reader(Section, ABC):
     """An input format. A subclass's fields are the format's options, in the job file `input.<name>: {option: value}`.
 
     `name`: what `input.format` says. `endings`: of file names, lower case. `compressed`: whether a whole file may be
@@ -39,17 +40,17 @@ class Reader(Section):
     compressed: ClassVar[bool] = False
     related: ClassVar[tuple[str, ...]] = ()
 
+    @abstractmethod
     def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
         """Cut a file into pieces of at most `shard_rows` rows and about `shard_bytes` bytes in memory. Whatever these
         are, pieces that end with the same row have the same `stop`: so a job can be limited to its first rows.
 
         Raises Damaged where the file cannot be read; iterating over the pieces raises it after those that can.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
         """The rows of a shard, good or with an error code; for the columns see `read_shard`."""
-        raise NotImplementedError
 
     def unread(self, source: Source, shard: Shard, columns: Columns, code: str, message: str) -> pa.Table:
         """The rows of a shard whose reading kills its process, each with this error code and message.
