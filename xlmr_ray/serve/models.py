@@ -15,6 +15,7 @@ from xlmr_ray.checkpoint.digest import weights_digest
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.identity import encoder_identity
+from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.generator import Generator
@@ -52,6 +53,11 @@ class Model:
     def tokenizer_cutting(self, side: str | None) -> XLMRobertaTokenizer:
         """One that cuts long texts at this side, `left` or `right`; the model's own for None."""
         return self.tokenizer if side in (None, self.tokenizer.truncation_side) else self._other_side
+
+    @cached_property
+    def sentence(self) -> SentenceConfig | None:
+        """What the folder says in sentence-transformers' files, where it has them."""
+        return read_sentence_config(self.folder)
 
     @cached_property
     def _other_side(self) -> XLMRobertaTokenizer:

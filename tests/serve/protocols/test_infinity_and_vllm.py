@@ -98,6 +98,13 @@ def test_vllms_score_of_an_embedding_model(http: httpx.Client, unit: np.ndarray)
     assert [one["score"] for one in answer["data"]] == pytest.approx(wanted.tolist(), abs=1e-6)
     refused(http, "/score", {"model": "mini", "text_1": "a", "text_2": "b", "use_activation": False}, 422,
             "use_activation")  # fmt: skip
+    # Texts that are in several pairs are embedded once; what is said of them is said of the pairs.
+    refused(http, "/score", {"model": "mini", "text_1": "a", "text_2": ["b", "a", LONG]}, 413, "text_2.2")
+    refused(http, "/score", {"model": "mini", "text_1": ["a", "a", LONG], "text_2": TEXTS}, 413, "text_1.2")
+    refused(http, "/score", {"model": "mini", "text_1": LONG, "text_2": TEXTS}, 413, "text_1")
+    for one, cut in (("a", "2"), (LONG, "0,1,2")):
+        body = {"model": "mini", "text_1": one, "text_2": ["b", "b", LONG], "truncate_prompt_tokens": -1}
+        assert http.post("/score", json=body).headers["x-truncated"] == cut
 
 
 def test_what_score_refuses(http: httpx.Client) -> None:

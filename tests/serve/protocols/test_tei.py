@@ -149,6 +149,15 @@ def test_similarity_of_a_model_served_for_embeddings_alone(prompted: TestClient)
     assert prompted.post("/tasks/sentence-similarity", json=body).json() == pytest.approx(wanted, abs=1e-6)
 
 
+def test_a_long_sentence_is_named_alike_whichever_task_is_served(prompted: TestClient, http: httpx.Client) -> None:
+    body: dict[str, Any] = {"inputs": {"source_sentence": "a", "sentences": ["b", "b", LONG]}}
+    for client in (prompted, http):
+        response = client.post("/similarity", json=body)
+        assert (response.status_code, response.json()["error"].split(": ")[0]) == (413, "inputs.sentences.2")
+        cut = client.post("/similarity", json={**body, "parameters": {"truncate": True}})
+        assert (cut.status_code, cut.headers["x-truncated"]) == (200, "2")
+
+
 def test_tasks_that_are_not_served(prompted: TestClient) -> None:
     response = prompted.post("/tasks/fill-mask", json={"inputs": "a <mask>"})
     assert response.status_code == 404

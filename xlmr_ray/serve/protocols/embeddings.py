@@ -1,17 +1,17 @@
 """Vectors and how near they are, for the protocols that ask for either."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from xlmr_ray.checkpoint.sentence import read_sentence_config
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.models import Model
-from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, texts_of
-from xlmr_ray.serve.requests import Invalid, NotFound
+from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, cut_places, texts_of
+from xlmr_ray.serve.requests import Invalid, NotFound, ServiceError
 from xlmr_ray.serve.service import Service
 from xlmr_ray.tasks.sentence_similarity import similarities
 
@@ -100,8 +100,7 @@ def prompts_of(service: Service, model: Model) -> Mapping[str, str]:
     """A model's prompts by name: its folder's, and those that the settings give its task `embedding`."""
     if "embedding" in model.tasks:
         return service.find("embedding", model.name).bound.known_prompts or {}
-    folder = read_sentence_config(model.folder)
-    return {} if folder is None else folder.prompts
+    return {} if model.sentence is None else model.sentence.prompts
 
 
 def prompt_for(service: Service, model: Model, kind: str | None) -> str | None:
@@ -138,7 +137,7 @@ async def similar(
     cutting: Cutting,
     *,
     model: str | None,
-) -> tuple[list[float], Answer]:
+) -> Answer:
     """How near each of the sentences is to the source, by the model's own measure: of a model that is not served for
     `sentence-similarity`, from its embeddings.
     """
@@ -148,14 +147,25 @@ async def similar(
     try:
         served = service.find("sentence-similarity", model)
     except NotFound as missing:
-        try:
-            service.find("embedding", model)
-        except NotFound:
+        if not service.has("embedding", model):
             raise missing from None
-        return await from_embeddings(service, [source, *sentences], said, cutting, model=model)
+        served = service.find("embedding", model)
+        folder = served.model.sentence
+        return await compared(
+            service,
+            [source] * len(sentences),
+            sentences,
+            said,
+            cutting,
+            model=served.model.name,
+            measure=(folder.similarity if folder is not None else None) or "cosine",
+            fields={"prompt_name": "parameters.prompt_name", "truncate": IN_PARAMETERS},
+            names=("inputs.source_sentence", "inputs.sentences"),
+            once=("inputs.source_sentence",),
+        )
     if prompt_name is not None:
         prompt(service, served.model, prompt_name, "parameters.prompt_name")
-    answer = await ask(
+    return await ask(
         service,
         "sentence-similarity",
         {"text": [source] * len(sentences), "text_pair": list(sentences)},
@@ -166,20 +176,43 @@ async def similar(
         whole=cutting.whole,
         truncation_side=cutting.side,
     )
-    return answer.answers, answer
 
 
-async def from_embeddings(
-    service: Service, texts: Sequence[str], options: Mapping[str, Any], cutting: Cutting, *, model: str | None
-) -> tuple[list[float], Answer]:
-    """How near the first text is to each of the others, by vectors in full precision whatever is served."""
-    fields = {"text": "inputs", "prompt_name": "parameters.prompt_name", "truncate": IN_PARAMETERS}
+async def compared(
+    service: Service,
+    left: Sequence[str],
+    right: Sequence[str],
+    options: Mapping[str, Any],
+    cutting: Cutting,
+    *,
+    model: str | None,
+    measure: str,
+    fields: Mapping[str, str],
+    names: tuple[str, str],
+    once: Sequence[str],
+) -> Answer:
+    """How near N pairs are by the `measure`, from vectors in full precision whatever is served; a text that is in
+    several is embedded once. `names`: what the protocol calls the two sides, without an index those that are there
+    `once`.
+    """
+    index = {text: number for number, text in enumerate(dict.fromkeys([*left, *right]))}
+    first, second = [index[text] for text in left], [index[text] for text in right]
+    fields = {**fields, "text": "text"}
     said = {**options, "precision": "float32"}
-    most = service.limits.inputs + 1
-    answer = await embedded(service, texts, said, cutting, model=model, fields=fields, most=most)
-    folder = read_sentence_config(service.find("embedding", model).model.folder)
-    measure = (folder.similarity if folder is not None else None) or "cosine"
-    vectors: NDArray[np.float64] = np.asarray(answer.answers, np.float64)
-    first = np.broadcast_to(vectors[:1], vectors[1:].shape)
-    scores: list[float] = similarities(measure, first, vectors[1:]).astype(np.float32).tolist()
-    return scores, answer
+    try:
+        answer = await embedded(service, list(index), said, cutting, model=model, fields=fields, most=len(index))
+    except ServiceError as error:
+        role, _, number = (error.field or "").rpartition(".")
+        if role == "text":
+            name, side = (names[1], second) if int(number) in second else (names[0], first)
+            error.field = name if name in once else f"{name}.{side.index(int(number))}"
+        raise
+
+    def scores() -> list[float]:
+        vectors: NDArray[np.float64] = np.asarray(answer.answers, np.float64)
+        near = similarities(measure, vectors[first], vectors[second])
+        return list(near.astype(np.float32).tolist())
+
+    cut = set(cut_places(answer))
+    truncated = [one in cut or other in cut for one, other in zip(first, second, strict=True)]
+    return replace(answer, answers=await service.in_pool(scores), table=pa.table({"truncated": truncated}))

@@ -246,8 +246,8 @@ async def nearness(service: Service, body: Similarity, model: str | None) -> Res
     said = body.parameters or SimilarityParameters()
     cutting = Cutting.asked(said.truncate, said.truncation_direction)
     given, name = body.inputs, said.prompt_name
-    scores, answer = await similar(service, given.source_sentence, given.sentences, name, cutting, model=model)
-    return reply(scores, answer)
+    answer = await similar(service, given.source_sentence, given.sentences, name, cutting, model=model)
+    return reply(answer.answers, answer)
 
 
 def resident_model(service: Service, name: str | None) -> Resident:

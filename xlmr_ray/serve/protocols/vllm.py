@@ -15,7 +15,7 @@ from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols.body import Cut, Direction, ForModel, Model, Texts, listed
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import Cutting, embedded
+from xlmr_ray.serve.protocols.embeddings import Cutting, compared
 from xlmr_ray.serve.protocols.openai import as_base64, at_most, error_body, texts_given, usage
 from xlmr_ray.serve.protocols.reply import ask, counted, reply
 from xlmr_ray.serve.protocols.responses import OpenAIError, Poolings, Scores
@@ -119,7 +119,7 @@ async def scored(service: Service, body: Score, model: str | None) -> Response:
         options | ({} if length is None else {"max_length": length}),
         model=served.model.name,
         fields=fields,
-        once=[name for name in names if isinstance(getattr(body, name), str)],
+        once=once(body, names),
         whole=body.cutting.whole,
         truncation_side=body.cutting.side,
         most=service.limits.openai_inputs,
@@ -134,22 +134,24 @@ async def nearness(
     if body.use_activation is False:
         raise Invalid("use_activation", "goes with a model for rerank")
     served = service.find("embedding", model)
-    texts = list(dict.fromkeys([*left, *right]))
-    place = {text: place for place, text in enumerate(texts)}
-    options = {"normalize": True, "precision": "float32", "max_length": at_most(body.truncate_prompt_tokens)}
-    answer = await embedded(
+    answer = await compared(
         service,
-        texts,
-        options,
+        left,
+        right,
+        {"max_length": at_most(body.truncate_prompt_tokens)},
         body.cutting,
         model=served.model.name,
-        fields={"text": " or ".join(names), "truncate": CUT_WITH, "max_length": "truncate_prompt_tokens"},
-        most=2 * service.limits.openai_inputs,
+        measure="cosine",
+        fields={"truncate": CUT_WITH, "max_length": "truncate_prompt_tokens"},
+        names=names,
+        once=once(body, names),
     )
-    vectors: NDArray[np.float32] = np.asarray(answer.answers, np.float32)
-    first, second = ([place[text] for text in side] for side in (left, right))
-    cosines = np.einsum("nd,nd->n", vectors[first], vectors[second])
-    return made("score", served.model.name, cosines.tolist(), answer, "score")
+    return made("score", served.model.name, answer.answers, answer, "score")
+
+
+def once(body: Score, names: tuple[str, str]) -> list[str]:
+    """The fields that hold one text and no list."""
+    return [name for name in names if isinstance(getattr(body, name), str)]
 
 
 def sides(body: Score) -> tuple[tuple[str, str], list[str], list[str]]:
