@@ -31,6 +31,7 @@ ONE = {
     "engine": ENGINE,
     "replicas": REPLICAS,
     "http": HTTP,
+    "cors": {"origins": ["https://example.org"]},
 }
 TWO = {
     "models": [{"model": "embedded:mini/heads/entailment", "name": "two", "tasks": ["text-classification"]}],
@@ -190,6 +191,52 @@ def test_one_request_id(one):
         (told,) = answer.headers.get_list("x-request-id")
         assert (told == given) == kept
         until(lambda: told in [line["request_id"] for line in one.requests()])  # noqa: B023
+
+
+def test_head_is_get_without_the_body(one):
+    with httpx.Client(base_url=one.url) as client:
+        for path in ("/", "/ready", "/info", "/v1/models", "/nothing"):
+            head, get = client.head(path), client.get(path)
+            assert head.status_code == get.status_code == (404 if path == "/nothing" else 200)
+            assert (head.headers["content-length"], head.content) == (str(len(get.content)), b"")
+
+
+def test_another_method_is_told_which(one):
+    for method, path, allowed in (
+        ("GET", "/embed", "POST"),
+        ("HEAD", "/embed", "POST"),
+        ("POST", "/info", "GET, HEAD"),
+    ):
+        answer = httpx.request(method, one.url + path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+def test_limits_of_the_protocols(one):
+    with httpx.Client(base_url=one.url, timeout=60) as client:
+        many = [f"{TEXT} {number}" for number in range(40)]
+        answer = client.post("/v1/embeddings", json={"input": many})
+        assert [vector["index"] for vector in answer.json()["data"]] == list(range(40))
+        for path, body in (
+            ("/embed", {"inputs": many}),
+            ("/tokenize", {"inputs": many}),
+            ("/tokenize", {"inputs": "a " * 70_000}),
+            ("/embed", {"inputs": TEXT * 200}),
+            ("/v1/embeddings", {"input": TEXT * 200}),
+        ):
+            answer = client.post(path, json=body)
+            assert (answer.status_code, bool(answer.json()["error"])) == (413, True)
+
+
+def test_pages_of_the_settings_may_ask(one):
+    wish = {"access-control-request-method": "POST", "access-control-request-headers": "content-type,authorization"}
+    for origin, status in (("https://example.org", 200), ("https://example.com", 400)):
+        before = httpx.options(f"{one.url}/embed", headers={"origin": origin, **wish})
+        after = [
+            httpx.post(f"{one.url}/embed", json={"inputs": given}, headers={"origin": origin}) for given in ("a", 1)
+        ]
+        assert [before.status_code, *(answer.status_code for answer in after)] == [status, 200, 422]
+        allowed = {answer.headers.get("access-control-allow-origin") for answer in (before, *after)}
+        assert allowed == {origin if status == 200 else None}
 
 
 def test_h2c_keeps_the_body(one):
@@ -357,7 +404,7 @@ def answers_503(url: str) -> bool:
 
 
 def test_a_port_that_is_taken_is_one_line(services, tmp_path):
-    other = start(tmp_path, ONE, port=services[0].port)
+    other = start(tmp_path, TWO, port=services[0].port)
     assert other.process.wait(60) == 2
     (line,) = other.lines
     assert line == (
