@@ -79,21 +79,8 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         **documented("POST /embed_all", list[list[list[float]]], PlainError, summary="A vector a token of each text"),
     )
     async def embed_all(body: EmbedAll, model: Model = None) -> Response:
-        served = service.find("feature-extraction", body.which(model))
-        texts, single = await given_texts(service, body.inputs, served.model, "inputs")
-        before = prompt(service, served.model, body.prompt_name, "prompt_name")
-        cutting = Cutting.asked(body.truncate, body.truncation_direction)
-        answer = await ask(
-            service,
-            "feature-extraction",
-            {"text": [before + text for text in texts]},
-            {"pooling": None, "layers": [-1], "return_tensors": True},
-            model=served.model.name,
-            fields=FIELDS,
-            once=("inputs",) if single else (),
-            whole=cutting.whole,
-            truncation_side=cutting.side,
-        )
+        options = {"pooling": None, "layers": [-1], "return_tensors": True}
+        answer = await with_prompt(service, "feature-extraction", body, options, body.which(model))
         return reply([states[0].numpy() for states in answer.answers], answer)
 
     @routes.post(
@@ -103,21 +90,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         ),
     )
     async def embed_sparse(body: EmbedAll, model: Model = None) -> Response:
-        served = service.find("sparse", body.which(model))
-        texts, single = await given_texts(service, body.inputs, served.model, "inputs")
-        before = prompt(service, served.model, body.prompt_name, "prompt_name")
-        cutting = Cutting.asked(body.truncate, body.truncation_direction)
-        answer = await ask(
-            service,
-            "sparse",
-            {"text": [before + text for text in texts]},
-            {"pieces": False},
-            model=served.model.name,
-            fields=FIELDS,
-            once=("inputs",) if single else (),
-            whole=cutting.whole,
-            truncation_side=cutting.side,
-        )
+        answer = await with_prompt(service, "sparse", body, {"pieces": False}, body.which(model))
         weights = [[{"index": one, "value": value} for one, value in text.items()] for text in answer.answers]
         return reply(weights, answer)
 
@@ -181,6 +154,27 @@ async def vectors(service: Service, body: Embed, model: str | None) -> Response:
     cutting = Cutting.asked(body.truncate, body.truncation_direction)
     answer = await embedded(service, texts, options, cutting, model=served.model.name, single=single)
     return reply(answer.answers, answer)
+
+
+async def with_prompt(
+    service: Service, task: str, body: EmbedAll, options: Mapping[str, Any], model: str | None
+) -> Answer:
+    """The answer of a task that has no prompts: they are put before its texts."""
+    served = service.find(task, model)
+    texts, single = await given_texts(service, body.inputs, served.model, "inputs")
+    before = prompt(service, served.model, body.prompt_name, "prompt_name")
+    cutting = Cutting.asked(body.truncate, body.truncation_direction)
+    return await ask(
+        service,
+        task,
+        {"text": [before + text for text in texts]},
+        options,
+        model=served.model.name,
+        fields=FIELDS,
+        once=("inputs",) if single else (),
+        whole=cutting.whole,
+        truncation_side=cutting.side,
+    )
 
 
 async def labels(service: Service, body: Predict, model: str | None) -> Response:
