@@ -1,5 +1,6 @@
 """LoRA adapters as peft saves them: a checkpoint whose numbers are peft's own."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import transformers
 
 from xlmr_ray import XLMRobertaForSequenceClassification, XLMRobertaModel, XLMRobertaTokenizer, pipeline
+from xlmr_ray.checkpoint.adapter import base_name
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.errors import UserError
 
@@ -68,6 +70,43 @@ def test_a_head_that_came_with_the_adapter(mini: Path, tmp_path: Path) -> None:
     assert {one["label"] for one in labels[0]} == {"LABEL_0", "LABEL_1", "LABEL_2"}
 
 
+def test_the_names_of_labels_are_the_base_s(mini: Path, tmp_path: Path) -> None:
+    """As transformers loads the base under an adapter; where their number is another, as without names."""
+    shutil.copytree(mini, tmp_path / "base")
+    base = transformers.XLMRobertaForSequenceClassification.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    model = adapted(base, tmp_path / "adapter", task_type="SEQ_CLS")
+    ours = XLMRobertaForSequenceClassification.from_pretrained(tmp_path / "adapter")
+    assert ours.config.id2label == model.config.id2label
+    assert "en" in ours.config.label2id
+    # Other names for the same weights.
+    config = tmp_path / "base" / "config.json"
+    config.write_text(config.read_text("utf-8").replace('"en"', '"English"'), "utf-8")
+    assert "English" in XLMRobertaForSequenceClassification.from_pretrained(tmp_path / "adapter").config.label2id
+
+
+def test_the_base_s_revision(mini: Path, tmp_path: Path) -> None:
+    adapted(encoder(mini), tmp_path / "adapter", revision="v2")
+    assert base_name(tmp_path / "adapter") == str(mini)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text("utf-8").replace(str(mini), "team/model"), "utf-8")
+    assert base_name(tmp_path / "adapter") == "team/model@v2"
+
+
+CHANGED: dict[str, dict[str, Any]] = {
+    "init_lora_weights 'pissa'": {"init_lora_weights": "pissa"},
+    "init_lora_weights 'olora'": {"init_lora_weights": "olora"},
+    "trainable_token_indices": {"trainable_token_indices": [5, 9]},
+    "use_dora": {"use_dora": True},
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_what_would_give_other_numbers(mini: Path, tmp_path: Path, what: str) -> None:
+    adapted(encoder(mini), tmp_path / "adapter", **CHANGED[what])
+    with pytest.raises(UserError, match=f"{what} is not supported"):
+        resolve(tmp_path / "adapter")
+
+
 def test_it_is_merged_once(mini: Path, tmp_path: Path) -> None:
     base = encoder(mini)
     adapted(base, tmp_path / "adapter")
@@ -81,10 +120,6 @@ def test_it_is_merged_once(mini: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_such_adapter(mini: Path, tmp_path: Path) -> None:
-    base = encoder(mini)
-    adapted(base, tmp_path / "dora", use_dora=True)
-    with pytest.raises(UserError, match="use_dora is not supported"):
-        resolve(tmp_path / "dora")
     base = encoder(mini)
     peft.get_peft_model(
         base, peft.PrefixTuningConfig(num_virtual_tokens=2, task_type="FEATURE_EXTRACTION")

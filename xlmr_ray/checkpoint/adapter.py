@@ -15,15 +15,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xlmr_ray.checkpoint.digest import weights_digest
-from xlmr_ray.checkpoint.folder import encoder_folder, model_folder
-from xlmr_ray.checkpoint.tensors import BIN, BIN_INDEX, INDEX, SINGLE, open_tensors
+from xlmr_ray.checkpoint.folder import HEADS, encoder_folder, model_folder
+from xlmr_ray.checkpoint.names import is_encoder
+from xlmr_ray.checkpoint.tensors import ADAPTER, BIN, BIN_INDEX, INDEX, SINGLE, open_tensors
 from xlmr_ray.errors import UserError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # Other kinds of LoRA, which compute something else; each is off where it is absent, false or empty.
 OTHER_KINDS = ("use_dora", "use_qalora", "lora_bias", "layer_replication", "alora_invocation_tokens", "megatron_config",
-               "corda_config", "eva_config", "use_bdlora", "arrow_config")  # fmt: skip
+               "corda_config", "eva_config", "lora_ga_config", "loftq_config", "use_bdlora", "arrow_config",
+               "velora_config", "monteclora_config", "kasa_config", "trainable_token_indices")  # fmt: skip
+# Ways to begin that leave the base's weights as they are; the others (pissa, olora, ...) take a part out of them first.
+BEGINNINGS = (True, False, None, "gaussian", "orthogonal")
 ARCHITECTURES = {
     "SEQ_CLS": "ForSequenceClassification",
     "TOKEN_CLS": "ForTokenClassification",
@@ -34,7 +38,7 @@ ARCHITECTURES = {
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder has an adapter of peft's and no whole model."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").exists()
+    return (folder / ADAPTER).is_file() and not (folder / "config.json").exists()
 
 
 def merged(folder: Path, base_of: Callable[[str], Path], cache: Path) -> Path:
@@ -44,56 +48,73 @@ def merged(folder: Path, base_of: Callable[[str], Path], cache: Path) -> Path:
     Raises UserError, one line, for another kind of adapter than LoRA, and for one that does not fit its base.
     """
     config = read(folder)
-    base = base_of(str(config["base_model_name_or_path"]))
-    content = hashlib.sha256((folder / WEIGHTS).read_bytes() + json.dumps(config, sort_keys=True).encode()).hexdigest()
-    target = cache / "adapters" / f"{weights_digest(base)[:16]}-{content[:16]}"
+    base = base_of(base_name(folder))
+    sources = [*filter(None, (encoder_folder(base), base))]  # a head's tokenizer is its encoder's
+    content = hashlib.sha256((folder / WEIGHTS).read_bytes() + json.dumps(config, sort_keys=True).encode())
+    for source in sources:  # the same weights may come with another tokenizer or other labels
+        for file in sorted(file for file in source.rglob("*") if file.suffix in (".json", ".model")):
+            if HEADS not in file.relative_to(source).parts:
+                content.update(file.read_bytes())
+    target = cache / "adapters" / f"{weights_digest(base)[:16]}-{content.hexdigest()[:16]}"
     if target.exists():
         return target
     state, architecture = merged_state(folder, config, base)
     target.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".merging.", dir=target.parent))
     try:
-        left = shutil.ignore_patterns("*.safetensors", "*.bin", "heads")
-        for source in filter(None, (encoder_folder(base), base)):  # a head's tokenizer is its encoder's
+        left = shutil.ignore_patterns("*.safetensors", "*.bin", HEADS)
+        for source in sources:
             shutil.copytree(source, made, dirs_exist_ok=True, ignore=left)
         inner = made / model_folder(base).relative_to(base)
         for index in (INDEX, BIN_INDEX):
             (inner / index).unlink(missing_ok=True)
         described = json.loads((inner / "config.json").read_text("utf-8"))
+        if "id2label" in architecture and len(described.get("id2label") or ()) == len(architecture["id2label"]):
+            architecture = {"architectures": architecture["architectures"]}  # the base's names, as transformers has it
         (inner / "config.json").write_text(json.dumps({**described, **architecture}, indent=2), "utf-8")
         save_file(state, inner / SINGLE, metadata={"format": "pt"})
         for file in (f for pattern in ("*.safetensors", "*.bin") for f in base.rglob(pattern)):
-            place = file.relative_to(base)
-            if file.parent != model_folder(base) and "heads" not in place.parts:  # dense layers of sentence models
-                shutil.copyfile(file, made / place)
+            inside = file.relative_to(base)
+            if file.parent != model_folder(base) and HEADS not in inside.parts:  # dense layers of sentence models
+                shutil.copyfile(file, made / inside)
         made.chmod(0o755)
         made.rename(target)
     except OSError:
-        shutil.rmtree(made, ignore_errors=True)
         if not target.exists():  # another process was first
             raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
     return target
 
 
 def base_name(folder: Path) -> str:
-    """What the adapter calls its base: a folder, a hub id, or whatever else a checkpoint may be called."""
-    return str(read(folder)["base_model_name_or_path"])
+    """What the adapter calls its base: a folder, a hub id with its revision, or whatever else a checkpoint may be
+    called.
+    """
+    config = read(folder)
+    name, revision = str(config["base_model_name_or_path"]), config.get("revision")
+    return f"{name}@{revision}" if revision and ":" not in name and not Path(name).exists() else name
 
 
 def read(folder: Path) -> dict[str, Any]:
     """The adapter's configuration. Raises UserError where it is none of LoRA's."""
     try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        config = json.loads((folder / ADAPTER).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG}: cannot be read as JSON ({type(error).__name__})") from None
+        raise UserError(f"{folder / ADAPTER}: cannot be read as JSON ({type(error).__name__})") from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise UserError(f"{folder}: an adapter of kind {kind}, expected LORA")
     for name in OTHER_KINDS:
         if config.get(name):
             raise UserError(f"{folder}: {name} is not supported; merge the adapter with peft's merge_and_unload")
+    if (beginning := config.get("init_lora_weights")) not in BEGINNINGS:
+        raise UserError(
+            f"{folder}: init_lora_weights {beginning!r} is not supported: it changes the base's weights, too; save the "
+            "adapter with peft's path_initial_model_for_weight_conversion, or merge it with merge_and_unload"
+        )
     if not config.get("base_model_name_or_path"):
-        raise UserError(f"{folder / CONFIG}: names no base_model_name_or_path")
+        raise UserError(f"{folder / ADAPTER}: names no base_model_name_or_path")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder}: no {WEIGHTS}" + (f", {BIN} is of no use" if (folder / BIN).exists() else ""))
     return config
@@ -116,6 +137,8 @@ def merged_state(folder: Path, config: Mapping[str, Any], base: Path) -> tuple[d
         else:
             whole[plain.replace(".modules_to_save.default", "").replace(".base_layer", "")] = tensor
     for name, tensor in whole.items():
+        if bare(name) not in by_bare and is_encoder(bare(name)):
+            raise UserError(f"{folder}: {name}, which {base} has not")
         state[by_bare.get(bare(name), name)] = tensor
     for module, parts in pairs.items():
         place = by_bare.get(bare(module))
