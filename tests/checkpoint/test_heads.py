@@ -52,6 +52,7 @@ def test_a_head_is_a_checkpoint(make: Make, kind: str, rename: bool) -> None:
     model = new_head(encoder, kind, num_labels=2)
     folder = save_head(model, encoder, "mine")
     assert folder == encoder / "heads" / "mine"
+    assert XLMRobertaConfig.from_pretrained(folder).architectures == [kind]
     stored = load_file(folder / "model.safetensors")
     assert {name.split(".")[0] for name in stored} == set(CLASSES[kind])
     config = json.loads((folder / "config.json").read_text())
@@ -78,6 +79,11 @@ def test_several_heads_beside_one_encoder(make: Make) -> None:
     assert encoder_digest(one) == encoder_digest(two)
     loaded = xlmr_ray.XLMRobertaForSequenceClassification.from_pretrained(one)
     assert loaded.config.labels == ["de", "fr", "ja", "sw"]
+    # Of the head, as a script reads it before the model, which it then gives it to.
+    config = XLMRobertaConfig.from_pretrained(one)
+    assert config.labels == ["de", "fr", "ja", "sw"]
+    given = type(loaded).from_pretrained(one, config=config, state_dict=languages.state_dict())
+    assert torch.equal(given(IDS).logits, languages(IDS).logits)
     assert torch.equal(loaded(IDS).logits, languages(IDS).logits)
     save_head(topics, encoder, "languages")  # in the place of the old one
     assert weights_digest(one) == weights_digest(two)
@@ -173,6 +179,7 @@ def test_a_head_in_an_object_store(make: Make, tmp_path: Path) -> None:
         assert other.parent == folder.parent
         assert resolve("memory://heads-test/model/heads/mine", cache_dir=cache) == folder
         alone = resolve("memory://heads-test/model/heads/mine", cache_dir=cache, weights=False)
-        assert (alone / "config.json").read_bytes() == (encoder / "config.json").read_bytes()
+        assert (alone / "config.json").read_bytes() == (encoder / "heads" / "mine" / "config.json").read_bytes()
+        assert not list(alone.glob("*.safetensors"))
     finally:
         store.rm("memory://heads-test", recursive=True)

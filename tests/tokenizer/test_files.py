@@ -5,12 +5,14 @@ import pickle
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 from transformers import XLMRobertaTokenizer as Reference
 
 from tests.tokenizer.cases import SPECIAL, TEXTS, same
+from xlmr_ray.checkpoint import fetch
 from xlmr_ray.errors import UserError
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -154,6 +156,22 @@ def test_arguments_go_before_the_files(small) -> None:
     assert pickle.loads(pickle.dumps(bare)).tokenize("Hello")[0] == "H"
     assert ours.name_or_path == str(small)
     assert XLMRobertaTokenizer.from_pretrained(small, no_such_argument=1).init_kwargs["no_such_argument"] == 1
+
+
+def test_in_a_folder_of_a_hub_s_repository(small, tmp_path, monkeypatch) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = {f"inner/{file.name}": file for file in small.glob("*.json")}
+
+    def download(model: str, **options: Any) -> str:
+        for path in filter_repo_objects(files, allow_patterns=options["allow_patterns"]):
+            (tmp_path / "hub" / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(files[path], tmp_path / "hub" / path)
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(fetch, "snapshot_download", download)
+    inner = XLMRobertaTokenizer.from_pretrained("team/model", subfolder="inner")
+    assert inner.fingerprint == XLMRobertaTokenizer.from_pretrained(small).fingerprint
 
 
 def test_other_names_and_places(small, tmp_path) -> None:

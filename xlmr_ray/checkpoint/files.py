@@ -7,7 +7,7 @@ from pathlib import Path
 from xlmr_ray.checkpoint.adapter import base_name, is_adapter, merged
 from xlmr_ray.checkpoint.cache import cache_folder
 from xlmr_ray.checkpoint.digest import weights_digest
-from xlmr_ray.checkpoint.folder import HEADS, encoder_folder, model_folder, read_config
+from xlmr_ray.checkpoint.folder import HEADS, model_folder, read_config
 from xlmr_ray.checkpoint.tensors import find_weights
 from xlmr_ray.errors import UserError
 
@@ -38,7 +38,7 @@ def resolve(
 
     `force_download` fetches anew what the hub's cache has; what comes from a store is always compared by its etags.
     `token` is the hub's; None is the one that `HF_TOKEN` or `hf auth login` set. With `weights=False` (only a
-    tokenizer) no weights are downloaded and the folder's content is not looked at.
+    configuration or a tokenizer) no weights are downloaded and the folder's content is not looked at.
     Raises UserError, one line, when there is no such thing, it may not or cannot be had, or it is no XLM-R checkpoint.
     """
     name = str(source)
@@ -99,9 +99,7 @@ def resolve(
         find_weights(where)
         if revision and not usual and not hub:
             _check_digest(name, folder, revision)
-        return folder
-    # A head's tokenizer is its encoder's.
-    return encoder_folder(folder) or folder
+    return folder
 
 
 def _split(source: str) -> tuple[str, str | None]:

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import Unigram
 
 from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.checkpoint.folder import encoder_folder
 from xlmr_ray.checkpoint.push import Pushed
 from xlmr_ray.errors import UserError
 from xlmr_ray.stand_in import StandIn
@@ -223,8 +224,9 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
             cache_dir=cache_dir,
             token=token,
             weights=False,
+            subfolder=subfolder,
         )
-        file = vocabulary_file(folder / subfolder, source)
+        file = vocabulary_file(encoder_folder(folder) or folder, source)  # a head's tokenizer is its encoder's
         settings = stored_settings(file.parent)
         if "additional_special_tokens" in overrides:
             del settings["extra_special_tokens"]
