@@ -111,7 +111,8 @@ def finetune(
     """Train a head, or all of a checkpoint, on labelled rows; or go on with it where it stopped."""
     from xlmr_ray.batch.input.whole import read_whole
     from xlmr_ray.batch.job import with_settings
-    from xlmr_ray.train.display import Display, print_summary
+    from xlmr_ray.text.progress_line import ProgressLine
+    from xlmr_ray.train.display import print_summary
     from xlmr_ray.train.finetune import finetune as trained
     from xlmr_ray.train.job import check_finetune_job, read_finetune_job
 
@@ -121,7 +122,7 @@ def finetune(
     if output:
         content = {**content, "output": {"path": output}}
     checked = check_finetune_job(with_settings(content, set, "--set"), str(job))
-    with Display(Console(stderr=True), quiet=quiet) as display:
+    with ProgressLine(Console(stderr=True), "steps", quiet=quiet) as display:
         outcome = trained(checked, read_whole, display)
     print_summary(outcome.folder, outcome.progress, Console())
 

@@ -10,12 +10,12 @@ from rich.table import Table
 
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.observe.printing import print_summary
-from xlmr_ray.batch.progress import say
 from xlmr_ray.batch.run import run_job
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.text.progress_line import say
 
 MODEL = "embedded:mini"
 CORPUS = Path(__file__).parent / "assets" / "udhr"

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tests.models import add_tokenizer, make_config
 from xlmr_ray.batch.input.whole import read_whole
-from xlmr_ray.train.display import Display
+from xlmr_ray.text.progress_line import ProgressLine
 from xlmr_ray.train.finetune import Outcome, finetune
 from xlmr_ray.train.job import check_finetune_job
 
@@ -57,7 +57,7 @@ def train(tmp_path):
         columns = job.pop("train", {})
         content = {"model": str(model), "output": {"path": str(tmp_path / output)}, **job}
         checked = check_finetune_job({**content, "train": {"path": str(path), **columns}}, "job")
-        with Display(Console(stderr=True), quiet=quiet) as display:
+        with ProgressLine(Console(stderr=True), "steps", quiet=quiet) as display:
             return finetune(checked, read_whole, display)
 
     return call

@@ -16,7 +16,7 @@ from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.lease import lease_ttl
 from xlmr_ray.batch.observe.lineage import check_installed
 from xlmr_ray.batch.plan import Plan
-from xlmr_ray.batch.progress import Figures, say
+from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.run import check_errors, checked_store, describe, earlier, prepare, weights_of
 from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.stages.rows import output_table
@@ -27,6 +27,7 @@ from xlmr_ray.engine.passes import passes_of
 from xlmr_ray.tasks.encoded import lengths
 from xlmr_ray.tasks.task import EncoderTask, Task
 from xlmr_ray.text.plural import plural
+from xlmr_ray.text.progress_line import say
 
 # Documents that are read and tokenized, to tell how many tokens there are: all, where there are no more of them.
 DOCUMENTS = 256

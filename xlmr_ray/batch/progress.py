@@ -1,20 +1,10 @@
-"""How a run goes, for people: a live line on a terminal, plain lines elsewhere."""
+"""How a run goes, in figures."""
 
 import time
 from dataclasses import dataclass, field
-from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from xlmr_ray.batch.ledger.record import Record
-
-EVERY = 10.0  # seconds between plain lines
-
-
-def say(console: Console, text: str) -> None:
-    """One plain line: no markup, no colours, not broken to the width of the terminal."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+from xlmr_ray.text.progress_line import ProgressLine
 
 
 @dataclass
@@ -60,51 +50,8 @@ class Figures:
         )
 
 
-class Display:
-    """Shows figures until it is left. Not shown at all when `quiet`."""
-
-    def __init__(self, figures: Figures, console: Console, *, quiet: bool = False) -> None:
-        self.figures, self.console, self.quiet = figures, console, quiet
-        self.live: Progress | None = None
-        self.task: TaskID | None = None
-        self.last = time.monotonic()
-
-    def __enter__(self) -> "Display":
-        if not self.quiet and self.console.is_terminal:
-            self.live = Progress(
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f} docs"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[line]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
-            self.task = self.live.add_task(
-                "", total=self.figures.total_rows, completed=self.figures.rows_before, line=""
-            )
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live is not None:
-            self.live.stop()
-
-    def note(self, text: str) -> None:
-        """Something to say before there are figures."""
-        if self.live is not None and self.task is not None:
-            self.live.update(self.task, line=text)
-        elif not self.quiet:
-            say(self.console, text)
-
-    def update(self) -> None:
-        """Shows the figures as they are now."""
-        figures = self.figures
-        done = figures.rows_before + figures.rows
-        if self.live is not None and self.task is not None:
-            self.live.update(self.task, completed=done, line=figures.line())
-        elif not self.quiet and (time.monotonic() - self.last >= EVERY or figures.shards == 1):
-            self.last = time.monotonic()
-            left = (figures.total_rows - done) * figures.seconds / max(1, figures.rows)
-            say(self.console, f"{done:,}/{figures.total_rows:,} docs · {figures.line()} · {left:,.0f} s left")
+def show(line: ProgressLine, figures: Figures) -> None:
+    """The figures as they are now."""
+    done = figures.rows_before + figures.rows
+    left = (figures.total_rows - done) * figures.seconds / max(1, figures.rows)
+    line.show(done, figures.total_rows, figures.line(), left)

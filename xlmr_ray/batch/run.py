@@ -36,7 +36,7 @@ from xlmr_ray.batch.plan import (
     make_plan,
     task_recipes,
 )
-from xlmr_ray.batch.progress import Display, Figures, say
+from xlmr_ray.batch.progress import Figures, show
 from xlmr_ray.batch.ranges import known_ranges, measured
 from xlmr_ray.batch.shard_rows import shard_rows
 from xlmr_ray.batch.stages.block import raise_failure
@@ -52,6 +52,7 @@ from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.engine.cpu_precision import cpu_capabilities, precision_hint
 from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.text.plural import plural, some
+from xlmr_ray.text.progress_line import ProgressLine, say
 from xlmr_ray.text.redact import clean_url
 
 MOST_COUNTED = 20_000  # records that are listed for somebody who waits for the end
@@ -297,13 +298,13 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
         return
     changed: Counter[str] = Counter()
     cluster, device = run.job.cluster, run.job.engine.device
-    with connected(cluster.address), Display(figures, run.console, quiet=run.quiet) as display:
+    with connected(cluster.address), ProgressLine(run.console, "docs", quiet=run.quiet) as line:
         size = sizes(cluster_resources(), cluster, device, weights_of(prepared.recipe), len(todo))
         recipe = replace(known, engine=replace(known.engine, threads=size.threads, gpus=size.encoder_gpus))
         if watch is not None:
             watch.launched(size, figures)
-        recipe = measured(recipe, plan.shards, size, display.note)
-        display.note(f"starting {size}")
+        recipe = measured(recipe, plan.shards, size, line.say)
+        line.say(f"starting {size}")
         for row in rows_of(stream((plan.shards[int(at)] for at in todo), len(todo), recipe, size)):
             check()
             try:
@@ -315,7 +316,7 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
             figures.add(committed.record)
             if watch is not None:
                 watch.shard(committed)
-            display.update()
+            show(line, figures)
             run.check_errors()
     if changed:
         raise JobFailed(

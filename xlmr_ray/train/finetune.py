@@ -3,6 +3,7 @@
 import hashlib
 import platform
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from xlmr_ray.engine.device import device_and_dtype, token_budget
 from xlmr_ray.engine.memory import out_of_memory
 from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.text.plural import plural, some
+from xlmr_ray.text.progress_line import ProgressLine
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
-from xlmr_ray.train.display import Display
+from xlmr_ray.train.display import show
 from xlmr_ray.train.frozen import frozen, frozen_engine
 from xlmr_ray.train.job import FinetuneJob
 from xlmr_ray.train.loop import Loop, Part
@@ -54,7 +56,7 @@ class Prepared:
     skipped: int
 
 
-def finetune(job: FinetuneJob, read: Reader, display: Display) -> Outcome:
+def finetune(job: FinetuneJob, read: Reader, display: ProgressLine) -> Outcome:
     """Trains, or goes on with it where it stopped. Raises UserError, and JobFailed with what was done kept."""
     kind = objective_class(job.task)
     if job.method == "lora":
@@ -95,7 +97,7 @@ def finetune(job: FinetuneJob, read: Reader, display: Display) -> Outcome:
     )
     state = StateFolder.of(output, identity)
     train, validation = parts_of(job, prepared, display)
-    loop = Loop(job, objective, trained, train, validation, state, budget, display.show)
+    loop = Loop(job, objective, trained, train, validation, state, budget, partial(show, display))
     if loop.resume():
         display.say(f"going on after step {loop.progress.step} of {loop.steps.count}")
     try:
@@ -154,7 +156,7 @@ def prepare(job: FinetuneJob, kind: type[Objective], read: Reader) -> Prepared:
     return Prepared(folder, tokenizer, objective, train, validation, skipped)
 
 
-def parts_of(job: FinetuneJob, prepared: Prepared, display: Display) -> tuple[Part, Part | None]:
+def parts_of(job: FinetuneJob, prepared: Prepared, display: ProgressLine) -> tuple[Part, Part | None]:
     """The examples, for `method: head` with the vectors of their sequences."""
     if job.method != "head":
         return Part(prepared.train), None if prepared.validation is None else Part(prepared.validation)

@@ -15,10 +15,10 @@ from rich.table import Table
 from xlmr_ray.batch.ledger.snapshot import Head, read_head
 from xlmr_ray.batch.ledger.status import RECENT, Published, RunStatus, published, status
 from xlmr_ray.batch.ledger.verify import Report
-from xlmr_ray.batch.progress import say
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.batch.store.fsspec import FsspecStore
 from xlmr_ray.text.plural import plural
+from xlmr_ray.text.progress_line import say
 
 if TYPE_CHECKING:  # it imports ray, for which nobody should wait who asks for a status
     from xlmr_ray.batch.run import Outcome

@@ -17,10 +17,11 @@ from xlmr_ray.batch.ledger.manifest import Manifest
 from xlmr_ray.batch.observe.launches import leave_launch
 from xlmr_ray.batch.observe.lineage import Lineage
 from xlmr_ray.batch.observe.report.leave import leave_report, report_key
-from xlmr_ray.batch.progress import Figures, say
+from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.stages.shard_cost import Committed
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import JobFailed
+from xlmr_ray.text.progress_line import say
 from xlmr_ray.text.redact import redacted
 
 if TYPE_CHECKING:
