@@ -16,7 +16,7 @@ from xlmr_ray import UserError, pipeline
 from xlmr_ray.batch.input.whole import read_whole
 from xlmr_ray.train.evaluate import evaluate
 from xlmr_ray.train.job import DataSection
-from xlmr_ray.train.measures.bootstrap import difference, figure
+from xlmr_ray.train.measures.bootstrap import difference, draw, figure
 from xlmr_ray.train.measures.by_task import mean_of
 from xlmr_ray.train.measures.calibration_error import calibration_error
 from xlmr_ray.train.measures.spans import best_of, exact, f1, span_counts, word_f1
@@ -146,15 +146,16 @@ def test_intervals():
     rows = np.arange(400)
     held = 0
     for seed in range(60):
-        found = figure(mean_of(random.random(400) < 0.7), rows, count=200, seed=seed)
+        found = figure(draw(mean_of(random.random(400) < 0.7), rows, count=200, seed=seed))
         held += found.low <= 0.7 <= found.high
         assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.21 / 400), rel=0.3)
     assert held >= 50
     one = random.random(400) < 0.7
     better = one | (random.random(400) < 0.3)
-    same = difference(mean_of(one), mean_of(one), rows, count=200, seed=0)
+    drawn, others = (draw(mean_of(own), rows, count=200, seed=0) for own in (one, better))
+    same = difference(drawn, drawn)
     assert (same.value, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
-    more = difference(mean_of(one), mean_of(better), rows, count=200, seed=0)
+    more = difference(drawn, others)
     assert more.low > 0
     assert more.p < 0.01
     assert mean_of(one)(rows) + more.value == pytest.approx(mean_of(better)(rows))
@@ -182,15 +183,28 @@ def test_the_command(make_checkpoint, tmp_path):
     assert found["groups"][0]["differences"]["accuracy"] == {"value": 0, "low": 0, "high": 0, "p": 1}
 
 
-def test_what_is_wrong(make_checkpoint, measured):
+def test_what_is_wrong(make_checkpoint, measured, tmp_path):
     folder = make_checkpoint(CLASSES, problem_type="single_label_classification", **NAMES)
     with pytest.raises(UserError, match="label 'it' is none of"):
         measured("text-classification", folder, {"text": TEXTS, "label": ["it"] * 12})
     rows = {"text": TEXTS[:1], "choices": [TEXTS[1:3]], "label": [0.5]}
     with pytest.raises(UserError, match="no index of one of the 2 choices"):
         measured("multiple-choice", make_checkpoint("XLMRobertaForMultipleChoice"), rows, choices="choices")
+    number = make_checkpoint(CLASSES, num_labels=1, problem_type="regression")
+    rating = make_checkpoint(CLASSES, id2label={0: "1", 1: "2"}, label2id={"1": 0, "2": 1})
+    pq.write_table(pa.table({"text": TEXTS, "label": [1, 2] * 6}), tmp_path / "rows.parquet")
+    section = DataSection(path=[str(tmp_path / "rows.parquet")])
+    both = [str(number), str(rating)]
+    with pytest.raises(UserError, match="measured by different figures"):
+        evaluate("text-classification", both, section, read_whole, by=(), options={}, resamples=5, seed=0)
     with pytest.raises(UserError, match="is not evaluated here"):
         measured("sparse", folder, {"text": TEXTS, "label": ["it"] * 12})
+
+
+def test_what_is_not_installed_is_said_first(measured, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    with pytest.raises(UserError, match=r"pip install 'xlmr-ray\[train\]'"):
+        measured("text-classification", tmp_path / "not read", {"text": TEXTS, "label": LANGUAGES})
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.registry import canonical_task, task_class
 from xlmr_ray.text.plural import plural
 from xlmr_ray.train.job import DataSection
-from xlmr_ray.train.measures.bootstrap import Difference, Figure, difference, figure
-from xlmr_ray.train.measures.by_task import LABELLED, OPTIONS, Measure, measures_of
+from xlmr_ray.train.measures.bootstrap import Difference, Figure, difference, draw, figure
+from xlmr_ray.train.measures.by_task import LABELLED, OPTIONS, SCIKIT, Measure, Rows, measures_of, metrics
 from xlmr_ray.train.rows import Reader, read_rows
 
 ALL = "all"
@@ -67,33 +67,32 @@ def evaluate(
     task_class(name)
     if name not in OPTIONS:
         raise UserError(f"task {task}: is not evaluated here; these are: {', '.join(OPTIONS)}")
+    if name in SCIKIT:
+        metrics()  # before anything is read and computed
     roles = roles_of(name, data)
     rows, skipped = read_rows(read, data, roles, label=name in LABELLED, where="data", by=by)
     measured = [measured_of(name, model, rows, roles, options) for model in models]
-    groups = [(ALL, "", np.arange(len(rows)))]
+    if len({tuple(own) for own in measured}) > 1:
+        each = "; ".join(f"{model} by {', '.join(own)}" for model, own in zip(models, measured, strict=True))
+        raise UserError(f"--model: the models cannot be compared, they are measured by different figures: {each}")
+    parts = [(ALL, "", np.arange(len(rows)))]
     for column in by:
-        values = [str(value) for value in rows[f"by {column}"].to_pylist()]
-        groups += [(column, one, np.flatnonzero(np.array(values) == one)) for one in sorted(set(values))]
-    return Evaluation(
-        name,
-        list(models),
-        len(rows),
-        skipped,
-        [
-            Group(
-                column,
-                value,
-                len(chosen),
-                {m: [figure(own[m], chosen, count=resamples, seed=seed) for own in measured] for m in measured[0]},
-                {
-                    m: difference(measured[0][m], measured[1][m], chosen, count=resamples, seed=seed)
-                    for m in measured[0]
-                    if len(measured) > 1 and m in measured[1]
-                },
-            )
-            for column, value, chosen in groups
-        ],
-    )
+        values = np.array([str(value) for value in rows[f"by {column}"].to_pylist()])
+        parts += [(column, value, np.flatnonzero(values == value)) for value in np.unique(values).tolist()]
+    groups = [group_of(*part, measured, resamples=resamples, seed=seed) for part in parts]
+    return Evaluation(name, list(models), len(rows), skipped, groups)
+
+
+def group_of(
+    column: str, value: str, chosen: Rows, measured: Sequence[Mapping[str, Measure]], *, resamples: int, seed: int
+) -> Group:
+    """The figures of each model over the chosen rows, and with two models their differences."""
+    drawn = [
+        {name: draw(measure, chosen, count=resamples, seed=seed) for name, measure in own.items()} for own in measured
+    ]
+    figures = {name: [figure(own[name]) for own in drawn] for name in drawn[0]}
+    differences = {name: difference(drawn[0][name], drawn[1][name]) for name in drawn[0]} if len(drawn) > 1 else {}
+    return Group(column, value, len(chosen), figures, differences)
 
 
 def roles_of(task: str, data: DataSection) -> tuple[str, ...]:

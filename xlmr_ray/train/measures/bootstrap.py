@@ -1,6 +1,5 @@
 """How sure a figure is: rows drawn again and again (Efron's bootstrap), for two models the same ones."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,24 +29,32 @@ class Difference:
     p: float
 
 
-def draws(rows: Rows, count: int, seed: int) -> Iterator[Rows]:
-    """The rows drawn so many times, each time as many as there are, with some of them more than once."""
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A measure over rows, and over rows drawn again `(D)`."""
+
+    value: float
+    again: NDArray[np.float64]
+
+
+def draw(measure: Measure, rows: Rows, *, count: int, seed: int) -> Drawn:
+    """Draws as many of the rows as there are, some of them more than once, so many times; the same for each measure."""
     random = np.random.default_rng([seed, len(rows)])
-    for _ in range(count):
-        yield rows[random.integers(0, len(rows), len(rows))]
+    again = [measure(rows[random.integers(0, len(rows), len(rows))]) for _ in range(count)]
+    return Drawn(measure(rows), np.array(again))
 
 
-def figure(measure: Measure, rows: Rows, *, count: int, seed: int) -> Figure:
-    """A measure over rows."""
-    return Figure(measure(rows), *interval(np.array([measure(drawn) for drawn in draws(rows, count, seed)])))
+def figure(one: Drawn) -> Figure:
+    """A measure with its interval."""
+    return Figure(one.value, *interval(one.again))
 
 
-def difference(first: Measure, second: Measure, rows: Rows, *, count: int, seed: int) -> Difference:
-    """Of one measure of two models over the same rows, drawn together."""
-    found = np.array([second(drawn) - first(drawn) for drawn in draws(rows, count, seed)])
+def difference(first: Drawn, second: Drawn) -> Difference:
+    """Of one measure of two models on the same draws."""
+    found = second.again - first.again
     known = found[~np.isnan(found)]
     sides = ((known <= 0).mean(), (known >= 0).mean()) if len(known) else (1.0, 1.0)
-    return Difference(second(rows) - first(rows), *interval(found), float(min(1.0, 2 * min(sides))))
+    return Difference(second.value - first.value, *interval(found), float(min(1.0, 2 * min(sides))))
 
 
 def interval(found: NDArray[np.float64]) -> tuple[float, float]:

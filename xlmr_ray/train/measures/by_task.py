@@ -30,6 +30,8 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
     "sentence-similarity": {},
     "embedding": {},
 }
+# Tasks whose measures scikit-learn computes.
+SCIKIT = {"text-classification", "rerank", "sentence-similarity"}
 LABELLED = {name for name in OPTIONS if name != "embedding"}
 
 
@@ -118,7 +120,6 @@ def mean_auc(hot: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
 
 def correlation(found: NDArray[np.floating], wanted: NDArray[np.floating]) -> dict[str, Measure]:
     """Spearman's, and the root of the mean squared error."""
-    metrics()
     from scipy.stats import spearmanr  # comes with scikit-learn
 
     def spearman(chosen: Rows) -> float:
@@ -133,7 +134,7 @@ def correlation(found: NDArray[np.floating], wanted: NDArray[np.floating]) -> di
 
 
 def ranking(rows: pa.Table, scores: NDArray[np.float32]) -> dict[str, Measure]:
-    """Of pairs with a query each: how well pairs that answer are told apart; and of each query's documents, whether
+    """Of pairs with a query each: how well pairs that answer are set apart; and of each query's documents, whether
     the best ones are among the first.
     """
     wanted = (relevance(rows) > 0.5).astype(np.int64)
