@@ -13,6 +13,7 @@ from xlmr_ray import UserError, pipeline
 from xlmr_ray.batch.identity import settings_digest
 from xlmr_ray.batch.input.whole import read_whole
 from xlmr_ray.checkpoint.calibration import read_temperature, write_calibration
+from xlmr_ray.cli import app
 from xlmr_ray.train.calibrate import calibrate, error_of, temperature_of
 from xlmr_ray.train.job import DataSection
 
@@ -91,10 +92,20 @@ def test_rerank(make_checkpoint, fitted):
 
 def test_what_is_wrong(make_checkpoint, fitted):
     folder = make_checkpoint(CLASSES, problem_type="single_label_classification", **NAMES)
-    with pytest.raises(UserError, match="a folder of this machine is wanted"):
+    with pytest.raises(UserError, match="expected a folder of this machine"):
         fitted("text-classification", "embedded:mini", {"text": TEXTS, "label": LANGUAGES})
     with pytest.raises(UserError, match="has no temperature"):
         fitted("embedding", folder, {"text": TEXTS, "label": LANGUAGES})
     (folder / "calibration.json").write_text('{"text-classification": {"temperature": 0}}')
     with pytest.raises(UserError, match="expected a temperature above 0, got 0"):
         pipeline("text-classification", folder)
+
+
+def test_the_command_says_what_was_left_out(make_checkpoint, tmp_path, capsys):
+    folder = make_checkpoint(CLASSES, problem_type="single_label_classification", **NAMES)
+    pq.write_table(pa.table({"text": TEXTS, "lang": [*LANGUAGES[:-1], None]}), tmp_path / "rows.parquet")
+    words = ["calibrate", "text-classification", "--model", str(folder), "--data", str(tmp_path / "rows.parquet")]
+    app([*words, "--column", "label=lang", "--skip-bad-rows"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "of 11 rows" in said
+    assert "1 row skipped" in said

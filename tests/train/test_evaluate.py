@@ -187,6 +187,8 @@ def test_what_is_wrong(make_checkpoint, measured, tmp_path):
     folder = make_checkpoint(CLASSES, problem_type="single_label_classification", **NAMES)
     with pytest.raises(UserError, match="label 'it' is none of"):
         measured("text-classification", folder, {"text": TEXTS, "label": ["it"] * 12})
+    with pytest.raises(UserError, match=f"row 0: label of {len(TEXTS[0])} characters is none of"):
+        measured("text-classification", folder, {"text": TEXTS, "label": TEXTS})  # no document in a message
     rows = {"text": TEXTS[:1], "choices": [TEXTS[1:3]], "label": [0.5]}
     with pytest.raises(UserError, match="no index of one of the 2 choices"):
         measured("multiple-choice", make_checkpoint("XLMRobertaForMultipleChoice"), rows, choices="choices")

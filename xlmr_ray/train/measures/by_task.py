@@ -1,6 +1,6 @@
 """What is measured of each task's answers: functions of which rows count, so that rows can be drawn again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -80,11 +80,7 @@ def measures_of(
 def classification(config: XLMRobertaConfig, rows: pa.Table, table: pa.Table) -> dict[str, Measure]:
     """Of one label, several, or a number, by the checkpoint's kind of problem."""
     labels = config.labels
-    places = {name: index for index, name in enumerate(labels)}
-    scores = np.empty((len(rows), len(labels)))
-    for row, own in enumerate(table["labels"].to_pylist()):
-        for one in own:
-            scores[row, places[one["label"]]] = one["score"]
+    scores = scores_of(table, labels).astype(np.float64)
     if config.problem_type == "regression":
         return correlation(scores[:, 0], numbers(rows))
     if config.problem_type == "multi_label_classification" or len(labels) == 1:
@@ -107,6 +103,16 @@ def classification(config: XLMRobertaConfig, rows: pa.Table, table: pa.Table) ->
         "auc": lambda chosen: mean_auc(np.eye(len(labels), dtype=np.int64)[wanted[chosen]], scores[chosen]),
         "calibration_error": lambda chosen: calibration_error(scores[chosen].max(1), best[chosen] == wanted[chosen]),
     }
+
+
+def scores_of(table: pa.Table, labels: Sequence[str]) -> NDArray[np.float32]:
+    """The scores `(N, labels)` in an output of text classification that has all labels."""
+    places = {name: index for index, name in enumerate(labels)}
+    scores = np.empty((len(table), len(labels)), np.float32)
+    for row, own in enumerate(table["labels"].to_pylist()):
+        for one in own:
+            scores[row, places[one["label"]]] = one["score"]
+    return scores
 
 
 def mean_auc(hot: NDArray[np.int64], scores: NDArray[np.float64]) -> float:

@@ -9,8 +9,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.text.plural import some
 from xlmr_ray.train.rows import place
 
+LONGEST = 40  # characters of a label in a message
 SINGLE, MULTI, REGRESSION = "single", "multi", "regression"
 PROBLEM_TYPES = {
     SINGLE: "single_label_classification",
@@ -112,6 +114,11 @@ def at(rows: pa.Table, index: int) -> str:
     return place(rows.slice(index, 1).select(["_source", "_row"]).to_pylist()[0])
 
 
+def quoted(name: str) -> str:
+    """A label for messages; a long one may be a document, of a column that was named by mistake."""
+    return repr(name) if len(name) <= LONGEST else f"of {len(name)} characters"
+
+
 def indices(rows: pa.Table, names: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
     """The index of each row's label `(N)` among the known ones. Raises UserError for one that is none of them."""
     places = {name: index for index, name in enumerate(known)}
@@ -119,7 +126,7 @@ def indices(rows: pa.Table, names: Sequence[str], known: Sequence[str]) -> NDArr
     if (found < 0).any():
         first = int((found < 0).argmax())
         raise UserError(
-            f"{at(rows, first)}: label {names[first]!r} is none of those that are trained: {', '.join(known)}"
+            f"{at(rows, first)}: label {quoted(names[first])} is none of the checkpoint's: {some(known, 12)}"
         )
     return found
 

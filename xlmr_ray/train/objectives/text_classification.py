@@ -28,6 +28,7 @@ from xlmr_ray.train.objectives.label_names import (
     indices,
     numbers,
     problem_of,
+    quoted,
     several_names,
     single_names,
 )
@@ -81,7 +82,7 @@ class TextClassificationObjective(Objective):
             each = single_names(rows)
             if len(set(each)) < 2:
                 raise UserError(
-                    f"train.label: all {len(rows)} rows have the label {each[0]!r}: two are wanted at least"
+                    f"train.label: all {len(rows)} rows have the label {quoted(each[0])}: expected at least two"
                 )
             names = in_order(each, before)
             weights = weights_of(job, names, np.array([each.count(name) for name in names]))
