@@ -11,8 +11,9 @@ from xlmr_ray.batch.job import Job, check_job
 from xlmr_ray.batch.ledger.manifest import Manifest, finish
 from xlmr_ray.batch.ledger.published import publish
 from xlmr_ray.batch.ledger.results import iter_files
+from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.progress import Figures
-from xlmr_ray.batch.run import check_errors, commit_dead, prepare
+from xlmr_ray.batch.run import check_errors, commit_dead
 from xlmr_ray.batch.stages.block import raise_failure, to_block
 from xlmr_ray.batch.stages.encode import Encode
 from xlmr_ray.batch.stages.recipe import shard_to_json

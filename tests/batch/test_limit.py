@@ -16,7 +16,8 @@ from xlmr_ray.batch.ledger.published import current, is_limited, publish
 from xlmr_ray.batch.ledger.record import read_record
 from xlmr_ray.batch.ledger.results import result_files
 from xlmr_ray.batch.plan import Dead
-from xlmr_ray.batch.run import commit_dead, prepare
+from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.run import commit_dead
 from xlmr_ray.batch.store.open import open_store
 
 

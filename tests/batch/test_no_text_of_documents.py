@@ -18,7 +18,7 @@ from xlmr_ray.batch import codes
 from xlmr_ray.batch.observe.printing import status_lines
 from xlmr_ray.batch.observe.report.gather import gather
 from xlmr_ray.batch.observe.report.page import page
-from xlmr_ray.batch.run import prepare
+from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.stages.block import guarded, raise_failure, to_block
 from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.errors import JobFailed

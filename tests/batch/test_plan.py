@@ -11,7 +11,7 @@ import torch
 
 from tests.models import save_classifier
 from xlmr_ray.batch import identity, plan
-from xlmr_ray.batch import run as runs
+from xlmr_ray.batch import prepare as preparing
 from xlmr_ray.batch.identity import precision, run_id
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import check_job
@@ -19,7 +19,7 @@ from xlmr_ray.batch.ledger.json_by_line import Damaged
 from xlmr_ray.batch.ledger.record import plan_key, planned_shards
 from xlmr_ray.batch.ledger.snapshot import planned_inputs
 from xlmr_ray.batch.plan import columns_of, make_plan, read_plan, task_recipes
-from xlmr_ray.batch.run import prepare
+from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.store.base import Exists
 from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.errors import UserError
@@ -228,7 +228,7 @@ def test_inputs_name_the_run_by_key_size_and_etag(name_of, corpus):
 @pytest.mark.parametrize(("gpu", "dtype", "device"), [(False, "float32", "auto"), (True, "float16", "cuda")])
 def test_auto_is_settled_with_the_plan(model, corpus, tmp_path, monkeypatch, name_of, gpu, dtype, device):
     here = name_of()
-    for where in (identity, plan, runs):
+    for where in (identity, plan, preparing):
         monkeypatch.setattr(where, "on_gpu", lambda asked: gpu)
     monkeypatch.setattr(identity, "gpus_dtype", lambda: "float16")
     job = job_of(model, corpus, tmp_path)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tests.models import TOKENIZER, make_config
 from xlmr_ray import UserError, XLMRobertaTokenizer, pipeline
 from xlmr_ray.batch.job import Job, check_job, with_setting
-from xlmr_ray.batch.run import prepare
+from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.stages.block import from_block, raise_failure, to_block
 from xlmr_ray.batch.stages.encode import Encode
 from xlmr_ray.batch.stages.recipe import shard_to_json

@@ -13,8 +13,9 @@ from tests.tasks.texts import languages
 from xlmr_ray import JobFailed, UserError, pipeline
 from xlmr_ray.batch.cluster import Sizes, connected
 from xlmr_ray.batch.job import check_job
+from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.ranges import FEWEST, MOST, PLACES, known_ranges, measured, sample
-from xlmr_ray.batch.run import prepare, run_job
+from xlmr_ray.batch.run import run_job
 from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.tasks.vector_precision import UNMEASURED
 

@@ -23,13 +23,15 @@ from rich.console import Console
 
 from tests.models import save_classifier
 from xlmr_ray import JobFailed, UserError, pipeline
+from xlmr_ray.batch.done import Done
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.lease import Holder, holder, lease_key
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed
 from xlmr_ray.batch.ledger.verify import verify
+from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.progress import Figures
-from xlmr_ray.batch.run import Done, Run, prepare, run_job, score
+from xlmr_ray.batch.run import Run, run_job, score
 from xlmr_ray.batch.store.open import open_store
 
 TEXTS = [

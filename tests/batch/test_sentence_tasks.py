@@ -13,7 +13,7 @@ from tests.tasks.texts import languages
 from xlmr_ray import UserError, pipeline
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.job import check_job
-from xlmr_ray.batch.run import prepare
+from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.stages.block import from_block, raise_failure, to_block
 from xlmr_ray.batch.stages.encode import Encode
 from xlmr_ray.batch.stages.recipe import shard_to_json

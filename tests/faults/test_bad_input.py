@@ -14,7 +14,7 @@ import pytest
 
 from tests.faults.bad_input import BETWEEN, LIMIT, Corpus, Expected, Unpickled, bad_input, bad_text
 from xlmr_ray import JobFailed
-from xlmr_ray.batch import codes, run
+from xlmr_ray.batch import codes, prepare, run
 from xlmr_ray.batch.input.readers import line_shards, raw
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.published import current
@@ -60,7 +60,7 @@ def job_of(path, out, *, empty="error", rows=50, task="text-classification", mod
 
 def through(job, out):
     """Output rows and error rows of a job without a cluster: the same steps, one shard after another."""
-    prepared = run.prepare(job, open_store(str(out)))
+    prepared = prepare.prepare(job, open_store(str(out)))
     tokenize, encode = Tokenize(prepared.recipe), Encode(prepared.recipe)
     outputs, errors = [], []
     for shard in prepared.plan.shards:
@@ -247,14 +247,14 @@ def test_a_file_deleted_after_listing_and_a_drift_of_kept_types(tmp_path, monkey
     pq.write_table(pa.table({"text": ["a", "b"], "year": [1, 2]}), folder / "a.parquet")
     pq.write_table(pa.table({"text": ["c"], "year": [1.5]}), folder / "b.parquet")
     (folder / "c.jsonl").write_text('{"text": "d"}\n')
-    listed = run.find_inputs
+    listed = prepare.find_inputs
 
     def and_deleted(*args, **options):
         found = listed(*args, **options)
         (folder / "c.jsonl").unlink()
         return found
 
-    monkeypatch.setattr(run, "find_inputs", and_deleted)
+    monkeypatch.setattr(prepare, "find_inputs", and_deleted)
     rows, errors = through(job_of(folder, tmp_path / "out", keep=["year"]), tmp_path / "out")
     assert rows.select(["row", "year"]).to_pylist() == [
         {"row": 0, "year": 1.0},
@@ -272,7 +272,7 @@ def test_no_permission_is_not_bad_data(corpus, tmp_path, monkeypatch, format):
         raise PermissionError(13, "Permission denied", name)
 
     def prepared(out):
-        return run.prepare(job_of(corpus.folder / name, out, id="id"), open_store(str(out)))
+        return prepare.prepare(job_of(corpus.folder / name, out, id="id"), open_store(str(out)))
 
     planned = prepared(tmp_path / "out")
     monkeypatch.setattr(raw.Source, "range", refused)

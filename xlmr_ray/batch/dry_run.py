@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from xlmr_ray.batch.cluster import Sizes, connected_if_there, resources, sizes
+from xlmr_ray.batch.done import earlier
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.shard_table import INPUT, ROWS
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.lease import lease_ttl
 from xlmr_ray.batch.observe.lineage import check_installed
 from xlmr_ray.batch.plan import Plan
+from xlmr_ray.batch.prepare import checked_store, describe, prepare
 from xlmr_ray.batch.progress import Figures
-from xlmr_ray.batch.run import check_errors, checked_store, describe, earlier, prepare, weights_of
+from xlmr_ray.batch.run import check_errors, weights_of
 from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.stages.rows import output_table
 from xlmr_ray.batch.stages.tokenize import Tokenize

@@ -1,61 +1,43 @@
 """One run of a job: plan, take its lease, stream the shards that have no record through the actors, finish, publish."""
 
-import contextlib
-import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from rich.console import Console
 
 from xlmr_ray.batch.cluster import cluster_resources, connected, connected_if_there, on_gpu, remote, sizes
-from xlmr_ray.batch.identity import job_identity, precision, run_id
-from xlmr_ray.batch.incremental import Changes, Next, limited_inputs, plan_next, planned, publish_found
-from xlmr_ray.batch.input.file import Input, InputChanged
-from xlmr_ray.batch.input.shard_table import ROWS
-from xlmr_ray.batch.input.source import find_inputs
+from xlmr_ray.batch.done import Done, committed_now, earlier
+from xlmr_ray.batch.incremental import Changes, publish_found
+from xlmr_ray.batch.input.file import InputChanged
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.commit import commit_shard
-from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.lease import WAIT, leased
 from xlmr_ray.batch.ledger.manifest import Manifest, finish, read_manifest
 from xlmr_ray.batch.ledger.published import publish
-from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, ERROR_SCHEMA, Record, committed_shards, new_attempt, read_record
+from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, Record, new_attempt
 from xlmr_ray.batch.observe.code_version import code_version
 from xlmr_ray.batch.observe.launches import last_launch
 from xlmr_ray.batch.observe.telemetry import Watch, watched
-from xlmr_ray.batch.plan import (
-    Dead,
-    Plan,
-    check_quantization,
-    columns_of,
-    make_plan,
-    task_recipes,
-)
+from xlmr_ray.batch.plan import Dead, Plan
+from xlmr_ray.batch.prepare import Prepared, checked_store, describe, prepare
 from xlmr_ray.batch.progress import Figures, show
 from xlmr_ray.batch.ranges import known_ranges, measured
-from xlmr_ray.batch.shard_rows import shard_rows
 from xlmr_ray.batch.stages.block import raise_failure
-from xlmr_ray.batch.stages.recipe import EngineRecipe, Recipe
+from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.stages.shard_cost import Committed
-from xlmr_ray.batch.store.base import NoConditionalWrites, Store
-from xlmr_ray.batch.store.filesystem import reading
-from xlmr_ray.batch.store.open import open_store
+from xlmr_ray.batch.store.base import Store
 from xlmr_ray.batch.stream import rows_of, stream
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.engine.cpu_precision import cpu_capabilities, precision_hint
-from xlmr_ray.errors import JobFailed, UserError
-from xlmr_ray.text.plural import plural, some
+from xlmr_ray.errors import JobFailed
+from xlmr_ray.text.plural import some
 from xlmr_ray.text.progress_line import ProgressLine, say
-from xlmr_ray.text.redact import clean_url
-
-MOST_COUNTED = 20_000  # records that are listed for somebody who waits for the end
 
 
 @dataclass(frozen=True)
@@ -78,92 +60,6 @@ class Interrupted(JobFailed):
 
 class TooManyErrors(JobFailed):
     """More rows are errors than the job allows."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """What earlier launches committed: a truth value for each shard of the plan, and the dead files by id."""
-
-    shards: NDArray[np.bool_]
-    files: frozenset[str]
-
-    @property
-    def count(self) -> int:
-        return int(self.shards.sum()) + len(self.files)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """All that is settled before a cluster is asked for: the plan, what the actors need to know, the files left out,
-    the hash of the job's identity. `found` is what an incremental run is in its chain; where nothing is new, the
-    plan is that of the last run.
-    """
-
-    plan: Plan
-    recipe: Recipe
-    files: int
-    ignored: tuple[str, ...]
-    job: str
-    found: Next | None = None
-
-
-def prepare(job: Job, store: Store) -> Prepared:
-    """Finds inputs and checkpoints, and makes the plan or reads the one that the run has. Raises UserError for what
-    is wrong.
-    """
-    check_quantization(job)
-    recipes = task_recipes(job)
-    columns = columns_of(job, recipes)
-    with reading(", ".join(map(clean_url, job.input.path))):
-        found = find_inputs(job.input.path, format=job.input.format, output=job.output.path)
-        what = job_identity(job, recipes, columns)
-        inputs: Sequence[Input] = found.inputs
-        upon: Next | None = None
-        drop = job.input.deleted == "drop"
-        if job.incremental and job.input.limit is None:
-            upon = plan_next(
-                store,
-                what,
-                job.name,
-                columns,
-                inputs,
-                drop=drop,
-                shard_rows=shard_rows(job, recipes),
-                readers=job.input.readers,
-                ignored=found.ignored,
-            )
-        elif job.incremental:
-            whole = {name: value for name, value in what.items() if name != "limit"}
-            inputs, upon = limited_inputs(store, whole, inputs, drop=drop)
-        if upon is None:
-            rows = shard_rows(job, recipes)
-            plan = make_plan(store, job, recipes, columns, inputs, shard_rows=rows, ignored=found.ignored)
-        else:
-            plan = planned(store, upon)
-    device = job.engine.device
-    engine = EngineRecipe(
-        dtype=precision(job.engine),
-        attn_implementation=job.engine.attn_implementation,
-        max_tokens=job.engine.max_tokens,
-        device="cuda" if device == "auto" and on_gpu(device) else device,  # not the CPU where a GPU is out of order
-        quantization=job.engine.quantization,
-        compile=job.engine.compile,
-        threads=0,
-    )
-    recipe = Recipe(
-        plan.run_id,
-        store,
-        columns,
-        job.input.readers,
-        recipes,
-        engine,
-        score_empty=job.errors.empty == "score",
-        timeout=job.errors.timeout,
-        max_row_bytes=job.input.max_row_bytes,
-        kept=plan.kept,
-        pre_tokenizer=job.engine.pre_tokenizer,
-    )
-    return Prepared(plan, recipe, len(plan.shards.inputs), tuple(found.ignored), run_id(what), upon)
 
 
 def run_job(
@@ -274,17 +170,6 @@ def drive(run: Run, check: Callable[[], None], watch: Watch) -> Manifest:
     return finish(store, plan.run_id, plan.ids(), code=code_version(), job_file=job_file)
 
 
-def committed_now(store: Store, run_id: str, figures: Figures) -> str:
-    """How many shards have a record: more than the driver has heard of, when it is stopped. Of very many it does not
-    wait for a listing.
-    """
-    heard = figures.shards_before + figures.shards
-    if figures.total_shards <= MOST_COUNTED:
-        with contextlib.suppress(JobFailed, UserError, OSError):
-            return f"{sum(1 for _ in committed_shards(store, run_id)):,}"
-    return f"at least {heard:,}"
-
-
 def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch: Watch | None = None) -> None:
     """Commits every shard that is not `done`, or raises JobFailed that says why not."""
     plan, prepared, figures = run.plan, run.prepared, run.figures
@@ -329,68 +214,6 @@ def weights_of(recipe: Recipe) -> int:
     """Bytes of the encoders' weights in the memory of a process, in float32."""
     encoders = {(task.encoder, task.tokenizer): task.model for task in recipe.tasks}
     return sum(4 * stored_values(model_folder(resolve(model))) for model in encoders.values())
-
-
-def checked_store(url: str, check: Callable[[Store], None], *, at_least_once: bool) -> Store:
-    """The output's store, `check`ed. One without conditional writes is refused, or used all the same where the user
-    says so.
-    """
-    store = open_store(url)
-    try:
-        check(store)
-    except NoConditionalWrites:
-        if not at_least_once:
-            raise
-        store = open_store(url, at_least_once=True)
-        check(store)
-    return store
-
-
-def earlier(store: Store, plan: Plan, figures: Figures, withdrawn: frozenset[str] = frozenset()) -> Done:
-    """What earlier launches committed, counted in the figures; errors in `withdrawn` inputs, which will be done anew,
-    are not. Lists, and reads the records of shards with errors.
-    """
-    shards = np.zeros(len(plan.shards), np.bool_)
-    dead = {file.id: file.rows for file in plan.dead}
-    files: set[str] = set()
-    names, copies = itertools.tee(committed_shards(store, plan.run_id))
-    for name, index in zip(names, plan.shards.indices(copies), strict=True):
-        if index >= 0:
-            shards[index] = True
-        elif name in dead:
-            files.add(name)
-    done = Done(shards, frozenset(files))
-    figures.rows_before = int(plan.shards.columns[shards, ROWS].sum()) + sum(dead[name] for name in files)
-    figures.shards_before = done.count
-    with_errors = (
-        found["shard"]
-        for entry in store.list(f"errors/{plan.run_id}/")
-        if (found := ATTEMPT_FILE.fullmatch(entry.key.rpartition("/")[2]))
-    )
-    # Attempts of a shard are beside each other; one that crashed may have no record.
-    once = (name for name, _ in itertools.groupby(with_errors))
-    for record in in_order(lambda name: read_record(store, plan.run_id, name), once):
-        if record is not None and record.source_key not in withdrawn:
-            figures.errors_before += record.rows_error + record.rows_lost
-    return done
-
-
-def describe(prepared: Prepared, done: Done) -> str:
-    plan = prepared.plan
-    files, shards = plural(prepared.files, "file"), plural(len(plan.shards), "shard")
-    text = f"run {plan.run_id}: {plural(plan.rows, 'document')} of {files} in {shards}"
-    if prepared.found and prepared.found.changes:
-        text += f"; {prepared.found.changes}"
-    if prepared.found and prepared.found.withdrawn:
-        changed = some(sorted(prepared.found.withdrawn))
-        text += f"; changed or gone since it was planned, so left to the next run: {changed}"
-    if done.count:
-        text += f"; {done.count:,} are committed already, going on from there"
-    if prepared.ignored:
-        text += f"; not read, no known ending: {some(prepared.ignored)}"
-    if plan.dead:
-        text += f"; {plural(len(plan.dead), 'file')} cannot be read: {some([letter.message for letter in plan.dead])}"
-    return text
 
 
 def commit_dead(store: Store, run_id: str, file: Dead) -> Record:

@@ -10,7 +10,7 @@ from xlmr_ray import UserError
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.kept_types import KeptTypes, as_planned, from_text, to_text, wider
 from xlmr_ray.batch.ledger.verify import verify
-from xlmr_ray.batch.run import prepare
+from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.store.open import open_store
 
 

@@ -13,12 +13,14 @@ import pytest
 from tests.batch.direct import job_of, rows_of, run_directly
 from tests.models import save_classifier
 from xlmr_ray.batch import codes
+from xlmr_ray.batch.done import earlier
 from xlmr_ray.batch.ledger.manifest import read_manifest
 from xlmr_ray.batch.ledger.status import status
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.observe.report.gather import gather
+from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.progress import Figures
-from xlmr_ray.batch.run import TooManyErrors, earlier, prepare
+from xlmr_ray.batch.run import TooManyErrors
 from xlmr_ray.batch.store.open import open_store
 
 

@@ -22,7 +22,7 @@ from xlmr_ray.batch.input.readers import READERS, csv
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job, check_job
-from xlmr_ray.batch.run import prepare
+from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.store.open import open_store
 
 

@@ -22,7 +22,7 @@ from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.observe.printing import print_status
 from xlmr_ray.batch.observe.report.gather import gather
 from xlmr_ray.batch.observe.report.page import page
-from xlmr_ray.batch.run import prepare
+from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.store.filesystem import filesystem
 from xlmr_ray.batch.store.open import open_store
 

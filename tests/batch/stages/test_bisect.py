@@ -13,7 +13,7 @@ from tests.batch.test_run import job
 from tests.models import save_classifier
 from xlmr_ray import JobFailed, UserError
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.run import prepare
+from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.stages import encode, suspects, tokenize
 from xlmr_ray.batch.stages.bisect import by_halves
 from xlmr_ray.batch.stages.block import from_block, raise_failure, to_block

@@ -1,0 +1,127 @@
+"""What is settled before a cluster is asked for: where the output goes, inputs and checkpoints, the plan."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from xlmr_ray.batch.cluster import on_gpu
+from xlmr_ray.batch.done import Done
+from xlmr_ray.batch.identity import job_identity, precision, run_id
+from xlmr_ray.batch.incremental import Next, limited_inputs, plan_next, planned
+from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.source import find_inputs
+from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.plan import Plan, check_quantization, columns_of, make_plan, task_recipes
+from xlmr_ray.batch.shard_rows import shard_rows
+from xlmr_ray.batch.stages.recipe import EngineRecipe, Recipe
+from xlmr_ray.batch.store.base import NoConditionalWrites, Store
+from xlmr_ray.batch.store.filesystem import reading
+from xlmr_ray.batch.store.open import open_store
+from xlmr_ray.text.plural import plural, some
+from xlmr_ray.text.redact import clean_url
+
+
+def checked_store(url: str, check: Callable[[Store], None], *, at_least_once: bool) -> Store:
+    """The output's store, `check`ed. One without conditional writes is refused, or used all the same where the user
+    says so.
+    """
+    store = open_store(url)
+    try:
+        check(store)
+    except NoConditionalWrites:
+        if not at_least_once:
+            raise
+        store = open_store(url, at_least_once=True)
+        check(store)
+    return store
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is settled before a cluster is asked for: the plan, what the actors need to know, the files left out,
+    the hash of the job's identity. `found` is what an incremental run is in its chain; where nothing is new, the
+    plan is that of the last run.
+    """
+
+    plan: Plan
+    recipe: Recipe
+    files: int
+    ignored: tuple[str, ...]
+    job: str
+    found: Next | None = None
+
+
+def prepare(job: Job, store: Store) -> Prepared:
+    """Finds inputs and checkpoints, and makes the plan or reads the one that the run has. Raises UserError for what
+    is wrong.
+    """
+    check_quantization(job)
+    recipes = task_recipes(job)
+    columns = columns_of(job, recipes)
+    with reading(", ".join(map(clean_url, job.input.path))):
+        found = find_inputs(job.input.path, format=job.input.format, output=job.output.path)
+        what = job_identity(job, recipes, columns)
+        inputs: Sequence[Input] = found.inputs
+        upon: Next | None = None
+        drop = job.input.deleted == "drop"
+        if job.incremental and job.input.limit is None:
+            upon = plan_next(
+                store,
+                what,
+                job.name,
+                columns,
+                inputs,
+                drop=drop,
+                shard_rows=shard_rows(job, recipes),
+                readers=job.input.readers,
+                ignored=found.ignored,
+            )
+        elif job.incremental:
+            whole = {name: value for name, value in what.items() if name != "limit"}
+            inputs, upon = limited_inputs(store, whole, inputs, drop=drop)
+        if upon is None:
+            rows = shard_rows(job, recipes)
+            plan = make_plan(store, job, recipes, columns, inputs, shard_rows=rows, ignored=found.ignored)
+        else:
+            plan = planned(store, upon)
+    device = job.engine.device
+    engine = EngineRecipe(
+        dtype=precision(job.engine),
+        attn_implementation=job.engine.attn_implementation,
+        max_tokens=job.engine.max_tokens,
+        device="cuda" if device == "auto" and on_gpu(device) else device,  # not the CPU where a GPU is out of order
+        quantization=job.engine.quantization,
+        compile=job.engine.compile,
+        threads=0,
+    )
+    recipe = Recipe(
+        plan.run_id,
+        store,
+        columns,
+        job.input.readers,
+        recipes,
+        engine,
+        score_empty=job.errors.empty == "score",
+        timeout=job.errors.timeout,
+        max_row_bytes=job.input.max_row_bytes,
+        kept=plan.kept,
+        pre_tokenizer=job.engine.pre_tokenizer,
+    )
+    return Prepared(plan, recipe, len(plan.shards.inputs), tuple(found.ignored), run_id(what), upon)
+
+
+def describe(prepared: Prepared, done: Done) -> str:
+    plan = prepared.plan
+    files, shards = plural(prepared.files, "file"), plural(len(plan.shards), "shard")
+    text = f"run {plan.run_id}: {plural(plan.rows, 'document')} of {files} in {shards}"
+    if prepared.found and prepared.found.changes:
+        text += f"; {prepared.found.changes}"
+    if prepared.found and prepared.found.withdrawn:
+        changed = some(sorted(prepared.found.withdrawn))
+        text += f"; changed or gone since it was planned, so left to the next run: {changed}"
+    if done.count:
+        text += f"; {done.count:,} are committed already, going on from there"
+    if prepared.ignored:
+        text += f"; not read, no known ending: {some(prepared.ignored)}"
+    if plan.dead:
+        text += f"; {plural(len(plan.dead), 'file')} cannot be read: {some([letter.message for letter in plan.dead])}"
+    return text
