@@ -103,13 +103,13 @@ def measured(recipe: Recipe, shards: ShardTable, size: Sizes, note: Callable[[st
     wanted = unmeasured(recipe.tasks)
     if not wanted:
         return recipe
-    places = sample(len(shards), shards.rows)
-    note(f"measuring the ranges of {wanted[0].options['precision']} vectors on {len(places)} of {len(shards)} shards")
+    indices = sample(len(shards), shards.rows)
+    note(f"measuring the ranges of {wanted[0].options['precision']} vectors on {len(indices)} of {len(shards)} shards")
     floats = {"precision": "float32", "ranges": None}
     tasks = tuple(replace(task, options={**task.options, **floats}) for task in wanted)
     rows = []
     sampling = replace(recipe, tasks=tasks)
-    for row in rows_of(stream((shards[at] for at in places), len(places), sampling, size, last=Measure)):
+    for row in rows_of(stream((shards[at] for at in indices), len(indices), sampling, size, last=Measure)):
         try:
             raise_failure(row)
         except InputChanged:
@@ -120,7 +120,7 @@ def measured(recipe: Recipe, shards: ShardTable, size: Sizes, note: Callable[[st
         sides = [row[f"task{number}"] for row in rows if row["vectors"]]
         if not sides:
             raise JobFailed(
-                f"task {task.task}: none of the {len(places)} shards of the sample has a vector to measure ranges "
+                f"task {task.task}: none of the {len(indices)} shards of the sample has a vector to measure ranges "
                 "with; name ranges"
             )
         low, high = np.min([low for low, _ in sides], axis=0), np.max([high for _, high in sides], axis=0)
@@ -133,11 +133,11 @@ def measured(recipe: Recipe, shards: ShardTable, size: Sizes, note: Callable[[st
 
 
 def sample(shards: int, rows: int) -> list[int]:
-    """The places of the shards to measure on, of so many that have so many rows together."""
+    """The indices of the shards to measure on, of so many that have so many rows together."""
     documents = min(max(rows // EVERY, FEWEST), MOST)
     count = min(max(-(-documents * shards // max(rows, 1)), PLACES), shards)
-    places: list[int] = np.linspace(0, shards - 1, count).round().astype(int).tolist()
-    return places
+    indices: list[int] = np.linspace(0, shards - 1, count).round().astype(int).tolist()
+    return indices
 
 
 class Measure:

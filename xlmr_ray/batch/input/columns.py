@@ -101,7 +101,7 @@ class Rows:
     row: list[int] = field(default_factory=list)
     id: list[Value] = field(default_factory=list)
     values: list[list[Value]] = field(default_factory=list)  # a list for each of `columns.extra`, then for each role
-    problems: dict[int, Problem] = field(default_factory=dict)  # by place in the lists
+    problems: dict[int, Problem] = field(default_factory=dict)  # by index in the lists
 
     def __post_init__(self) -> None:
         self.values = [[] for _ in (*self.columns.extra, *self.columns.text)]
@@ -126,14 +126,14 @@ class Rows:
         codes = messages = [""] * count
         if self.problems:
             codes, messages = list(codes), list(messages)
-            for place, problem in self.problems.items():
-                codes[place] = problem.code
-                messages[place] = f"{self.where(self.row[place])}: {problem.message}"
+            for index, problem in self.problems.items():
+                codes[index] = problem.code
+                messages[index] = f"{self.where(self.row[index])}: {problem.message}"
         head = [
             pa.array(self.row, pa.int64()),
             pa.array(codes, pa.string()),
             pa.array(messages, pa.string()),
-            pa.array([place in changed for place in range(count)], pa.bool_()),
+            pa.array([index in changed for index in range(count)], pa.bool_()),
         ]
         return pa.table([*head, ids, *values], [*SYSTEM, "id", *self.columns.extra, *self.columns.text])
 
@@ -142,10 +142,10 @@ def _strings(values: list[Value], changed: set[int]) -> pa.Array:
     try:
         return pa.array(values, pa.string())
     except UnicodeEncodeError:
-        for place, value in enumerate(values):
+        for index, value in enumerate(values):
             if isinstance(value, str) and (repaired := repair(value)) != value:
-                values[place] = repaired
-                changed.add(place)
+                values[index] = repaired
+                changed.add(index)
         return pa.array(values, pa.string())
 
 
@@ -181,11 +181,11 @@ def _list_as_json(role: str, value: object, name: str) -> str | Problem:
         return Problem(codes.WRONG_TYPE, f"field {name!r} is {json_type(value)}, not an array of {of}")
     if not value and role == "choices":
         return Problem(codes.WRONG_TYPE, f"field {name!r} is an empty array")
-    for place, item in enumerate(value):
+    for index, item in enumerate(value):
         if role == "choices" and not isinstance(item, str):
-            return Problem(codes.WRONG_TYPE, f"field {name!r}: item {place} is {json_type(item)}, not a string")
+            return Problem(codes.WRONG_TYPE, f"field {name!r}: item {index} is {json_type(item)}, not a string")
         if role == "spans" and not _is_span(item):
-            return Problem(codes.WRONG_TYPE, f"field {name!r}: item {place} is no pair [start, end] of whole numbers")
+            return Problem(codes.WRONG_TYPE, f"field {name!r}: item {index} is no pair [start, end] of whole numbers")
     return json.dumps(value, ensure_ascii=False)
 
 

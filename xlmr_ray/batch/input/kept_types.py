@@ -75,14 +75,14 @@ def as_planned(table: pa.Table, kept: pa.Schema | None, names: Sequence[str]) ->
         target = _written(column.type) if kept is None else kept.field(name).type
         if column.type == target:
             continue
-        place = table.column_names.index(name)
+        index = table.column_names.index(name)
         try:
             cast = pa.nulls(len(column), target) if pa.types.is_null(column.type) else column.cast(target)
         except pa.ArrowInvalid:
             cast, unfit = _one_by_one(column, target)
             for row in unfit:
                 failed.setdefault(row, f"field {name!r} does not fit {target}, its type in the output")
-        table = table.set_column(place, name, cast)
+        table = table.set_column(index, name, cast)
     return _with_errors(table, failed)
 
 
@@ -127,10 +127,10 @@ def _with_errors(table: pa.Table, failed: dict[int, str]) -> pa.Table:
     fresh = {row: reason for row, reason in failed.items() if not table["_code"][row].as_py()}
     if not fresh:
         return table
-    found, told = table["_code"].to_pylist(), table["_message"].to_pylist()
+    found, messages = table["_code"].to_pylist(), table["_message"].to_pylist()
     for row, reason in fresh.items():
-        found[row], told[row] = codes.UNFIT_VALUE, f"row {table['_row'][row].as_py()}: {reason}"
-    for name, values in (("_code", found), ("_message", told)):
+        found[row], messages[row] = codes.UNFIT_VALUE, f"row {table['_row'][row].as_py()}: {reason}"
+    for name, values in (("_code", found), ("_message", messages)):
         table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
     return table
 

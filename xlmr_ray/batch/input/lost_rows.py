@@ -14,23 +14,25 @@ from xlmr_ray.batch.input.shard_table import INPUT, ROWS, ShardTable
 from xlmr_ray.text.plural import plural
 
 
-def count_lost(letters: Sequence[DeadLetter], shards: ShardTable, places: Mapping[str, int]) -> list[DeadLetter]:
-    """The letters, each with its number of rows and that number in its message. `places`: those of the inputs by key.
+def count_lost(letters: Sequence[DeadLetter], shards: ShardTable, indices: Mapping[str, int]) -> list[DeadLetter]:
+    """The letters, each with its number of rows and that number in its message. `indices`: those of the inputs by key.
 
-    A number that no footer and no other part of the file told is estimated: the file's bytes by the mean bytes a row of
-    files that were read whole, those of its format and compression before those of its format before all.
+    A number that no part of the file gives is estimated: the file's bytes by the mean bytes a row of files that were
+    read whole, those of its format and compression before those of its format before all.
     """
     if not letters:
         return []
     rows = np.bincount(shards.columns[:, INPUT], shards.columns[:, ROWS], len(shards.inputs)).astype(np.int64)
-    rows[[places[letter.key] for letter in letters]] = 0  # what was read of them is no measure
-    return [_told(_estimated(letter, shards.inputs[places[letter.key]], shards.inputs, rows)) for letter in letters]
+    rows[[indices[letter.key] for letter in letters]] = 0  # what was read of them is no measure
+    return [
+        _with_message(_estimated(letter, shards.inputs[indices[letter.key]], shards.inputs, rows)) for letter in letters
+    ]
 
 
 def _estimated(letter: DeadLetter, one: Input, inputs: Sequence[Input], rows: NDArray[np.int64]) -> DeadLetter:
     if letter.rows is not None:
         return letter
-    read = [(inputs[place], int(rows[place])) for place in np.flatnonzero(rows).tolist()]
+    read = [(inputs[index], int(rows[index])) for index in np.flatnonzero(rows).tolist()]
     alike = [
         [(other, count) for other, count in read if (other.format, other.compression) == (one.format, one.compression)],
         [(other, count) for other, count in read if other.format == one.format],
@@ -43,7 +45,7 @@ def _estimated(letter: DeadLetter, one: Input, inputs: Sequence[Input], rows: ND
     return letter
 
 
-def _told(letter: DeadLetter) -> DeadLetter:
+def _with_message(letter: DeadLetter) -> DeadLetter:
     if letter.rows is None or letter.rows < 2:
         return letter
     about = ", an estimate" if letter.estimated else ""

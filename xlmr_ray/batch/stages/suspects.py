@@ -73,7 +73,7 @@ class Note:
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows [start, stop) of a shard, by place; `failure` if it is a row that is not to be tried again."""
+    """Rows [start, stop) of a shard, by index; `failure` if it is a row that is not to be tried again."""
 
     start: int
     stop: int

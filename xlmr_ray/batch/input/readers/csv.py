@@ -132,7 +132,7 @@ class Csv(Reader):
 
     def check_header(self, names: tuple[str, ...], columns: Columns, partitions: Mapping[str, str | None]) -> None:
         """Raises Damaged unless each column that the job reads is there once, or is a partition. The header's own words
-        are not told: where a file has no header, they are a document's. Only one that is nearly the name looked for is
+        are not shown: where a file has no header, they are a document's. Only one that is nearly the name looked for is
         a name.
         """
         for wanted in columns.wanted:

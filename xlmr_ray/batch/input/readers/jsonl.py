@@ -121,11 +121,11 @@ def lookup(value: Mapping[str, Any], name: str, partitions: Mapping[str, Any] = 
     """
     if name in value:
         return value[name]
-    for place in (place for place, char in enumerate(name) if char == "."):
-        inner = value.get(name[:place], MISSING)
+    for index in (index for index, char in enumerate(name) if char == "."):
+        inner = value.get(name[:index], MISSING)
         if inner is None:
             return None
-        if isinstance(inner, dict) and (found := lookup(inner, name[place + 1 :])) is not MISSING:
+        if isinstance(inner, dict) and (found := lookup(inner, name[index + 1 :])) is not MISSING:
             return found
     return partitions.get(name, MISSING)
 

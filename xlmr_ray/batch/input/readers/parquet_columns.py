@@ -31,7 +31,7 @@ _SHOWN = 20  # names of a file in a message
 
 @dataclass(frozen=True)
 class Found:
-    """Where a name is: in the column `top`, in its structs by the names `inside`, at the places `leaves` of the file's
+    """Where a name is: in the column `top`, in its structs by the names `inside`, at the indices `leaves` of the file's
     leaf columns. A partition has no column, and one `value` in all rows. `type`: that of the values, with dictionaries
     as what they hold.
     """
@@ -76,12 +76,12 @@ def find_columns(file: pq.ParquetFile, columns: Columns, partitions: Mapping[str
 
 def _find(name: str, schema: pa.Schema, starts: Sequence[int], partitions: Mapping[str, str | None]) -> Found:
     for top, inside in _readings(name):
-        place = schema.names.index(top) if top in schema.names else -1
-        if place < 0:
+        index = schema.names.index(top) if top in schema.names else -1
+        if index < 0:
             continue
         if schema.names.count(top) > 1:
             raise Damaged(codes.AMBIGUOUS_COLUMN, f"column {name!r} is there more than once")
-        below = _below(schema.field(place).type, inside, starts[place])
+        below = _below(schema.field(index).type, inside, starts[index])
         if below is not None:
             path, type, leaves = below
             return Found(type, top, path, leaves)
@@ -94,8 +94,8 @@ def _find(name: str, schema: pa.Schema, starts: Sequence[int], partitions: Mappi
 def _readings(name: str) -> Iterator[tuple[str, str]]:
     """The whole name, then each split at a dot into a column and the rest."""
     yield name, ""
-    for place in (place for place, char in enumerate(name[:-1]) if char == "."):
-        yield name[:place], name[place + 1 :]
+    for index in (index for index, char in enumerate(name[:-1]) if char == "."):
+        yield name[:index], name[index + 1 :]
 
 
 def _below(type: pa.DataType, rest: str, start: int) -> tuple[tuple[str, ...], pa.DataType, range] | None:
@@ -109,9 +109,9 @@ def _below(type: pa.DataType, rest: str, start: int) -> tuple[tuple[str, ...], p
     names = [one.name for one in type]
     for name, deeper in _readings(rest):
         if names.count(name) == 1:
-            place = names.index(name)
-            before = sum(count_leaves(one.type) for one in list(type)[:place])
-            if (found := _below(type.field(place).type, deeper, start + before)) is not None:
+            index = names.index(name)
+            before = sum(count_leaves(one.type) for one in list(type)[:index])
+            if (found := _below(type.field(index).type, deeper, start + before)) is not None:
                 path, inner, leaves = found
                 return (name, *path), inner, leaves
     return None
@@ -149,7 +149,7 @@ def needs_plain(type: pa.DataType) -> bool:
     """Whether there is a dictionary, a view or an extension in the type."""
     if isinstance(type, pa.DictionaryType | pa.BaseExtensionType) or type in (pa.string_view(), pa.binary_view()):
         return True
-    return any(needs_plain(type.field(place).type) for place in range(type.num_fields))
+    return any(needs_plain(type.field(index).type) for index in range(type.num_fields))
 
 
 def is_text(type: pa.DataType) -> bool:
@@ -174,7 +174,7 @@ def count_leaves(type: pa.DataType) -> int:
         return count_leaves(type.storage_type)
     if isinstance(type, pa.DictionaryType) or type.num_fields == 0:
         return 1
-    return sum(count_leaves(type.field(place).type) for place in range(type.num_fields))
+    return sum(count_leaves(type.field(index).type) for index in range(type.num_fields))
 
 
 def _starts(schema: pa.Schema) -> Iterator[int]:

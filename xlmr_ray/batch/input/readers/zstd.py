@@ -56,9 +56,9 @@ def large_window(read: Read, size: int, chunk: int) -> Iterator[bytes]:
     try:
         for start in range(0, size, chunk):
             data = read(start, min(start + chunk, size))
-            for place in range(0, len(data), STEP):
-                piece = data[place : place + STEP]
-                at = start + place
+            for offset in range(0, len(data), STEP):
+                piece = data[offset : offset + STEP]
+                at = start + offset
                 while piece:
                     begun = True
                     yield frame.decompress(piece)

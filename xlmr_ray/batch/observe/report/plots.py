@@ -105,14 +105,20 @@ def bars(given: Sequence[Bar], *, label: str, title: str) -> Markup:
     """Horizontal bars, the first one on top, each with its number at its end."""
 
     def draw(axes: Axes) -> None:
-        places = range(len(given))
-        axes.barh(places, [bar.value for bar in given], 0.72, color=FIRST, linewidth=0)
-        axes.set_yticks(places, [cut(bar.name) for bar in given], color=INK)
+        positions = range(len(given))
+        axes.barh(positions, [bar.value for bar in given], 0.72, color=FIRST, linewidth=0)
+        axes.set_yticks(positions, [cut(bar.name) for bar in given], color=INK)
         axes.set_ylim(len(given) - 0.5, -0.5)
         axes.set_xlim(0, max(*(bar.value for bar in given), 1e-9) * 1.16)
-        for place, bar in enumerate(given):
+        for position, bar in enumerate(given):
             axes.annotate(
-                bar.text, (bar.value, place), (4, 0), textcoords="offset points", va="center", color=SOFT, fontsize=8.5
+                bar.text,
+                (bar.value, position),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                color=SOFT,
+                fontsize=8.5,
             )
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.xaxis.set_major_locator(MaxNLocator(5))
