@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.planning import DeadLetter
@@ -24,25 +24,25 @@ def count_lost(letters: Sequence[DeadLetter], shards: ShardTable, indices: Mappi
         return []
     rows = np.bincount(shards.columns[:, INPUT], shards.columns[:, ROWS], len(shards.inputs)).astype(np.int64)
     rows[[indices[letter.key] for letter in letters]] = 0  # what was read of them is no measure
-    return [
-        _with_message(_estimated(letter, shards.inputs[indices[letter.key]], shards.inputs, rows)) for letter in letters
-    ]
+    size_read, rows_read = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
+    for index in np.flatnonzero(rows).tolist():
+        for kind in _kinds(shards.inputs[index]):
+            size_read[kind] += shards.inputs[index].size
+            rows_read[kind] += int(rows[index])
+
+    def counted(letter: DeadLetter) -> DeadLetter:
+        one = shards.inputs[indices[letter.key]]
+        kind = next((kind for kind in _kinds(one) if kind in rows_read), None)
+        if letter.rows is not None or kind is None:
+            return letter
+        return replace(letter, rows=max(1, round(one.size * rows_read[kind] / size_read[kind])), estimated=True)
+
+    return [_with_message(counted(letter)) for letter in letters]
 
 
-def _estimated(letter: DeadLetter, one: Input, inputs: Sequence[Input], rows: NDArray[np.int64]) -> DeadLetter:
-    if letter.rows is not None:
-        return letter
-    read = [(inputs[index], int(rows[index])) for index in np.flatnonzero(rows).tolist()]
-    alike = [
-        [(other, count) for other, count in read if (other.format, other.compression) == (one.format, one.compression)],
-        [(other, count) for other, count in read if other.format == one.format],
-        read,
-    ]
-    for found in alike:
-        if found:
-            a_row = sum(other.size for other, _ in found) / sum(count for _, count in found)
-            return replace(letter, rows=max(1, round(one.size / a_row)), estimated=True)
-    return letter
+def _kinds(one: Input) -> tuple[tuple[str, ...], ...]:
+    """Of files like it, the most alike first."""
+    return (one.format, one.compression), (one.format,), ()
 
 
 def _with_message(letter: DeadLetter) -> DeadLetter:
