@@ -11,7 +11,7 @@ import pyarrow as pa
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.file import Input, InputChanged, check_unchanged
 from xlmr_ray.batch.input.partitions import partitions_of
-from xlmr_ray.batch.input.readers.zstd import HEADER, NotZstd, is_skippable, large_window, needs_large_window
+from xlmr_ray.batch.input.readers import zstd
 from xlmr_ray.batch.store.filesystem import filesystem
 
 CHUNK = 8 << 20  # bytes asked of the store at a time
@@ -140,11 +140,11 @@ def chunks(source: Source, start: int = 0, stop: int | None = None) -> Iterator[
 
 def _inflated(source: Source) -> Iterator[bytes]:
     name = source.input.compression
-    start = source.range(0, HEADER)
-    if not start.startswith(_MAGIC[name]) and not (name == "zstd" and is_skippable(start)):
+    start = source.range(0, len(_MAGIC["zstd"]))
+    if not start.startswith(_MAGIC[name]) and not (name == "zstd" and zstd.is_skippable(start)):
         raise Damaged(codes.WRONG_FORMAT, f"the ending says {name}, the content is not {name}")
-    if name == "zstd" and needs_large_window(start, source.range):
-        yield from _of_large_window(source)
+    if name == "zstd":
+        yield from _of_zstd(source)
         return
     stream, taken = _decompressor(source)
     position = 0
@@ -164,14 +164,15 @@ def _inflated(source: Source) -> Iterator[bytes]:
         yield block
 
 
-def _of_large_window(source: Source) -> Iterator[bytes]:
-    inflated = 0
+def _of_zstd(source: Source) -> Iterator[bytes]:
+    position = 0
     try:
-        for block in large_window(source.range, source.input.size, CHUNK):
-            inflated += len(block)
-            yield block
-    except NotZstd as error:
-        reason = f"zstd stream cut or damaged after {inflated} bytes of content: {error}"
+        for content in zstd.inflated(source.range, source.input.size, CHUNK):
+            position += len(content)
+            for start in range(0, len(content), BLOCK):
+                yield content[start : start + BLOCK]
+    except zstd.NotZstd as error:
+        reason = f"zstd stream cut or damaged after {position} bytes of content: {error}"
         raise Damaged(codes.CORRUPT_STREAM, reason, at=error.at) from None
 
 
