@@ -25,6 +25,7 @@ from xlmr_ray.checkpoint.heads import save_head
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.task_request import TaskRequest
 from xlmr_ray.tasks.registry import task_class
 
 # Ours, and transformers' of the layout.
@@ -266,7 +267,7 @@ def test_the_service(tmp_path: Path) -> None:
     models = [{"model": str(folder), "name": "e5"}]
     service = Service.load(ServeSettings.model_validate({"models": models, "engine": {"threads": 1, "device": "cpu"}}))
     try:
-        answer = asyncio.run(service.answer("embedding", {"text": TEXTS}))
+        answer = asyncio.run(service.answer(TaskRequest("embedding", {"text": TEXTS})))
     finally:
         service.close()
     wanted = torch.tensor(SentenceTransformer(str(folder), device="cpu").encode(TEXTS))

@@ -25,10 +25,11 @@ from xlmr_ray.serve.requests import (
 )
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.task_request import TaskRequest
 
 
 def ask(service: Service, task: str, columns: dict[str, list[Any]], options: Any = None, **more: Any) -> Answer:
-    return asyncio.run(service.answer(task, columns, options, **more))
+    return asyncio.run(service.answer(TaskRequest(task, columns, options or {}, **more)))
 
 
 @pytest.mark.parametrize("task", CASES)
@@ -71,9 +72,12 @@ def test_among_64_others_to_the_last_bit(service):
     async def together() -> list[tuple[str, Answer]]:
         names = [task for _ in range(7) for task in CASES][:64]
         others = [
-            service.answer("text-classification", {"text": [text]}, {"top_k": k + 1}) for k, text in enumerate(TEXTS)
+            service.answer(TaskRequest("text-classification", {"text": [text]}, {"top_k": k + 1}))
+            for k, text in enumerate(TEXTS)
         ]
-        asked = [service.answer(task, CASES[task][1], CASES[task][2], model=CASES[task][0]) for task in names]
+        asked = [
+            service.answer(TaskRequest(task, CASES[task][1], CASES[task][2], model=CASES[task][0])) for task in names
+        ]
         answers = await asyncio.gather(*asked, *others)
         return list(zip(names, answers, strict=False))
 
@@ -170,7 +174,7 @@ def test_empty_texts_may_be_scored(service):
 def test_a_late_request_is_answered_and_not_computed(service):
     before = service.resident.queues[0].engine.stats.sequences
     with pytest.raises(TimedOut):
-        ask(service, "embedding", {"text": ["late"]}, deadline=time.monotonic() - 1)
+        asyncio.run(service.answer(TaskRequest("embedding", {"text": ["late"]}), deadline=time.monotonic() - 1))
     ask(service, "embedding", {"text": ["next"]})
     assert service.resident.queues[0].engine.stats.sequences == before + 1
 
@@ -187,7 +191,7 @@ def test_too_many_tokens_wait(service, monkeypatch):
     monkeypatch.setattr(service, "prepare", prepare)
 
     async def flood() -> list[Any]:
-        asked = [service.answer("embedding", {"text": ["many words " * 200]}) for _ in range(40)]
+        asked = [service.answer(TaskRequest("embedding", {"text": ["many words " * 200]})) for _ in range(40)]
         return await asyncio.gather(*asked, return_exceptions=True)
 
     results = asyncio.run(flood())
@@ -215,7 +219,7 @@ def test_failures_of_the_model_are_one_requests_own(service, monkeypatch):
 
     async def both() -> list[Any]:
         texts = ["short"] * 6 + ["long " * 60]
-        asked = [service.answer("embedding", {"text": [text]}) for text in texts]
+        asked = [service.answer(TaskRequest("embedding", {"text": [text]})) for text in texts]
         return await asyncio.gather(*asked, return_exceptions=True)
 
     *fine, bad = asyncio.run(both())
@@ -253,9 +257,11 @@ def test_models_are_replaced_without_a_refusal():
         answers: list[Answer] = []
         swap = asyncio.create_task(asyncio.to_thread(made.replace_models, second))
         while not swap.done():
-            answers += await asyncio.gather(*(made.answer("text-classification", {"text": [t]}) for t in TEXTS))
+            answers += await asyncio.gather(
+                *(made.answer(TaskRequest("text-classification", {"text": [t]})) for t in TEXTS)
+            )
         await swap
-        return [*answers, await made.answer("text-classification", {"text": TEXTS[:1]}, model="next")]
+        return [*answers, await made.answer(TaskRequest("text-classification", {"text": TEXTS[:1]}, model="next"))]
 
     old = made.resident.queues[0]
     answers = asyncio.run(through())
@@ -290,7 +296,8 @@ def test_a_request_that_has_begun_keeps_its_model(monkeypatch):
         return plain(*arguments)
 
     monkeypatch.setattr(Service, "prepare", prepare)
-    answer = asyncio.run(made.answer("text-classification", {"text": ["a"]}, deadline=time.monotonic() + 60))
+    request = TaskRequest("text-classification", {"text": ["a"]})
+    answer = asyncio.run(made.answer(request, deadline=time.monotonic() + 60))
     assert answer.tokens
     assert made.resident.queues[0] is not old
     old.thread.join(10)

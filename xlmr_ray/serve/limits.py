@@ -3,7 +3,6 @@ the engine sees it, and before it takes memory.
 """
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from xlmr_ray.engine.token_range import out_of_range
 from xlmr_ray.serve.json_body import check_text
 from xlmr_ray.serve.requests import Empty, Invalid, TooLarge
 from xlmr_ray.serve.settings import LimitsSection
+from xlmr_ray.serve.task_request import TaskRequest
 from xlmr_ray.tasks.encoded import documents, lengths, ragged
 from xlmr_ray.tasks.task import Task
 
@@ -20,16 +20,16 @@ from xlmr_ray.tasks.task import Task
 EXPANDED = 32_768
 
 
-def check_options(task: Task, options: Mapping[str, Any], limits: LimitsSection, fields: Mapping[str, str]) -> None:
+def check_options(task: Task, request: TaskRequest, limits: LimitsSection) -> None:
     """Raises Invalid or TooLarge for options that a request may not set, or that would take more memory or time than
     it may.
     """
     for name in task.fixed_options:
-        if name in options:
-            raise Invalid(fields.get(name, name), "is set in the service's settings, not by a request")
+        if name in request.options:
+            raise Invalid(request.field(name), "is set in the service's settings, not by a request")
     for name, bound in task.request_bounds.items():
         most = getattr(limits, bound) if isinstance(bound, str) else bound
-        value, field = options.get(name), fields.get(name, name)
+        value, field = request.options.get(name), request.field(name)
         if isinstance(value, int | float) and value > most:
             raise Invalid(field, f"at most {most} here")
         if isinstance(value, list | tuple) and len(value) > most:
@@ -37,13 +37,12 @@ def check_options(task: Task, options: Mapping[str, Any], limits: LimitsSection,
             raise TooLarge(too_long, field=field) if isinstance(bound, str) else Invalid(field, too_long)
 
 
-def check_columns(
-    task: Task, columns: Mapping[str, Sequence[Any]], limits: LimitsSection, fields: Mapping[str, str]
-) -> pa.Table:
+def check_columns(task: Task, request: TaskRequest, limits: LimitsSection) -> pa.Table:
     """The texts of D documents as a table with a string column a role; lists of texts are carried as JSON. Raises
     Empty, Invalid or TooLarge.
     """
-    names = {role: fields.get(role, role) for role in (*task.roles, *columns)}
+    columns = request.columns
+    names = {role: request.field(role) for role in (*task.roles, *columns)}
     for role in columns:
         if role not in task.roles:
             raise Invalid(names[role], f"this task reads {', '.join(names[own] for own in task.roles)} only")
@@ -112,15 +111,16 @@ def json_type(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def check_overlap(task: Task, config: XLMRobertaConfig, fields: Mapping[str, str]) -> None:
+def check_overlap(task: Task, request: TaskRequest, config: XLMRobertaConfig) -> None:
     """Raises Invalid for windows that share more than half of their tokens: they turn one text into thousands of its
     length.
     """
     stride = getattr(task, task.stride_option, None)
     length = getattr(task, task.length_option, None) or config.max_length
     if isinstance(stride, int) and stride > length // 2:
-        field = fields.get(task.stride_option, task.stride_option)
-        raise Invalid(field, f"at most half of a window's {length} tokens here, got {stride}")
+        raise Invalid(
+            request.field(task.stride_option), f"at most half of a window's {length} tokens here, got {stride}"
+        )
 
 
 def check_encoded(task: Task, encoded: pa.Table, limits: LimitsSection, config: XLMRobertaConfig, field: str) -> None:
@@ -143,12 +143,12 @@ def check_encoded(task: Task, encoded: pa.Table, limits: LimitsSection, config: 
         )
 
 
-def check_whole(encoded: pa.Table, field: str, max_length: int, cut_with: str | None) -> None:
-    """Raises TooLarge for the first text that does not fit: what may be sent again, shorter or to be `cut_with` an
-    option of the caller's protocol.
+def check_whole(encoded: pa.Table, field: str, max_length: int, hint: str | None) -> None:
+    """Raises TooLarge for the first text that does not fit: what may be sent again, shorter or with the `hint`, an
+    option of the caller's protocol that has it cut.
     """
     cut = encoded["truncated"].to_numpy()
     if cut.any():
         place = int(documents(encoded)[cut.argmax()])
-        hint = f"; with {cut_with} it is cut" if cut_with else ""
-        raise TooLarge(f"more than the {max_length} tokens that the model takes{hint}", field=f"{field}.{place}")
+        how = f"; with {hint} it is cut" if hint else ""
+        raise TooLarge(f"more than the {max_length} tokens that the model takes{how}", field=f"{field}.{place}")

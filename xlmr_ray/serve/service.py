@@ -8,8 +8,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from xlmr_ray.serve.models import Model, Models, Served, load_models
 from xlmr_ray.serve.queue.admission import Tokenizing, admit, check_tokens
 from xlmr_ray.serve.requests import CURRENT, Invalid, NotFound, Unavailable
 from xlmr_ray.serve.settings import LimitsSection, ServeSettings
+from xlmr_ray.serve.task_request import TaskRequest
 from xlmr_ray.serve.tracing import span
 from xlmr_ray.tasks.registry import TASKS, canonical_task
 from xlmr_ray.tasks.task import Task
@@ -133,27 +135,9 @@ class Service:
             if resident is self.resident:
                 raise Unavailable("the service is shutting down")
 
-    async def answer(
-        self,
-        task: str,
-        columns: Mapping[str, Sequence[Any]],
-        options: Mapping[str, Any] | None = None,
-        *,
-        model: str | None = None,
-        deadline: float | None = None,
-        fields: Mapping[str, str] | None = None,
-        whole: bool = False,
-        truncation_side: str | None = None,
-    ) -> Answer:
-        """The answers to D documents, whose texts are `columns` by the task's roles, each of length D (`choices`: lists
-        of texts).
-
-        `options` are the task's own, over those of the settings. `deadline` is of `time.monotonic()`; if None, that of
-        the HTTP request, or `limits.request_s` from now. `fields` are what the caller's protocol calls roles and
-        options, and `truncate` how it asks for long texts to be cut, for messages.
-
-        Texts longer than the model are cut, at the tokenizer's own side or `truncation_side`; where they have to stay
-        `whole`, the request is refused.
+    async def answer(self, request: TaskRequest, *, deadline: float | None = None) -> Answer:
+        """The answers to a request's D documents. `deadline` is of `time.monotonic()`; if None, that of the HTTP
+        request, or `limits.request_s` from now.
 
         Raises the errors of `serve/requests.py`.
         """
@@ -164,11 +148,9 @@ class Service:
         context = CURRENT.get()
         if deadline is None:
             deadline = context.deadline if context else time.monotonic() + self.limits.request_s
-        served = self.entered(task, model)
+        served = self.entered(request.task, request.model)
         try:
-            result = await self._answer(
-                served, columns, dict(options or {}), deadline, dict(fields or {}), whole, truncation_side
-            )
+            result = await self._answer(served, request, deadline)
         finally:
             served.queue.door.leave()
         self.metrics.answered(served.task, served.model.name, result)
@@ -178,25 +160,11 @@ class Service:
             context.facts |= {"tokens": context.facts.get("tokens", 0) + result.tokens}
         return result
 
-    async def _answer(
-        self,
-        served: Served,
-        columns: Mapping[str, Sequence[Any]],
-        options: dict[str, Any],
-        deadline: float | None,
-        fields: dict[str, str],
-        whole: bool = False,
-        truncation_side: str | None = None,
-    ) -> Answer:
+    async def _answer(self, served: Served, request: TaskRequest, deadline: float | None) -> Answer:
         began = time.monotonic()
         admit(served.queue, 0, self.limits, tokenizing=self.tokenizing.tokens(served.queue))
-        for role, option in served.bound.optional_roles.items():
-            if role in columns:
-                options.setdefault(option, True)
-        with span("tokenize", task=served.task, model=served.model.name), self.tokenizing.of(served, columns):
-            task, table, encoded = await self.in_pool(
-                lambda: self.prepare(served, columns, options, fields, whole, truncation_side)
-            )
+        with span("tokenize", task=served.task, model=served.model.name), self.tokenizing.of(served, request.columns):
+            task, table, encoded = await self.in_pool(lambda: self.prepare(served, request))
         tokens = task.computed_tokens(encoded)
         check_tokens(served.queue, tokens, self.limits)
         admit(served.queue, tokens, self.limits)
@@ -218,37 +186,30 @@ class Service:
             inference_s=max(0.0, computed.ended - computed.started),
         )
 
-    def prepare(
-        self,
-        served: Served,
-        columns: Mapping[str, Sequence[Any]],
-        options: Mapping[str, Any],
-        fields: Mapping[str, str],
-        whole: bool,
-        truncation_side: str | None,
-    ) -> tuple[Task, pa.Table, pa.Table]:
+    def prepare(self, served: Served, request: TaskRequest) -> tuple[Task, pa.Table, pa.Table]:
         """The task with its options, the texts as a table, and the encoded table, all checked."""
-        check_options(served.bound, options, self.limits, fields)
+        by_role = {option: True for role, option in served.bound.optional_roles.items() if role in request.columns}
+        request = replace(request, options=by_role | dict(request.options))
+        check_options(served.bound, request, self.limits)
         try:
-            task = self.bound.find(served, options)
+            task = self.bound.find(served, request.options)
         except UserError as error:
-            raise Invalid(option_of(str(error), options, fields), plain(error)) from None
-        table = check_columns(task, columns, self.limits, fields)
-        check_overlap(task, served.model.config, fields)
-        role = fields.get(task.roles[0], task.roles[0])
+            raise refused(error, request) from None
+        table = check_columns(task, request, self.limits)
+        check_overlap(task, request, served.model.config)
+        role = request.field(task.roles[0])
         try:
-            encoded = task.prepare(table, served.model.tokenizer_cutting(truncation_side))
+            encoded = task.prepare(table, served.model.tokenizer_cutting(request.cutting.side))
         except UnfitRows as error:
-            place = min(error.failures)
-            raise Invalid(f"{role}.{place}", error.failures[place][1]) from None
+            first = min(error.failures)
+            raise Invalid(f"{role}.{first}", error.failures[first][1]) from None
         except TokenizerError as error:
             raise Invalid(f"{role}.{error.index}", error.reason) from None
         except UserError as error:
-            raise Invalid(option_of(str(error), options, fields), plain(error)) from None
+            raise refused(error, request) from None
         check_encoded(task, encoded, self.limits, served.model.config, role)
-        if whole:
-            last = task.roles[-1]
-            check_whole(encoded, fields.get(last, last), served.model.max_length, fields.get("truncate"))
+        if request.cutting.whole:
+            check_whole(encoded, request.field(task.roles[-1]), served.model.max_length, request.cutting.hint)
         return task, table, encoded
 
     async def in_pool(self, work: Callable[[], T]) -> T:
@@ -282,21 +243,19 @@ class Service:
         for served in models.served:
             example = served.bound.example(served.model.tokenizer.mask_token)
             columns = {role: [text] for role, text in example.items()}
-            options = dict(served.bound.example_options)
+            request = TaskRequest(served.task, columns, served.bound.example_options)
             try:
-                await self._answer(served, columns, options, None, {})
+                await self._answer(served, request, None)
             except Invalid as error:
                 raise UserError(f"model {served.model.name}, task {served.task}: {error}") from None
 
 
-def plain(error: UserError) -> str:
-    """The message without the task's name, which the request has said."""
+def refused(error: UserError, request: TaskRequest) -> Invalid:
+    """The error of a task as the request's: of the option that its message is about, by the caller's name for it, and
+    without the task's name, which the request has said.
+    """
     text = str(error)
-    return text.partition(": ")[2] if text.startswith("task ") else text
-
-
-def option_of(message: str, options: Mapping[str, Any], fields: Mapping[str, str]) -> str | None:
-    """The option of the request that a message is about, by the caller's name for it."""
-    words = message.replace("'", " ").replace(":", " ").replace(",", " ").replace(".", " ").split()
-    name = next((word for word in words if word in options), None)
-    return None if name is None else fields.get(name, name)
+    words = text.replace("'", " ").replace(":", " ").replace(",", " ").replace(".", " ").split()
+    name = next((word for word in words if word in request.options), None)
+    plain = text.partition(": ")[2] if text.startswith("task ") else text
+    return Invalid(None if name is None else request.field(name), plain)

@@ -10,6 +10,7 @@ import torch
 from xlmr_ray.model.generation.steps import Steps
 from xlmr_ray.serve.queue.generation import GenerationQueue
 from xlmr_ray.serve.requests import BackendFailed, TimedOut, Unavailable
+from xlmr_ray.serve.task_request import TaskRequest
 
 LONG = {"max_new_tokens": 64, "min_new_tokens": 64}
 
@@ -36,17 +37,16 @@ def held(monkeypatch):
 
 def test_stops_at_the_next_token_when_the_client_has_gone(service, held):
     async def go():
-        asked = asyncio.create_task(service.answer("text-generation", {"text": ["one", "two"]}, LONG))
-        waiting = asyncio.create_task(service.answer("text-generation", {"text": ["three"]}, LONG))
+        asked = asyncio.create_task(service.answer(TaskRequest("text-generation", {"text": ["one", "two"]}, LONG)))
+        waiting = asyncio.create_task(service.answer(TaskRequest("text-generation", {"text": ["three"]}, LONG)))
         await asyncio.to_thread(held.begun.wait, 60)
         for task in (asked, waiting):
             task.cancel()
         await asyncio.gather(asked, waiting, return_exceptions=True)
         held.go.set()
         # The next one is the fourth step: nothing of the other two is written any more.
-        return await service.answer(
-            "text-generation", {"text": ["four"]}, {**LONG, "max_new_tokens": 4, "min_new_tokens": 4}
-        )
+        four = {**LONG, "max_new_tokens": 4, "min_new_tokens": 4}
+        return await service.answer(TaskRequest("text-generation", {"text": ["four"]}, four))
 
     answer = asyncio.run(go())
     assert answer.answers[0][0]["generated_text"].startswith("four")
@@ -56,12 +56,15 @@ def test_stops_at_the_next_token_when_the_client_has_gone(service, held):
 def test_stops_when_its_time_is_over(service, held):
     async def go():
         late = time.monotonic() + 0.3
-        asked = asyncio.create_task(service.answer("text-generation", {"text": ["one"]}, LONG, deadline=late))
+        asked = asyncio.create_task(
+            service.answer(TaskRequest("text-generation", {"text": ["one"]}, LONG), deadline=late)
+        )
         await asyncio.to_thread(held.begun.wait, 60)
         with pytest.raises(TimedOut):
             await asked
         held.go.set()
-        return await service.answer("text-generation", {"text": ["four"]}, {"max_new_tokens": 2, "min_new_tokens": 2})
+        two = {"max_new_tokens": 2, "min_new_tokens": 2}
+        return await service.answer(TaskRequest("text-generation", {"text": ["four"]}, two))
 
     asyncio.run(go())
     assert held.steps == 3 + 2
@@ -77,7 +80,7 @@ def test_a_device_that_fails_makes_it_unhealthy(service, monkeypatch):
 
     async def go(kind):
         with pytest.raises(kind):
-            await service.answer("text-generation", {"text": ["one"]}, LONG)
+            await service.answer(TaskRequest("text-generation", {"text": ["one"]}, LONG))
 
     assert service.trouble() is None
     asyncio.run(go(BackendFailed))

@@ -13,6 +13,7 @@ from xlmr_ray.serve.protocols.reply import ask, in_parameters, reply
 from xlmr_ray.serve.protocols.responses import PlainError
 from xlmr_ray.serve.requests import Invalid
 from xlmr_ray.serve.service import Service
+from xlmr_ray.serve.task_request import TaskRequest
 from xlmr_ray.tasks.task import Task, option_fields
 
 Document = str | dict[str, str | Several[str] | Several[list[int]]]
@@ -35,7 +36,7 @@ def add_route(routes: APIRouter, service: Service, name: str, task: type[Task], 
         if all(isinstance(one, str) for one in documents):
             fields[bound.roles[0]] = "inputs"
         once = () if isinstance(given, list) else tuple(fields[role] for role in columns)
-        found = await ask(service, name, columns, options, model=model, fields=fields, once=once)
+        found = await ask(service, TaskRequest(name, columns, options, model=model, fields=fields, once=once))
         return reply(found.answers if isinstance(given, list) else found.answers[0], found)
 
 

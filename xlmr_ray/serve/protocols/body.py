@@ -7,6 +7,7 @@ from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from xlmr_ray.serve.requests import Invalid
+from xlmr_ray.serve.task_request import Cutting
 
 
 class Body(BaseModel):
@@ -73,6 +74,17 @@ class ForModel(Body):
         if self.model is not None and model not in (None, self.model):
             raise Invalid("model", "the body and the path name two models")
         return model or self.model
+
+
+class Truncatable(Body):
+    """Texts longer than the model are refused; with `truncate` they are cut."""
+
+    truncate: bool | None = None
+    truncation_direction: Direction | None = None
+
+    @property
+    def cutting(self) -> Cutting:
+        return Cutting(whole=not self.truncate, side=self.truncation_direction, hint="truncate: true")
 
 
 class Asked(ForModel):

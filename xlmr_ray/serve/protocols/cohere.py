@@ -17,6 +17,7 @@ from xlmr_ray.serve.protocols.responses import CohereError, Rerankings
 from xlmr_ray.serve.requests import ErrorBody, Invalid, ServiceError
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.task_request import Cutting, TaskRequest
 from xlmr_ray.tasks.rerank import rerank
 
 PATHS = ("/v1/rerank", "/v2/rerank")
@@ -80,8 +81,7 @@ async def reranked(service: Service, body: Reranking, model: str | None, *, plai
     check(body, served.model.max_length)
     length = None if body.truncate_prompt_tokens == -1 else body.truncate_prompt_tokens
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
-    answer = await ask(
-        service,
+    request = TaskRequest(
         "rerank",
         {"text": [body.query] * len(texts), "text_pair": texts},
         ({} if length is None else {"max_length": length}) | ({"function_to_apply": "none"} if body.raw_scores else {}),
@@ -91,12 +91,11 @@ async def reranked(service: Service, body: Reranking, model: str | None, *, plai
             "text_pair": "documents",
             "max_length": "truncate_prompt_tokens",
             "function_to_apply": "raw_scores",
-            "truncate": "truncation: true",
         },
         once=("query",),
-        whole=body.truncation is False,
-        most=most,
+        cutting=Cutting(whole=body.truncation is False, hint="truncation: true"),
     )
+    answer = await ask(service, request, most)
     results = rerank(lambda pairs: answer.answers, body.query, texts, top_n=body.top_n)
     if body.return_documents:
         for one in results:

@@ -14,13 +14,14 @@ from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols.body import Body, ForModel, Model, Refused, Several
 from xlmr_ray.serve.protocols.cohere import error_body
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import Cutting, embedded, prompt_for
+from xlmr_ray.serve.protocols.embeddings import embedded, prompt_for
 from xlmr_ray.serve.protocols.openai import as_base64
 from xlmr_ray.serve.protocols.reply import reply
 from xlmr_ray.serve.protocols.responses import CohereError, CohereVectors
 from xlmr_ray.serve.requests import ErrorBody, Invalid
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.task_request import Cutting, TaskRequest
 from xlmr_ray.tasks.vector_precision import BITS, BYTES, stored
 
 PATHS = ("/v1/embed", "/v2/embed")
@@ -89,9 +90,9 @@ async def vectors(service: Service, body: CohereEmbed, model: str | None, *, bar
     kinds = list(dict.fromkeys(body.embedding_types or ["float"]))
     answers: dict[str, Answer] = {}
     for precision in dict.fromkeys(kind if kind in BYTES else "float32" for kind in kinds):
-        answers[precision] = await embedded(
-            service,
-            texts,
+        request = TaskRequest(
+            "embedding",
+            {"text": texts},
             {
                 "normalize": True,
                 "precision": precision,
@@ -99,7 +100,6 @@ async def vectors(service: Service, body: CohereEmbed, model: str | None, *, bar
                 "max_length": body.max_tokens,
                 "prompt_name": prompt_for(service, served.model, body.input_type),
             },
-            Cutting(whole=body.truncate == "NONE", side=side),
             model=served.model.name,
             fields={
                 "text": field,
@@ -107,10 +107,10 @@ async def vectors(service: Service, body: CohereEmbed, model: str | None, *, bar
                 "max_length": "max_tokens",
                 "precision": "embedding_types",
                 "prompt_name": "input_type",
-                "truncate": "truncate: END",
             },
-            most=service.limits.cohere_inputs,
+            cutting=Cutting(whole=body.truncate == "NONE", side=side, hint="truncate: END"),
         )
+        answers[precision] = await embedded(service, request, service.limits.cohere_inputs)
     answer = next(iter(answers.values()))
     by_kind = {kind: encoded(answers.get(kind, answers.get("float32", answer)), kind) for kind in kinds}
     return reply(

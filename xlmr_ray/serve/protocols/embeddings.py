@@ -1,8 +1,7 @@
 """Vectors and how near they are, for the protocols that ask for either."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +9,12 @@ from numpy.typing import NDArray
 
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.models import Model
-from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, cut_places, texts_of
+from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, cut_indices, texts_of
 from xlmr_ray.serve.requests import Invalid, NotFound, ServiceError
 from xlmr_ray.serve.service import Service
+from xlmr_ray.serve.task_request import TaskRequest
 from xlmr_ray.tasks.sentence_similarity import similarities
 
-TRUNCATE = "truncate: true"
-IN_PARAMETERS = f"parameters.{TRUNCATE}"
 # What prompts are called for each type of input, the likelier first.
 QUERY, PASSAGE = ("query", "search_query"), ("passage", "document", "search_document")
 INPUT_TYPES = {
@@ -28,21 +26,6 @@ INPUT_TYPES = {
     "classification": ("classification",),
     "clustering": ("clustering",),
 }
-FIELDS = {"text": "inputs", "truncate": TRUNCATE}
-
-
-@dataclass(frozen=True)
-class Cutting:
-    """What becomes of a text that is longer than the model: refused where it has to stay `whole`, else cut at the end
-    that `side` says, the tokenizer's own if None.
-    """
-
-    whole: bool
-    side: str | None
-
-    @classmethod
-    def asked(cls, truncate: bool | None, direction: str | None) -> "Cutting":
-        return cls(whole=not truncate, side=direction)
 
 
 async def given_texts(
@@ -64,36 +47,15 @@ async def given_texts(
     return await service.in_pool(lambda: texts_of(model.tokenizer, rows, field)), bool(ids)
 
 
-async def embedded(
-    service: Service,
-    texts: Sequence[str],
-    options: Mapping[str, Any],
-    cutting: Cutting,
-    *,
-    model: str | None,
-    fields: Mapping[str, str] = FIELDS,
-    single: bool = False,
-    most: int | None = None,
-) -> Answer:
-    """The vectors of texts, of which `most` are allowed, `limits.inputs` if None; options that are None are left to the
-    model.
+async def embedded(service: Service, request: TaskRequest, most: int | None = None) -> Answer:
+    """The vectors of a request's texts, of which `most` are allowed, `limits.inputs` if None; options that are None are
+    left to the model.
     """
-    said = {name: value for name, value in options.items() if value is not None}
-    served = service.find("embedding", model)
+    said = {name: value for name, value in request.options.items() if value is not None}
+    served = service.find("embedding", request.model)
     if "prompt_name" in said:
-        prompt(service, served.model, said["prompt_name"], fields.get("prompt_name", "prompt_name"))
-    return await ask(
-        service,
-        "embedding",
-        {"text": texts},
-        said,
-        model=served.model.name,
-        fields=fields,
-        once=(fields["text"],) if single else (),
-        whole=cutting.whole,
-        truncation_side=cutting.side,
-        most=most,
-    )
+        prompt(service, served.model, said["prompt_name"], request.field("prompt_name"))
+    return await ask(service, replace(request, options=said, model=served.model.name), most)
 
 
 def prompts_of(service: Service, model: Model) -> Mapping[str, str]:
@@ -129,83 +91,48 @@ def prompt(service: Service, model: Model, name: str | None, field: str) -> str:
     return prompts[name]
 
 
-async def similar(
-    service: Service,
-    source: str,
-    sentences: Sequence[str],
-    prompt_name: str | None,
-    cutting: Cutting,
-    *,
-    model: str | None,
-) -> Answer:
-    """How near each of the sentences is to the source, by the model's own measure: of a model that is not served for
+async def similar(service: Service, request: TaskRequest) -> Answer:
+    """How near each of the request's pairs is, by the model's own measure: of a model that is not served for
     `sentence-similarity`, from its embeddings.
     """
-    counted(service, sentences, "inputs.sentences")
-    fields = {"text": "inputs.source_sentence", "text_pair": "inputs.sentences", "truncate": IN_PARAMETERS}
-    said = {"prompt_name": prompt_name} if prompt_name is not None else {}
+    counted(service, request.columns["text_pair"], request.field("text_pair"))
     try:
-        served = service.find("sentence-similarity", model)
+        served = service.find("sentence-similarity", request.model)
     except NotFound as missing:
-        if not service.has("embedding", model):
+        if not service.has("embedding", request.model):
             raise missing from None
-        served = service.find("embedding", model)
+        served = service.find("embedding", request.model)
         folder = served.model.sentence
-        return await compared(
-            service,
-            [source] * len(sentences),
-            sentences,
-            said,
-            cutting,
-            model=served.model.name,
-            measure=(folder.similarity if folder is not None else None) or "cosine",
-            fields={"prompt_name": "parameters.prompt_name", "truncate": IN_PARAMETERS},
-            names=("inputs.source_sentence", "inputs.sentences"),
-            once=("inputs.source_sentence",),
-        )
-    if prompt_name is not None:
-        prompt(service, served.model, prompt_name, "parameters.prompt_name")
-    return await ask(
-        service,
-        "sentence-similarity",
-        {"text": [source] * len(sentences), "text_pair": list(sentences)},
-        said,
-        model=served.model.name,
-        fields=fields,
-        once=("inputs.source_sentence",),
-        whole=cutting.whole,
-        truncation_side=cutting.side,
-    )
+        measure = (folder.similarity if folder is not None else None) or "cosine"
+        return await compared(service, replace(request, model=served.model.name), measure)
+    if "prompt_name" in request.options:
+        prompt(service, served.model, request.options["prompt_name"], request.field("prompt_name"))
+    return await ask(service, replace(request, model=served.model.name))
 
 
-async def compared(
-    service: Service,
-    left: Sequence[str],
-    right: Sequence[str],
-    options: Mapping[str, Any],
-    cutting: Cutting,
-    *,
-    model: str | None,
-    measure: str,
-    fields: Mapping[str, str],
-    names: tuple[str, str],
-    once: Sequence[str],
-) -> Answer:
-    """How near N pairs are by the `measure`, from vectors in full precision whatever is served; a text that is in
-    several is embedded once. `names`: what the protocol calls the two sides, without an index those that are there
-    `once`.
+async def compared(service: Service, request: TaskRequest, measure: str) -> Answer:
+    """How near a request's N pairs are by the `measure`, from vectors in full precision whatever is served; a text that
+    is in several is embedded once.
     """
+    left, right = request.columns["text"], request.columns["text_pair"]
     index = {text: number for number, text in enumerate(dict.fromkeys([*left, *right]))}
     first, second = [index[text] for text in left], [index[text] for text in right]
-    fields = {**fields, "text": "text"}
-    said = {**options, "precision": "float32"}
+    texts = replace(
+        request,
+        task="embedding",
+        columns={"text": list(index)},
+        options={**request.options, "precision": "float32"},
+        fields={**request.fields, "text": "text"},
+        once=(),
+    )
     try:
-        answer = await embedded(service, list(index), said, cutting, model=model, fields=fields, most=len(index))
+        answer = await embedded(service, texts, most=len(index))
     except ServiceError as error:
         role, _, number = (error.field or "").rpartition(".")
         if role == "text":
-            name, side = (names[1], second) if int(number) in second else (names[0], first)
-            error.field = name if name in once else f"{name}.{side.index(int(number))}"
+            role, side = ("text_pair", second) if int(number) in second else ("text", first)
+            name = request.field(role)
+            error.field = name if name in request.once else f"{name}.{side.index(int(number))}"
         raise
 
     def scores() -> list[float]:
@@ -213,6 +140,6 @@ async def compared(
         near = similarities(measure, vectors[first], vectors[second])
         return list(near.astype(np.float32).tolist())
 
-    cut = set(cut_places(answer))
+    cut = set(cut_indices(answer))
     truncated = [one in cut or other in cut for one, other in zip(first, second, strict=True)]
     return replace(answer, answers=await service.in_pool(scores), table=pa.table({"truncated": truncated}))

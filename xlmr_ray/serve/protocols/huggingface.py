@@ -14,9 +14,9 @@ from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols import responses
 from xlmr_ray.serve.protocols import task_bodies as bodies
 from xlmr_ray.serve.protocols.any_task import add_route
-from xlmr_ray.serve.protocols.body import Model, Parameters, listed
+from xlmr_ray.serve.protocols.body import Model, listed
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import TRUNCATE, Cutting, embedded
+from xlmr_ray.serve.protocols.embeddings import embedded
 from xlmr_ray.serve.protocols.info import Info, info
 from xlmr_ray.serve.protocols.openai import as_base64
 from xlmr_ray.serve.protocols.reply import ask, counted, in_parameters, reply
@@ -24,6 +24,7 @@ from xlmr_ray.serve.protocols.tei import error_body, nearness
 from xlmr_ray.serve.requests import ErrorBody, Invalid
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.task_request import TaskRequest
 from xlmr_ray.tasks.registry import TASKS
 from xlmr_ray.tasks.rerank import rerank
 
@@ -40,6 +41,14 @@ VECTORS = list[list[float]] | list[str]
 STATES = VECTORS | list[float] | list[list[list[float]]] | list[list[list[list[float]]]]
 
 
+OfTexts = (
+    bodies.TokenClassification | bodies.FillMask | bodies.TextGeneration | bodies.Perplexity | bodies.PseudoPerplexity
+)
+WithParameters = (
+    OfTexts | bodies.TextClassification | bodies.QuestionAnswering | bodies.ZeroShot | bodies.MultipleChoice
+)
+
+
 def errors(path: str) -> ErrorBody | None:
     return error_body if path.startswith("/tasks/") else None
 
@@ -54,12 +63,10 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         show = is_served(task)
         return documented(f"POST /tasks/{task}", answer, responses.PlainError, summary=summary, show=show)
 
-    async def texts(
-        task: str, inputs: str | list[str], parameters: Parameters | None, model: str | None, **set_: Any
-    ) -> tuple[Any, Answer]:
+    async def texts(task: str, body: OfTexts, model: str | None) -> tuple[Any, Answer]:
         """Of one text its answer, of a list a list."""
-        answer = await asked(service, task, {"text": listed(inputs)}, parameters, model, isinstance(inputs, str), set_)
-        return (answer.answers[0] if isinstance(inputs, str) else answer.answers), answer
+        answer = await asked(service, task, body, model, {"text": listed(body.inputs)})
+        return (answer.answers[0] if isinstance(body.inputs, str) else answer.answers), answer
 
     @routes.post("/tasks/text-classification", **told("text-classification", LABELS, "Labels of texts or pairs"))
     async def text_classification(body: bodies.TextClassification, model: Model = None) -> Response:
@@ -67,33 +74,29 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
     @routes.post("/tasks/token-classification", **told("token-classification", ENTITIES, "Entities in texts"))
     async def token_classification(body: bodies.TokenClassification, model: Model = None) -> Response:
-        return reply(*await texts("token-classification", body.inputs, body.parameters, body.which(model)))
+        return reply(*await texts("token-classification", body, body.which(model)))
 
     @routes.post("/tasks/fill-mask", **told("fill-mask", FILLS, "What fits in place of <mask>"))
     async def fill_mask(body: bodies.FillMask, model: Model = None) -> Response:
-        return reply(*await texts("fill-mask", body.inputs, body.parameters, body.which(model)))
+        return reply(*await texts("fill-mask", body, body.which(model)))
 
     @routes.post("/tasks/question-answering", **told("question-answering", SPANS, "Answers found in a context"))
     async def question_answering(body: bodies.QuestionAnswering, model: Model = None) -> Response:
         given = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         columns = {"question": [one.question for one in given], "context": [one.context for one in given]}
-        single = not isinstance(body.inputs, list)
-        names = {"question": "inputs.question", "context": "inputs.context"}
-        answer = await asked(
-            service, "question-answering", columns, body.parameters, body.which(model), single, names=names
-        )
-        return reply(answer.answers[0] if single else answer.answers, answer)
+        answer = await asked(service, "question-answering", body, body.which(model), columns)
+        return reply(answer.answers if isinstance(body.inputs, list) else answer.answers[0], answer)
 
     @routes.post(
         "/tasks/zero-shot-classification", **told("zero-shot-classification", SCORED, "Labels of the caller's own")
     )
     async def zero_shot(body: bodies.ZeroShot, model: Model = None) -> Response:
-        answers, answer = await texts(
-            "zero-shot-classification", listed(body.inputs), body.parameters, body.which(model)
+        answer = await asked(
+            service, "zero-shot-classification", body, body.which(model), {"text": listed(body.inputs)}
         )
         scored = [
             [{"label": label, "score": score} for label, score in zip(one["labels"], one["scores"], strict=True)]
-            for one in answers
+            for one in answer.answers
         ]
         return reply(scored[0] if isinstance(body.inputs, str) else scored, answer)
 
@@ -104,26 +107,22 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
             "text": [one.text for one in given],
             "choices": [one.choices for one in given],
         }
-        single = not isinstance(body.inputs, list)
-        names = {"text": "inputs.text", "choices": "inputs.choices"}
-        answer = await asked(
-            service, "multiple-choice", columns, body.parameters, body.which(model), single, names=names
-        )
-        return reply(answer.answers[0] if single else answer.answers, answer)
+        answer = await asked(service, "multiple-choice", body, body.which(model), columns)
+        return reply(answer.answers if isinstance(body.inputs, list) else answer.answers[0], answer)
 
     @routes.post("/tasks/text-generation", **told("text-generation", WRITTEN, "What follows on a prompt"))
     async def text_generation(body: bodies.TextGeneration, model: Model = None) -> Response:
-        return reply(*await texts("text-generation", body.inputs, body.parameters, body.which(model)))
+        return reply(*await texts("text-generation", body, body.which(model)))
 
     @routes.post("/tasks/perplexity", **told("perplexity", LIKELY, "How well a causal model foretells texts"))
     async def perplexity(body: bodies.Perplexity, model: Model = None) -> Response:
-        return reply(*await texts("perplexity", body.inputs, body.parameters, body.which(model)))
+        return reply(*await texts("perplexity", body, body.which(model)))
 
     @routes.post(
         "/tasks/pseudo-perplexity", **told("pseudo-perplexity", LIKELY, "How well a masked model guesses texts")
     )
     async def pseudo_perplexity(body: bodies.PseudoPerplexity, model: Model = None) -> Response:
-        return reply(*await texts("pseudo-perplexity", body.inputs, body.parameters, body.which(model)))
+        return reply(*await texts("pseudo-perplexity", body, body.which(model)))
 
     @routes.post("/tasks/embedding", **told("embedding", VECTORS, "A vector a text"))
     async def embedding(body: bodies.Embedding, model: Model = None) -> Response:
@@ -162,43 +161,44 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 async def asked(
     service: Service,
     task: str,
-    columns: Mapping[str, Sequence[Any]],
-    parameters: Parameters | None,
+    body: WithParameters,
     model: str | None,
-    single: bool,
+    columns: Mapping[str, Sequence[Any]],
     options: Mapping[str, Any] | None = None,
-    names: Mapping[str, str] | None = None,
 ) -> Answer:
-    """The service's answer, with `options` over the body's parameters; `names`: of columns other than `inputs`."""
-    said = {} if parameters is None else parameters.options()
-    fields = in_parameters(said) | (dict(names) if names else dict.fromkeys(columns, "inputs"))
+    """The service's answer, with `options` over the body's parameters. Several columns are fields of its `inputs`."""
+    said = {} if body.parameters is None else body.parameters.options()
+    names = {role: "inputs" if len(columns) == 1 else f"inputs.{role}" for role in columns}
+    fields = in_parameters(said) | names
     if "stop_sequence" in said:
         fields["stop_sequence"] = "parameters.stop"
-    once = [fields[role] for role in columns] if single else []
-    return await ask(service, task, columns, {**said, **(options or {})}, model=model, fields=fields, once=once)
+    once = () if isinstance(body.inputs, list) else tuple(names.values())
+    return await ask(service, TaskRequest(task, columns, {**said, **(options or {})}, model, fields, once))
 
 
 async def labelled(service: Service, body: bodies.TextClassification, model: str | None) -> Response:
-    """A list of labels a text, also where one text came alone: so the client expects it."""
+    """A list of labels a text, also where one text came without a list: so the client expects it."""
     given = body.inputs if isinstance(body.inputs, list) else [body.inputs]
     pairs = [one for one in given if isinstance(one, bodies.Pair)]
     columns: dict[str, list[str]] = {"text": [one for one in given if isinstance(one, str)]}
     if pairs:
         columns = {"text": [one.text for one in pairs], "text_pair": [one.text_pair for one in pairs]}
     top_k = body.parameters.top_k if body.parameters else None
-    single = not isinstance(body.inputs, list)
-    names = {"text": "inputs.text", "text_pair": "inputs.text_pair"} if pairs else None
-    answer = await asked(
-        service, "text-classification", columns, body.parameters, model, single, {"top_k": top_k}, names
-    )
+    answer = await asked(service, "text-classification", body, model, columns, {"top_k": top_k})
     return reply([[one] if isinstance(one, dict) else one for one in answer.answers], answer)
 
 
 async def vectors(service: Service, body: bodies.Vectors, model: str | None) -> Response:
-    options = {"normalize": body.normalize, "prompt_name": body.prompt_name, "dimensions": body.dimensions}
-    cutting = Cutting.asked(body.truncate, body.truncation_direction)
-    single = isinstance(body.inputs, str)
-    answer = await embedded(service, listed(body.inputs), options, cutting, model=model, single=single)
+    request = TaskRequest(
+        "embedding",
+        {"text": listed(body.inputs)},
+        {"normalize": body.normalize, "prompt_name": body.prompt_name, "dimensions": body.dimensions},
+        model=model,
+        fields={"text": "inputs"},
+        once=("inputs",) if isinstance(body.inputs, str) else (),
+        cutting=body.cutting,
+    )
+    answer = await embedded(service, request)
     as_text = body.encoding_format == "base64"
     return reply([as_base64(one) for one in answer.answers] if as_text else answer.answers, answer)
 
@@ -210,20 +210,18 @@ async def states(service: Service, body: bodies.Extraction, model: str | None) -
     for name in ("normalize", "prompt_name", "dimensions", "encoding_format"):
         if getattr(body, name) is not None:
             raise Invalid(name, "goes with a vector a text, not with the states of tokens: see /tasks/embedding")
-    cutting = Cutting.asked(body.truncate, body.truncation_direction)
     said = {} if body.parameters is None else body.parameters.options()
     single = isinstance(body.inputs, str)
-    answer = await ask(
-        service,
+    request = TaskRequest(
         "feature-extraction",
         {"text": listed(body.inputs)},
         {**said, "return_tensors": True},
         model=model,
-        fields=in_parameters(said, text="inputs", truncate=TRUNCATE),
+        fields=in_parameters(said, text="inputs"),
         once=("inputs",) if single else (),
-        whole=cutting.whole,
-        truncation_side=cutting.side,
+        cutting=body.cutting,
     )
+    answer = await ask(service, request)
     arrays = [one.numpy() for one in answer.answers]
     return reply(arrays[0] if single else arrays, answer)
 
@@ -246,8 +244,7 @@ async def ranked(service: Service, body: bodies.Ranking, model: str | None) -> R
         names = {"text": "inputs.text", "text_pair": "inputs.text_pair"}
     single = isinstance(given, bodies.Pair)
     once = list(names.values()) if single else ["inputs.query"]
-    fields = in_parameters(said) | names
-    answer = await ask(service, "rerank", columns, said, model=model, fields=fields, once=once)
+    answer = await ask(service, TaskRequest("rerank", columns, said, model, in_parameters(said) | names, once))
     if not isinstance(given, bodies.Query):
         return reply(answer.answers[0] if single else answer.answers, answer)
     best = rerank(

@@ -11,13 +11,13 @@ from pydantic import Field
 from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols.body import ForModel, Model, Texts, listed
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import Cutting
-from xlmr_ray.serve.protocols.openai import Embeddings, cards, error_body, usage, vectors
+from xlmr_ray.serve.protocols.openai import TRUNCATE, Embeddings, cards, error_body, usage, vectors
 from xlmr_ray.serve.protocols.reply import ask, reply
 from xlmr_ray.serve.protocols.responses import Classifications, ModelCards, OpenAIError, Vectors
 from xlmr_ray.serve.requests import ErrorBody, Invalid
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.task_request import Cutting, TaskRequest
 
 PATHS = ("/embeddings", "/classify", "/models")
 
@@ -53,7 +53,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         if None not in (body.dimensions, body.output_dimension) and body.dimensions != body.output_dimension:
             raise Invalid("output_dimension", "is another than dimensions")
         chosen = body.model_copy(update={"dimensions": body.dimensions or body.output_dimension})
-        cutting = Cutting(whole=body.truncate is False, side=body.truncation_side)
+        cutting = Cutting(whole=body.truncate is False, side=body.truncation_side, hint=TRUNCATE)
         return await vectors(service, chosen, body.which(model), cutting)
 
     @routes.post(
@@ -61,16 +61,15 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     )
     async def classify(body: Classify, model: Model = None) -> Response:
         served = service.find("text-classification", body.which(model))
-        answer = await ask(
-            service,
+        request = TaskRequest(
             "text-classification",
             {"text": listed(body.input)},
             {"top_k": None} | ({"function_to_apply": "none"} if body.raw_scores else {}),
             model=served.model.name,
             fields={"text": "input", "function_to_apply": "raw_scores"},
             once=("input",) if isinstance(body.input, str) else (),
-            most=service.limits.openai_inputs,
         )
+        answer = await ask(service, request, service.limits.openai_inputs)
         made = {"id": str(uuid.uuid4()), "created": int(time.time())}
         return reply(
             {"object": "classify", "data": answer.answers, "model": served.model.name, "usage": usage(answer), **made},

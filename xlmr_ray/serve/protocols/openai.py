@@ -16,16 +16,18 @@ from xlmr_ray.serve.models import Model as Resident
 from xlmr_ray.serve.models import Served
 from xlmr_ray.serve.protocols.body import Cut, Direction, ForModel, Model
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import TRUNCATE, Cutting, embedded, given_texts, prompt_for
+from xlmr_ray.serve.protocols.embeddings import embedded, given_texts, prompt_for
 from xlmr_ray.serve.protocols.reply import reply
 from xlmr_ray.serve.protocols.responses import ModelCard, ModelCards, OpenAIError, Vectors
 from xlmr_ray.serve.protocols.tei_bodies import Inputs
 from xlmr_ray.serve.requests import ErrorBody, Invalid, ServiceError
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.task_request import Cutting, TaskRequest
 from xlmr_ray.tasks.vector_precision import FLOATS
 
 BEGAN = int(time.time())
+TRUNCATE = "truncate: true"
 CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
 TYPES = {401: "authentication_error", 408: "timeout", 429: "requests", 404: "not_found_error"}
 
@@ -79,7 +81,9 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     @routes.post("/v1/embeddings", **documented("POST /v1/embeddings", Vectors, OpenAIError, summary="A vector a text"))
     async def embeddings(body: Embeddings, model: Model = None) -> Response:
         whole = not body.truncate and body.truncate_prompt_tokens is None
-        return await vectors(service, body, body.which(model), Cutting(whole=whole, side=body.truncation_side))
+        return await vectors(
+            service, body, body.which(model), Cutting(whole=whole, side=body.truncation_side, hint=TRUNCATE)
+        )
 
     @routes.get("/v1/models", **documented("GET /v1/models", ModelCards, OpenAIError, summary="The models"))
     async def models() -> ModelCards:
@@ -107,9 +111,9 @@ async def vectors(service: Service, body: Embeddings, model: str | None, cutting
     texts, single = await texts_given(service, body.input, body.token_ids, served.model)
     if body.prompt_name is not None and body.input_type is not None:
         raise Invalid("input_type", "and prompt_name both say the prompt: leave one out")
-    answer = await embedded(
-        service,
-        texts,
+    request = TaskRequest(
+        "embedding",
+        {"text": texts},
         {
             "normalize": True,
             "dimensions": body.dimensions,
@@ -117,17 +121,12 @@ async def vectors(service: Service, body: Embeddings, model: str | None, cutting
             "prompt_name": body.prompt_name or prompt_for(service, served.model, body.input_type),
             "precision": precision(body.embedding_type, served),
         },
-        cutting,
         model=served.model.name,
-        fields={
-            "text": "input",
-            "max_length": "truncate_prompt_tokens",
-            "truncate": TRUNCATE,
-            "precision": "embedding_type",
-        },
-        single=single,
-        most=service.limits.openai_inputs,
+        fields={"text": "input", "max_length": "truncate_prompt_tokens", "precision": "embedding_type"},
+        once=("input",) if single else (),
+        cutting=cutting,
     )
+    answer = await embedded(service, request, service.limits.openai_inputs)
     encode = as_base64 if "base64" in (body.encoding_format, body.embedding_type) else np.asarray
     data = [
         {"object": "embedding", "index": place, "embedding": encode(vector)}

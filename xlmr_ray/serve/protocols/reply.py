@@ -1,5 +1,5 @@
-"""From a protocol's words to the service's and back: ask it, tell its errors by the protocol's fields, and answer with
-the times and tokens in the headers.
+"""From a protocol to the service and back: ask it, name the protocol's fields in its errors, and answer with the times
+and tokens in the headers.
 """
 
 import time
@@ -13,39 +13,18 @@ from fastapi.responses import Response
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.requests import CURRENT, Empty, Invalid, ServiceError, TooLarge
 from xlmr_ray.serve.service import Service
+from xlmr_ray.serve.task_request import TaskRequest
 
 
-async def ask(
-    service: Service,
-    task: str,
-    columns: Mapping[str, Sequence[Any]],
-    options: Mapping[str, Any] | None = None,
-    *,
-    model: str | None = None,
-    fields: Mapping[str, str],
-    once: Sequence[str] = (),
-    whole: bool = False,
-    truncation_side: str | None = None,
-    most: int | None = None,
-) -> Answer:
-    """The service's answer. `fields`: what the protocol calls the task's columns and options; those that are there
-    `once`, and in no list, have no place in their name; `most` inputs are allowed, `limits.inputs` if None.
-    """
-    role, first = next(iter(columns.items()))
-    counted(service, first, fields[role], most)
+async def ask(service: Service, request: TaskRequest, most: int | None = None) -> Answer:
+    """The service's answer to a request of at most so many inputs, `limits.inputs` if None."""
+    role, first = next(iter(request.columns.items()))
+    counted(service, first, request.field(role), most)
     try:
-        return await service.answer(
-            task,
-            columns,
-            options,
-            model=model,
-            fields=fields,
-            whole=whole,
-            truncation_side=truncation_side,
-        )
+        return await service.answer(request)
     except ServiceError as error:
-        name, _, place = (error.field or "").rpartition(".")
-        if name in once and place.isdecimal():
+        name, _, index = (error.field or "").rpartition(".")
+        if name in request.once and index.isdecimal():
             error.field = name
         raise
 
@@ -68,7 +47,7 @@ def in_parameters(options: Mapping[str, Any], **others: str) -> dict[str, str]:
 
 def reply(value: Any, answer: Answer | None = None) -> Response:
     """JSON of the value, with numpy arrays in it; headers tell what its answer took."""
-    return told(value, {} if answer is None else headers([answer], cut_places(answer)))
+    return told(value, {} if answer is None else headers([answer], cut_indices(answer)))
 
 
 def told(value: Any, headers: Mapping[str, str]) -> Response:
@@ -77,8 +56,8 @@ def told(value: Any, headers: Mapping[str, str]) -> Response:
 
 
 def headers(answers: Sequence[Answer], cut: Sequence[int]) -> dict[str, str]:
-    """Tokens and whole milliseconds, by the names of text-embeddings-inference, and the places of inputs that were
-    cut.
+    """Tokens and whole milliseconds, by the names of text-embeddings-inference, and the indices of inputs that
+    were cut.
     """
     context = CURRENT.get()
     spent = {
@@ -93,12 +72,12 @@ def headers(answers: Sequence[Answer], cut: Sequence[int]) -> dict[str, str]:
     return named | ({"x-truncated": ",".join(map(str, sorted(cut)))} if cut else {})
 
 
-def cut_places(answer: Answer) -> list[int]:
+def cut_indices(answer: Answer) -> list[int]:
     """Which inputs lost tokens to the model's length."""
     if "truncated" not in answer.table.column_names:
         return []
-    places: list[int] = np.flatnonzero(answer.table["truncated"].to_numpy(zero_copy_only=False)).tolist()
-    return places
+    indices: list[int] = np.flatnonzero(answer.table["truncated"].to_numpy(zero_copy_only=False)).tolist()
+    return indices
 
 
 def check_ids(service: Service, rows: Sequence[Sequence[int]], field: str) -> None:

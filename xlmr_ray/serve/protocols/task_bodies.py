@@ -8,13 +8,13 @@ from xlmr_ray.serve.protocols.body import (
     Asked,
     Body,
     Count,
-    Direction,
     Long,
     Nothing,
     Parameters,
     Refused,
     Several,
     Texts,
+    Truncatable,
 )
 from xlmr_ray.serve.protocols.tei_bodies import Similarity
 
@@ -186,14 +186,12 @@ class TextGeneration(Asked):
     stream: Refused = None
 
 
-class Vectors(Asked):
+class Vectors(Truncatable, Asked):
     """Texts longer than the model are refused; with `truncate` they are cut."""
 
     inputs: Texts
     normalize: bool | None = None
     prompt_name: str | None = None
-    truncate: bool | None = None
-    truncation_direction: Direction | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
 

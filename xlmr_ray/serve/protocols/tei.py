@@ -1,6 +1,7 @@
 """The routes of text-embeddings-inference, and `POST /` for the first task of the service."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -13,9 +14,9 @@ from xlmr_ray.serve.models import Model as Resident
 from xlmr_ray.serve.protocols.body import Model, listed
 from xlmr_ray.serve.protocols.cohere import Reranking, reranked
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import FIELDS, TRUNCATE, Cutting, embedded, given_texts, prompt, similar
+from xlmr_ray.serve.protocols.embeddings import embedded, given_texts, prompt, similar
 from xlmr_ray.serve.protocols.info import Info, info
-from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, cut_places, headers, reply, told
+from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, cut_indices, headers, reply, told
 from xlmr_ray.serve.protocols.responses import Label, PlainError, Rank, Rerankings, SparseValue, Token
 from xlmr_ray.serve.protocols.tei_bodies import (
     Decode,
@@ -30,6 +31,7 @@ from xlmr_ray.serve.protocols.tei_bodies import (
 from xlmr_ray.serve.requests import ErrorBody, Invalid, ServiceError, TooLarge
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.task_request import TaskRequest
 
 # That `/tokenize` tells of: each takes a hundred times its text.
 TOLD_TOKENS = 65_536
@@ -151,8 +153,16 @@ async def vectors(service: Service, body: Embed, model: str | None) -> Response:
     served = service.find("embedding", model)
     texts, single = await given_texts(service, body.inputs, served.model, "inputs")
     options = {"normalize": body.normalize, "prompt_name": body.prompt_name, "dimensions": body.dimensions}
-    cutting = Cutting.asked(body.truncate, body.truncation_direction)
-    answer = await embedded(service, texts, options, cutting, model=served.model.name, single=single)
+    request = TaskRequest(
+        "embedding",
+        {"text": texts},
+        options,
+        model=served.model.name,
+        fields={"text": "inputs"},
+        once=("inputs",) if single else (),
+        cutting=body.cutting,
+    )
+    answer = await embedded(service, request)
     return reply(answer.answers, answer)
 
 
@@ -163,18 +173,16 @@ async def with_prompt(
     served = service.find(task, model)
     texts, single = await given_texts(service, body.inputs, served.model, "inputs")
     before = prompt(service, served.model, body.prompt_name, "prompt_name")
-    cutting = Cutting.asked(body.truncate, body.truncation_direction)
-    return await ask(
-        service,
+    request = TaskRequest(
         task,
         {"text": [before + text for text in texts]},
         options,
         model=served.model.name,
-        fields=FIELDS,
+        fields={"text": "inputs"},
         once=("inputs",) if single else (),
-        whole=cutting.whole,
-        truncation_side=cutting.side,
+        cutting=body.cutting,
     )
+    return await ask(service, request)
 
 
 async def labels(service: Service, body: Predict, model: str | None) -> Response:
@@ -187,50 +195,46 @@ async def labels(service: Service, body: Predict, model: str | None) -> Response
         rows = [[one for one in given if isinstance(one, str)]]
     counted(service, rows if given else [], "inputs")
     options: dict[str, Any] = {"top_k": None} | ({"function_to_apply": "none"} if body.raw_scores else {})
-    cutting = Cutting.asked(body.truncate, body.truncation_direction)
     out: list[Any] = [None] * len(rows)
     answers: list[Answer] = []
     cut: list[int] = []
     for size in sorted({len(row) for row in rows}):
-        places = [place for place, row in enumerate(rows) if len(row) == size]
+        indices = [index for index, row in enumerate(rows) if len(row) == size]
         roles = ("text", "text_pair")[:size]
-        answer = await ask(
-            service,
+        request = TaskRequest(
             "text-classification",
-            {role: [rows[place][column] for place in places] for column, role in enumerate(roles)},
+            {role: [rows[index][column] for index in indices] for column, role in enumerate(roles)},
             options,
             model=model,
-            fields={**FIELDS, "text_pair": "inputs", "function_to_apply": "raw_scores"},
+            fields={"text": "inputs", "text_pair": "inputs", "function_to_apply": "raw_scores"},
             once=() if several else ("inputs",),
-            whole=cutting.whole,
-            truncation_side=cutting.side,
+            cutting=body.cutting,
         )
+        answer = await ask(service, request)
         answers.append(answer)
-        cut += [places[place] for place in cut_places(answer)]
-        for place, scores in zip(places, answer.answers, strict=True):
-            out[place] = scores
+        cut += [indices[one] for one in cut_indices(answer)]
+        for index, scores in zip(indices, answer.answers, strict=True):
+            out[index] = scores
     return told(out if several else out[0], headers(answers, cut))
 
 
 async def ranks(service: Service, body: Rerank, model: str | None) -> Response:
     counted(service, body.texts, "texts")
-    cutting = Cutting.asked(body.truncate, body.truncation_direction)
-    answer = await ask(
-        service,
+    request = TaskRequest(
         "rerank",
         {"text": [body.query] * len(body.texts), "text_pair": body.texts},
         {"function_to_apply": "none"} if body.raw_scores else {},
         model=model,
-        fields={"text": "query", "text_pair": "texts", "function_to_apply": "raw_scores", "truncate": TRUNCATE},
+        fields={"text": "query", "text_pair": "texts", "function_to_apply": "raw_scores"},
         once=("query",),
-        whole=cutting.whole,
-        truncation_side=cutting.side,
+        cutting=body.cutting,
     )
-    best = sorted(range(len(body.texts)), key=lambda place: -answer.answers[place])[: body.top_n]
+    answer = await ask(service, request)
+    best = sorted(range(len(body.texts)), key=lambda index: -answer.answers[index])[: body.top_n]
     return reply(
         [
-            {"index": place, "score": answer.answers[place]} | ({"text": body.texts[place]} if body.return_text else {})
-            for place in best
+            {"index": index, "score": answer.answers[index]} | ({"text": body.texts[index]} if body.return_text else {})
+            for index in best
         ],
         answer,
     )
@@ -238,9 +242,21 @@ async def ranks(service: Service, body: Rerank, model: str | None) -> Response:
 
 async def nearness(service: Service, body: Similarity, model: str | None) -> Response:
     said = body.parameters or SimilarityParameters()
-    cutting = Cutting.asked(said.truncate, said.truncation_direction)
-    given, name = body.inputs, said.prompt_name
-    answer = await similar(service, given.source_sentence, given.sentences, name, cutting, model=model)
+    given = body.inputs
+    request = TaskRequest(
+        "sentence-similarity",
+        {"text": [given.source_sentence] * len(given.sentences), "text_pair": given.sentences},
+        {} if said.prompt_name is None else {"prompt_name": said.prompt_name},
+        model=model,
+        fields={
+            "text": "inputs.source_sentence",
+            "text_pair": "inputs.sentences",
+            "prompt_name": "parameters.prompt_name",
+        },
+        once=("inputs.source_sentence",),
+        cutting=replace(said.cutting, hint=f"parameters.{said.cutting.hint}"),
+    )
+    answer = await similar(service, request)
     return reply(answer.answers, answer)
 
 

@@ -4,21 +4,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from xlmr_ray.serve.protocols.body import Asked, Body, Direction, Nothing, Several, Texts
+from xlmr_ray.serve.protocols.body import Asked, Body, Nothing, Several, Texts, Truncatable
 
 Id = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Inputs = str | Several[str] | Several[Id] | Several[Several[Id]]
 OneOrPair = Annotated[Several[str], Field(min_length=1, max_length=2)]
 
 
-class Cut(Asked):
-    """Texts longer than the model are refused; with `truncate` they are cut."""
-
-    truncate: bool | None = None
-    truncation_direction: Direction | None = None
-
-
-class Embed(Cut):
+class Embed(Truncatable, Asked):
     """`inputs`: texts, or ids of this model's tokenizer (those of `/tokenize`). `normalize` null: as the model's folder
     says.
     """
@@ -30,7 +23,7 @@ class Embed(Cut):
     parameters: Nothing | None = None
 
 
-class EmbedAll(Cut):
+class EmbedAll(Truncatable, Asked):
     """As for `/embed`; the vectors are the model's states as they are, whatever `normalize` says: clients send it, and
     text-embeddings-inference passes over it, too.
     """
@@ -41,7 +34,7 @@ class EmbedAll(Cut):
     parameters: Nothing | None = None
 
 
-class Predict(Cut):
+class Predict(Truncatable, Asked):
     """`"a text"`, `["a text", "and its pair"]`, or several of both: `[["a text"], ["a text", "and its pair"]]`."""
 
     inputs: str | OneOrPair | Several[OneOrPair]
@@ -55,11 +48,9 @@ class Compared(Body):
     sentences: Several[str]
 
 
-class SimilarityParameters(Body):
+class SimilarityParameters(Truncatable):
     """A prompt goes before each sentence."""
 
-    truncate: bool | None = None
-    truncation_direction: Direction | None = None
     prompt_name: str | None = None
 
 
@@ -70,7 +61,7 @@ class Similarity(Asked):
     parameters: SimilarityParameters | None = None
 
 
-class Rerank(Cut):
+class Rerank(Truncatable, Asked):
     """`raw_scores`: the head's numbers as they are, not brought between 0 and 1. `top_n`: the best so many."""
 
     query: str

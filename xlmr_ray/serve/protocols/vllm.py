@@ -15,7 +15,7 @@ from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols.body import Cut, Direction, ForModel, Model, Texts, listed
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import Cutting, compared
+from xlmr_ray.serve.protocols.embeddings import compared
 from xlmr_ray.serve.protocols.openai import as_base64, at_most, error_body, texts_given, usage
 from xlmr_ray.serve.protocols.reply import ask, counted, reply
 from xlmr_ray.serve.protocols.responses import OpenAIError, Poolings, Scores
@@ -23,6 +23,7 @@ from xlmr_ray.serve.protocols.tei_bodies import Inputs
 from xlmr_ray.serve.requests import ErrorBody, Invalid
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.task_request import Cutting, TaskRequest
 
 SCORE = ("/score", "/v1/score")
 SIDES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
@@ -44,7 +45,7 @@ class Pooled(ForModel):
 
     @property
     def cutting(self) -> Cutting:
-        return Cutting(whole=self.truncate_prompt_tokens is None, side=self.truncation_side)
+        return Cutting(whole=self.truncate_prompt_tokens is None, side=self.truncation_side, hint=CUT_WITH)
 
 
 class Score(Pooled):
@@ -105,53 +106,28 @@ def made(kind: str, model: str, values: Sequence[Any], answer: Answer, field: st
 
 async def scored(service: Service, body: Score, model: str | None) -> Response:
     names, left, right = sides(body)
-    fields = {"text": names[0], "text_pair": names[1], "truncate": CUT_WITH, "max_length": "truncate_prompt_tokens"}
     length = at_most(body.truncate_prompt_tokens)
     counted(service, right, names[1], service.limits.openai_inputs)
-    if not service.has("rerank", model) and service.has("embedding", model):
-        return await nearness(service, body, model, left, right, names)
-    served = service.find("rerank", model)
-    options: dict[str, Any] = {"function_to_apply": "none"} if body.use_activation is False else {}
-    answer = await ask(
-        service,
-        "rerank",
-        {"text": left, "text_pair": right},
-        options | ({} if length is None else {"max_length": length}),
-        model=served.model.name,
-        fields=fields,
-        once=once(body, names),
-        whole=body.cutting.whole,
-        truncation_side=body.cutting.side,
-        most=service.limits.openai_inputs,
-    )
-    return made("score", served.model.name, answer.answers, answer, "score")
-
-
-async def nearness(
-    service: Service, body: Score, model: str | None, left: Sequence[str], right: Sequence[str], names: tuple[str, str]
-) -> Response:
-    """The cosines of the vectors of pairs."""
-    if body.use_activation is False:
+    by_vectors = not service.has("rerank", model) and service.has("embedding", model)
+    task = "embedding" if by_vectors else "rerank"
+    raw = body.use_activation is False
+    if by_vectors and raw:
         raise Invalid("use_activation", "goes with a model for rerank")
-    served = service.find("embedding", model)
-    answer = await compared(
-        service,
-        left,
-        right,
-        {"max_length": at_most(body.truncate_prompt_tokens)},
-        body.cutting,
+    served = service.find(task, model)
+    request = TaskRequest(
+        task,
+        {"text": left, "text_pair": right},
+        ({} if length is None else {"max_length": length}) | ({"function_to_apply": "none"} if raw else {}),
         model=served.model.name,
-        measure="cosine",
-        fields={"truncate": CUT_WITH, "max_length": "truncate_prompt_tokens"},
-        names=names,
-        once=once(body, names),
+        fields={"text": names[0], "text_pair": names[1], "max_length": "truncate_prompt_tokens"},
+        once=[name for name in names if isinstance(getattr(body, name), str)],
+        cutting=body.cutting,
     )
+    if by_vectors:
+        answer = await compared(service, request, "cosine")
+    else:
+        answer = await ask(service, request, service.limits.openai_inputs)
     return made("score", served.model.name, answer.answers, answer, "score")
-
-
-def once(body: Score, names: tuple[str, str]) -> list[str]:
-    """The fields that hold one text and no list."""
-    return [name for name in names if isinstance(getattr(body, name), str)]
 
 
 def sides(body: Score) -> tuple[tuple[str, str], list[str], list[str]]:
@@ -193,18 +169,16 @@ async def pooled(service: Service, body: Pooling, model: str | None) -> Response
     length = at_most(body.truncate_prompt_tokens)
     said = {name: value for name, value in by_task[task].items() if value is not None or name in ("top_k", "pooling")}
     texts, single = await texts_given(service, body.input, body.token_ids, served.model)
-    answer = await ask(
-        service,
+    request = TaskRequest(
         ours,
         {"text": texts},
         said | ({} if length is None else {"max_length": length}),
         model=served.model.name,
-        fields={"text": "input", "max_length": "truncate_prompt_tokens", "truncate": CUT_WITH},
+        fields={"text": "input", "max_length": "truncate_prompt_tokens"},
         once=("input",) if single else (),
-        whole=body.cutting.whole,
-        truncation_side=body.cutting.side,
-        most=service.limits.openai_inputs,
+        cutting=body.cutting,
     )
+    answer = await ask(service, request, service.limits.openai_inputs)
     values: list[NDArray[np.float32]] = answer.answers
     if task == "classify":
         values = [in_order(served.model.config.labels, one) for one in answer.answers]
