@@ -30,7 +30,7 @@ class OneDnnLinear(nn.Module):
         self.packed: Tensor | None = None
         if prepack:
             # No buffer: a tensor in this layout can be neither moved nor saved.
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+            self.packed = _prepacked(layer.weight.detach())
         else:
             self.weight = layer.weight
 
@@ -43,6 +43,15 @@ class OneDnnLinear(nn.Module):
         padded = F.pad(rows, (0, 0, 0, -len(rows) % self.tile))
         out = torch.cat([_onednn(part, weight, self.bias) for part in torch.split(padded, self.tile)])
         return out[: len(rows)].view(*x.shape[:-1], self.out_features)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: the weight `(out, in)`, which is prepacked anew where it arrives."""
+        return self.__dict__ | {"packed": None if self.packed is None else self.packed.to_dense()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.packed is not None:
+            self.packed = _prepacked(self.packed)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, prepacked={self.packed is not None}"
@@ -142,6 +151,11 @@ def supported(dtype: torch.dtype) -> bool:
     except (AttributeError, RuntimeError):
         return False
     return True
+
+
+def _prepacked(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    return packed
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ in. A token's codes span its own smallest and largest value (affine, after Jacob
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +33,22 @@ class Int8Linear(nn.Module):
         self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.long))
         self.register_buffer("sums", codes.long().sum(1).float() * scales)
         self.register_buffer("bias", torch.zeros(len(scales)) if layer.bias is None else layer.bias.detach().float())
-        self.register_buffer("packed", torch.ops.onednn.qlinear_prepack(codes, None))
+        self.packed = _prepacked(codes)  # no buffer: a tensor in this layout can be neither moved nor saved
 
     def forward(self, x: Tensor) -> Tensor:
         """`(T, in)` to `(T, out)`."""
         codes, scale, low = quantize_rows(x)
-        out: Tensor = int8_matmul(codes, self.get_buffer("packed"), self.get_buffer("scales"), self.get_buffer("zeros"))
+        out: Tensor = int8_matmul(codes, self.packed, self.get_buffer("scales"), self.get_buffer("zeros"))
         torch.addcmul(self.get_buffer("bias"), out, scale, out=out)
         return out.addr_(low[:, 0], self.get_buffer("sums"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: the codes `int8 (out, in)`, which are prepacked anew where they arrive."""
+        return self.__dict__ | {"packed": self.packed.to_dense().t()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.packed = _prepacked(self.packed.contiguous())
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -63,6 +72,11 @@ def int8_matmul(codes: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) ->
     return out
 
 
+def _prepacked(codes: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    return packed
+
+
 def eight_bits(module: nn.Module) -> None:
     """Puts a layer in eight bits instead of every linear one."""
     for name, layer in list(module.named_modules()):
@@ -77,7 +91,7 @@ def check_exact() -> None:
     codes = torch.full((rows, 64), LARGEST, dtype=torch.uint8)
     weights = torch.full((rows, 64), LARGEST, dtype=torch.int8)
     try:
-        packed = torch.ops.onednn.qlinear_prepack(weights, None)
+        packed = _prepacked(weights)
         got = int8_matmul(codes, packed, torch.ones(rows), torch.zeros(rows, dtype=torch.long))
     except (AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

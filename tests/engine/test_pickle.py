@@ -1,0 +1,85 @@
+"""Pipelines and engines are pickled and copied: by Spark, joblib, multiprocessing and Ray's closures."""
+
+import copy
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+
+import cloudpickle
+import pytest
+
+from xlmr_ray import UserError, XLMRobertaForSequenceClassification, XLMRobertaTokenizer, pipeline
+from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.pipeline import Pipeline
+
+TEXTS = ["Der Bericht lag drei Tage auf dem Tisch.", "Wer sie heißt <mask>, das weiß Ines aus Łódź.", "一、二"]
+CASES = {
+    "embedding": ("", TEXTS, {}),
+    "feature-extraction": ("", TEXTS, {}),
+    "text-classification": ("script", TEXTS, {"top_k": None}),
+    "zero-shot-classification": ("entailment", TEXTS, {"candidate_labels": ["news", "poem"]}),
+    "token-classification": ("entities", TEXTS, {}),
+    "question-answering": ("answers", [{"question": "Wer?", "context": text} for text in TEXTS], {}),
+    "multiple-choice": ("choice", [{"text": TEXTS[0], "choices": TEXTS[1:]}], {}),
+    "rerank": ("relevance", [{"text": TEXTS[0], "text_pair": text} for text in TEXTS], {}),
+    "fill-mask": ("masked", TEXTS[1:2], {}),
+    "pseudo-perplexity": ("masked", TEXTS, {}),
+    "text-generation": ("masked", TEXTS[:1], {"max_new_tokens": 4}),
+}
+COPIES = {
+    "pickle": lambda one: pickle.loads(pickle.dumps(one)),
+    "cloudpickle": lambda one: pickle.loads(cloudpickle.dumps(one)),
+    "deepcopy": copy.deepcopy,
+}
+
+
+def same(one: object, other: object) -> bool:
+    return pickle.dumps(one) == pickle.dumps(other)  # to the last bit, whatever the task answers
+
+
+@pytest.mark.filterwarnings("ignore:XLMRobertaForCausalLM sees later tokens")
+@pytest.mark.parametrize("task", CASES)
+def test_every_task(mini, task):
+    head, given, options = CASES[task]
+    made: Pipeline = pipeline(task, mini / "heads" / head if head else mini, **options)
+    first = made(given)
+    copied = pickle.loads(pickle.dumps(made))  # after a call, with all that one leaves behind
+    assert same(copied(given), first)
+    assert same(made(given), first)
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_every_way(mini, how):
+    made = pipeline("text-classification", mini / "heads" / "script", top_k=None)
+    assert same(COPIES[how](made)(TEXTS), made(TEXTS))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"dtype": "bfloat16"}, {"quantization": "int8"}, {"quantization": "nf4"}, {"quantization": "int8-weights"}],
+)
+def test_every_precision(mini, given):
+    if "weights" in str(given) or "nf4" in str(given):
+        pytest.importorskip("bitsandbytes")
+    folder = mini / "heads" / "script"
+    made = pipeline("text-classification", folder, top_k=None)
+    try:
+        made.engine = Engine.load(mini, [made.task], head_folders=[folder], **given)
+    except UserError as error:
+        pytest.skip(str(error))  # a CPU without these instructions
+    first = made(TEXTS)
+    copied = pickle.loads(pickle.dumps(made))
+    assert same(copied(TEXTS), first)
+    assert same(pickle.loads(pickle.dumps(copied))(TEXTS), first)  # and a copy's copy
+
+
+def test_a_model_in_memory(mini):
+    model = XLMRobertaForSequenceClassification.from_pretrained(mini / "heads" / "script")
+    made = pipeline("text-classification", model, tokenizer=XLMRobertaTokenizer.from_pretrained(mini))
+    assert same(pickle.loads(pickle.dumps(made))(TEXTS), made(TEXTS))
+
+
+def test_another_process(mini):
+    made = pipeline("text-classification", mini / "heads" / "script", top_k=None)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert same(pool.submit(made, TEXTS).result(), made(TEXTS))
