@@ -30,6 +30,7 @@ from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.identity import encoder_identity
 from xlmr_ray.engine.runners import check_quantizable
+from xlmr_ray.engine.unloaded import check_weights
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.registry import bind_task, task_class
 from xlmr_ray.text.plural import plural
@@ -106,6 +107,7 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
             options={name: getattr(task, name) for name in options},
         )
         check_quantizable(section.task, task, job.engine.quantization)
+        check_weights(task, folder)
         # What does not fit the tokenizer is said now, and not by the first shard.
         task.prepare(pa.table({role: pa.array([], pa.string()) for role in task.roles}), tokenizer)
         recipes.append(recipe)

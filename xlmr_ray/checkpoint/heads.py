@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.digest import encoder_digest
 from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, HEADS, class_of, model_folder, read_config
-from xlmr_ray.checkpoint.load import FLOATS
+from xlmr_ray.checkpoint.match import FLOATS
 from xlmr_ray.checkpoint.names import DECODER_WEIGHT, canonical_names, is_encoder, is_pooler, module_name
 from xlmr_ray.checkpoint.quantization import companions
 from xlmr_ray.checkpoint.save import state_to_save, write_folder

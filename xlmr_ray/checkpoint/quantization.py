@@ -197,31 +197,36 @@ def quantized_parameter(layer: nn.Module, weight: Tensor, device: torch.device) 
     return _parameter(parameter.to(device))
 
 
-def stored_parameter(layer: Any, weight: Tensor, parts: Mapping[str, Tensor], device: torch.device) -> nn.Parameter:
-    """The parameter of an empty layer from what a file holds: its codes, and `parts` by their names in the layer.
-
-    Raises UserError, without the file's name, for what is no whole quantized layer of this shape.
+def check_stored(layer: Any, shape: tuple[int, ...], dtype: torch.dtype, parts: Mapping[str, Tensor]) -> None:
+    """Raises UserError, without the file's name, for what is no whole quantized layer of the empty layer's shape: codes
+    of this shape and dtype in a file, and `parts` by their names in the layer.
     """
-    layers = library()
-    bnb = layers.bnb
     expected: tuple[int, int] = (layer.out_features, layer.in_features)
-    if isinstance(layer, layers.Linear8bitLt):
+    if isinstance(layer, library().Linear8bitLt):
         scales = parts.get("SCB")
-        if weight.dtype is not torch.int8 or tuple(weight.shape) != expected:
-            raise UserError(f"got {weight.dtype} of shape {tuple(weight.shape)}, expected int8 of {expected}")
+        if dtype is not torch.int8 or shape != expected:
+            raise UserError(f"got {dtype} of shape {shape}, expected int8 of {expected}")
         if scales is None or scales.numel() != expected[0]:
             raise UserError(f"SCB: got {'none' if scales is None else scales.numel()}, expected {expected[0]} scales")
         if int(parts.get("weight_format", torch.tensor(0))) != 0:
             raise UserError("8-bit weights in a layout of old bitsandbytes: save them again with version 0.45 or later")
-        copied = bnb.nn.Int8Params(weight.clone(), requires_grad=False, SCB=scales.clone())
-        return _parameter(copied.to(device))
-    # Each name exactly: what is absent or has another name is not found out below, and gives other weights.
-    stats = {part.removeprefix("weight."): tensor.clone() for part, tensor in parts.items()}
-    shape, needed = _state(stats)
-    if shape != expected:
-        raise UserError(f"got a quantized weight of shape {shape}, expected {expected}")
-    if lacking := needed - set(stats):
+        return
+    # Each name exactly: what is absent or has another name is not found out later, and gives other weights.
+    got, needed = _state(_stats(parts))
+    if got != expected:
+        raise UserError(f"got a quantized weight of shape {got}, expected {expected}")
+    if lacking := needed - set(_stats(parts)):
         raise UserError(f"no {', '.join(sorted(lacking))} beside the quantized weight: the file is not whole")
+
+
+def stored_parameter(layer: Any, weight: Tensor, parts: Mapping[str, Tensor], device: torch.device) -> nn.Parameter:
+    """The parameter of an empty layer from what a file holds, `check_stored` before."""
+    layers = library()
+    bnb = layers.bnb
+    if isinstance(layer, layers.Linear8bitLt):
+        copied = bnb.nn.Int8Params(weight.clone(), requires_grad=False, SCB=parts["SCB"].clone())
+        return _parameter(copied.to(device))
+    stats = {name: tensor.clone() for name, tensor in _stats(parts).items()}
     parameter = bnb.nn.Params4bit.from_prequantized(
         weight.clone(), stats, requires_grad=False, device=device, module=layer
     )
@@ -271,6 +276,10 @@ def _empty(old: nn.Linear, bits: int, kind: str, config: BitsAndBytesConfig, *, 
                 quant_storage=config.bnb_4bit_quant_storage,
             )
     return new.requires_grad_(False)
+
+
+def _stats(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {part.removeprefix("weight."): tensor for part, tensor in parts.items()}
 
 
 def _state(stats: Mapping[str, Tensor]) -> tuple[tuple[int, ...], set[str]]:

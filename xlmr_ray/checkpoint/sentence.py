@@ -221,6 +221,18 @@ def read_dense(folder: Path, level: str = TEXTS) -> Dense:
     return Dense(*sizes, bool(values.get("bias", True)), name, file)
 
 
+def check_widths(dense: tuple[Dense, ...], hidden: int) -> None:
+    """Raises UserError where a layer does not take what the one before it gives; the first takes `hidden` numbers."""
+    width = hidden
+    for layer in dense:
+        if layer.in_features != width:
+            raise UserError(
+                f"{layer.file.parent / 'config.json'}: in_features: got {layer.in_features}, expected {width}, the "
+                "numbers that come before it"
+            )
+        width = layer.out_features
+
+
 def _json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
     try:
         values = json.loads(path.read_text("utf-8"))

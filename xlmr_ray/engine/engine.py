@@ -29,12 +29,12 @@ from xlmr_ray.engine.passes import passes_of
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.engine.results import Results, TaskOutput, TaskResults, output_of
 from xlmr_ray.engine.token_range import out_of_range
+from xlmr_ray.engine.unloaded import tie, unloaded
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.batch_invariance import keep_batch_invariance
 from xlmr_ray.model.encoder import Trace
 from xlmr_ray.model.heads import LMHead
 from xlmr_ray.model.linear import use_onednn
-from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch, pack
 from xlmr_ray.model.quantized.fp8 import eight_bit_floats
 from xlmr_ray.model.quantized.int8 import eight_bits
@@ -129,23 +129,8 @@ class Engine:
         config = XLMRobertaConfig.from_dict(read_config(folder))
         config.attn_implementation = attn_implementation
         budget = token_budget(max_tokens, where, MAX_TOKENS)
-        with shapes_only():
-            whole = nn.Module()
-            whole.roberta = XLMRobertaModel(config, add_pooling_layer=False)
-        heads = [task.head() for task in tasks]
-        joined: list[nn.Module] = []
-        apart: list[tuple[nn.Module, Path]] = []
-        for head, place in zip(heads, head_folders or [folder] * len(heads), strict=True):
-            names = dict(head.named_children())
-            if not any(p.is_meta for p in head.parameters()):
-                continue
-            if place != folder or any(hasattr(whole, name) for name in names):
-                apart.append((head, place))
-                continue
-            joined.append(head)
-            for name, child in names.items():
-                whole.add_module(name, child)
-                tie(child, whole.roberta)
+        parts = unloaded(config, folder, tasks, head_folders)
+        whole, heads = parts.whole, parts.heads
         matmuls = MATMULS.get(quantization or "")
         if quantization == "int8":
             check_int8(where, wanted)
@@ -158,12 +143,12 @@ class Engine:
         how = None if quantization is None or matmuls else scheme(quantization, wanted)
         report = load_tensors(whole, folder, dtype=wanted, device=where, quantization=how)
         make_int8_batch_invariant(whole)
-        for head in joined:
+        for head in parts.joined:
             for name, _ in list(head.named_children()):
                 head.add_module(name, whole.get_submodule(name))  # a layer that is quantized is another module now
         model = whole.get_submodule("roberta")
         assert isinstance(model, XLMRobertaModel)
-        for head, place in apart:
+        for head, place in parts.apart:
             for child in head.children():
                 if isinstance(child, LMHead) and config.tie_word_embeddings:
                     child.decoder.register_parameter("weight", None)  # the encoder's, below
@@ -392,9 +377,3 @@ def sharing_weights(model: Pretrained) -> Pretrained:
     leaves = [m for m in model.modules() if not list(m.children()) and list(m.parameters(recurse=False))]
     shared |= {id(leaf): leaf for leaf in leaves if type(leaf) is not nn.Linear}  # quantized ones hold other tensors
     return copy.deepcopy(model, shared)
-
-
-def tie(module: nn.Module, base: XLMRobertaModel) -> None:
-    """Makes the word embeddings a language modelling head's last linear layer, where the configuration ties them."""
-    if isinstance(module, LMHead) and base.config.tie_word_embeddings:
-        module.decoder.weight = base.embeddings.word_embeddings.weight

@@ -20,6 +20,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.generator import Generator
 from xlmr_ray.engine.runners import TaskSource, check_quantizable, load_runners
+from xlmr_ray.engine.unloaded import check_weights
 from xlmr_ray.errors import UserError
 from xlmr_ray.serve.queue.base import RequestQueue
 from xlmr_ray.serve.queue.batcher import Batcher, BatchStats
@@ -186,12 +187,15 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
 
 
 def check_models(settings: ServeSettings) -> None:
-    """Raises what `load_models` would for checkpoints, tasks and options, without loading weights."""
+    """Raises what `load_models` would for checkpoints, tasks and options, without reading more of the weights than
+    their shapes.
+    """
     for section in settings.models:
         folder = resolve(section.model)
         tokenizer = XLMRobertaTokenizer.from_pretrained(folder, pre_tokenizer=settings.engine.pre_tokenizer)
         for one in wanted_tasks(section, folder, XLMRobertaConfig.from_dict(read_config(folder))):
             one.bound.read_with(tokenizer)
+            check_weights(one.bound, folder)
 
 
 def wanted_tasks(section: ModelSection, folder: Path, config: XLMRobertaConfig) -> list[Wanted]:

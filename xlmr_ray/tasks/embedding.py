@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xlmr_ray.checkpoint.sentence import Dense, SentenceConfig, read_sentence_config
+from xlmr_ray.checkpoint.sentence import Dense, SentenceConfig, check_widths, read_sentence_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.batch_invariance import pad_rows
@@ -99,6 +99,7 @@ class Embedding(EncoderTask):
         check_long(NAME, self.long, self.stride)
         if self.prompt is not None and self.prompt_name is not None:
             raise UserError(f"task {NAME}: give prompt or prompt_name, not both")
+        check_widths(self.dense, self.config.hidden_size)
         check_prompts(NAME, self.prompts)
         known = self.known_prompts
         if self.prompt_name is not None and self.prompt_name not in known:
