@@ -52,7 +52,7 @@ log = logging.getLogger("xlmr_ray.serve.access")
 # Bytes of a body that are read in the event loop; longer ones in a thread.
 IN_LOOP = 32_768
 # Each has `router(service, settings)` and `errors(path)`: its body of an error where the path is the protocol's.
-PROTOCOLS = ("openai", "infinity", "vllm", "cohere", "cohere_embed", "huggingface", "root", "tei")
+PROTOCOLS = ("openai", "infinity", "vllm", "cohere", "cohere_embed", "jina", "huggingface", "root", "tei")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

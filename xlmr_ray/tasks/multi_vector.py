@@ -44,6 +44,7 @@ class MultiVector(EncoderTask):
     - `prompt`: text put before every text (default: none).
     - `prompt_name`: one of the folder's prompts, such as `query` (default: none).
     - `normalize`: vectors of length 1 (default: as the folder says; true for bge-m3's).
+    - `dimensions`: the first so many numbers of a vector, before it is normalized (default: all).
     - `precision`: of the stored numbers, `float32` or `float16` (default: float32).
     - `max_length`: tokens of a text; longer texts are cut and flagged (default: what the checkpoint allows).
 
@@ -61,6 +62,7 @@ class MultiVector(EncoderTask):
     normalize: bool | None = None
     precision: str = "float32"
     max_length: int | None = None
+    dimensions: int | None = field(default=None, metadata={"added": True})
     layer: TokenHead | None = field(metadata={"option": False})
     modules: MultiVectorModules | None = field(metadata={"option": False})
     prompts: Mapping[str, str] = field(metadata={"option": False})
@@ -83,6 +85,7 @@ class MultiVector(EncoderTask):
         one_of(NAME, "normalize", self.normalize, (None, True, False))
         one_of(NAME, "precision", self.precision, ("float32", "float16"))
         at_least_one(NAME, "max_length", self.max_length)
+        at_least_one(NAME, "dimensions", self.dimensions)
         if self.prompt is not None and self.prompt_name is not None:
             raise UserError(f"task {NAME}: give prompt or prompt_name, not both")
         if self.prompt_name is not None and self.prompt_name not in self.prompts:
@@ -91,11 +94,17 @@ class MultiVector(EncoderTask):
         if self.layer is not None and self.layer.weight.shape[1] != self.config.hidden_size:
             got, expected = self.layer.weight.shape[1], self.config.hidden_size
             raise UserError(f"{self.layer.file}: got {got} inputs, expected the model's hidden size {expected}")
+        if self.dimensions is not None and self.dimensions > self.full_width:
+            raise UserError(f"task {NAME}: dimensions {self.dimensions} is more than the model's {self.full_width}")
+
+    @property
+    def full_width(self) -> int:
+        return self.config.hidden_size if self.layer is None else self.layer.width
 
     @property
     def width(self) -> int:
         """Numbers in a vector."""
-        return self.config.hidden_size if self.layer is None else self.layer.width
+        return self.dimensions or self.full_width
 
     @property
     def result_width(self) -> int:
@@ -161,7 +170,7 @@ class MultiVector(EncoderTask):
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Vectors `(T, width)` of the tokens."""
         layer = head.get_submodule("colbert_linear")
-        return token_vectors(layer, hidden, normalize=self.normalized)[: batch.tokens]
+        return token_vectors(layer, hidden, self.width, normalize=self.normalized)[: batch.tokens]
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         counted = flat(encoded["counted"]).to_numpy(zero_copy_only=False)

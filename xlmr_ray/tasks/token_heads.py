@@ -34,7 +34,7 @@ class LexicalLayer(nn.Module):
         return torch.relu(total if self.bias is None else total + self.bias)
 
 
-def token_vectors(layer: nn.Module, hidden: Tensor, *, normalize: bool) -> Tensor:
-    """Hidden states `(T, hidden)` to vectors `(T, width)` in fp32, of length 1 if `normalize`."""
-    vectors: Tensor = layer(hidden.float())
+def token_vectors(layer: nn.Module, hidden: Tensor, width: int | None = None, *, normalize: bool) -> Tensor:
+    """Hidden states `(T, hidden)` to vectors `(T, width)` in fp32, their first numbers, of length 1 if `normalize`."""
+    vectors: Tensor = layer(hidden.float())[:, :width]
     return F.normalize(vectors, dim=-1) if normalize else vectors

@@ -226,5 +226,8 @@ def told(response: httpx.Response) -> str:
     if path in ("/v1/rerank", "/v2/rerank", "/v1/embed", "/v2/embed"):
         assert body.keys() == {"message"}
         return str(body["message"])
+    if path == "/v1/multi-vector":
+        assert body.keys() == {"detail"}
+        return str(body["detail"])
     assert body.keys() == {"error", "error_type"}
     return str(body["error"])

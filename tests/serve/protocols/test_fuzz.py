@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import (
 from tests.serve.protocols.write_examples import REQUESTS
 from tests.serve.server import Running
 
-PATHS = [route.partition(" ")[2] for route in REQUESTS] + ["/embed_sparse"]
+PATHS = [route.partition(" ")[2] for route in REQUESTS] + ["/embed_sparse", "/v1/multi-vector"]
 GETS = ["/info", "/tasks/{task}/info", "/v1/models", "/v1/models/{model}"]
 CHECKS = [
     schemathesis.checks.not_a_server_error,

@@ -73,6 +73,62 @@ def test_multiple_vectors_in_the_form_of_vllm(served):
             assert np.array_equal(np.array(one["data"], np.float32), expected)
 
 
+@pytest.mark.parametrize("kind", ["document", "query"])
+def test_multiple_vectors_in_the_form_of_jina(served, kind):
+    """As its clients send them: text, or objects with a text; numbers, base64 or bits."""
+    client, model, _ = served
+    wanted = pipeline("multi-vector", model, device="cpu")(TEXTS)
+    body = {"model": "m3", "input": TEXTS, "input_type": kind, "embedding_type": "float", "dimensions": 48}
+    answer = answered(client, "/v1/multi-vector", body)
+    assert (answer["object"], answer["model"], answer["usage"]["total_tokens"] > 0) == ("list", "m3", True)
+    assert [one["index"] for one in answer["data"]] == list(range(len(TEXTS)))
+    for one, expected in zip(answer["data"], wanted, strict=True):
+        assert np.array_equal(np.array(one["embeddings"], np.float32), expected)
+    objects = [{"id": str(index), "text": text} for index, text in enumerate(TEXTS)]
+    several = answered(
+        client, "/v1/multi-vector", {"input": objects, "embedding_type": ["float", "base64", "binary", "ubinary"]}
+    )
+    for one, expected in zip(several["data"], wanted, strict=True):
+        found = one["embeddings"]
+        assert np.array_equal(np.array(found["float"], np.float32), expected)
+        assert np.array_equal([np.frombuffer(base64.b64decode(text), "<f4") for text in found["base64"]], expected)
+        for precision in ("binary", "ubinary"):
+            assert np.array_equal(found[precision], quantize_embeddings(expected, precision))
+    (alone,) = answered(client, "/v1/multi-vector", {"input": TEXTS[0], "encoding_format": "base64"})["data"]
+    assert alone["embeddings"] == several["data"][0]["embeddings"]["base64"]
+
+
+def test_dimensions_of_multiple_vectors(served):
+    client, model, _ = served
+    (found,) = answered(client, "/v1/multi-vector", {"input": [TEXTS[0]], "dimensions": 16})["data"]
+    raw = pipeline("multi-vector", model, device="cpu", normalize=False)(TEXTS[0])[:, :16]
+    expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    assert np.abs(np.array(found["embeddings"]) - expected).max() < 1e-6
+    mine = pipeline("multi-vector", model, device="cpu", dimensions=16)(TEXTS[0])
+    assert np.array_equal(np.array(found["embeddings"], np.float32), mine)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "detail"),
+    [
+        ({"input": []}, 400, "input: the list is empty, expected at least one"),
+        ({"input": TEXTS[0], "dimensions": 49}, 422, "dimensions"),
+        ({"input": ["a", "right " * 70], "truncate": False}, 413, "truncate: true"),
+        ({"input": TEXTS[0], "embedding_type": "int8"}, 422, "embedding_type"),
+        ({"input": TEXTS[0], "late_chunking": True}, 422, "late_chunking"),
+    ],
+)
+def test_what_the_form_of_jina_refuses(served, body, status, detail):
+    response = served[0].post("/v1/multi-vector", json=body)
+    assert response.status_code == status, response.text
+    assert detail in response.json()["detail"]
+
+
+def test_long_texts_in_the_form_of_jina_are_cut(served):
+    cut = served[0].post("/v1/multi-vector", json={"input": ["a", "right " * 70]})
+    assert (cut.status_code, cut.headers["x-truncated"]) == (200, "1")
+
+
 @pytest.mark.parametrize(("given", "prompt"), [("query", "query: "), ("passage", "passage: "), (None, "")])
 def test_prompts_of_the_settings(served, given, prompt):
     """The checkpoint names none; clients choose by a prompt's name, or say what the text is."""

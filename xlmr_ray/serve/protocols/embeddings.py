@@ -66,10 +66,14 @@ def prompts_of(service: Service, model: Model) -> Mapping[str, str]:
 
 
 def prompt_for(service: Service, model: Model, kind: str | None) -> str | None:
-    """The name of the model's prompt for a type of input; None where it has no prompts. Raises Invalid where it has
+    """The name of the model's prompt for a type of input; see `prompt_among`."""
+    return prompt_among(prompts_of(service, model), kind)
+
+
+def prompt_among(prompts: Mapping[str, str], kind: str | None) -> str | None:
+    """The name of the prompt for a type of input; None where there are no prompts. Raises Invalid where there are only
     others.
     """
-    prompts = prompts_of(service, model)
     if kind is None or not prompts:
         return None
     # sentence-transformers writes empty prompts into folders that have none.

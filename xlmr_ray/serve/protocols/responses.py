@@ -113,6 +113,21 @@ class Vectors(Out):
     usage: Usage
 
 
+class TokenVectors(Out):
+    """A vector a token; of several encodings, by their names."""
+
+    object: str
+    index: int
+    embeddings: list[list[float]] | list[list[int]] | list[str] | dict[str, Any]
+
+
+class MultiVectors(Out):
+    object: str
+    model: str
+    data: list[TokenVectors]
+    usage: Usage
+
+
 class ModelCard(Out):
     id: str
     object: str
@@ -210,3 +225,7 @@ class OpenAIError(Out):
 
 class CohereError(Out):
     message: str
+
+
+class JinaError(Out):
+    detail: str
