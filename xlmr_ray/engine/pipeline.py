@@ -14,6 +14,7 @@ from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.fork import compute_after_fork
 from xlmr_ray.engine.generator import Generator
 from xlmr_ray.engine.pipeline_arguments import is_stream, placed, settings, streamed
 from xlmr_ray.engine.runners import TaskSource, load_runners, runner_of
@@ -196,6 +197,7 @@ def pipeline(
     that of `XLMRobertaTokenizer.from_pretrained`, which makes the tokenizer unless one is given; the others are those
     of `Engine.load`.
     """
+    compute_after_fork()
     name = canonical_task(task)
     named = {"dtype": dtype, "device": device}
     options = {**{key: value for key, value in named.items() if value not in ("auto", None)}, **options}

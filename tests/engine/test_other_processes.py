@@ -1,8 +1,10 @@
-"""Pipelines and engines are pickled and copied: by Spark, joblib, multiprocessing and Ray's closures."""
+"""Pipelines and engines in other processes: forked, pickled and copied, as Spark, joblib and gunicorn do."""
 
 import copy
 import multiprocessing
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import cloudpickle
@@ -83,3 +85,20 @@ def test_another_process(mini):
     made = pipeline("text-classification", mini / "heads" / "script", top_k=None)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert same(pool.submit(made, TEXTS).result(), made(TEXTS))
+
+
+def test_a_forked_process(mini):
+    """As gunicorn's preload, Celery and PySpark do: torch's threads do not come along, and were waited for for ever."""
+    script = f"""
+import os, pickle, torch
+from xlmr_ray import pipeline
+torch.set_num_threads(2)
+made = pipeline("text-classification", {str(mini / "heads" / "script")!r}, top_k=None)
+texts = {TEXTS!r} * 20
+first = made(texts)
+child = os.fork()
+if child == 0:
+    os._exit(made(texts) != first)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=240, check=False).returncode == 0
