@@ -170,16 +170,24 @@ def evaluate(
 @app.command()
 def calibrate(
     task: Annotated[str, typer.Argument(metavar="TASK", help="text-classification or rerank.")],
-    model: Annotated[str, typer.Option(help="A checkpoint's folder, into which the temperature is written.")],
+    model: Annotated[str, typer.Option(help="A checkpoint's folder, into which what is found is written.")],
     data: Labelled,
     column: Column = None,
+    precision: Annotated[
+        float | None, typer.Option(help="Thresholds, too: of the rows above a label's, this share has the label.")
+    ] = None,
+    recall: Annotated[
+        float | None, typer.Option(help="Instead: of the rows that have the label, this share is above.")
+    ] = None,
     option: TaskOption = None,
     skip_bad_rows: SkipBadRows = False,
 ) -> None:
-    """Fit a temperature to labelled rows, so that scores are as sure as they are right."""
+    """Fit a temperature to labelled rows, so that scores are as sure as they are right, and thresholds for labels."""
     from xlmr_ray.batch.input.whole import read_whole
     from xlmr_ray.batch.job import with_settings
     from xlmr_ray.train.calibrate import calibrate as calibrated
+    from xlmr_ray.train.calibrate import print_calibration
+    from xlmr_ray.train.thresholds import target_of
 
     found = calibrated(
         task,
@@ -187,17 +195,9 @@ def calibrate(
         labelled_rows(data, column, skip_bad_rows=skip_bad_rows),
         read_whole,
         options=with_settings({}, option, "--option"),
+        target=target_of(precision=precision, recall=recall),
     )
-    console = Console(soft_wrap=True)
-    console.print(
-        f"temperature {found.temperature:.4f} of {plural(found.rows, 'row')}; expected calibration error "
-        f"{found.before:.4f}, {found.after:.4f} with it (each half of the rows by the other's)",
-        highlight=False,
-    )
-    if found.skipped:
-        console.print(f"{plural(found.skipped, 'row')} skipped", highlight=False)
-    where = found.file or "nothing was written: scores would not become better"
-    console.print(str(where), highlight=False, markup=False)
+    print_calibration(found, Console(soft_wrap=True))
 
 
 def labelled_rows(data: list[str], column: list[str] | None, *, skip_bad_rows: bool) -> "DataSection":

@@ -1,7 +1,7 @@
 """`text-classification`: labels and scores of a text or a pair of texts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from xlmr_ray.checkpoint.calibration import read_temperature
+from xlmr_ray.checkpoint.calibration import read_temperature, read_thresholds
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.model.batch_invariance import pad_rows
 from xlmr_ray.model.heads import text_classifier
@@ -40,7 +40,9 @@ class TextClassification(EncoderTask):
     - `stride`: tokens that neighbouring windows share (default: an eighth of `max_length`).
 
     Output: `label` and `score`, or with another `top_k` than 1 a list `labels` of both, best first; `tokens`,
-    `truncated`, and `windows` where texts are read in windows.
+    `truncated`, and `windows` where texts are read in windows. Beside each score, where the checkpoint's calibration
+    has thresholds: `above`, whether the label's score has reached its threshold, null for a label without one. It is by
+    the scores that the checkpoint gives without a `function_to_apply`.
     """
 
     reads = "first"
@@ -57,6 +59,7 @@ class TextClassification(EncoderTask):
     stride: int | None = None
     config: XLMRobertaConfig = field(metadata={"option": False})
     temperature: float | None = field(default=None, metadata={"option": False})
+    thresholds: tuple[float | None, ...] | None = field(default=None, metadata={"option": False})
 
     @classmethod
     def is_default(cls, architecture: str, config: XLMRobertaConfig) -> bool:
@@ -65,7 +68,8 @@ class TextClassification(EncoderTask):
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "TextClassification":
         known = checked(cls, NAME, options)
-        return cls(**known, config=config, temperature=read_temperature(folder, NAME))
+        thresholds = read_thresholds(folder, NAME, config.labels)
+        return cls(**known, config=config, temperature=read_temperature(folder, NAME), thresholds=thresholds)
 
     def __post_init__(self) -> None:
         at_least_one(NAME, "top_k", self.top_k)
@@ -89,6 +93,7 @@ class TextClassification(EncoderTask):
     @property
     def schema(self) -> pa.Schema:
         best = [("label", pa.string()), ("score", pa.float32())]
+        best += [] if self.thresholds is None else [("above", pa.bool_())]
         ranked = best if self.top_k == 1 else [("labels", pa.list_(pa.struct(best)))]
         return pa.schema([*ranked, *length_fields(self.long)])
 
@@ -109,19 +114,26 @@ class TextClassification(EncoderTask):
         return logits[: batch.sequences]
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
-        scores = by_document(self.scores(raw.astype(np.float64)), self.long, encoded).astype(np.float32)
+        logits = raw.astype(np.float64)
+        scores = by_document(self.scores(logits), self.long, encoded).astype(np.float32)
         count = scores.shape[1] if self.top_k is None else min(self.top_k, scores.shape[1])
         # Stable, so that equal scores keep the order of the labels.
         order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
         names = pa.array(self.config.labels, pa.string()).take(pa.array(order.ravel()))
-        values = pa.array(np.take_along_axis(scores, order, axis=1).ravel())
-        if self.top_k == 1:
-            ranked = [names, values]
-        else:
+        ranked: list[pa.Array] = [names, pa.array(np.take_along_axis(scores, order, axis=1).ravel())]
+        if self.thresholds is not None:
+            own = scores
+            if self.function_to_apply is not None:
+                usual = replace(self, function_to_apply=None)
+                own = by_document(usual.scores(logits), self.long, encoded).astype(np.float32)
+            known = np.array([one is not None for one in self.thresholds])
+            least = np.array([one or 0.0 for one in self.thresholds])
+            above = np.take_along_axis(own >= least, order, axis=1).ravel()
+            ranked.append(pa.array(above, mask=~known[order].ravel()))
+        if self.top_k != 1:
             splits = pa.array(np.arange(len(scores) + 1, dtype=np.int32) * count)
-            ranked = [
-                pa.ListArray.from_arrays(splits, pa.StructArray.from_arrays([names, values], names=["label", "score"]))
-            ]
+            fields = list(self.schema.field("labels").type.value_type)
+            ranked = [pa.ListArray.from_arrays(splits, pa.StructArray.from_arrays(ranked, fields=fields))]
         columns = [*ranked, *length_columns(self.long, encoded)]
         return pa.table(columns, schema=self.schema)
 
@@ -142,5 +154,5 @@ class TextClassification(EncoderTask):
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         if self.top_k == 1:
-            return list(table.select(["label", "score"]).to_pylist())
+            return list(table.select(["label", "score", *(["above"] if self.thresholds else [])]).to_pylist())
         return list(table["labels"].to_pylist())

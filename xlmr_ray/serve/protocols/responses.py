@@ -10,8 +10,13 @@ class Out(BaseModel):
 
 
 class Label(Out):
+    """`above` only where the model's calibration has thresholds: whether the score has reached the label's own, null
+    for a label without one.
+    """
+
     label: str
     score: float
+    above: bool | None = None
 
 
 class Entity(Out):

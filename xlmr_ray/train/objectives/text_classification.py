@@ -15,7 +15,8 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.modeling.xlm_roberta import XLMRobertaForSequenceClassification
-from xlmr_ray.tasks.text_classification import TextClassification
+from xlmr_ray.tasks.task import checked
+from xlmr_ray.tasks.text_classification import NAME, TextClassification
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.train.job import FinetuneJob
 from xlmr_ray.train.objectives.label_names import (
@@ -88,7 +89,8 @@ class TextClassificationObjective(Objective):
             weights = weights_of(job, names, np.array([each.count(name) for name in names]))
         made = with_labels(config, names, PROBLEM_TYPES[problem])
         options = {"pairs": True, **job.options} if job.train.text_pair is not None else job.options
-        return cls(TextClassification.bind(folder, made, options), problem, weights)
+        # Not bound to the folder, whose calibration is of the weights and labels as they were.
+        return cls(TextClassification(**checked(TextClassification, NAME, options), config=made), problem, weights)
 
     @classmethod
     def roles(cls, job: FinetuneJob) -> tuple[str, ...]:
