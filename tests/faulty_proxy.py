@@ -32,6 +32,7 @@ class FaultyProxy:
     fault: Callable[[str, str], Fault] = lambda method, path: None
     requests: list[tuple[str, str]] = field(default_factory=list)
     under_way: int = 0
+    sent: int = 0  # bytes of bodies that clients were sent
     injected: list[Fault] = field(default_factory=list)
 
     def clear(self) -> None:
@@ -116,6 +117,8 @@ def running_proxy(target: str) -> Iterator[FaultyProxy]:
             self.send_header("Content-Length", str(length))
             self.end_headers()
             self.wfile.write(data)
+            with lock:
+                proxy.sent += len(data)
 
         def _reset(self) -> None:
             self._leave()

@@ -2,13 +2,15 @@
 that is committed.
 
 Ray Data takes its input as objects that exist before it starts, at some milliseconds each. So many shards go in
-together, packed, and the tokenizers, which read them, give out a block for each, as they come to it.
+together, packed, and the tokenizers, which read them, give out a block for each, as they come to it. Those that one
+reading goes through, such as a compressed file's, are in one pack, however many they are, and are read once.
 """
 
 import itertools
 import json
+import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,14 +19,16 @@ import ray.data
 
 from xlmr_ray.batch.cluster import WRITER_CPUS, Sizes
 from xlmr_ray.batch.input.shard import Shard
-from xlmr_ray.batch.stages.block import to_block
+from xlmr_ray.batch.ledger.record import record_key
+from xlmr_ray.batch.stages.block import committed_block, to_block
 from xlmr_ray.batch.stages.encode import Encode
-from xlmr_ray.batch.stages.recipe import Recipe, shard_to_json
+from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json, shard_to_json
+from xlmr_ray.batch.stages.suspects import restarted_actor
 from xlmr_ray.batch.stages.tokenize import Tokenize
 from xlmr_ray.batch.stages.write import Write
 from xlmr_ray.errors import JobFailed
 
-PACK = 64  # shards at most; what a tokenizer that dies begins anew
+PACK = 64  # shards at most where each can be read by itself
 PACKS = 16  # at least, for each tokenizer, so that all have work to the end
 
 FORGET = 1000  # shards after which Ray Data's statistics are dropped
@@ -35,12 +39,24 @@ class TokenizeEach:
 
     def __init__(self, recipe: Recipe) -> None:
         self.step = Tokenize(recipe)
-        # A restarted actor begins its packs anew, and what it died of may be the last shard of the second.
-        self.step.suspects.wary *= 2 * PACK
+        self.restarted = bool(restarted_actor())
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        for shard in unpacked(block):
-            yield self.step(to_block(shard, {}))
+        texts = list(unpacked(block))
+        shards = [shard_from_json(text) for text in texts]
+        restarted, self.restarted = self.restarted, False
+        if restarted:
+            # Its pack begins anew, and what it died of may be the last shard of it.
+            self.step.suspects.wary = max(self.step.suspects.wary, len(shards))
+        for text, shard, self.step.until in zip(texts, shards, ends(shards), strict=True):
+            if restarted and self.committed(shard):
+                yield committed_block(text)
+            else:
+                yield self.step(to_block(text, {}))
+
+    def committed(self, shard: Shard) -> bool:
+        recipe = self.step.recipe
+        return recipe.store.head(record_key(recipe.run_id, shard.id)) is not None
 
 
 def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes, last: type[Any] = Write) -> ray.data.Dataset:
@@ -50,34 +66,52 @@ def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes, last:
     context.print_on_execution_start = False
     # In bytes, so that a block is one row, which cannot be split, and a row is a shard.
     context.target_max_block_size = 1
-    size_of_pack = max(1, min(PACK, count // (PACKS * size.tokenizers)))
-    dataset = ray.data.from_blocks(list(packed(todo, size_of_pack)))
+    dataset = ray.data.from_blocks(list(packs_for(todo, count, size.tokenizers)))
     steps = (
-        (TokenizeEach, size.tokenizers, size.tokenizer_cpus, None),
-        (Encode, size.encoders, size.encoder_cpus, size.encoder_gpus),
-        (last, size.writers, WRITER_CPUS, None),
+        # A pack may be long: none waits behind it while another tokenizer is free, or begins anew with it.
+        (TokenizeEach, size.tokenizers, 1, size.tokenizer_cpus, None),
+        (Encode, size.encoders, None, size.encoder_cpus, size.encoder_gpus),
+        (last, size.writers, None, WRITER_CPUS, None),
     )
-    for step, actors, cpus, gpus in steps:
+    for step, actors, at_once, cpus, gpus in steps:
         dataset = dataset.map_batches(
             step,
             fn_constructor_args=(recipe,),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=at_once),
             num_cpus=cpus,
             num_gpus=gpus,
         )
     return dataset
 
 
-def packed(shards: Iterable[Shard], size: int) -> Iterator[pa.Table]:
-    """The shards in order, `size` in a block."""
+def ends(shards: Sequence[Shard]) -> list[int]:
+    """Of each shard the `stop` of the last of those after it that are read on from it."""
+    found: list[int] = []
+    for shard, after in zip(reversed(shards), [None, *reversed(shards[1:])], strict=True):
+        follows = after is not None and after.input == shard.input and after.start == shard.stop
+        found.append(found[-1] if follows else shard.stop)
+    return found[::-1]
+
+
+def packs_for(shards: Iterable[Shard], count: int, tokenizers: int) -> Iterator[pa.Table]:
+    """So many shards in packs for so many tokenizers."""
+    size = max(1, min(PACK, count // (PACKS * tokenizers)))
+    # What one tokenizer could read once is read by several where the others would have nothing to do.
+    return packed(shards, size, sys.maxsize if tokenizers == 1 else max(size, -(-count // tokenizers)))
+
+
+def packed(shards: Iterable[Shard], size: int, most: int = sys.maxsize) -> Iterator[pa.Table]:
+    """The shards in order, `size` in a block, and up to `most` while one goes on where the last one ended."""
     pack: list[str] = []
+    last: Shard | None = None
     for shard in shards:
-        pack.append(shard_to_json(shard))
-        if len(pack) == size:
+        if len(pack) >= most or (len(pack) >= size and last is not None and not shard.goes_on(last)):
             yield _pack(pack)
             pack = []
+        pack.append(shard_to_json(shard))
+        last = shard
     if pack:
         yield _pack(pack)
 

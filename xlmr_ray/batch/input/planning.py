@@ -132,6 +132,8 @@ def plan_input(
         cut = readers[one.format].plan(source, columns, shard_rows=shard_rows, shard_bytes=shard_bytes)
         kept = cut.kept
         for piece in cut.pieces:  # those before a damage are kept
+            if one.compression:
+                piece = piece._replace(lead=piece.start)
             shards.append(Shard(f"{index:07d}-{len(shards):06d}", one, *piece))
             rows += piece.rows
             if rows >= limit:

@@ -24,9 +24,11 @@ def read_shard(
     readers: Mapping[str, Reader] = READERS,
     options: Mapping[str, object] | None = None,
     kept: pa.Schema | None = None,
+    source: Source | None = None,
 ) -> pa.Table:
     """Read a shard as it was planned, by its format's reader. `options` go to the file system, as in `find_inputs`;
-    `kept` are the types of the kept columns over all files, None where each file has its own.
+    `kept` are the types of the kept columns over all files, None where each file has its own; `source` is what the
+    shard's neighbour before was read from: what it read is not read again. After an error it is of no use any more.
 
     Returns a table with `_row: int64` (position in the file, from 0), `_code: string` ("" for a good row, else a row
     code of `codes`), `_message: string` (names field and position, holds no document), `_changed: bool` (a string of
@@ -36,8 +38,14 @@ def read_shard(
     """
     if not 0 < max_row_bytes <= MAX_ROW_BYTES:
         raise ValueError(f"max_row_bytes is {max_row_bytes}; expected 1 to {MAX_ROW_BYTES}")
-    source = Source(shard.input, options)
-    source.check()
+    if source is None:
+        source = Source(shard.input, options)
+        try:
+            return read_shard(shard, columns, max_row_bytes=max_row_bytes, readers=readers, kept=kept, source=source)
+        finally:
+            source.leave()
+    if source.unchecked:
+        source.check()
     try:
         table = readers[shard.input.format].read(source, shard, columns, max_row_bytes)
     except Damaged as error:
@@ -46,7 +54,8 @@ def read_shard(
     except OSError:
         source.check()  # a better reason, if the object has changed meanwhile
         raise
-    source.check()
+    if source.unchecked:  # else all of it was there when the source was checked last
+        source.check()
     if table.num_rows != shard.rows:
         raise InputChanged(f"{shard.input.key}: {table.num_rows} rows in shard {shard.id}, {shard.rows} when planned")
     return as_planned(table, kept, columns.extra)

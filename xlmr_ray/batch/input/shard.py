@@ -14,6 +14,7 @@ class Piece(NamedTuple):
     `first_row` is the position of the first row in the file, from 0, `rows` how many rows there are. What `start` and
     `stop` mean is up to the reader: bytes [start, stop) of the decompressed content for line formats, rows [start,
     stop) for Parquet. `header`: names that the reader found at the start of the file and needs for every piece.
+    `lead`: how far before `start` a reader has to begin to get there, as in a compressed file; 0 where it need not.
     """
 
     first_row: int
@@ -21,6 +22,7 @@ class Piece(NamedTuple):
     start: int
     stop: int
     header: tuple[str, ...] = ()
+    lead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +36,8 @@ class Shard:
     start: int
     stop: int
     header: tuple[str, ...] = ()
+    lead: int = 0
+
+    def goes_on(self, last: Shard) -> bool:
+        """Whether who has just read `last`, of the same plan, reads on, while others would read much of it again."""
+        return self.lead > 0 and last.input == self.input and self.start - self.lead <= last.start <= self.start

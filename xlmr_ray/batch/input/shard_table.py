@@ -1,4 +1,4 @@
-"""The shards of a plan as integer columns: a million of them take 50 MB, and one is made when it is asked for."""
+"""The shards of a plan as integer columns: a million of them take 56 MB, and one is made when it is asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.shard import Shard
 
 # The index of the input in the plan's list, the shard's number in the input: both in the shard's id. Then what is read.
-INPUT, PART, FIRST_ROW, ROWS, START, STOP = range(6)
+INPUT, PART, FIRST_ROW, ROWS, START, STOP, LEAD = range(7)
 
 
 class ShardTable(Sequence[Shard]):
@@ -32,7 +32,7 @@ class ShardTable(Sequence[Shard]):
         index, part = _numbers_of(shard.id)
         if not 0 <= index < len(self.inputs) or self.inputs[index] != shard.input:
             raise ValueError(f"shard {shard.id}: is not of the input at its index")
-        self._add(index, part, shard.first_row, shard.rows, shard.start, shard.stop)
+        self._add(index, part, shard.first_row, shard.rows, shard.start, shard.stop, shard.lead)
         if shard.header:
             self.headers[index] = shard.header
 
@@ -41,30 +41,34 @@ class ShardTable(Sequence[Shard]):
         index, part = _numbers_of(line["id"])
         if not 0 <= index < len(self.inputs):
             raise ValueError(f"shard {line['id']}: of {len(self.inputs)} inputs")
-        self._add(index, part, line["first_row"], line["rows"], line["start"], line["stop"])
+        start = line["start"]
+        lead = line.get("lead", start if self.inputs[index].compression else 0)
+        self._add(index, part, line["first_row"], line["rows"], start, line["stop"], lead)
         if "header" in line:
             self.headers[index] = tuple(line["header"])
 
-    def _add(self, index: int, part: int, first_row: int, rows: int, start: int, stop: int) -> None:
-        last = (self._numbers[-6], self._numbers[-5]) if self._numbers else (-1, -1)
-        if (index, part) <= last or min(first_row, rows, start, stop) < 0:
+    def _add(self, index: int, part: int, first_row: int, rows: int, start: int, stop: int, lead: int) -> None:
+        last = (self._numbers[-7], self._numbers[-6]) if self._numbers else (-1, -1)
+        if (index, part) <= last or min(first_row, rows, start, stop, lead, start - lead) < 0:
             raise ValueError(f"shard {_id(index, part)}: is out of order")
-        self._numbers.extend((index, part, first_row, rows, start, stop))
+        self._numbers.extend((index, part, first_row, rows, start, stop, lead))
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Each shard as the plan has it; what is the input's is said once, in the list of inputs or the first line."""
         said = -1
-        for index, part, first_row, rows, start, stop in self._rows():
+        for index, part, first_row, rows, start, stop, lead in self._rows():
             line = {"id": _id(index, part), "first_row": first_row, "rows": rows, "start": start, "stop": stop}
             if index != said and index in self.headers:
                 line["header"] = list(self.headers[index])
+            if lead and not self.inputs[index].compression:  # which is read from its start
+                line["lead"] = lead
             said = index
             yield line
 
     @property
     def columns(self) -> NDArray[np.int64]:
-        """`(shards, 6)`, a view: while one is held, no shard can be added."""
-        return np.frombuffer(self._numbers, np.int64).reshape(-1, 6) if self._numbers else np.empty((0, 6), np.int64)
+        """`(shards, 7)`, a view: while one is held, no shard can be added."""
+        return np.frombuffer(self._numbers, np.int64).reshape(-1, 7) if self._numbers else np.empty((0, 7), np.int64)
 
     @property
     def rows(self) -> int:
@@ -88,7 +92,7 @@ class ShardTable(Sequence[Shard]):
             yield at if at < len(keys) and keys[at] == key else -1
 
     def __len__(self) -> int:
-        return len(self._numbers) // 6
+        return len(self._numbers) // 7
 
     @overload
     def __getitem__(self, at: int) -> Shard: ...
@@ -97,14 +101,14 @@ class ShardTable(Sequence[Shard]):
     def __getitem__(self, at: int | slice) -> Shard | list[Shard]:
         if isinstance(at, slice):
             return [self[one] for one in range(*at.indices(len(self)))]
-        where = range(len(self))[at] * 6
-        index, part, first_row, rows, start, stop = self._numbers[where : where + 6]
+        where = range(len(self))[at] * 7
+        index, part, first_row, rows, start, stop, lead = self._numbers[where : where + 7]
         header = self.headers.get(index, ())
-        return Shard(_id(index, part), self.inputs[index], first_row, rows, start, stop, header)
+        return Shard(_id(index, part), self.inputs[index], first_row, rows, start, stop, header, lead)
 
     def _rows(self) -> Iterator[tuple[int, ...]]:
-        for at in range(0, len(self._numbers), 6):
-            yield tuple(self._numbers[at : at + 6])
+        for at in range(0, len(self._numbers), 7):
+            yield tuple(self._numbers[at : at + 7])
 
 
 def _id(index: int, part: int) -> str:

@@ -15,6 +15,7 @@ from xlmr_ray.batch.stages.bisect import is_panic
 from xlmr_ray.errors import JobFailed, UserError
 
 FAILURE = "failure"
+COMMITTED = "committed"
 
 
 def to_block(shard: str, tables: Mapping[str, pa.Table]) -> pa.Table:
@@ -28,6 +29,11 @@ def to_block(shard: str, tables: Mapping[str, pa.Table]) -> pa.Table:
         offsets = pa.py_buffer(pa.array([0, stream.size], pa.int64()).buffers()[1])
         cells[name] = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, stream])
     return pa.table(cells)
+
+
+def committed_block(shard: str) -> pa.Table:
+    """In the place of a shard that has a record: it goes through the steps untouched."""
+    return pa.table({"shard": [shard], COMMITTED: [True]})
 
 
 def from_block(block: pa.Table) -> tuple[str, dict[str, pa.Table]]:

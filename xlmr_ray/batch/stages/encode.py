@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.ledger.record import Stats
 from xlmr_ray.batch.observe.machine import device_name, host, operations
-from xlmr_ray.batch.stages.block import from_block, guarded, to_block
+from xlmr_ray.batch.stages.block import COMMITTED, from_block, guarded, to_block
 from xlmr_ray.batch.stages.checkpoints import bound, check_same, tried
 from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json
 from xlmr_ray.batch.stages.rows import error_table, fail, good_rows, output_table
@@ -49,6 +49,8 @@ class Encode:
         self.broken = tried(self.load)
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        if COMMITTED in block.column_names:
+            return block
         return guarded(self.encode, block)
 
     def load(self) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.read_shard import read_shard, unread_shard
+from xlmr_ray.batch.input.readers.raw import Source
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.stages.block import from_block, guarded, to_block
 from xlmr_ray.batch.stages.checkpoints import bound, check_same, tried
@@ -40,6 +41,8 @@ class Tokenize:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.source: Source | None = None  # of the shard before, to be read on
+        self.until = 0  # see `Source`
         self.tasks: list[Task] = []
         self.tokenizers: list[TokenizedOnce] = []  # one a task; tasks of equal tokenizers have the same
         self.suspects = Suspects(recipe.store, "tokenize", timeout=recipe.timeout, actor=restarted_actor())
@@ -79,9 +82,22 @@ class Tokenize:
         if (failure := self.suspects.unreadable()) is not None:
             return unread_shard(shard, recipe.columns, failure, readers=recipe.readers, kept=recipe.kept)
         with self.suspects.reading(), reading(shard.input.key):
-            return read_shard(
-                shard, recipe.columns, max_row_bytes=recipe.max_row_bytes, readers=recipe.readers, kept=recipe.kept
+            source, self.source = self.source, None  # after an error it is of no use
+            if source is not None and source.input != shard.input:
+                source.leave()
+                source = None
+            source = source or Source(shard.input)
+            source.until = self.until
+            rows = read_shard(
+                shard,
+                recipe.columns,
+                max_row_bytes=recipe.max_row_bytes,
+                readers=recipe.readers,
+                kept=recipe.kept,
+                source=source,
             )
+            self.source = source
+            return rows
 
     def of_rows(self, rows: pa.Table) -> Tokenized:
         """Of some rows of a shard; those that cannot be tokenized are error rows then."""

@@ -23,12 +23,13 @@ from xlmr_ray.batch.input.columns import LISTS, SYSTEM, Columns, Problem, repair
 from xlmr_ray.batch.input.readers.footer import check_footer, hide_arrow_schema
 from xlmr_ray.batch.input.readers.int96 import finer
 from xlmr_ray.batch.input.readers.parquet_columns import Found, find_columns, is_list_of_text, is_text, needs_plain
-from xlmr_ray.batch.input.readers.raw import Damaged, Source
+from xlmr_ray.batch.input.readers.raw import CHUNK, Damaged, Source
 from xlmr_ray.batch.input.readers.reader import Cut, Reader
 from xlmr_ray.batch.input.shard import Piece, Shard
 
 BATCH_ROWS = 1024
 MAX_SHARD_BYTES = 512 << 20  # a column of one value again and again takes no room in the file; this bounds its shard
+MAX_AHEAD = 256 << 20  # bytes of a row group in the file that are held while its rows are taken
 HALVE_OVER = 1 << 30  # a string column's offsets are 32 bits: batches over this are halved
 FINER = "\0finer"  # a column that the file cannot have
 _ERRORS = (pa.ArrowException, OSError, ValueError)
@@ -42,24 +43,35 @@ class Parquet(Reader):
 
     def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
         opened = open_file(source, columns)
-        ranges = row_ranges(opened, shard_rows, shard_bytes)
-        pieces = (Piece(start, stop - start, start, stop) for start, stop in ranges)
-        return Cut(opened.kept, pieces)
+        return Cut(opened.kept, pieces_of(opened, shard_rows, shard_bytes))
 
     def read(self, source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
-        opened = open_file(source, columns)
+        kept, source.opened = source.opened, None  # whoever breaks off leaves nothing behind
+        opened, group = kept or (open_file(source, columns), None)
         tables: list[pa.Table] = []
         start = 0
         for index, count in enumerate(opened.row_groups):
             low, high = max(shard.start, start), min(shard.stop, start + count)
             if low < high:
+                if group is None or group.index != index or group.first > low:
+                    group = RowGroup(index, _batches(opened, index, columns), start)
                 room = MAX_SHARD_BYTES - sum(table.nbytes for table in tables)
-                tables += _row_group(opened, index, start, low, high, columns, max_row_bytes, room)
+                tables += _rows(opened, group, low, high, columns, max_row_bytes, room)
+                if high == start + count:
+                    group = None
             start += count
+        source.opened = opened, group
         return pa.concat_tables(tables) if tables else _schema(columns, opened.kept).empty_table()
 
     def unread(self, source: Source, shard: Shard, columns: Columns, code: str, message: str) -> pa.Table:
         return _failed(shard.start, shard.stop, code, message, _schema(columns, open_file(source, columns).kept))
+
+
+def pieces_of(opened: Opened, shard_rows: int, shard_bytes: int) -> Iterator[Piece]:
+    groups = np.cumsum((0, *opened.row_groups))
+    for start, stop in row_ranges(opened, shard_rows, shard_bytes):
+        group = groups[np.searchsorted(groups, start, "right") - 1]
+        yield Piece(start, stop - start, start, stop, lead=start - int(group))
 
 
 def row_ranges(opened: Opened, shard_rows: int, shard_bytes: int) -> Iterator[tuple[int, int]]:
@@ -103,6 +115,25 @@ class Opened:
         return list(dict.fromkeys(self.file.schema.column(leaf).path for leaf in leaves))
 
 
+@dataclass
+class RowGroup:
+    """The batches of a row group as they are asked for: the last one, or the reason why there is none, and at which row
+    of the file that begins.
+    """
+
+    index: int
+    batches: Iterator[pa.RecordBatch | str]
+    first: int
+    batch: pa.RecordBatch | str | None = None
+
+    def at(self, row: int) -> pa.RecordBatch | str:
+        """What holds the row, which is not before those that were asked for earlier."""
+        while self.batch is None or not (isinstance(self.batch, str) or row < self.first + self.batch.num_rows):
+            self.first += 0 if self.batch is None else self.batch.num_rows
+            self.batch = next(self.batches)
+        return self.batch
+
+
 def open_file(source: Source, columns: Columns) -> Opened:
     """Read the footer. Raises Damaged with the reason why the whole file cannot be read."""
     try:
@@ -126,15 +157,20 @@ def open_file(source: Source, columns: Columns) -> Opened:
     groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
     leaves = {leaf for one in found.values() for leaf in one.leaves}
     sizes = tuple(sum(group.column(leaf).total_uncompressed_size for leaf in leaves) for group in groups)
+    stored = (sum(group.column(leaf).total_compressed_size for leaf in leaves) for group in groups)
+    if max(stored, default=0) > MAX_AHEAD:
+        file = _opened(source, ahead=False)
     kept = tuple(_kept_type(found[name].type) for name in columns.extra_columns)
     return Opened(source, file, found, kept, tuple(group.num_rows for group in groups), sizes)
 
 
-def _opened(source: Source, unit: str = "us") -> pq.ParquetFile:
+def _opened(source: Source, *, unit: str = "us", ahead: bool = True) -> pq.ParquetFile:
+    """`ahead`: a row group is read at once, in few requests; else `CHUNK` bytes of a column at a time."""
     try:
         return pq.ParquetFile(
             pa.PythonFile(source, mode="r"),
-            pre_buffer=True,
+            pre_buffer=ahead,
+            buffer_size=0 if ahead else CHUNK,
             page_checksum_verification=True,
             coerce_int96_timestamp_unit=unit,
         )
@@ -144,30 +180,27 @@ def _opened(source: Source, unit: str = "us") -> pq.ParquetFile:
         raise Damaged(codes.CORRUPT_FOOTER, f"the footer cannot be read: {_first_line(error)}") from None
 
 
-def _row_group(
-    opened: Opened, index: int, start: int, low: int, high: int, columns: Columns, limit: int, room: int
+def _rows(
+    opened: Opened, group: RowGroup, low: int, high: int, columns: Columns, limit: int, room: int
 ) -> list[pa.Table]:
-    """Rows [low, high) of the file, which lie in the row group that starts at row `start`."""
+    """Rows [low, high) of the file, which lie in the row group."""
     schema = _schema(columns, opened.kept)
     tables: list[pa.Table] = []
-    position = start
-    batches = _batches(opened, index, columns)
-    while position < high:
+    first = low
+    while first < high:
         if room < 0:
             reason = f"the shard's rows before it hold over {MAX_SHARD_BYTES} bytes; set a lower cluster.shard_rows"
-            return [*tables, _failed(max(low, position), high, codes.SHARD_TOO_LARGE, reason, schema)]
-        batch = next(batches)
-        if isinstance(batch, str):  # the reason why there is none
-            return [_failed(low, high, codes.UNREADABLE_ROW, f"row group {index} {batch}", schema)]
-        first, end = max(low, position), min(high, position + batch.num_rows)
-        if first < end:
-            part = batch.slice(first - position, end - first)
-            named = {name: _text(opened.columns[name].column(part)) for name in columns.wanted}
-            if FINER in part.schema.names:
-                named[FINER] = part.column(FINER)
-            tables += _tables(named, first, columns, schema, limit)
-            room -= part.nbytes
-        position += batch.num_rows
+            return [*tables, _failed(first, high, codes.SHARD_TOO_LARGE, reason, schema)]
+        batch = group.at(first)
+        if isinstance(batch, str):
+            return [_failed(low, high, codes.UNREADABLE_ROW, f"row group {group.index} {batch}", schema)]
+        part = batch.slice(first - group.first, high - first)
+        named = {name: _text(opened.columns[name].column(part)) for name in columns.wanted}
+        if FINER in part.schema.names:
+            named[FINER] = part.column(FINER)
+        tables += _tables(named, first, columns, schema, limit)
+        room -= part.nbytes
+        first += part.num_rows
     return tables
 
 

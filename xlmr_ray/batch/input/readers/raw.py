@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import pyarrow as pa
 
@@ -44,15 +44,22 @@ class Source:
 
     Arrow raises OSError both for damaged data and for what its file raised; `failure` keeps the latter apart.
     `tail` holds the last bytes once they were asked for; reads of them are answered from it.
+
+    A source that is kept between neighbouring shards is read on where the last one ended: `content` and `opened` are
+    what `chunks` and the format's reader have left there. `until`: the `stop` of the last of these neighbours, up to
+    which may be read ahead. `unchecked`: something was asked of the store since `check`.
     """
 
     def __init__(self, found: Input, options: Mapping[str, object] | None = None) -> None:
         self.input = found
         self.failure: BaseException | None = None
-        self.closed = False
         self._fs, self._path = filesystem(found.key, options=options)
         self._position = 0
         self.tail = b""
+        self.content: Content | None = None
+        self.opened: Any = None
+        self.until = 0
+        self.unchecked = True
 
     @property
     def partitions(self) -> dict[str, str | None]:
@@ -66,9 +73,14 @@ class Source:
         except FileNotFoundError:
             return None
 
+    def leave(self) -> None:
+        """Lets go of what was kept for the next shard: at once, and not when Python finds the circle."""
+        self.content = self.opened = None
+
     def check(self) -> None:
         """Raise InputChanged if the object is not the planned one."""
         check_unchanged(self.input, self.info())
+        self.unchecked = False
 
     def range(self, start: int, stop: int) -> bytes:
         """The bytes [start, stop), cut at the planned size. Raises InputChanged where the object has become shorter."""
@@ -78,6 +90,9 @@ class Source:
         first = self.input.size - len(self.tail)
         if start >= first:
             return self.tail[start - first : stop - first]
+        if stop > first:
+            return self.range(start, first) + self.tail[: stop - first]
+        self.unchecked = True
         try:
             data = cast(bytes, self._fs.cat_file(self._path, start=start, end=stop))
             if len(data) != stop - start:
@@ -114,28 +129,60 @@ class Source:
     def writable(self) -> Literal[False]:
         return False
 
+    closed: ClassVar[bool] = False
+
     def close(self) -> None:
-        self.closed = True
+        """Nothing: Arrow closes what it drops, and another reading of the source may have begun."""
 
 
 def chunks(source: Source, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """The content's bytes [start, stop), offsets counted after decompression. `stop=None`: to the end.
 
-    A stream that is cut or damaged gives what could be inflated, then raises Damaged.
+    A stream that is cut or damaged gives what could be inflated, then raises Damaged. One that was read up to before
+    `start` is read on, and left at `stop` to be read on from there.
     """
-    if not source.input.compression:
-        end = source.input.size if stop is None else stop
-        for position in range(start, end, CHUNK):
-            yield source.range(position, min(position + CHUNK, end))
-        return
-    position = 0
-    for block in _inflated(source):
-        end = position + len(block)
-        if end > start:
-            yield block[max(0, start - position) : None if stop is None else stop - position]
-        position = end
-        if stop is not None and position >= stop:
+    content, source.content = source.content, None  # whoever breaks off leaves nothing behind
+    if content is None or not content.reaches(start, stop):
+        content = Content(source, start, stop)
+    while stop is None or content.position < stop:
+        block = content.next(stop)
+        if block is None:
             return
+        if content.position > start:
+            yield block[max(0, start - content.position + len(block)) :]
+    source.content = content
+
+
+class Content:
+    """A source's content, given out in order: blocks of it, of which the last one taken may be left in part."""
+
+    def __init__(self, source: Source, start: int, stop: int | None) -> None:
+        self.compressed = bool(source.input.compression)
+        self.position = 0 if self.compressed else start  # up to which it was given out
+        self.end = source.input.size if stop is None else max(stop, source.until)
+        self.blocks = _inflated(source) if self.compressed else _plain(source, start, self.end)
+        self.held = b""
+
+    def reaches(self, start: int, stop: int | None) -> bool:
+        """Whether it is cheaper to go on than to begin anew."""
+        if self.compressed:
+            return self.position <= start
+        return self.position <= start <= self.position + len(self.held) and stop is not None and stop <= self.end
+
+    def next(self, stop: int | None) -> bytes | None:
+        """The next block, cut at `stop`; None at the end."""
+        block = self.held or next(self.blocks, None)
+        if block is None:
+            return None
+        most = len(block) if stop is None else stop - self.position
+        block, self.held = block[:most], block[most:]
+        self.position += len(block)
+        return block
+
+
+def _plain(source: Source, start: int, stop: int) -> Iterator[bytes]:
+    for position in range(start, stop, CHUNK):
+        yield source.range(position, min(position + CHUNK, stop))
 
 
 def _inflated(source: Source) -> Iterator[bytes]:
