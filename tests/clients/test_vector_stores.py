@@ -2,8 +2,12 @@
 search finds.
 """
 
+import json
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -137,3 +141,69 @@ def test_milvus(inside, rows):
     best = [rows["id"][int(one)].as_py() for one in np.argsort(-np.array(lexical), kind="stable")[:5]]
     assert found(weights[7], "lexical") == best
     client.close()
+
+
+class BulkServer(BaseHTTPRequestHandler):
+    """Takes an index's settings, and documents by OpenSearch's bulk interface: a line that says what to do, and one
+    with the document.
+    """
+
+    settings: ClassVar[dict] = {}
+    documents: ClassVar[dict] = {}
+
+    def log_message(self, *_):
+        pass
+
+    def do_PUT(self):
+        self.settings[self.path] = json.loads(self.body())
+        self.reply({"acknowledged": True})
+
+    def do_POST(self):
+        assert self.path.startswith("/_bulk")
+        body = self.body()
+        assert body.endswith(b"\n")
+        lines = [json.loads(line) for line in body.splitlines()]
+        items = []
+        for what, document in zip(lines[::2], lines[1::2], strict=True):
+            (target,) = what.values()
+            assert list(what) == ["index"]
+            assert target["_index"] == "documents"
+            self.documents[target["_id"]] = document
+            items.append({"index": {**target, "status": 201}})
+        self.reply({"took": 1, "errors": False, "items": items})
+
+    def body(self):
+        return self.rfile.read(int(self.headers["content-length"]))
+
+    def reply(self, value):
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def test_opensearch(inside, rows):
+    pytest.importorskip("opensearchpy", reason="opensearch-py is of the extra `clients`")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BulkServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        for _ in range(2):  # the second time writes the same documents
+            run("OpenSearch", URL=f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    properties = BulkServer.settings["/documents"]["mappings"]["properties"]
+    documents = list(BulkServer.documents.values())
+    assert len(documents) == 60
+    assert all(set(document) == set(properties) for document in documents)
+    assert properties["dense"]["dimension"] == 48
+    ids = rows["id"].to_pylist()
+    by_id = {document["id"]: document for document in documents}
+    assert sorted(by_id) == sorted(ids)
+    vectors = np.array([by_id[one]["dense"] for one in ids], np.float32)
+    assert np.array_equal(vectors, dense(rows))
+    for one, weights in zip(ids, rows["sparse_sparse"].to_pylist(), strict=True):
+        assert by_id[one]["lexical"] == {str(token): weight for token, weight in weights}
+        assert all(weight > 0 for weight in by_id[one]["lexical"].values())
