@@ -8,7 +8,7 @@ import torch
 import transformers
 from sentence_transformers import CrossEncoder
 
-from tests.models import TOKENIZER
+from tests.models import TOKENIZER, add_tokenizer, save_classifier
 from tests.tasks.texts import corpus, languages
 from xlmr_ray import UserError, pipeline
 from xlmr_ray.tasks.rerank import rerank
@@ -36,6 +36,24 @@ def test_scores_are_the_references(folder):
     assert scores == pytest.approx(reference(folder), abs=1e-5)
     logits = pipeline("rerank", folder, device="cpu", function_to_apply="none")(PAIRS)
     assert logits == pytest.approx(reference(folder, activation_fn=torch.nn.Identity()), abs=1e-5)
+
+
+def test_long_pairs_in_the_layout_of_bge_reranker_v2_m3(tmp_path):
+    """8,194 positions, one label, and no word of sentence-transformers in the folder: `predict` and `rank`."""
+    folder = save_classifier(tmp_path, num_labels=1, max_position_embeddings=8194)
+    add_tokenizer(folder, 8192)
+    documents = [" ".join(DOCUMENTS[:40]), *DOCUMENTS[:6], ""]
+    model = CrossEncoder(str(folder), device="cpu")
+    pipe = pipeline("rerank", folder, device="cpu")
+    table = pipe.table([{"text": "Wer ist frei?", "text_pair": document} for document in documents])
+    assert 1024 < table["tokens"][0].as_py() < 8192
+    predicted = model.predict([("Wer ist frei?", document) for document in documents]).tolist()
+    assert table["score"].to_pylist() == pytest.approx(predicted, abs=1e-5)
+    theirs = model.rank("Wer ist frei?", documents, return_documents=True)
+    ranked = rerank(pipe, "Wer ist frei?", documents, return_documents=True)
+    assert [one["index"] for one in ranked] == [one["corpus_id"] for one in theirs]
+    assert [one["document"]["text"] for one in ranked] == [one["text"] for one in theirs]
+    assert [one["relevance_score"] for one in ranked] == pytest.approx([one["score"] for one in theirs], abs=1e-5)
 
 
 @pytest.mark.parametrize(
