@@ -40,9 +40,9 @@ FINDING = {
 }
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
 # Imported in one file each, with everything below them.
-ONCE = {"bitsandbytes", "flash_attn", "flash_attn_interface", "s3fs", "openlineage", "kernels"}
+ONCE = {"bitsandbytes", "flash_attn", "flash_attn_interface", "s3fs", "openlineage", "kernels", "peft"}
 # Oracles of the tests: never in the package.
-NEVER = {"transformers", "sentence_transformers", "onnxruntime", "sentencepiece", "peft", "tests"}
+NEVER = {"transformers", "sentence_transformers", "onnxruntime", "sentencepiece", "tests"}
 
 
 def dotted(path: Path) -> str:

@@ -365,7 +365,13 @@ def test_a_head_beside_its_encoder(make_checkpoint, train):
         ({"task": "rerank"}, {"label": [1] * 12}, "train.text_pair: the task reads it"),
         ({"task": "sparse"}, {"label": LANGUAGES}, "is not trained here"),
         ({"task": "text-clasification"}, {"label": LANGUAGES}, "did you mean 'text-classification'"),
-        ({"task": "text-classification", "method": "lora"}, {"label": LANGUAGES}, "lora is not there yet"),
+        ({"task": "fill-mask", "method": "lora"}, {}, "not for task fill-mask"),
+        ({"task": "text-classification", "lora": {"rank": 2}}, {"label": LANGUAGES}, "the method is full"),
+        (
+            {"task": "text-classification", "method": "lora", "lora": {"modules": ["querry"]}},
+            {"label": LANGUAGES},
+            "lora.modules: querry",
+        ),
         ({"task": "fill-mask", "method": "head"}, {"label": LANGUAGES}, "method: full"),
         (
             {"task": "text-classification", "epoch": 2},

@@ -159,6 +159,9 @@ def test_what_is_wrong(folder, make_checkpoint, tmp_path):
         target_of(precision=None, recall=1.0)
     with pytest.raises(UserError, match="task rerank: has no thresholds"):
         calibrate("rerank", "x", DataSection(path=["x"]), read_whole, options={}, target=Target("recall", 0.5))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="an adapter, beside which no calibration is read"):
+        calibrate(TASK, str(tmp_path), DataSection(path=["x"]), read_whole, options={})
     write_calibration(folder, TASK, {"thresholds": {"it": 0.5}})
     with pytest.raises(UserError, match="a threshold for 'it', which is none of the checkpoint's labels"):
         pipeline(TASK, folder)

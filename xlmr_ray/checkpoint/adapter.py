@@ -69,7 +69,8 @@ def merged(folder: Path, base_of: Callable[[str], Path], cache: Path) -> Path:
         for index in (INDEX, BIN_INDEX):
             (inner / index).unlink(missing_ok=True)
         described = json.loads((inner / "config.json").read_text("utf-8"))
-        if "id2label" in architecture and len(described.get("id2label") or ()) == len(architecture["id2label"]):
+        count = len(architecture.get("id2label") or ())
+        if count and not own_head(config) and len(described.get("id2label") or ()) == count:
             architecture = {"architectures": architecture["architectures"]}  # the base's names, as transformers has it
         (inner / "config.json").write_text(json.dumps({**described, **architecture}, indent=2), "utf-8")
         save_file(state, inner / SINGLE, metadata={"format": "pt"})
@@ -183,7 +184,15 @@ def head_of(config: Mapping[str, Any], whole: Mapping[str, Tensor]) -> dict[str,
     out = min(outputs, key=len, default=None)
     if ending is None or out is None:
         return {}
-    return {"architectures": [f"XLMRoberta{ending}"]} | labels(len(out))
+    return {"architectures": [f"XLMRoberta{ending}"]} | (own_head(config) or labels(len(out)))
+
+
+def own_head(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The head's labels and kind of problem, where a training here (`train/lora.py`) has put them into `auto_mapping`,
+    which peft hands on as it is.
+    """
+    kept = config.get("auto_mapping") or {}
+    return {key: kept[key] for key in ("id2label", "label2id", "problem_type") if key in kept}
 
 
 def labels(count: int) -> dict[str, Any]:

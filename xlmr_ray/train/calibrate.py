@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
+from xlmr_ray.checkpoint.adapter import is_adapter
 from xlmr_ray.checkpoint.calibration import write_calibration
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
@@ -75,6 +76,11 @@ def calibrate(
     folder = Path(model).expanduser()
     if not folder.is_dir():
         raise UserError(f"--model: {model}: expected a folder of this machine, into which the temperature is written")
+    if is_adapter(folder):
+        raise UserError(
+            f"{folder}: an adapter, beside which no calibration is read; save the model that it makes, with "
+            "from_pretrained and save_pretrained of its class, and calibrate that"
+        )
     config = XLMRobertaConfig.from_dict(read_config(folder))
     if config.problem_type == "regression":
         raise UserError(f"{folder}: its scores are numbers (problem_type regression), which have no temperature")

@@ -23,6 +23,7 @@ from xlmr_ray.train.display import show
 from xlmr_ray.train.frozen import frozen, frozen_engine
 from xlmr_ray.train.job import FinetuneJob
 from xlmr_ray.train.loop import Loop, Part
+from xlmr_ray.train.lora import KINDS, library, with_adapter
 from xlmr_ray.train.model import load_trained
 from xlmr_ray.train.objectives.objective import Examples, Objective
 from xlmr_ray.train.objectives.registry import objective_class
@@ -60,7 +61,9 @@ def finetune(job: FinetuneJob, read: Reader, display: ProgressLine) -> Outcome:
     """Trains, or goes on with it where it stopped. Raises UserError, and JobFailed with what was done kept."""
     kind = objective_class(job.task)
     if job.method == "lora":
-        raise UserError("method: lora is not there yet; full and head are")
+        library()  # before anything is read
+        if job.task not in KINDS:
+            raise UserError(f"method: lora is for {', '.join(KINDS)}, not for task {job.task}")
     if job.method == "head" and not kind.frozen:
         raise UserError(f"method: head is nothing for task {job.task}, whose encoder is trained; say method: full")
     if job.class_weights is not None and not kind.class_weights:
@@ -73,7 +76,7 @@ def finetune(job: FinetuneJob, read: Reader, display: ProgressLine) -> Outcome:
     device, _ = device_and_dtype(job.device, "auto")
     identity = identity_of(
         {
-            "job": job.model_dump(exclude=NO_MATTER),
+            "job": job.model_dump(exclude=NO_MATTER | (set() if job.method == "lora" else {"lora"})),
             "model": weights_digest(prepared.folder),
             "labels": objective.config.labels,
             "train": digest(examples),
@@ -88,6 +91,8 @@ def finetune(job: FinetuneJob, read: Reader, display: ProgressLine) -> Outcome:
     if is_head(output, prepared.folder) and job.method != "head":
         raise UserError(f"output.path: {output}: a head beside its encoder is for method: head; name another folder")
     trained = load_trained(prepared.folder, objective, seed=job.seed, device=device, frozen=job.method == "head")
+    if job.method == "lora":
+        trained = with_adapter(trained, objective, job)
     budget = token_budget(job.max_tokens, device, MAX_TOKENS)
     display.say(
         f"{plural(len(examples), 'example')} of {plural(int(examples.tokens.sum()), 'token')}"

@@ -60,6 +60,17 @@ class EarlyStoppingSection(Section):
     patience: Count = 2
 
 
+class LoraSection(Section):
+    """`rank` of the matrices beside each of the `modules` (by the ends of their names), whose product counts by `alpha`
+    / `rank`; `dropout` of what goes into them.
+    """
+
+    rank: Count = 8
+    alpha: Positive = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    modules: list[str] = Field(default=["query", "value"], min_length=1)
+
+
 class OutputSection(Section):
     path: str
 
@@ -78,6 +89,7 @@ class FinetuneJob(Section):
     train: DataSection
     validation: ValidationSection | None = None
     method: Literal["full", "head", "lora"] = "full"
+    lora: LoraSection = LoraSection()
     output: OutputSection
     epochs: Annotated[float, Field(gt=0)] = 3
     batch_size: Count = 32
@@ -96,9 +108,11 @@ class FinetuneJob(Section):
     checkpoint_every: Annotated[float, Field(ge=0)] = 300.0
 
     @model_validator(mode="after")
-    def stopping_needs_validation(self) -> Self:
+    def keys_go_together(self) -> Self:
         if self.early_stopping is not None and self.validation is None:
             raise ValueError("early_stopping: there is no validation to stop by; give validation a path or a share")
+        if self.method != "lora" and self.lora != LoraSection():
+            raise ValueError(f"lora: is for method: lora, and the method is {self.method}")
         return self
 
     @property
@@ -106,7 +120,7 @@ class FinetuneJob(Section):
         """The learning rate at its highest."""
         if self.learning_rate != "auto":
             return self.learning_rate
-        return 5e-5 if self.method == "full" else 1e-3
+        return {"full": 5e-5, "lora": 5e-4, "head": 1e-3}[self.method]
 
 
 def read_finetune_job(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import copy
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,13 @@ ANEW = ("classifier", "qa_outputs")
 @dataclass(frozen=True)
 class Trained:
     """A `model` of one of transformers' classes; `head` has its modules that the task names, `fresh` says whether they
-    began anew.
+    began anew. `adapter` is peft's model around it, where only an adapter and the head are trained.
     """
 
     model: Pretrained
     head: nn.Module
     fresh: bool
+    adapter: Any = None
 
     @property
     def base(self) -> XLMRobertaModel:

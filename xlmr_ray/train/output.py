@@ -62,6 +62,11 @@ def save_trained(
             return
         room = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
         made = room / output.name
+        if trained.adapter is not None:
+            trained.adapter.save_pretrained(str(made), save_embedding_layers=False)
+            (made / RECORD).write_text(text, "utf-8")
+            made.rename(output)
+            return
         trained.model.save_pretrained(made)
         tokenizer.save_pretrained(made)
         if isinstance(objective.task, Embedding):
