@@ -6,14 +6,18 @@ import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
 
+from xlmr_ray.batch.incremental import publish_found
 from xlmr_ray.batch.job import Job, check_job
 from xlmr_ray.batch.ledger.manifest import Manifest, finish
 from xlmr_ray.batch.ledger.published import publish
+from xlmr_ray.batch.ledger.record import committed_shards
 from xlmr_ray.batch.ledger.results import iter_files
+from xlmr_ray.batch.observe.telemetry import Watch
 from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.progress import Figures
-from xlmr_ray.batch.run import check_errors, commit_dead
+from xlmr_ray.batch.run import Run, check_errors, commit_dead, compare_with_table
 from xlmr_ray.batch.stages.block import raise_failure, to_block
 from xlmr_ray.batch.stages.encode import Encode
 from xlmr_ray.batch.stages.recipe import shard_to_json
@@ -45,7 +49,8 @@ def run_directly(job: Job) -> Manifest:
         figures.add(commit_dead(store, plan.run_id, file))
     check_errors(job, plan, figures, "they are in errors/")
     steps = [Tokenize(prepared.recipe), Encode(prepared.recipe), Write(prepared.recipe)]
-    for shard in plan.shards:
+    done = set(committed_shards(store, plan.run_id))
+    for shard in (one for one in plan.shards if one.id not in done):
         block = to_block(shard_to_json(shard), {})
         for step in steps:
             block = step(block)
@@ -53,8 +58,14 @@ def run_directly(job: Job) -> Manifest:
         raise_failure(row)
         figures.add(Committed.from_row(row).record)
         check_errors(job, plan, figures, "they are in errors/")
+    console = Console(quiet=True)
+    run = Run(job, store, prepared, figures, console, quiet=True)
+    compare_with_table(run, Watch(job, store, plan.run_id, console, None))
     manifest = finish(store, plan.run_id, plan.ids())
-    publish(store, plan.run_id, started=time.time(), job=prepared.job)
+    if prepared.found is not None:
+        publish_found(store, prepared.found, started=time.time())
+    else:
+        publish(store, plan.run_id, started=time.time(), job=prepared.job)
     return manifest
 
 

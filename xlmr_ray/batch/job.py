@@ -138,11 +138,15 @@ class ErrorsSection(Section):
 
     `timeout` in seconds is what a row may take in the tokenizer or the encoder, null for no bound. Its shard may take
     as much at first; one that takes longer is done again in pieces.
+
+    `max_drift` ends an incremental run before it is published where what it scored is further than that from what was
+    scored before (see `observe/drift.py`).
     """
 
     max_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     empty: Literal["error", "score"] = "error"
     timeout: Annotated[float, Field(gt=0)] | None = 600.0
+    max_drift: Annotated[float, Field(ge=0)] | None = None
 
 
 class ReportSection(Section):

@@ -1,5 +1,6 @@
 """One run of a job: plan, take its lease, stream the shards that have no record through the actors, finish, publish."""
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from xlmr_ray.batch.ledger.manifest import Manifest, finish, read_manifest
 from xlmr_ray.batch.ledger.published import publish
 from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, Record, new_attempt
 from xlmr_ray.batch.observe.code_version import code_version
+from xlmr_ray.batch.observe.drift import Drift, leave_drift
 from xlmr_ray.batch.observe.launches import last_launch
 from xlmr_ray.batch.observe.telemetry import Watch, watched
 from xlmr_ray.batch.plan import Dead, Plan
@@ -36,7 +38,7 @@ from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.engine.cpu_precision import cpu_capabilities, precision_hint
 from xlmr_ray.errors import JobFailed
-from xlmr_ray.text.plural import some
+from xlmr_ray.text.plural import plural, some
 from xlmr_ray.text.progress_line import ProgressLine, say
 
 
@@ -56,6 +58,10 @@ class Outcome:
 
 class Interrupted(JobFailed):
     """Stopped by the user. What is committed stays, and the same command goes on from there."""
+
+
+class Drifted(JobFailed):
+    """What was scored is further from what was scored before than the job allows."""
 
 
 class TooManyErrors(JobFailed):
@@ -157,7 +163,8 @@ def drive(run: Run, check: Callable[[], None], watch: Watch) -> Manifest:
             run.say(hint)
     try:
         score(run, done, check, watch)
-    except TooManyErrors:
+        compare_with_table(run, watch)
+    except (TooManyErrors, Drifted):
         watch.report()
         raise
     except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the latter
@@ -168,6 +175,28 @@ def drive(run: Run, check: Callable[[], None], watch: Watch) -> Manifest:
     check()
     job_file = last_launch(store, plan.run_id)
     return finish(store, plan.run_id, plan.ids(), code=code_version(), job_file=job_file)
+
+
+def compare_with_table(run: Run, watch: Watch) -> None:
+    """What an incremental run has scored against what was scored before it. Raises Drifted past the job's bound."""
+    found = run.prepared.found
+    if found is None or found.after is None:
+        return
+    bound = run.job.errors.max_drift
+    with watch.trying("no comparison with the table before") if bound is None else contextlib.nullcontext():
+        drift = leave_drift(run.store, run.plan.run_id, found.after, found.withdrawn)
+        watch.drift(drift)
+        check_drift(drift, bound)
+
+
+def check_drift(drift: Drift, bound: float | None) -> None:
+    """Raises Drifted that names what has changed most."""
+    past = [one for one in drift.shifts if bound is not None and one.size > bound]
+    if past:
+        raise Drifted(
+            f"{past[0]}; {plural(len(past), 'spread')} of {len(drift.shifts)} past errors.max_drift {bound:g}: nothing "
+            "is published; mend the new input, or raise errors.max_drift, and run again to go on"
+        )
 
 
 def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch: Watch | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ray.util import metrics
 
+from xlmr_ray.batch.observe.drift import Drift
 from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.stages.shard_cost import Committed
 from xlmr_ray.batch.store import retry_counter as retries
@@ -51,10 +52,17 @@ LAUNCHED = Metric(P + "launch_timestamp_seconds", "gauge", "when the driver was 
 LAST_COMMIT = Metric(
     P + "last_commit_timestamp_seconds", "gauge", "when it last heard of a commit; at first, its launch"
 )
+DRIFT = Metric(
+    P + "drift",
+    "gauge",
+    "how far an incremental run is from what was scored before, at most: the stability index or the share never seen, "
+    "over all rows (column empty) or by a kept column; 0 until it is known",
+    ("column",),
+)
 
 TABLE = (
     DOCUMENTS, ERRORS, TOKENS, PADDING, OPERATIONS, ENGINE_SECONDS, TOKENIZER_SECONDS, PEAK, SHARDS, WAIT, RETRIES,
-    LAUNCHED, LAST_COMMIT,
+    LAUNCHED, LAST_COMMIT, DRIFT,
 )  # fmt: skip
 
 
@@ -69,6 +77,7 @@ class RunMetrics:
         now = time.time()
         self.set(LAUNCHED, now)
         self.set(LAST_COMMIT, now)
+        self.set(DRIFT, 0.0, column="")
         self.progress()
 
     def shard(self, done: Committed) -> None:
@@ -92,6 +101,14 @@ class RunMetrics:
             self.made[WAIT.name].observe(waited, {**self.labels, "step": step})
         self.set(LAST_COMMIT, time.time())
         self.progress()
+
+    def drift(self, found: Drift) -> None:
+        """The largest shift of each column."""
+        largest: dict[str, float] = {}
+        for one in found.shifts:
+            largest[one.column] = max(one.size, largest.get(one.column, 0.0))
+        for column, size in largest.items():
+            self.set(DRIFT, size, column=column)
 
     def progress(self) -> None:
         done = self.figures.shards_before + self.figures.shards

@@ -15,6 +15,7 @@ from rich.table import Table
 from xlmr_ray.batch.ledger.snapshot import Head, read_head
 from xlmr_ray.batch.ledger.status import RECENT, Published, RunStatus, published, status
 from xlmr_ray.batch.ledger.verify import Report
+from xlmr_ray.batch.observe.drift import read_drift
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.batch.store.fsspec import FsspecStore
 from xlmr_ray.text.plural import plural
@@ -97,12 +98,18 @@ def print_status(store: Store, console: Console, run_id: str | None = None) -> N
     for one in runs:
         for line in more(one):
             say(console, f"run {one.run_id}: {line}")
+        drift = read_drift(store, one.run_id) if one.published or not one.finished or run_id else None
+        if drift is not None and drift.largest is not None:
+            say(console, f"run {one.run_id}: largest change since run {drift.after}: {drift.largest}")
 
 
 def status_lines(store: Store, run_id: str | None = None) -> Iterator[str]:
     """Each run as a JSON object."""
     for one in status(store, run_id):
-        yield json.dumps({**asdict(one), "seconds_left": one.seconds_left}, ensure_ascii=False)
+        drift = read_drift(store, one.run_id)
+        largest = None if drift is None or drift.largest is None else asdict(drift.largest)
+        content = {**asdict(one), "seconds_left": one.seconds_left, "drift": largest}
+        yield json.dumps(content, ensure_ascii=False)
 
 
 def published_line(seen: Published) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 from xlmr_ray.batch.cluster import Sizes
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.manifest import Manifest
+from xlmr_ray.batch.observe.drift import Drift
 from xlmr_ray.batch.observe.launches import leave_launch
 from xlmr_ray.batch.observe.lineage import Lineage
 from xlmr_ray.batch.observe.report.leave import leave_report, report_key
@@ -51,6 +52,11 @@ class Watch:
         """A shard was committed, and the figures have it."""
         if self.metrics is not None:
             self.metrics.shard(done)
+
+    def drift(self, found: Drift) -> None:
+        """How far the run is from what was scored before."""
+        if self.metrics is not None:
+            self.metrics.drift(found)
 
     def finished(self, manifest: Manifest, *, anew: bool) -> None:
         """The run is finished, by this launch or by one that it waited for (`anew`), or was before."""

@@ -23,6 +23,7 @@ from xlmr_ray.batch.codes import CATALOGUE
 from xlmr_ray.batch.ledger.manifest import NotRead, not_read_from, read_manifest
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed, plan_head, planned_shards
+from xlmr_ray.batch.observe.drift import Drift, as_json, read_drift
 from xlmr_ray.batch.observe.launches import Launch, launches
 from xlmr_ray.batch.observe.report.counts import Summary
 from xlmr_ray.batch.store.base import Store
@@ -123,6 +124,7 @@ class RunReport:
     errors: tuple[Error, ...] = ()
     devices: tuple[Device, ...] = ()
     summary: Summary = field(default_factory=Summary)
+    drift: Drift | None = None
 
     @property
     def padding(self) -> float:
@@ -141,6 +143,7 @@ class RunReport:
         """`report.json`: the fields, and what is computed from them."""
         content = {"version": VERSION, **asdict(self)}
         content["summary"] = self.summary.to_json()
+        content["drift"] = None if self.drift is None else as_json(self.drift)
         content["padding"], content["cost"] = self.padding, self.cost
         for one, device in zip(content["devices"], self.devices, strict=True):
             one["utilization"] = device.utilization
@@ -178,6 +181,7 @@ def gather(store: Store, run_id: str | None = None, *, price: float | None = Non
         started,
         None if done else sum(1 for _ in planned_shards(store, run_id)),
         not_read=not_read_from(head.get("not_read")),
+        drift=read_drift(store, run_id),
     )
     settings = (report.job or {}).get("report") or {}
     report.price = settings.get("price_per_hour") if price is None else price

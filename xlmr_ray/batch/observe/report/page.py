@@ -15,6 +15,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from xlmr_ray.batch.observe.drift import Drift
 from xlmr_ray.batch.observe.report import plots
 from xlmr_ray.batch.observe.report.counts import OTHERS, Counts, Summary
 from xlmr_ray.batch.observe.report.gather import RunReport
@@ -25,6 +26,7 @@ from xlmr_ray.text.plural import plural
 MOST_BARS = 20
 MOST_GROUPS = 30
 MOST_COLUMNS = 36
+MOST_SHIFTS = 20
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -124,6 +126,8 @@ def sections(report: RunReport) -> Iterator[PageSection]:
         prefix = f"{task.name}_".replace("-", "_") if len(report.tasks) > 1 else ""
         if exhibits := tuple(results(report.summary, prefix)):
             yield PageSection(f"What came out: {task.name}", exhibits)
+    if report.drift and report.drift.shifts:
+        yield PageSection("Against what was scored before", (drifted(report.drift),))
     if report.errors:
         yield PageSection("Errors", (errors(report),))
     yield PageSection("What ran", tuple(what(report)))
@@ -256,6 +260,26 @@ def middle(group: Summary, name: str) -> str:
 def share(group: Summary, name: str) -> str:
     counts = group.measures.get(name)
     return f"{(counts.total if counts else 0) / max(1, group.rows):.1%}"
+
+
+def drifted(drift: Drift) -> Exhibit:
+    rows = tuple(
+        (
+            one.measure or f"rows by {one.column}",
+            f"{one.column}: {one.value}" if one.measure and one.column else "all rows",
+            f"{one.before:,}",
+            f"{one.after:,}",
+            f"{one.psi:.3f}",
+            f"{one.unseen:.1%}",
+        )
+        for one in drift.shifts[:MOST_SHIFTS]
+    )
+    head = ("what", "of", "rows before", "rows now", "stability index", "never seen before")
+    note = (
+        f"The largest of {len(drift.shifts)} spreads, this run against all that was scored until run {drift.after}; "
+        "what chance explains is taken off the index. From 0.1 on it is some change, from 0.25 on much."
+    )
+    return Exhibit("Largest changes", None, Table(head, rows, frozenset({2, 3, 4, 5})), note)
 
 
 def errors(report: RunReport) -> Exhibit:
