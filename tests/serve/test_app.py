@@ -85,6 +85,19 @@ def test_head_needs_a_key_where_get_does(app, tmp_path):
     assert [one(made, path, "HEAD").status_code for path in ("/health", "/", "/info")] == [200, 200, 401]
 
 
+@pytest.mark.parametrize("path", ["/embed/", "//embed", "///embed//", "/v1/embeddings/", "//v1//embeddings"])
+def test_slashes_too_many_are_no_other_path(app, tmp_path, path):
+    """A base URL that ends in a slash: no redirect, which would lose TLS behind a proxy; and keys are asked for."""
+    body = {"input": "a"} if "v1" in path else {"inputs": "a"}
+    assert (
+        one(app(), path, json=body).json()
+        == one(app(), "/v1/embeddings" if "v1" in path else "/embed", json=body).json()
+    )
+    assert one(app(), "/embedd/", json=body).status_code == 404
+    (tmp_path / "keys").write_text("secret")
+    assert one(app(keys=KeysSection(file=str(tmp_path / "keys"))), path, json=body).status_code == 401
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [

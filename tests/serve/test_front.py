@@ -201,6 +201,11 @@ def test_head_is_get_without_the_body(one):
             assert (head.headers["content-length"], head.content) == (str(len(get.content)), b"")
 
 
+def test_a_base_url_that_ends_in_a_slash(one):
+    for path in ("//embed", "/embed/"):
+        assert httpx.post(f"{one.url}{path}", json={"inputs": "a"}).status_code == 200
+
+
 def test_another_method_is_told_which(one):
     for method, path, allowed in (
         ("GET", "/embed", "POST"),

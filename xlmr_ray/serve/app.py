@@ -76,6 +76,7 @@ def build_app(service: Service, settings: ServeSettings) -> FastAPI:
         openapi_url="/openapi.json",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     routers = [running(service), page.router(), *(protocol.router(service, settings) for protocol in protocols)]
     routes = [route for part in (app, *routers) for route in part.routes if isinstance(route, Route)]
@@ -171,6 +172,13 @@ def parsed(body: bytes, depth: int) -> Any:
     return value
 
 
+def plain_path(path: str) -> str:
+    """`//embed` and `/embed/`, as clients make them of a base URL that ends in a slash, are `/embed`. They are answered
+    and not redirected: behind a proxy that takes TLS off, a redirect would name an address without it.
+    """
+    return "/" + "/".join(part for part in path.split("/") if part)
+
+
 class Front:
     """In front of the routes: request ids, keys, the body's limits, how many at once, time, clients that leave, a line
     of the log and the metrics.
@@ -187,6 +195,7 @@ class Front:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = {**scope, "path": plain_path(scope["path"])}
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         context = Context(request_id(headers.get("x-request-id")), time.monotonic() + self.service.limits.request_s)
         token = CURRENT.set(context)
