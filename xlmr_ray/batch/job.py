@@ -91,13 +91,14 @@ class InputSection(Section):
 
 
 class TaskSection(BaseModel):
-    """A task; keys other than these three are the task's own options."""
+    """A task; keys other than these four are the task's own options. `adapter` is one of the job's, by name."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     task: str
     name: str | None = None
     model: str | None = None
+    adapter: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -173,12 +174,17 @@ class LineageSection(Section):
 
 
 class Job(Section):
-    """`incremental`: score only the inputs that the published table of the same job has not, and add them to it. It
+    """`adapters`: LoRA adapters of the model, by name the folder of each, which tasks name; all on the model's one
+    encoder, or with `merge` each in weights of its own.
+
+    `incremental`: score only the inputs that the published table of the same job has not, and add them to it. It
     stands beside the sections because it says what a launch does, not how something is read.
     """
 
     name: str = "job"
     model: str = "embedded:mini"
+    adapters: Annotated[dict[str, str], Field(default_factory=dict)]
+    merge: bool = False
     input: InputSection
     tasks: Annotated[
         list[Annotated[TaskSection, BeforeValidator(named_task)]], Field(min_length=1), BeforeValidator(listed)
@@ -198,6 +204,24 @@ class Job(Section):
             if names.count(name) > 1:
                 raise ValueError(f"tasks: two are named {name!r}; give them different names")
         return self
+
+    @model_validator(mode="after")
+    def adapters_are_used(self) -> Self:
+        asked = {task.adapter for task in self.tasks if task.adapter is not None}
+        for name in sorted(asked - self.adapters.keys()):
+            there = ", ".join(self.adapters) or "none"
+            raise ValueError(f"tasks: no adapter {name!r}; under adapters there is: {there}")
+        for name in self.adapters:
+            if name not in asked:
+                raise ValueError(f"adapters: no task names {name!r}; a task says it with `adapter: {name}`")
+        return self
+
+    def checkpoint(self, task: TaskSection) -> str:
+        """The checkpoint of a task, as `resolve` takes it."""
+        model = task.model or self.model
+        if task.adapter is None:
+            return model
+        return f"{model}[{'merged' if self.merge else 'adapter'}={self.adapters[task.adapter]}]"
 
 
 # The output of a job that is only measured.

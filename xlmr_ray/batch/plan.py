@@ -27,7 +27,7 @@ from xlmr_ray.batch.stages.checkpoints import bound
 from xlmr_ray.batch.stages.recipe import TaskRecipe
 from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
-from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.checkpoint.files import WITH_ADAPTER, resolve
 from xlmr_ray.checkpoint.identity import encoder_identity
 from xlmr_ray.engine.runners import check_quantizable
 from xlmr_ray.engine.unloaded import check_weights
@@ -82,7 +82,7 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
     """The job's tasks with their checkpoints found and hashed, and their options checked against them."""
     recipes = []
     for section in job.tasks:
-        model = section.model or job.model
+        model = job.checkpoint(section)
         options = section.options
         if job.engine.max_length != "auto":
             options.setdefault("max_length", job.engine.max_length)
@@ -118,6 +118,8 @@ def absolute(model: str) -> str:
     """A folder's name, with or without @revision, as one that means the same in Ray's processes, which are elsewhere;
     other names as they are.
     """
+    if split := WITH_ADAPTER.fullmatch(model):
+        return f"{absolute(split[1])}[{split[2]}={absolute(split[3])}]"
     for name in (model, model.rpartition("@")[0]):
         if name and "://" not in name and Path(name).expanduser().exists():
             return str(Path(name).expanduser().absolute()) + model[len(name) :]

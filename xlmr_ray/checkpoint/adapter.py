@@ -1,4 +1,4 @@
-"""A folder of peft's with a LoRA adapter -> a checkpoint's folder with the adapter in its weights."""
+"""A folder of peft's with a LoRA adapter -> a checkpoint's folder with the adapter in its weights, or beside them."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from xlmr_ray.checkpoint.digest import weights_digest
-from xlmr_ray.checkpoint.folder import HEADS, encoder_folder, model_folder
-from xlmr_ray.checkpoint.names import is_encoder
+from xlmr_ray.checkpoint.digest import encoder_digest, weights_digest
+from xlmr_ray.checkpoint.folder import (
+    ENCODER,
+    ENCODER_DIGEST,
+    HEADS,
+    LORA,
+    encoder_folder,
+    has_adapter,
+    model_folder,
+)
+from xlmr_ray.checkpoint.names import DECODER_WEIGHT, is_encoder
 from xlmr_ray.checkpoint.tensors import ADAPTER, BIN, BIN_INDEX, INDEX, SINGLE, open_tensors
 from xlmr_ray.errors import UserError
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+VOCABULARIES = ("tokenizer.json", "sentencepiece.bpe.model")  # megabytes, which are read from the encoder's folder
 # Other kinds of LoRA, which compute something else; each is off where it is absent, false or empty.
 OTHER_KINDS = ("use_dora", "use_qalora", "lora_bias", "layer_replication", "alora_invocation_tokens", "megatron_config",
                "corda_config", "eva_config", "lora_ga_config", "loftq_config", "use_bdlora", "arrow_config",
@@ -41,28 +50,52 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER).is_file() and not (folder / "config.json").exists()
 
 
+def brings_head(folder: Path) -> bool:
+    """Whether a head was trained, and saved, with the adapter. Raises UserError where there is none of LoRA's."""
+    return bool(head_of(read(folder), changes(folder)[1]))
+
+
 def merged(folder: Path, base_of: Callable[[str], Path], cache: Path) -> Path:
     """The base checkpoint with the adapter of `folder` in its weights, as `merge_and_unload` of peft makes it, under a
     name made of both in `cache`; made only once. `base_of` finds the base by the name that the adapter has for it.
 
     Raises UserError, one line, for another kind of adapter than LoRA, and for one that does not fit its base.
     """
-    config = read(folder)
-    base = base_of(base_name(folder))
+    return made_once(folder, read(folder), base_of(base_name(folder)), cache, beside=False)
+
+
+def beside(folder: Path, base: Path, cache: Path) -> Path:
+    """A folder as of a head beside its encoder, which is the `base`'s: what the adapter of `folder` has for the
+    encoder's linear layers is in LORA, and its weights are not copied. For `Engine.load`; made only once, in `cache`.
+
+    Raises UserError, one line, as `merged` does, and for an adapter that changes more of the encoder than that.
+    """
+    return made_once(folder, read(folder), base, cache, beside=True)
+
+
+def made_once(folder: Path, config: Mapping[str, Any], base: Path, cache: Path, *, beside: bool) -> Path:
+    """The folder of the base with the adapter, merged or `beside` it."""
     sources = [*filter(None, (encoder_folder(base), base))]  # a head's tokenizer is its encoder's
     content = hashlib.sha256((folder / WEIGHTS).read_bytes() + json.dumps(config, sort_keys=True).encode())
     for source in sources:  # the same weights may come with another tokenizer or other labels
         for file in sorted(file for file in source.rglob("*") if file.suffix in (".json", ".model")):
             if HEADS not in file.relative_to(source).parts:
                 content.update(file.read_bytes())
+    if beside:
+        content.update(f"beside {sources[0].resolve()}".encode())
     target = cache / "adapters" / f"{weights_digest(base)[:16]}-{content.hexdigest()[:16]}"
     if target.exists():
         return target
-    state, architecture = merged_state(folder, config, base)
+    if has_adapter(base):
+        raise UserError(f"{folder}: its base has an adapter beside it already; merge that one first")
+    if beside and model_folder(base) != base:
+        raise UserError(f"{base}: its model is in a folder of its own: no adapter beside it; set merge: true")
+    pairs = low_rank(folder, config, base) if beside else {}
+    state, architecture = merged_state(folder, config, base, lambda name: not (beside and is_encoder(name)))
     target.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".merging.", dir=target.parent))
     try:
-        left = shutil.ignore_patterns("*.safetensors", "*.bin", HEADS)
+        left = shutil.ignore_patterns("*.safetensors", "*.bin", HEADS, *(VOCABULARIES if beside else ()))
         for source in sources:
             shutil.copytree(source, made, dirs_exist_ok=True, ignore=left)
         inner = made / model_folder(base).relative_to(base)
@@ -72,7 +105,14 @@ def merged(folder: Path, base_of: Callable[[str], Path], cache: Path) -> Path:
         count = len(architecture.get("id2label") or ())
         if count and not own_head(config) and len(described.get("id2label") or ()) == count:
             architecture = {"architectures": architecture["architectures"]}  # the base's names, as transformers has it
-        (inner / "config.json").write_text(json.dumps({**described, **architecture}, indent=2), "utf-8")
+        described |= architecture
+        if beside:
+            described[ENCODER_DIGEST] = encoder_digest(sources[0])
+            (made / ENCODER).symlink_to(sources[0].resolve(), target_is_directory=True)
+            save_file(pairs, made / LORA, metadata={"format": "pt"})
+            if described.get("tie_word_embeddings", True):
+                state = {name: one for name, one in state.items() if name != DECODER_WEIGHT}  # as large as all else
+        (inner / "config.json").write_text(json.dumps(described, indent=2), "utf-8")
         save_file(state, inner / SINGLE, metadata={"format": "pt"})
         for file in (f for pattern in ("*.safetensors", "*.bin") for f in base.rglob(pattern)):
             inside = file.relative_to(base)
@@ -121,15 +161,76 @@ def read(folder: Path) -> dict[str, Any]:
     return config
 
 
-def merged_state(folder: Path, config: Mapping[str, Any], base: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors of the merged checkpoint by the base's names, and what its configuration has to say of its head."""
+def merged_state(
+    folder: Path, config: Mapping[str, Any], base: Path, wanted: Callable[[str], bool]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of the merged checkpoint by the base's names, those whose `bare` names are `wanted`, and what its
+    configuration has to say of its head.
+    """
     files = open_tensors(model_folder(base))
-    state = {name: files.read(name).clone() for name in files.stored}
+    state = {name: files.read(name).clone() for name in files.stored if wanted(bare(name))}
     by_bare = {bare(name): name for name in state}
-    adapter = load_file(folder / WEIGHTS)
+    pairs, whole = changes(folder)
+    for name, tensor in whole.items():
+        if not wanted(bare(name)):
+            continue
+        if bare(name) not in by_bare and is_encoder(bare(name)):
+            raise UserError(f"{folder}: {name}, which {base} has not")
+        state[by_bare.get(bare(name), name)] = tensor
+    for module, parts in pairs.items():
+        if not wanted(bare(module)):
+            continue
+        place = by_bare.get(bare(module))
+        if place is None:
+            raise UserError(f"{folder}: an adapter of {module}, which {base} has not")
+        change = delta(folder, config, module.removesuffix(".weight"), parts)
+        check_shape(folder, module, change.shape, state[place].shape)
+        state[place] = state[place].float() + change  # in half precision the change would be lost in rounding
+    return {name: tensor.contiguous() for name, tensor in state.items()}, head_of(config, whole)
+
+
+def low_rank(folder: Path, config: Mapping[str, Any], base: Path) -> dict[str, Tensor]:
+    """What the adapter has for the base's encoder, by canonical name: of a linear layer `NAME.A (r, in)` and `NAME.B
+    (out, r)`, whose product is added to its weight; of it or a norm `NAME.bias (out)`, added to its bias. In float32.
+
+    Raises UserError for a change of something else in the encoder.
+    """
+    files = open_tensors(model_folder(base))
+    on_disk = {bare(name): name for name in files.stored}
+    pairs, whole = changes(folder)
+    found: dict[str, Tensor] = {}
+    for name, tensor in whole.items():
+        plain = bare(name)
+        if not is_encoder(plain):
+            continue
+        if not plain.endswith(".bias") or plain not in on_disk:
+            raise UserError(f"{folder}: {name} is another one than the base's; beside it only linear layers are: "
+                            "set merge: true")  # fmt: skip
+        check_shape(folder, name, tensor.shape, files.stored[on_disk[plain]].shape)
+        if (change := tensor.float() - files.read(on_disk[plain]).float()).any():
+            found[plain] = change
+    for module, parts in pairs.items():
+        plain = bare(module)
+        if not is_encoder(plain):
+            continue
+        if plain not in on_disk:
+            raise UserError(f"{folder}: an adapter of {module}, which {base} has not")
+        if "embedding_A" in parts or config.get("fan_in_fan_out"):
+            raise UserError(f"{folder}: {module} is no linear layer as the others; set merge: true")
+        name = module.removesuffix(".weight")
+        first, second, scale = factors(folder, config, name, parts)
+        out, width = files.stored[on_disk[plain]].shape
+        check_shape(folder, module, (second.shape[0], first.shape[1]), (out, width))
+        found[f"{plain.removesuffix('.weight')}.A"] = first.contiguous()
+        found[f"{plain.removesuffix('.weight')}.B"] = (second * scale).contiguous()
+    return found
+
+
+def changes(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The adapter's pairs by the name of the weight that they change, and the tensors that it has whole."""
     pairs: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
-    for name, tensor in adapter.items():
+    for name, tensor in load_file(folder / WEIGHTS).items():
         plain = name.removeprefix(PREFIX)
         if split := re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(\.weight)?", plain):
             pairs.setdefault(f"{split[1]}.weight", {})[f"{split[2] or ''}{split[3]}"] = tensor
@@ -137,36 +238,34 @@ def merged_state(folder: Path, config: Mapping[str, Any], base: Path) -> tuple[d
             raise UserError(f"{folder}: {name} is no part of LoRA that is supported")
         else:
             whole[plain.replace(".modules_to_save.default", "").replace(".base_layer", "")] = tensor
-    for name, tensor in whole.items():
-        if bare(name) not in by_bare and is_encoder(bare(name)):
-            raise UserError(f"{folder}: {name}, which {base} has not")
-        state[by_bare.get(bare(name), name)] = tensor
-    for module, parts in pairs.items():
-        place = by_bare.get(bare(module))
-        if place is None:
-            raise UserError(f"{folder}: an adapter of {module}, which {base} has not")
-        change = delta(folder, config, module.removesuffix(".weight"), parts)
-        if change.shape != state[place].shape:
-            raise UserError(
-                f"{folder}: the adapter of {module} is of shape {list(change.shape)}, the base's weight of "
-                f"{list(state[place].shape)}"
-            )
-        state[place] = state[place].float() + change  # in half precision the change would be lost in rounding
-    return {name: tensor.contiguous() for name, tensor in state.items()}, head_of(config, whole)
+    return pairs, whole
+
+
+def check_shape(folder: Path, module: str, got: Sequence[int], expected: Sequence[int]) -> None:
+    if tuple(got) != tuple(expected):
+        raise UserError(
+            f"{folder}: the adapter of {module} is of shape {list(got)}, the base's weight of {list(expected)}"
+        )
 
 
 def delta(folder: Path, config: Mapping[str, Any], module: str, parts: Mapping[str, Tensor]) -> Tensor:
     """What the adapter adds to a weight `(out, in)`; to a table of embeddings `(tokens, width)`."""
-    embedding = "embedding_A" in parts
-    kind = "embedding_" if embedding else ""
+    first, second, scale = factors(folder, config, module, parts)
+    product = second @ first * scale
+    return torch.as_tensor(product.T if "embedding_A" in parts or config.get("fan_in_fan_out") else product)
+
+
+def factors(
+    folder: Path, config: Mapping[str, Any], module: str, parts: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, float]:
+    """A `(r, in)`, B `(out, r)` and what their product is multiplied with."""
+    kind = "embedding_" if "embedding_A" in parts else ""
     if {f"{kind}A", f"{kind}B"} != parts.keys():
         raise UserError(f"{folder}: {module} has {', '.join(sorted(parts))}, expected lora_A and lora_B")
     first, second = parts[f"{kind}A"].float(), parts[f"{kind}B"].float()
     rank = first.shape[0]
     alpha = by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    product = second @ first * scale
-    return torch.as_tensor(product.T if embedding or config.get("fan_in_fan_out") else product)
+    return first, second, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def by_pattern(patterns: Mapping[str, float] | None, module: str, usual: float) -> float:

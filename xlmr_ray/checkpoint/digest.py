@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, encoder_folder, model_folder, read_config
+from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, LORA, encoder_folder, has_adapter, model_folder, read_config
 from xlmr_ray.checkpoint.names import canonical_names, is_encoder
 from xlmr_ray.checkpoint.tensors import BIN, SINGLE, TensorFiles, open_tensors
 from xlmr_ray.errors import UserError
@@ -62,13 +62,16 @@ def files_stamp(folder: Path, beside: Sequence[Path] = ()) -> str:
 
 
 def layer_files(folder: Path) -> list[Path]:
-    """The weights of the modules that follow the first in a sentence-transformers folder, in their order."""
+    """The weights of the modules that follow the first in a sentence-transformers folder, in their order; and those of
+    an adapter beside the encoder.
+    """
+    lora = [folder / LORA] if has_adapter(folder) else []
     try:
         modules = json.loads((folder / "modules.json").read_text("utf-8"))
         paths = [str(module["path"]) for module in modules[1:]]
     except (OSError, ValueError, LookupError, TypeError):
-        return []
-    return [folder / path / name for path in paths for name in (SINGLE, BIN) if (folder / path / name).is_file()]
+        return lora
+    return [folder / path / name for path in paths for name in (SINGLE, BIN) if (folder / path / name).is_file()] + lora
 
 
 def _file_hash(path: Path) -> str:

@@ -4,16 +4,17 @@ import re
 from functools import partial
 from pathlib import Path
 
-from xlmr_ray.checkpoint.adapter import base_name, is_adapter, merged
+from xlmr_ray.checkpoint.adapter import base_name, beside, is_adapter, merged
 from xlmr_ray.checkpoint.cache import cache_folder
 from xlmr_ray.checkpoint.digest import weights_digest
 from xlmr_ray.checkpoint.folder import HEADS, model_folder, read_config
-from xlmr_ray.checkpoint.tensors import find_weights
+from xlmr_ray.checkpoint.tensors import ADAPTER, find_weights
 from xlmr_ray.errors import UserError
 
 EMBEDDED = "embedded:"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HEAD = re.compile(rf"(.+)/{HEADS}/([^/]+)/?")
+WITH_ADAPTER = re.compile(r"(.+)\[(adapter|merged)=([^\[\]]+)\]")
 DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
 
@@ -35,6 +36,8 @@ def resolve(
     named in its files: a checkpoint with the adapter in its weights is made, once; each but
     a `Path` may end in `@revision`. On the hub a revision is a branch, a tag or a commit. Folders and prefixes have no
     history: there it is the beginning (8 hex digits or more) of `weights_digest`, and the weights must have it.
+    `BASE[merged=FOLDER]` is a base with the adapter of a folder in its weights, `BASE[adapter=FOLDER]` one with the
+    adapter beside them, which what computes tasks of an encoder takes.
 
     `force_download` fetches anew what the hub's cache has; what comes from a store is always compared by its etags.
     `token` is the hub's; None is the one that `HF_TOKEN` or `hf auth login` set. With `weights=False` (only a
@@ -42,6 +45,26 @@ def resolve(
     Raises UserError, one line, when there is no such thing, it may not or cannot be had, or it is no XLM-R checkpoint.
     """
     name = str(source)
+    if split := WITH_ADAPTER.fullmatch(name):
+        found = resolve(
+            split[1],
+            revision=revision,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+            token=token,
+            weights=weights,
+            subfolder=subfolder,
+            force_download=force_download,
+        )
+        folder = Path(split[3]).expanduser()
+        if not is_adapter(folder):
+            raise UserError(
+                f"{folder}: no folder on this machine with an adapter of peft's ({ADAPTER} and its weights)"
+            )
+        if not weights:
+            return found
+        cache = cache_folder(cache_dir)
+        return beside(folder, found, cache) if split[2] == "adapter" else merged(folder, lambda _: found, cache)
     inside = subfolder.strip("/")
     usual = revision == "main"  # scripts name the hub's usual branch wherever the checkpoint is
     if isinstance(source, str) and not Path(source).expanduser().exists():

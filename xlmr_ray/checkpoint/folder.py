@@ -13,6 +13,8 @@ MODEL_TYPES = {"xlm-roberta": "XLMRoberta", "camembert": "Camembert", "roberta":
 OTHER_LAYERS = {"xlm-roberta-xl": "it has its norms in front of attention and feed-forward, and these layers behind"}
 # A head beside its encoder, and the key of its config.json that tells which encoder that was.
 HEADS, ENCODER_DIGEST = "heads", "encoder_digest"
+# A LoRA adapter beside its base, which is a head's folder with these two: the adapter, and a link to the base.
+LORA, ENCODER = "lora.safetensors", ".encoder"
 
 
 def model_folder(folder: Path) -> Path:
@@ -28,11 +30,20 @@ def model_folder(folder: Path) -> Path:
 
 
 def encoder_folder(folder: Path) -> Path | None:
-    """For a head, `ENCODER/heads/NAME`: the folder of the encoder. None for a checkpoint that is whole."""
+    """For a head, `ENCODER/heads/NAME`, and for an adapter beside its base: the folder of the encoder. None for a
+    checkpoint that is whole.
+    """
     folder = folder.absolute()
+    if has_adapter(folder):
+        return (folder / ENCODER).resolve()
     if folder.parent.name != HEADS or not (folder / "config.json").is_file():
         return None
     return folder.parent.parent if ENCODER_DIGEST in read_config(folder) else None
+
+
+def has_adapter(folder: Path) -> bool:
+    """Whether it is one of an adapter beside its base."""
+    return (folder / LORA).is_file()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

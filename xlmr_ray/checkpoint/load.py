@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.device_map import Devices, device_of
+from xlmr_ray.checkpoint.folder import has_adapter
 from xlmr_ray.checkpoint.match import Slot, match_tensors, slot_groups
+from xlmr_ray.checkpoint.names import is_encoder
 from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, described, quantized_parameter, stored_parameter
+from xlmr_ray.errors import UserError
 from xlmr_ray.text.plural import some
 
 
@@ -89,6 +92,10 @@ def load_tensors(
         new_head=new_head,
         ignore_mismatched_sizes=ignore_mismatched_sizes,
     )
+    if has_adapter(folder) and any(is_encoder(slot.canonical) for slot in match.sources):
+        raise UserError(
+            f"{folder}: an adapter beside its base, which tasks of an encoder compute; else set merge: true"
+        )
     tensors, names, beside = match.tensors, match.names, match.beside
     floats = [tensors.stored[name].dtype for slot, name in match.sources.items() if slot not in beside]
     on_disk = reduce(torch.promote_types, floats) if floats else None

@@ -7,15 +7,17 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from xlmr_ray.checkpoint.folder import read_config
+from xlmr_ray.checkpoint.folder import LORA, encoder_folder, has_adapter, read_config
 from xlmr_ray.checkpoint.load import LoadReport, load_tensors
 from xlmr_ray.checkpoint.quantization import SCHEMES, make_int8_batch_invariant, scheme
 from xlmr_ray.config import XLMRobertaConfig
@@ -35,12 +37,13 @@ from xlmr_ray.model.batch_invariance import keep_batch_invariance
 from xlmr_ray.model.encoder import Trace
 from xlmr_ray.model.heads import LMHead
 from xlmr_ray.model.linear import use_onednn
+from xlmr_ray.model.lora import Change, Spans, adapt, spans_of
 from xlmr_ray.model.packed_batch import PackedBatch, pack
 from xlmr_ray.model.quantized.fp8 import eight_bit_floats
 from xlmr_ray.model.quantized.int8 import eight_bits
 from xlmr_ray.modeling.pretrained import Pretrained
 from xlmr_ray.modeling.xlm_roberta import XLMRobertaModel
-from xlmr_ray.tasks.encoded import ragged
+from xlmr_ray.tasks.encoded import ragged, targets_of
 from xlmr_ray.tasks.task import EncoderTask, Task
 
 log = logging.getLogger(__name__)
@@ -79,6 +82,8 @@ class Engine:
     report: LoadReport | None = None
     stats: Stats = field(default_factory=Stats)
     memory: CutBudget = field(default_factory=CutBudget)
+    adapters: Sequence[int | None] = ()  # the number of each head's adapter, where any has one
+    spans: Spans = field(default_factory=Spans)
     shapes: list[tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,7 +119,8 @@ class Engine:
         head_folders: Sequence[Path] | None = None,
     ) -> "Engine":
         """Loads the encoder from a checkpoint's folder, and the heads of the tasks from it or from `head_folders`, one
-        a task: checkpoints that share the encoder's weights, which is the caller's to know.
+        a task: checkpoints that share the encoder's weights, which is the caller's to know. Those with an adapter
+        beside the encoder have their sequences go through that, too.
 
         `dtype="auto"` is float32 on a CPU, and on a GPU bfloat16, or float16 before compute capability 8.0, whatever
         the files hold; `device="auto"` is a GPU where there is one. `quantization` is the encoder's matmuls in eight
@@ -126,10 +132,13 @@ class Engine:
         Raises UserError for an argument or a checkpoint that does not fit.
         """
         where, wanted = device_and_dtype(device, dtype)
+        places = list(head_folders or [folder] * len(tasks))
+        if has_adapter(folder):
+            folder = encoder_folder(folder) or folder
         config = XLMRobertaConfig.from_dict(read_config(folder))
         config.attn_implementation = attn_implementation
         budget = token_budget(max_tokens, where, MAX_TOKENS)
-        parts = unloaded(config, folder, tasks, head_folders)
+        parts = unloaded(config, folder, tasks, places)
         whole, heads = parts.whole, parts.heads
         matmuls = MATMULS.get(quantization or "")
         if quantization == "int8":
@@ -138,6 +147,10 @@ class Engine:
             check_fp8(where, wanted)
         elif quantization is not None and quantization not in SCHEMES:
             raise UserError(f"quantization {quantization!r} is none of {', '.join((*MATMULS, *SCHEMES))}")
+        with_adapter = list(dict.fromkeys(place for place in places if has_adapter(place)))
+        if with_adapter and (compile or quantization is not None):
+            what = "compile" if compile else f"quantization {quantization}"
+            raise UserError(f"{what}: not with adapters beside the encoder; merge the one that is wanted (merge: true)")
         if where.type == "cuda" and wanted is torch.float32:
             log.warning("dtype float32 on a GPU: no packed attention and no matrix units; auto is several times faster")
         how = None if quantization is None or matmuls else scheme(quantization, wanted)
@@ -164,11 +177,17 @@ class Engine:
             use_onednn(model.encoder, prepack=True)
         elif compile:
             model.encoder.compile_layers()
+        spans = Spans()
+        if with_adapter:
+            adapt(model, [load_file(place / LORA) for place in with_adapter], spans)
+            if where.type == "cpu":
+                use_onednn(model, prepack=False)
         model.eval()
         for head in heads:
             head.eval().requires_grad_(False).to(where)
             use_onednn(head, prepack=False)  # a language model's last layer shares its weight with the embeddings
-        engine = cls(model, tasks, heads, where, budget, report)
+        numbers = [with_adapter.index(place) if has_adapter(place) else None for place in places]
+        engine = cls(model, tasks, heads, where, budget, report, adapters=numbers if with_adapter else (), spans=spans)
         engine.keep_batch_invariance()
         return engine
 
@@ -204,8 +223,13 @@ class Engine:
     def keep_batch_invariance(self) -> None:
         """On the CPU; a GPU makes no such promise."""
         if self.device.type == "cpu":
-            layers, heads = self.model.encoder.layer, nn.ModuleList(self.heads)
+            layers = self.model.encoder.layer
+            heads = nn.ModuleList([*self.heads, *(one for one in self.model.modules() if isinstance(one, Change))])
             keep_batch_invariance(layers, heads, self.model.config.hidden_size, self.dtype)
+
+    def adapter(self, head: int) -> int | None:
+        """The number of the adapter that the sequences of a head go through, None for the encoder as it is."""
+        return self.adapters[head] if self.adapters else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -221,16 +245,26 @@ class Engine:
         results = self.results(encoded)
         return [output_of(*each) for each in zip(self.tasks, encoded, results, strict=True)]
 
+    def output(self, index: int, encoded: pa.Table) -> TaskOutput:
+        """The output of the task at this index, for its encoded table."""
+        found = self.run(encoded["input_ids"], targets_of(encoded), tasks=[index])
+        return output_of(self.tasks[index], encoded, TaskResults(found.raw[0], found.failed))
+
     def results(self, encoded: Sequence[pa.Table]) -> list[TaskResults]:
         """Each task's results for its encoded table. A sequence that several have is computed once."""
+        of_adapter: dict[int | None, list[int]] = {}
+        for index in range(len(encoded)):
+            of_adapter.setdefault(self.adapter(index), []).append(index)
         out: dict[int, TaskResults] = {}
-        for one in passes_of(encoded):
-            found = self.run(one.input_ids, one.targets, tasks=one.tasks)
+        passes = [(own, one) for own in of_adapter.values() for one in passes_of([encoded[index] for index in own])]
+        for owns, one in passes:
+            tasks = [owns[number] for number in one.tasks]
+            found = self.run(one.input_ids, one.targets, tasks=tasks)
             if one.owners is None:
-                out |= {index: TaskResults(raw, found.failed) for index, raw in zip(one.tasks, found.raw, strict=True)}
+                out |= {index: TaskResults(raw, found.failed) for index, raw in zip(tasks, found.raw, strict=True)}
                 continue
             _, splits = ragged(one.input_ids)
-            for index, owner, raw in zip(one.tasks, one.owners, found.raw, strict=True):
+            for index, owner, raw in zip(tasks, one.owners, found.raw, strict=True):
                 rows, _ = ResultRows.of(self.tasks[index].unit, splits, None).rows(owner)
                 failed = {i: found.failed[n] for i, n in enumerate(owner.tolist()) if n in found.failed}
                 out[index] = TaskResults(raw[rows], failed)
@@ -244,6 +278,7 @@ class Engine:
         tasks: Sequence[int] | None = None,
     ) -> Results:
         """Sequences of ids, `list<int32>`, through the encoder and the heads of the `tasks` (by index; None: all).
+        These have one adapter, or none.
 
         `targets` are lists of the same lengths, -100 where a token has none. When memory runs out the token budget is
         halved, grows back slowly, and the rest goes on; a sequence that does not fit by itself is in `failed`, as is
@@ -321,7 +356,13 @@ class Engine:
         """
         on_gpu = self.device.type == "cuda"
         there = batch.pin_memory().to(self.device) if on_gpu else batch
+        if self.adapters:
+            owners: list[int | None] = [None] * batch.sequences
+            for part in parts:
+                owners[part.first : part.first + part.count] = [self.adapter(part.head)] * part.count
+            self.spans.now = spans_of(owners, [0, *accumulate(batch.lengths)])
         last, trace = self.encode(batch, there, [part.task for part in parts])
+        self.spans.now = []
         outputs = []
         for part in parts:
             hidden, own = last, there
@@ -344,7 +385,8 @@ class Engine:
         """
         layers = any(task.layers for task in tasks)
         trace = Trace(hidden_states=[] if layers else None)
-        rows = None if layers else rows_read(batch, {task.reads for task in tasks})
+        # A layer's change is for all tokens of a span.
+        rows = None if layers or self.spans.now else rows_read(batch, {task.reads for task in tasks})
         if rows is not None and self.device.type == "cuda":
             rows = rows.pin_memory().to(self.device, non_blocking=True)
         embedded = self.model.embeddings(there.input_ids, there.position_ids)

@@ -138,6 +138,10 @@ class Generator:
         """The task's output for its one encoded table."""
         return [self.run(table) for table in encoded]
 
+    def output(self, index: int, encoded: pa.Table) -> TaskOutput:
+        """The same for the task at this index, of which there is one."""
+        return self.run(encoded)
+
     def run(self, encoded: pa.Table, wanted: Callable[[], bool] = lambda: True) -> TaskOutput:
         """The task's output for its encoded table. When memory runs out the budget is halved, and grows back slowly; a
         document that does not fit by itself has failed, as has one whose scores are no numbers, or whose prompt has a

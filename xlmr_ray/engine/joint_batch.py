@@ -43,7 +43,9 @@ def compute_together(engine: Engine, callers: Sequence[CallerSequences]) -> list
     of_task: dict[int, list[int]] = {}
     for index, one in enumerate(callers):
         of_task.setdefault(id(one.task), []).append(index)
-    order = [index for group in of_task.values() for index in group]
+    # Those of an adapter beside each other.
+    groups = sorted(of_task.values(), key=lambda group: engine.adapter(callers[group[0]].head) or 0)
+    order = [index for group in groups for index in group]
     ordered = [callers[index] for index in order]
     targets = None
     if any(one.targets is not None for one in ordered):
@@ -51,7 +53,7 @@ def compute_together(engine: Engine, callers: Sequence[CallerSequences]) -> list
             [np.full(len(one.ids), IGNORED, np.int32) if one.targets is None else one.targets for one in ordered]
         )
     parts, first = [], 0
-    for group in of_task.values():
+    for group in groups:
         count = sum(len(callers[index].lengths) for index in group)
         parts.append(Part(callers[group[0]].task, callers[group[0]].head, first, count))
         first += count
@@ -61,7 +63,7 @@ def compute_together(engine: Engine, callers: Sequence[CallerSequences]) -> list
     outputs = engine.compute(batch, parts)
     engine.synchronize()
     results: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(callers)
-    for group, output in zip(of_task.values(), outputs, strict=True):
+    for group, output in zip(groups, outputs, strict=True):
         ends = np.cumsum([callers[index].result_rows for index in group])
         for index, values in zip(group, np.split(output.numpy(), ends[:-1]), strict=True):
             results[index] = values

@@ -41,9 +41,11 @@ class Pipeline:
         task: Task,
         engine: Engine | Generator,
         tokenizer: XLMRobertaTokenizer,
+        index: int = 0,
     ) -> None:
         self.name, self.folder, self.config, self.options = name, folder, config, options
-        self.task, self.engine, self.tokenizer = task, engine, tokenizer
+        self.task, self.engine, self.tokenizer, self.index = task, engine, tokenizer, index
+        self.adapters: dict[str, Pipeline] = {}
         self.known = {one.name for one in option_fields(task)}
 
     def __call__(self, inputs: Text | Sequence[Text] | None = None, *values: Any, **more: Any) -> Any:
@@ -52,9 +54,12 @@ class Pipeline:
 
         A text is a string, or a mapping of the task's roles to strings (`{"question": …, "context": …}`), which may
         also be given by keyword, each a string or a list. Other keywords are options of the task, for this call.
-        A task may take one option by position (zero-shot classification its `candidate_labels`, as in transformers);
-        and reranking takes `{"query": …, "documents": [...]}`, with what else `rerank` of `tasks/rerank.py` has.
+        Of several adapters, `adapter=` names the one that computes. A task may take one option by position (zero-shot
+        classification its `candidate_labels`, as in transformers); and reranking takes `{"query": …, "documents":
+        [...]}`, with what else `rerank` of `tasks/rerank.py` has.
         """
+        if self.adapters:
+            return self.of_adapter(more.pop("adapter", None))(inputs, *values, **more)
         if (name := self.task.positional_option) is not None and len(values) == 1:
             more = {name: values[0], **more}
         elif values:
@@ -75,6 +80,14 @@ class Pipeline:
         single = single or (len(texts) == 1 and self.task.unwraps_lists_of_one)
         return answers[0] if single else answers
 
+    def of_adapter(self, name: str | None) -> Pipeline:
+        """The pipeline of an adapter. Raises UserError for a name that there is not."""
+        if name is None and len(self.adapters) == 1:
+            return next(iter(self.adapters.values()))
+        if name not in self.adapters:
+            raise UserError(f"{self.name}: adapter={name!r}: name one of {', '.join(self.adapters)}")
+        return self.adapters[name]
+
     def answered(self, texts: Sequence[Text], options: Mapping[str, Any]) -> list[Any]:
         """An answer a text, in the form of the task's."""
         task = self.bound(options)
@@ -86,6 +99,8 @@ class Pipeline:
 
     def table(self, inputs: Text | Sequence[Text], **options: Any) -> pa.Table:
         """The answers as the output table of a batch job has them."""
+        if self.adapters:
+            return self.of_adapter(options.pop("adapter", None)).table(inputs, **options)
         task = self.bound(options)
         texts = [inputs] if isinstance(inputs, str | Mapping) else list(inputs)
         return self.scored(task, columns(texts, task.roles))
@@ -93,9 +108,11 @@ class Pipeline:
     def scored(self, task: Task, given: pa.Table) -> pa.Table:
         """The output table of the task for columns of texts."""
         encoded = task.prepare(given, self.tokenizer)
-        if task is not self.engine.tasks[0]:
-            self.engine.set_tasks([task])
-        output = self.engine.outputs([encoded])[0]
+        if task is not self.engine.tasks[self.index]:
+            tasks: list[Task] = list(self.engine.tasks)
+            tasks[self.index] = task
+            self.engine.set_tasks(tasks)
+        output = self.engine.output(self.index, encoded)
         for document, (code, message) in sorted(output.failed.items()):
             raise UserError(f"text {document}: {code}: {message}")
         return output.table
@@ -190,9 +207,12 @@ def pipeline(
     device: int | str | torch.device | None = "auto",
     attn_implementation: str = "auto",
     max_tokens: int | str = "auto",
+    adapters: Mapping[str, str | Path] | None = None,
     **options: Any,
 ) -> Pipeline:
-    """A task on a checkpoint, or on a model in memory, which then needs a `tokenizer`, too. `options` are the task's
+    """A task on a checkpoint, or on a model in memory, which then needs a `tokenizer`, too. `adapters` are folders of
+    peft's with LoRA adapters of the checkpoint, by name; a call says which (`adapter=`), and all share the checkpoint's
+    weights. `options` are the task's
     own, as in a job file, or transformers' arguments (MAKING of `engine/pipeline_arguments.py`); `pre_tokenizer` is
     that of `XLMRobertaTokenizer.from_pretrained`, which makes the tokenizer unless one is given; the others are those
     of `Engine.load`.
@@ -215,24 +235,41 @@ def pipeline(
         if tokenizer is None:
             raise UserError(f"pipeline({task!r}): a model in memory needs a tokenizer=, too")
         folder = model.load_report.folder if model.load_report else Path("no folder")
+        if adapters:
+            raise UserError(f"pipeline({task!r}): adapters= goes with a checkpoint, and not with a model in memory")
+        folders = [folder]
     else:
-        folder = resolve(model, **where)
+        names = [f"{model}[adapter={adapter}]" for adapter in adapters.values()] if adapters else [model]
+        folders = [resolve(one, **where) for one in names]
+        folder = folders[0]
     if not isinstance(tokenizer, XLMRobertaTokenizer):
         source = folder if tokenizer is None else tokenizer
         tokenizer = XLMRobertaTokenizer.from_pretrained(source, pre_tokenizer=pre_tokenizer)
     elif pre_tokenizer is not None:
         raise UserError(f"pipeline({task!r}): a tokenizer in memory has its pre_tokenizer; give it to from_pretrained")
-    config = model.config if isinstance(model, Pretrained) else XLMRobertaConfig.from_dict(read_config(folder))
-    bound = task_class(name).bind(folder, config, options)
-    bound.read_with(tokenizer)
+    configs = [
+        model.config if isinstance(model, Pretrained) else XLMRobertaConfig.from_dict(read_config(one))
+        for one in folders
+    ]
+    tasks = [task_class(name).bind(one, config, options) for one, config in zip(folders, configs, strict=True)]
+    for one in tasks:
+        one.read_with(tokenizer)
     if isinstance(model, Pretrained):
-        engine = runner_of(model, bound, tokenizer, max_tokens=max_tokens)
+        engine = runner_of(model, tasks[0], tokenizer, max_tokens=max_tokens)
     else:
         engine = load_runners(
-            [TaskSource(bound, folder, name, tokenizer)],
+            [TaskSource(one, place, name, tokenizer) for one, place in zip(tasks, folders, strict=True)],
             dtype=str(found.get("dtype", "auto")).removeprefix("torch."),
             device=device_name(found.get("device", "auto")),
             attn_implementation=attn_implementation,
             max_tokens=max_tokens,
         )[0].runner
-    return Pipeline(name, folder, config, options, bound, engine, tokenizer)
+    each = [
+        Pipeline(name, place, config, options, one, engine, tokenizer, index)
+        for index, (place, config, one) in enumerate(zip(folders, configs, tasks, strict=True))
+    ]
+    if not adapters:
+        return each[0]
+    front = Pipeline(name, folders[0], configs[0], options, tasks[0], engine, tokenizer)
+    front.adapters = dict(zip(adapters, each, strict=True))
+    return front

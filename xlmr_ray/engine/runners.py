@@ -45,6 +45,9 @@ class Runner(Protocol):
     def outputs(self, encoded: Sequence[pa.Table]) -> list[TaskOutput]:
         """Each task's output for its encoded table."""
 
+    def output(self, index: int, encoded: pa.Table) -> TaskOutput:
+        """The output of the task at this index."""
+
 
 @dataclass(frozen=True)
 class TaskSource:

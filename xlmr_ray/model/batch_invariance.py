@@ -80,8 +80,12 @@ def largest_difference(layer: nn.Module, heads: nn.Module, hidden_size: int, dty
         alone = layer(rows, Packed.of([length, *([filler] if filler else [])]))[0][:length]
         found.append(_largest(alone, together[own]))
         start += length
+    seen: set[tuple[int, int]] = set()
     for linear in heads.modules():
         if isinstance(linear, nn.Linear | OneDnnLinear) and linear.out_features <= MOST_OUTPUTS:
+            if (sizes := (linear.in_features, linear.out_features)) in seen:
+                continue
+            seen.add(sizes)
             bias_or_weight = linear.bias if linear.bias is not None else next(linear.parameters())
             many = torch.randn(rows_computed(linear.in_features), linear.in_features, generator=random)
             many = many.to(bias_or_weight.dtype)

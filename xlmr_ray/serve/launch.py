@@ -156,7 +156,7 @@ def wait(
 ) -> None:
     """Until it is `stopped`: reads the settings again when they have `changed`, and has a `look` at the replicas."""
     if not stopped.is_set():
-        say(f"http://{address} answers: {', '.join(m.called for m in settings.models)}")
+        say(f"http://{address} answers: {', '.join(settings.names)}")
     while not stopped.wait(LOOK_S):
         if changed.is_set():
             changed.clear()

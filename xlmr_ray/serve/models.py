@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from xlmr_ray.checkpoint.adapter import brings_head
 from xlmr_ray.checkpoint.digest import weights_digest
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import read_config
@@ -130,7 +131,7 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
     configs: dict[str, XLMRobertaConfig] = {}
     tokenizers: dict[str, XLMRobertaTokenizer] = {}
     every: list[Wanted] = []
-    for section in settings.models:
+    for section in sections(settings):
         name, folder = section.called, resolve(section.model)
         folders[name] = folder
         tokenizers[name] = XLMRobertaTokenizer.from_pretrained(folder, pre_tokenizer=settings.engine.pre_tokenizer)
@@ -178,7 +179,7 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
             digest=weights_digest(folders[section.called]),
             dtype=dtypes[section.called],
         )
-        for section in settings.models
+        for section in sections(settings)
     }
     served = [
         Served(one.task, models[one.model], one.options, one.bound, *queues[index]) for index, one in enumerate(every)
@@ -190,12 +191,25 @@ def check_models(settings: ServeSettings) -> None:
     """Raises what `load_models` would for checkpoints, tasks and options, without reading more of the weights than
     their shapes.
     """
-    for section in settings.models:
+    for section in sections(settings):
         folder = resolve(section.model)
         tokenizer = XLMRobertaTokenizer.from_pretrained(folder, pre_tokenizer=settings.engine.pre_tokenizer)
         for one in wanted_tasks(section, folder, XLMRobertaConfig.from_dict(read_config(folder))):
             one.bound.read_with(tokenizer)
             check_weights(one.bound, folder)
+
+
+def sections(settings: ServeSettings) -> list[ModelSection]:
+    """The models, each adapter one of them. Raises UserError for a folder that has no adapter."""
+    out = []
+    for base in settings.models:
+        if not base.merge:
+            out.append(base.model_copy(update={"adapters": {}}))
+        for name, adapter in base.adapters.items():
+            model = f"{base.model}[{'merged' if base.merge else 'adapter'}={adapter.model}]"
+            tasks = adapter.tasks or (() if brings_head(Path(adapter.model).expanduser()) else base.tasks)
+            out.append(base.model_copy(update={"model": model, "name": name, "tasks": tasks, "adapters": {}}))
+    return out
 
 
 def wanted_tasks(section: ModelSection, folder: Path, config: XLMRobertaConfig) -> list[Wanted]:

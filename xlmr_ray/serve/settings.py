@@ -30,14 +30,40 @@ def named_model(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
 
+Tasks = Annotated[tuple[Annotated[TaskSection, BeforeValidator(named_task)], ...], BeforeValidator(listed)]
+
+
+class AdapterSection(Section):
+    """A LoRA adapter of peft's in a folder: a model by the name that it is listed under. Without `tasks` it has that of
+    the head that it brings, and those of its base where it brings none.
+    """
+
+    model: str
+    tasks: Tasks = ()
+
+
 class ModelSection(Section):
     """`model` is a checkpoint as everywhere; `name` is what clients call it, the last part of `model` if not said.
-    Without `tasks` it has the one of its architecture.
+    Without `tasks` it has the one of its architecture. `adapters` are served beside it, on its weights; with `merge`
+    one of them in its place, in weights of its own.
     """
 
     model: str
     name: str | None = None
-    tasks: Annotated[tuple[Annotated[TaskSection, BeforeValidator(named_task)], ...], BeforeValidator(listed)] = ()
+    tasks: Tasks = ()
+    adapters: Annotated[dict[str, Annotated[AdapterSection, BeforeValidator(named_model)]], Field(default_factory=dict)]
+    merge: bool = False
+
+    @model_validator(mode="after")
+    def one_is_merged(self) -> Self:
+        if self.merge and len(self.adapters) != 1:
+            raise ValueError(f"merge: for a model with one adapter, got {len(self.adapters)}")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """What clients call the models of this section."""
+        return [*([] if self.merge else [self.called]), *self.adapters]
 
     @property
     def called(self) -> str:
@@ -164,9 +190,14 @@ class ServeSettings(Section):
     replicas: ReplicasSection = ReplicasSection()
     log: LogSection = LogSection()
 
+    @property
+    def names(self) -> list[str]:
+        """What clients call the models."""
+        return [name for model in self.models for name in model.names]
+
     @model_validator(mode="after")
     def names_differ(self) -> Self:
-        names = [model.called for model in self.models]
+        names = self.names
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"models: two are named {name!r}; give each another `name`")
