@@ -78,6 +78,14 @@ def test_classification(make_checkpoint, fitted, problem, labels, function):
     assert settings_digest(folder) == digest
 
 
+def test_rows_that_are_all_right_tell_no_temperature(make_checkpoint, fitted):
+    """The likeliest one would make every score 1."""
+    folder = make_checkpoint(CLASSES, problem_type="single_label_classification", **NAMES)
+    labels = [one["label"] for one in pipeline("text-classification", folder)(TEXTS)]
+    found = fitted("text-classification", folder, {"text": TEXTS, "label": labels})
+    assert (found.told, found.better, found.file) == (False, False, None)
+
+
 def test_rerank(make_checkpoint, fitted):
     folder = make_checkpoint(CLASSES, num_labels=1)
     pairs = [{"text": TEXTS[0], "text_pair": text} for text in TEXTS]
