@@ -1,6 +1,7 @@
 """Every job file runs as it stands, on a slice of its corpus, and gives what Python gives, row by row."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,24 @@ def test_composed_pipelines(script, job, arguments, tmp_path):
             by_language.setdefault(language, []).append(value)
         wanted = [v for values in by_language.values() for v in values if v <= np.quantile(values, 0.5)]
         assert sorted(found["perplexity"].to_pylist()) == pytest.approx(sorted(wanted))
+
+
+def test_the_label_loop(ray_session, tmp_path, capsys):
+    """From labels to scored rows; what is above its threshold is as often right as was asked for. See the script."""
+    runpy.run_path(str(ROOT / "pipelines" / "label_loop.py"))["label_loop"](tmp_path, service=False)
+    said = capsys.readouterr().out
+    assert [line.split()[2] for line in said.splitlines() if line.startswith("$ ")] == [
+        "finetune", "calibrate", "evaluate", "run", "report",
+    ]  # fmt: skip
+    labelled, rest = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("held", "rest"))
+    assert (len(labelled), set(labelled["id"].to_pylist()) & set(rest["id"].to_pylist())) == (80, set())
+    rows = pa.concat_tables(pq.read_table(file) for file in result_files(tmp_path / "scored"))
+    assert len(rows) == len(rest)
+    above = rows.filter(pa.array([bool(one) for one in rows["above"].to_pylist()]))
+    assert len(above) > 100
+    right = np.array(above["label"].to_pylist()) == np.array(above["family"].to_pylist())
+    assert right.mean() >= 0.8
+    assert (tmp_path / "report" / "report.html").exists()
 
 
 def test_the_published_rows_as_a_dataset(ray_session, tmp_path):
