@@ -113,7 +113,7 @@ def calibrate(
         own = temperature_of(logits[fitted], labels[fitted]) if len(fitted) else 1.0
         after += error_of(logits[held] / own, labels[held]) * len(held) / len(rows)
     before = sum(error_of(logits[half], labels[half]) * len(half) / len(rows) for half in halves)
-    told = LOWEST * 1.01 < chosen < HIGHEST / 1.01
+    told = chosen > LOWEST * 1.01
     better = told and after <= before + MOST_WORSE
     values: dict[str, Any] = {"temperature": chosen} if better else {}
     thresholds: list[Threshold] = []
@@ -178,7 +178,7 @@ def print_calibration(found: Calibration, console: Console) -> None:
         f"{found.before:.4f}, {found.after:.4f} with it (each half of the rows by the other's)",
     )
     if not found.better:
-        why = "scores would become worse" if found.told else "the rows do not tell it, since all or none are right"
+        why = "scores would become worse" if found.told else "the rows do not tell it, since all of them are right"
         say(console, f"the temperature was not written: {why}")
     if found.thresholds:
         table = Table(box=None, pad_edge=False)
