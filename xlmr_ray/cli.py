@@ -378,6 +378,17 @@ def report(
 
 
 @app.command()
+def compact(out: Output, at_least_once: AtLeastOnce = False) -> None:
+    """Merge the small files of the published rows in OUT into large ones; `sweep` removes the small ones later."""
+    from xlmr_ray.batch.ledger.merge import compact as compacted
+    from xlmr_ray.batch.store.open import open_store
+
+    found = compacted(open_store(out, at_least_once=at_least_once))
+    what = "nothing to merge" if found.before == found.after else f"{found.after:,} now, in merged/"
+    Console().print(f"run {found.run_id}: {plural(found.before, 'file')} of rows; {what}", highlight=False)
+
+
+@app.command()
 def sweep(
     out: Output,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list.")] = False,

@@ -72,6 +72,9 @@ def test_a_table_of_version_0_1_0(seaweed, bucket):
     kept = {key.rpartition("/")[2] for key in bucket.ls(f"{FOLDER}/out/data/{KILLED}")}
     assert {path.name for path in (TABLE / "out" / "data" / KILLED).iterdir()} <= kept  # what was committed, stays
 
+    assert "files of rows; 1 now" in command(seaweed, "compact", f"s3://{FOLDER}/out")
+    assert rows(bucket, seaweed) == resumed
+
     bucket.pipe_file(f"{FOLDER}/in/d.jsonl", (TABLE / "day-3" / "d.jsonl").read_bytes())
     command(seaweed, "run", str(TABLE / "job.yaml"), "--quiet")
     extended = rows(bucket, seaweed)

@@ -5,6 +5,9 @@ table of the run that it was planned upon, and takes out those that were replace
 
     _runs/<run_id>/table.parquet          a row for each input and committed file of it; `Head` in its metadata
 
+Where its small files were merged (merged.py), `merged.parquet` is the same table with the merged files in it. A merged
+file may have rows of several inputs; where a later run replaces or drops one of them, it writes what is left anew.
+
 So a reader needs two small requests and one large one however many runs there were, and what a night adds to the store
 is one object as long as the table has files (some 100 bytes each). It follows from the plan, the manifest and the table
 before, and nothing else, so that two drivers write the same one, and it can be checked (`table_problems`).
@@ -27,11 +30,13 @@ from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.ledger.commit import ROW_GROUP
 from xlmr_ray.batch.ledger.json_by_line import Damaged, lines_of
 from xlmr_ray.batch.ledger.manifest import manifest_key
+from xlmr_ray.batch.ledger.merged import group_name, merge_files, merged_key, merged_table_key, read_merged
 from xlmr_ray.batch.ledger.record import File, plan_head, plan_key
 from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.errors import JobFailed
 
 DATA, ERRORS = "data", "errors"
+MERGED = "merged/"  # where files of `DATA` lie that others were merged into
 # An input without rows has one row here without a file: it is known, and need not be read again.
 NONE = "none"
 SCHEMA = pa.schema(
@@ -119,6 +124,8 @@ def write_table(store: Store, run_id: str) -> Head | None:
     """
     if read_step(store, run_id) is None:
         return None
+    for file, sources in torn(store, run_id).items():
+        merge_files(store, run_id, [file], sources)
     head, data = build_table(store, run_id)
     try:
         store.create(table_key(run_id), data)
@@ -140,18 +147,31 @@ def read_head(store: Store, run_id: str) -> Head | None:
         raise Damaged(f"{store.url(table_key(run_id))}: is damaged: cannot be read as a table") from None
 
 
-def read_table(store: Store, run_id: str) -> Iterator[pa.Table]:
-    """The table of a finished run, in parts. Raises `Damaged`, JobFailed where the run is not finished."""
-    key = table_key(run_id)
+def read_table(store: Store, run_id: str, *, merged: bool = True) -> Iterator[pa.Table]:
+    """The table of a finished run, in parts; with `merged` files where there are any, else as the run left it. Raises
+    `Damaged`, JobFailed where the run is not finished.
+    """
+    if merged:
+        try:
+            yield from _parts(store, merged_table_key(run_id))
+            return
+        except FileNotFoundError:
+            pass
     try:
-        data = store.get(key)[0]
+        yield from _parts(store, table_key(run_id))
+        return
     except FileNotFoundError:
+        key = table_key(run_id)
         # The inputs of an incremental run are not the whole table: better none than a wrong one.
         if read_step(store, run_id) is not None:
             raise JobFailed(f"{store.url(key)}: is missing, so what run {run_id} adds to is not known") from None
         inputs = {one.key: one for one in planned_inputs(store, run_id)}
         yield from _own(_committed(store, run_id), inputs, run_id)
-        return
+
+
+def _parts(store: Store, key: str) -> Iterator[pa.Table]:
+    """A table out of the store. Raises FileNotFoundError, `Damaged`."""
+    data = store.get(key)[0]
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         for batch in file.iter_batches(ROW_GROUP):
@@ -162,9 +182,17 @@ def read_table(store: Store, run_id: str) -> Iterator[pa.Table]:
 
 def table_files(store: Store, run_id: str, kind: str) -> Iterator[File]:
     """The committed files of a kind, `DATA` or `ERRORS`, that a reader of the table sees; `sha256` is not in it."""
+    last: File | None = None
     for part in read_table(store, run_id):
         for row in part.filter(pc.equal(part["kind"], kind)).select(["file", "bytes", "rows"]).to_pylist():
-            yield File(row["file"], row["bytes"], "", row["rows"])
+            if last is not None and last.key == row["file"]:  # which has rows of several inputs
+                last = File(last.key, last.bytes, "", last.rows + row["rows"])
+                continue
+            if last is not None:
+                yield last
+            last = File(row["file"], row["bytes"], "", row["rows"])
+    if last is not None:
+        yield last
 
 
 def table_inputs(store: Store, run_id: str) -> dict[str, tuple[int, str]]:
@@ -185,29 +213,78 @@ def table_problems(store: Store, run_id: str) -> list[str]:
         found = read_head(store, run_id)
         if found is None:
             return [f"{where}: is missing"]
-        expected, data = build_table(store, run_id)
-        if found != expected:
-            return [f"{where}: its sums are not those of the plan, the manifest and the table before"]
-        got = pa.concat_tables([SCHEMA.empty_table(), *read_table(store, run_id)])
-        if not got.equals(pq.read_table(pa.BufferReader(data)).cast(SCHEMA)):
-            return [f"{where}: does not agree with the plan, the manifest and the table before"]
+        got = pa.concat_tables([SCHEMA.empty_table(), *read_table(store, run_id, merged=False)])
+        # The table before may have been merged since this one was built upon it.
+        problems = _differences(store, run_id, found, got, merged=True)
+        return problems and _differences(store, run_id, found, got, merged=False)
     except (Damaged, JobFailed) as error:
         return [str(error)]
     except FileNotFoundError as error:
         return [f"{error}: is missing"]
+
+
+def _differences(store: Store, run_id: str, found: Head, got: pa.Table, *, merged: bool) -> list[str]:
+    where = store.url(table_key(run_id))
+    expected, data = build_table(store, run_id, merged=merged)
+    if found != expected:
+        return [f"{where}: its sums are not those of the plan, the manifest and the table before"]
+    if not got.equals(pq.read_table(pa.BufferReader(data)).cast(SCHEMA)):
+        return [f"{where}: does not agree with the plan, the manifest and the table before"]
     return []
 
 
-def build_table(store: Store, run_id: str) -> tuple[Head, bytes]:
-    """The table that belongs to a finished run of a chain, by its plan, its manifest and the table before."""
-    step = read_step(store, run_id)
-    if step is None:
-        raise ValueError(f"run {run_id}: is a full run, its table is its manifest")
+def _out(store: Store, run_id: str, step: Step) -> tuple[dict[str, Input], set[str], pa.Array]:
+    """Of a run of a chain: the inputs that it has rows of, those that it has withdrawn, and what goes from the table
+    before: what the run has, or has dropped. What it has withdrawn stays there as it was.
+    """
     withdrawn = _withdrawn(store, run_id)
     inputs = {one.key: one for one in planned_inputs(store, run_id)}
     own = {key: one for key, one in inputs.items() if key not in withdrawn}
-    # What the run has, or has dropped, goes from the table before; what it has withdrawn stays there as it was.
-    out = pa.array(sorted({*own, *step.dropped}), pa.string())
+    return own, withdrawn, pa.array(sorted({*own, *step.dropped}), pa.string())
+
+
+def torn(store: Store, run_id: str, *, merged: bool = True) -> dict[str, tuple[str, ...]]:
+    """The merged files of the table before of which only a part of the inputs go, and which go of each."""
+    step = read_step(store, run_id)
+    if step is None or step.after is None:
+        return {}
+    _, _, out = _out(store, run_id, step)
+    going: dict[str, set[str]] = {}
+    staying: set[str] = set()
+    for part in read_table(store, step.after, merged=merged):
+        of_files = part.filter(pc.and_(pc.equal(part["kind"], DATA), pc.starts_with(part["file"], MERGED)))
+        for row in of_files.append_column("goes", pc.is_in(of_files["source"], out)).to_pylist():
+            if row["goes"]:
+                going.setdefault(row["file"], set()).add(row["source"])
+            else:
+                staying.add(row["file"])
+    return {file: tuple(sorted(sources)) for file, sources in going.items() if file in staying}
+
+
+def _mended(store: Store, run_id: str, part: pa.Table, place: Mapping[str, tuple[str, ...]]) -> pa.Table:
+    """The part of a table with what is left of torn files in their place."""
+    if not place or not pc.any(pc.is_in(part["file"], pa.array(list(place), pa.string()))).as_py():
+        return part
+    rows = part.to_pylist()
+    for row in rows:
+        if row["file"] in place:
+            group = group_name([row["file"]], place[row["file"]])
+            left = read_merged(store, run_id, group)
+            if left is None:
+                raise Damaged(f"{store.url(merged_key(run_id, group))}: is missing")
+            row["file"], row["bytes"] = left.file.key, left.file.bytes
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def build_table(store: Store, run_id: str, *, merged: bool = True) -> tuple[Head, bytes]:
+    """The table that belongs to a finished run of a chain, by its plan, its manifest and the table before, `merged`
+    where it was, or as that run left it.
+    """
+    step = read_step(store, run_id)
+    if step is None:
+        raise ValueError(f"run {run_id}: is a full run, its table is its manifest")
+    own, withdrawn, out = _out(store, run_id, step)
+    place = torn(store, run_id, merged=merged)
     replaced = [key for key in step.replaced if key not in withdrawn]
     runs: tuple[str, ...] = ()
     known, left, files = 0, set[str](), 0
@@ -219,7 +296,7 @@ def build_table(store: Store, run_id: str) -> tuple[Head, bytes]:
             nonlocal files
             for kind in rows:
                 of_kind = part.filter(pc.equal(part["kind"], kind))
-                files += of_kind.num_rows
+                files += pc.count_distinct(of_kind["file"]).as_py()
                 rows[kind] += pc.sum(of_kind["rows"]).as_py() or 0
             writer.write_table(part)
 
@@ -227,10 +304,10 @@ def build_table(store: Store, run_id: str) -> tuple[Head, bytes]:
             before = read_head(store, step.after)
             runs = before.runs if before else (step.after,)
             known = before.inputs if before else sum(1 for _ in planned_inputs(store, step.after))
-            for part in read_table(store, step.after):
+            for part in read_table(store, step.after, merged=merged):
                 goes = pc.is_in(part["source"], out)
                 left.update(pc.unique(part["source"].filter(goes)).to_pylist())
-                write(part.filter(pc.invert(goes)))
+                write(_mended(store, run_id, part.filter(pc.invert(goes)), place))
         for part in _own(_committed(store, run_id), own, run_id):
             write(part)
         head = Head(

@@ -24,6 +24,7 @@ from xlmr_ray.batch.ledger.manifest import (
     not_read_of,
     read_manifest,
 )
+from xlmr_ray.batch.ledger.merge import is_merged_away, merged_files
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import (
     File,
@@ -116,6 +117,9 @@ def verify(store: Store, run_id: str | None = None) -> Report:
             problems.append(f"{store.url(manifest_key(run_id))}: does not agree with the records")
     if manifest is not None and planned is not None:
         problems += table_problems(store, run_id)
+        sizes[0] += len(merged := merged_files(store, run_id, problems))
+        sizes[1] += sum(file.bytes for file in merged)
+        problems += [problem for found in in_order(lambda file: _check_file(store, file), merged) for problem in found]
     return Report(
         run_id,
         sums.shards,
@@ -204,7 +208,7 @@ def _check_file(store: Store, file: File) -> list[str]:
             source.seek(0)
             rows = pq.read_metadata(source).num_rows
     except FileNotFoundError:
-        return [f"{url}: is missing"]
+        return [] if is_merged_away(store, file.key) else [f"{url}: is missing"]
     except (OSError, pa.ArrowException) as error:
         return [f"{url}: cannot be read ({type(error).__name__})"]
     return [] if rows == file.rows else [f"{url}: has {rows} rows, its record says {file.rows}"]
