@@ -28,6 +28,7 @@ ORDER = [
     {"tasks"},
     {"engine"},
     {"train"},
+    {"batch: stores"},
     {"batch", "serve"},  # neither imports the other
     {"demo"},
     {"bench"},
@@ -38,6 +39,8 @@ FINDING = {
     f"xlmr_ray.checkpoint.{name}"
     for name in ("adapter", "cache", "config_values", "digest", "fetch", "files", "folder", "names", "push", "tensors")
 }
+# The stores that jobs and the service's batches are kept in know of neither.
+STORES = "xlmr_ray.batch.store"
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
 # Imported in one file each, with everything below them.
 ONCE = {"bitsandbytes", "flash_attn", "flash_attn_interface", "s3fs", "openlineage", "kernels", "peft"}
@@ -74,6 +77,8 @@ def imports(path: Path) -> frozenset[str]:
 def part(name: str) -> str:
     if name in FINDING:
         return "checkpoint: where it is"
+    if name.startswith(STORES):
+        return "batch: stores"
     return name.split(".")[1] if "." in name else ""
 
 

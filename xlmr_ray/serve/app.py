@@ -4,7 +4,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -18,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from xlmr_ray.serve import page
+from xlmr_ray.serve.batches.runner import Runner
 from xlmr_ray.serve.json_body import PARSED, Parser
 from xlmr_ray.serve.keys import PUBLIC, Keys
 from xlmr_ray.serve.logs import log_failure
@@ -26,6 +28,7 @@ from xlmr_ray.serve.metrics import CONTENT_TYPE, FAILURES, IN_FLIGHT, LATENCY, R
 from xlmr_ray.serve.protocols.documented import HEADERS
 from xlmr_ray.serve.protocols.explain import explained
 from xlmr_ray.serve.requests import (
+    BACKGROUND,
     CURRENT,
     FRONT_HEADER,
     FRONT_VARIABLE,
@@ -51,8 +54,10 @@ log = logging.getLogger("xlmr_ray.serve.access")
 
 # Bytes of a body that are read in the event loop; longer ones in a thread.
 IN_LOOP = 32_768
+# Of a form around a file.
+FORM = 65_536
 # Each has `router(service, settings)` and `errors(path)`: its body of an error where the path is the protocol's.
-PROTOCOLS = ("openai", "infinity", "vllm", "cohere", "cohere_embed", "jina", "huggingface", "root", "tei")
+PROTOCOLS = ("openai", "batches", "infinity", "vllm", "cohere", "cohere_embed", "jina", "huggingface", "root", "tei")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -69,7 +74,16 @@ def build_app(service: Service, settings: ServeSettings) -> FastAPI:
     """The ASGI application of a service. Its settings may change later: limits and keys are the service's own."""
     protocols = [import_module(f"xlmr_ray.serve.protocols.{name}") for name in PROTOCOLS]
     shapes: list[Callable[[str], ErrorBody | None]] = [protocol.errors for protocol in protocols]
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        """Where no deployment of Ray's does it."""
+        computing = asyncio.create_task(compute_batches(app, service))
+        yield
+        computing.cancel()
+
     app = FastAPI(
+        lifespan=lifespan,
         title="xlmr-ray",
         summary="XLM-RoBERTa: embeddings, classification, reranking, tagging and more",
         strict_content_type=False,
@@ -103,6 +117,19 @@ def build_app(service: Service, settings: ServeSettings) -> FastAPI:
             expose_headers=["x-request-id", "retry-after", *HEADERS],
         )
     return app
+
+
+async def compute_batches(app: App, service: Service) -> None:
+    """Computes what batches there are, as long as it is not cancelled; nothing where the settings name no folder."""
+    if service.shelf is None:
+        return
+    runner, loop = Runner(app, service, service.shelf), asyncio.get_running_loop()
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(runner.woken.set)
+
+    service.batches_changed = wake
+    await runner.run()
 
 
 def allowed(routes: Sequence[Route], path: str) -> tuple[str, ...]:
@@ -151,6 +178,18 @@ def understood(error: Exception) -> ServiceError:
     return ServiceError("the service failed; its log has more under this request's id")
 
 
+def once(body: bytes) -> Receive:
+    """A body that has been read, to be read again."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop()
+
+    return receive
+
+
 def plain_body(error: ServiceError) -> Mapping[str, Any]:
     """Where no protocol has its own form."""
     return {"error": str(error), "error_type": error.kind}
@@ -197,6 +236,9 @@ class Front:
             return
         scope = {**scope, "path": plain_path(scope["path"])}
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope.get(BACKGROUND):
+            await self.background(scope, headers, receive, send)
+            return
         context = Context(request_id(headers.get("x-request-id")), time.monotonic() + self.service.limits.request_s)
         token = CURRENT.set(context)
         sent: list[int] = []
@@ -232,6 +274,31 @@ class Front:
             CURRENT.reset(token)
             self.record(scope, context, sent[0] if sent else 499)
 
+    async def background(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
+        """A request of a batch: it takes nobody's place, and has as long as it needs."""
+        token = CURRENT.set(Context(request_id(None), None, background=True))
+        try:
+            body = await self.body(scope, headers, receive)
+            await self.app(scope, once(body), send)
+        except Exception as error:
+            await answer_to(understood(error), scope["path"], self.shapes)(scope, receive, send)
+        finally:
+            CURRENT.reset(token)
+
+    async def upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A file, which goes through as it comes."""
+        limit, size = self.service.settings.batches.file_bytes, 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > limit + FORM:
+                raise TooLarge(f"the file has more than {limit} bytes, which is the most", field="file")
+            return message
+
+        await self.app(scope, counted, send)
+
     async def serve(
         self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send, context: Context
     ) -> None:
@@ -249,12 +316,17 @@ class Front:
         if self.service.in_flight > limits.concurrent_requests:
             raise Overloaded(f"{limits.concurrent_requests} requests are being answered, which is the most", 1)
         assert context.deadline is not None
+        sends_file = (scope["method"], path) == ("POST", "/v1/files")
+        seconds = self.service.settings.batches.upload_s if sends_file else limits.request_s
         try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + limits.request_s):
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + seconds):
+                if sends_file:
+                    await self.upload(scope, receive, send)
+                    return
                 body = await self.body(scope, headers, receive)
                 await self.until_gone(scope, body, receive, send)
         except TimeoutError:
-            raise TimedOut(f"the request took more than {limits.request_s:g} s") from None
+            raise TimedOut(f"the request took more than {seconds:g} s") from None
 
     async def body(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> bytes:
         """The whole body, its JSON parsed into the scope. Raises TooLarge as soon as that is known."""

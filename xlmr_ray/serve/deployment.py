@@ -20,7 +20,7 @@ from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from xlmr_ray.serve.app import build_app
+from xlmr_ray.serve.app import build_app, compute_batches
 from xlmr_ray.serve.keys import Keys
 from xlmr_ray.serve.logs import log_as_json, log_stream
 from xlmr_ray.serve.metrics import TABLE, Metric, Metrics
@@ -147,8 +147,10 @@ class Replica:
             export_spans()
             service = Service(new, Metrics(RayMetrics()))
             await asyncio.to_thread(service.replace_models, new)
-            self.service, self.routes = service, build_app(service, new)
+            app = build_app(service, new)
+            self.service, self.routes = service, app
             self.start(self.tell(service))
+            self.start(compute_batches(app, service))
             return
         old, self.service.settings = self.service.settings, new
         if (old.models, old.engine) != (new.models, new.engine) or self.service.failure:

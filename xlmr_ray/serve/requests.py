@@ -16,6 +16,10 @@ FRONT_HEADER = "x-xlmr-ray-front"
 FRONT_VARIABLE = "XLMR_RAY_FRONT"
 
 
+# In an ASGI scope: a request of a batch, for which nobody waits.
+BACKGROUND = "xlmr_ray.background"
+
+
 class ServiceError(Exception):
     """`status` is HTTP's, `kind` the name that metrics count it by."""
 
@@ -126,13 +130,14 @@ ErrorBody = Callable[[ServiceError], Mapping[str, Any]]
 @dataclass
 class Context:
     """What is known of the request that runs: the `deadline` is of `time.monotonic()`, None for none; `facts` go into
-    its line of the log.
+    its line of the log; `background` where it comes after all others.
     """
 
     id: str
     deadline: float | None
     began: float = field(default_factory=time.monotonic)
     facts: dict[str, Any] = field(default_factory=dict)
+    background: bool = False
 
 
 CURRENT: ContextVar[Context | None] = ContextVar("request", default=None)

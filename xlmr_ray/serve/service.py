@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.errors import UserError
 from xlmr_ray.serve.answer import Answer
+from xlmr_ray.serve.batches.shelf import Shelf
 from xlmr_ray.serve.bound_tasks import BoundTasks
 from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_overlap, check_whole
 from xlmr_ray.serve.metrics import HEALTHY, MODEL, QUEUE_REQUESTS, QUEUE_TOKENS, READY, Metrics
@@ -53,6 +55,9 @@ class Service:
         self.failure: str | None = None  # why the models that were asked for last are not those that are resident
         self._replacing = threading.Lock()
         self.bound = BoundTasks()
+        kept = settings.batches
+        self.shelf = None if kept.folder is None else Shelf(open_store(kept.folder), kept.lines)
+        self.batches_changed: Callable[[], None] = lambda: None  # wakes who computes them
         wanted = settings.engine.tokenizers
         self.tokenizers = min(MOST_TOKENIZERS, os.cpu_count() or 1) if wanted == "auto" else wanted
         self.tokenizing = Tokenizing()
@@ -162,12 +167,16 @@ class Service:
 
     async def _answer(self, served: Served, request: TaskRequest, deadline: float | None) -> Answer:
         began = time.monotonic()
-        admit(served.queue, 0, self.limits, tokenizing=self.tokenizing.tokens(served.queue))
+        context = CURRENT.get()
+        waits = context is None or not context.background
+        if waits:
+            admit(served.queue, 0, self.limits, tokenizing=self.tokenizing.tokens(served.queue))
         with span("tokenize", task=served.task, model=served.model.name), self.tokenizing.of(served, request.columns):
             task, table, encoded = await self.in_pool(lambda: self.prepare(served, request))
         tokens = task.computed_tokens(encoded)
         check_tokens(served.queue, tokens, self.limits)
-        admit(served.queue, tokens, self.limits)
+        if waits:
+            admit(served.queue, tokens, self.limits)
         tokenized = time.monotonic()
         with span("inference", task=served.task, tokens=tokens):
             computed = await served.queue.process(task, served.index, encoded, deadline)

@@ -170,6 +170,17 @@ class CorsSection(Section):
     origins: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
 
 
+class BatchesSection(Section):
+    """OpenAI's files and batches, in a `folder` or under an s3:// URL that all replicas reach; none without it.
+    `file_bytes` of an upload, `lines` of a batch.
+    """
+
+    folder: str | None = None
+    file_bytes: Count = 100_000_000
+    lines: Count = 50_000
+    upload_s: Seconds = 600.0
+
+
 class LogSection(Section):
     """Lines of JSON on standard error, one a request, without any text of it."""
 
@@ -186,6 +197,7 @@ class ServeSettings(Section):
     limits: LimitsSection = LimitsSection()
     keys: KeysSection = KeysSection()
     cors: CorsSection = CorsSection()
+    batches: BatchesSection = BatchesSection()
     http: HttpSection = HttpSection()
     replicas: ReplicasSection = ReplicasSection()
     log: LogSection = LogSection()

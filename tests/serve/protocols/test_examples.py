@@ -9,7 +9,8 @@ import pytest
 from tests.serve.protocols.write_examples import REQUESTS
 from xlmr_ray.serve.protocols.documented import examples
 
-UNSERVED = {"/embed_sparse", "/v1/multi-vector"}  # by the checkpoints of the examples
+# By the checkpoints of the examples, and without a folder for files.
+UNSERVED = {"/embed_sparse", "/v1/multi-vector", "/v1/files", "/v1/batches", "/v1/batches/{name}/cancel"}
 NAMED = [(route, name) for route, named in examples().items() for name in named]
 
 

@@ -9,6 +9,7 @@ batch or two and not for all of a long one, and the long one is never passed ove
 import asyncio
 import heapq
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -30,7 +31,7 @@ from xlmr_ray.engine.memory import attempt, free
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.queue.base import Computed, Door, smoothed
-from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut, Unavailable
+from xlmr_ray.serve.requests import CURRENT, BackendFailed, ServiceError, TimedOut, Unavailable
 from xlmr_ray.tasks.encoded import ragged, targets_of
 from xlmr_ray.tasks.task import EncoderTask, Task
 
@@ -38,6 +39,10 @@ log = logging.getLogger(__name__)
 
 # Behind the first sequence that does not fit, so many are looked at for some that do.
 LOOK_AHEAD = 64
+# Requests for which nobody waits are computed when no other has come or been computed for `IDLE_S` seconds; in batches
+# of a quarter as many tokens as long as one has in the last `BUSY_S`, which then waits for a short time only.
+IDLE_S = 0.05
+BUSY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class BatchStats:
 @dataclass(eq=False)
 class Ticket:
     """A request's N sequences for one task object on the engine's head number `head`: flat `ids (T)`, `splits
-    (N + 1)`, `targets (T)` where the task has any. `deadline` is of `time.monotonic()`.
+    (N + 1)`, `targets (T)` where the task has any. `deadline` is of `time.monotonic()`; nobody waits for it in the
+    `background`.
 
     `raw (R, ...)` fills up as its sequences are computed; `done` is then set in its own event loop.
     """
@@ -65,6 +71,7 @@ class Ticket:
     splits: NDArray[np.int64]
     targets: NDArray[np.int32] | None
     deadline: float | None
+    background: bool = False
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
@@ -123,7 +130,8 @@ class Batcher:
         self.heap: list[tuple[float, int, Ticket]] = []
         self.numbers = count()
         self.clock = 0.0  # the tag of the sequence that was taken last
-        self.tokens = 0  # of sequences that wait
+        self.tokens = 0  # of sequences that somebody waits for
+        self.asked = -math.inf  # when such a one came, or was computed, last
         self.computing: tuple[float, int] | None = None  # since when, how many tokens
         self.rate = 0.0  # tokens a second, of the last batches
         self.full_rate = 0.0  # of the last ones that were at least half full
@@ -141,7 +149,8 @@ class Batcher:
         ids, splits = ragged(encoded["input_ids"])
         targets = targets_of(encoded)
         flat = None if targets is None else ragged(targets)[0]
-        ticket = Ticket(computed, index, ids, splits, flat, deadline)
+        context = CURRENT.get()
+        ticket = Ticket(computed, index, ids, splits, flat, deadline, context is not None and context.background)
         raw = await self.submit(ticket)
         return Computed(lambda: computed.postprocess(raw, encoded), ticket.started, ticket.ended)
 
@@ -152,8 +161,12 @@ class Batcher:
         with self.changed:
             if self.broken:
                 raise Unavailable("the engine has stopped")
-            heapq.heappush(self.heap, (self.clock, next(self.numbers), ticket))
-            self.tokens += ticket.waiting
+            # Behind all others: infinity stays so, whatever has been taken of the ticket.
+            tag = math.inf if ticket.background else self.clock
+            heapq.heappush(self.heap, (tag, next(self.numbers), ticket))
+            if not ticket.background:
+                self.tokens += ticket.waiting
+                self.asked = time.monotonic()
             self.changed.notify()
         try:
             timeout = None if ticket.deadline is None else ticket.deadline - time.monotonic()
@@ -163,7 +176,7 @@ class Batcher:
         finally:
             with self.changed:
                 ticket.over = True
-                self.tokens -= ticket.waiting
+                self.tokens -= 0 if ticket.background else ticket.waiting
                 ticket.left.clear()
         assert ticket.raw is not None
         return ticket.raw
@@ -172,7 +185,7 @@ class Batcher:
     def requests(self) -> int:
         """How many wait for some of their sequences to be taken."""
         with self.changed:
-            return sum(1 for _, _, ticket in self.heap if not ticket.over)
+            return sum(1 for _, _, ticket in self.heap if not ticket.over and not ticket.background)
 
     @property
     def backlog(self) -> int:
@@ -193,6 +206,8 @@ class Batcher:
         while batch := self.next_batch():
             self.compute(batch)
             self.computing = None
+            if any(not share.ticket.background for share in batch):
+                self.asked = time.monotonic()
 
     def next_batch(self) -> list[Share]:
         """Waits for one; none when it is closed and nothing waits."""
@@ -200,7 +215,7 @@ class Batcher:
             while not (batch := self.take()):
                 if self.door.done():
                     return []
-                self.changed.wait()
+                self.changed.wait(IDLE_S if self.heap else None)
             self.computing = (time.monotonic(), sum(share.tokens for share in batch))
             return batch
 
@@ -213,6 +228,12 @@ class Batcher:
         passed: list[tuple[float, int, Ticket]] = []
         while self.heap and room > 0 and len(passed) < LOOK_AHEAD:
             entry = tag, number, ticket = heapq.heappop(self.heap)
+            if ticket.background and not ticket.over:
+                if (now - self.asked < IDLE_S) or any(not one.background for one in taken):
+                    passed.append(entry)
+                    break
+                if not taken and now - self.asked < BUSY_S:
+                    room = -(-room // 4)
             if ticket.over or (ticket.deadline is not None and now > ticket.deadline):
                 continue
             length = ticket.lengths[ticket.left[0]]
@@ -222,8 +243,10 @@ class Batcher:
             taken.setdefault(ticket, []).append(ticket.left.popleft())
             ticket.started = ticket.started or now
             room -= length
-            self.tokens -= length
-            self.clock = max(self.clock, tag)
+            if not ticket.background:
+                self.tokens -= length
+                self.clock = max(self.clock, tag)
+                self.asked = now
             if ticket.left:
                 heapq.heappush(self.heap, (tag + length, number, ticket))
         for entry in passed:

@@ -1,0 +1,139 @@
+"""Computes the batches of a shelf, a chunk at a time: each request goes through the application's own routes, in the
+queue behind all that somebody waits for.
+"""
+
+import asyncio
+import json
+import logging
+import uuid
+from contextlib import suppress
+
+from starlette.types import ASGIApp, Message, Scope
+
+from xlmr_ray.serve.batches.shelf import CLAIM_S, Answered, Line, Shelf
+from xlmr_ray.serve.logs import log_failure
+from xlmr_ray.serve.requests import BACKGROUND, Unavailable
+from xlmr_ray.serve.service import Service
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 8  # requests that are tokenized, or wait for the engine
+LOOK_S = 2.0  # how often it is looked for what others were asked
+
+
+class Runner:
+    """Of one replica. `woken` where a batch was made or cancelled here."""
+
+    def __init__(self, app: ASGIApp, service: Service, shelf: Shelf) -> None:
+        self.app, self.service, self.shelf = app, service, shelf
+        self.woken = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            try:
+                busy = self.service.ready and not self.service.closing and await self.step()
+            except Exception as error:  # the store is away for a while: what is not done is done later
+                log_failure(log, "a batch", error)
+                busy = False
+            if not busy:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.woken.wait(), LOOK_S)
+                self.woken.clear()
+
+    async def step(self) -> bool:
+        """Computes a chunk, or ends a batch; False where there was none."""
+        for name in await asyncio.to_thread(self.shelf.open):
+            told = await asyncio.to_thread(self.shelf.batch, name)
+            number = await asyncio.to_thread(self.shelf.claim, name)
+            if number is not None:
+                cancelled = told["status"] == "cancelling"
+                await self.chunk(name, number, told["endpoint"], cancelled=cancelled)
+                return True
+            if await asyncio.to_thread(self.shelf.finish, name):
+                return True
+        return False
+
+    async def chunk(self, name: str, number: int, endpoint: str, *, cancelled: bool) -> None:
+        lines = await asyncio.to_thread(self.shelf.chunk, name, number)
+        renewing = asyncio.create_task(self.renewed(name, number))
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def one(line: Line) -> tuple[bool, str]:
+            async with room:
+                return await self.answer(line, endpoint)
+
+        try:
+            if cancelled:
+                found = [(False, not_run(line)) for line in lines]
+            else:
+                found = list(await asyncio.gather(*map(one, lines)))
+        except BaseException:
+            self.shelf.release(name, number)
+            raise
+        finally:
+            renewing.cancel()
+        answered = Answered([text for good, text in found if good], [text for good, text in found if not good])
+        await asyncio.to_thread(self.shelf.put_answers, name, number, answered)
+
+    async def renewed(self, name: str, number: int) -> None:
+        while True:
+            await asyncio.sleep(CLAIM_S / 3)
+            await asyncio.to_thread(self.shelf.renew, name, number)
+
+    async def answer(self, line: Line, endpoint: str) -> tuple[bool, str]:
+        """Whether the request was answered, and its line."""
+        status, body = await asked(self.app, endpoint, json.dumps(line.body).encode())
+        if status in (429, 503):  # says nothing of the request: the service ends, or its engine has
+            raise Unavailable(f"a request of a batch was answered {status}")
+        response = {"status_code": status, "request_id": uuid.uuid4().hex, "body": json.loads(body)}
+        return status < 400, told(line, response, None)
+
+
+def told(line: Line, response: dict[str, object] | None, error: dict[str, str] | None) -> str:
+    """A line of the answers, as OpenAI's have it."""
+    values = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": line.custom_id, "response": response, "error": error}
+    return json.dumps(values)
+
+
+def not_run(line: Line) -> str:
+    return told(line, None, {"code": "batch_cancelled", "message": "the batch was cancelled before this request ran"})
+
+
+async def asked(app: ASGIApp, path: str, body: bytes) -> tuple[int, bytes]:
+    """Status and body of the application's answer to a POST."""
+    status = 500
+    parts: list[bytes] = []
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "client": None,
+        "server": None,
+        BACKGROUND: True,
+    }
+    given = False
+
+    async def receive() -> Message:
+        nonlocal given
+        if given:
+            await asyncio.Event().wait()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Message) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+        else:
+            parts.append(message.get("body", b""))
+
+    await app(scope, receive, send)
+    return status, b"".join(parts)

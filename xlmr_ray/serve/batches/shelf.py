@@ -1,0 +1,337 @@
+"""Files and batches in a folder or bucket, which all replicas of a service share. What is there says how far one is:
+
+    files/ID.json, files/ID       a file's description, and its content where it was uploaded
+    open/BATCH                    a batch that is not done
+    batches/BATCH/batch.json      what was asked for
+    batches/BATCH/chunks/N        requests, some of its lines
+    batches/BATCH/claims/N        who computes them now, until when
+    batches/BATCH/parts/N         their answers; only one writer can create it
+    batches/BATCH/cancelled       that it was cancelled, when
+    batches/BATCH/done.json       how it ended
+
+A replica that dies leaves a claim, which another one may take when its time is over. If both go on, one of them creates
+the part, so that each request has one line.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal
+
+from xlmr_ray.batch.store.base import Changed, Exists, Store
+from xlmr_ray.serve.requests import Invalid, NotFound
+
+CHUNK = 64  # requests that are claimed, and whose answers are kept, together
+CLAIM_S = 60.0
+ERRORS_TOLD = 100  # of a file whose lines are wrong
+
+Kind = Literal["output", "errors"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A request of a batch: `custom_id` is the caller's name for it."""
+
+    custom_id: str
+    body: Any
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The lines of one answered chunk, by where they belong."""
+
+    output: Sequence[str]
+    errors: Sequence[str]
+
+    def to_bytes(self) -> bytes:
+        head = json.dumps([len(self.output), len(self.errors)])
+        return "\n".join([head, *self.output, *self.errors, ""]).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Answered":
+        head, *lines = data.decode().split("\n")[:-1]
+        good = json.loads(head)[0]
+        return cls(lines[:good], lines[good:])
+
+
+@dataclass
+class Shelf:
+    """`counts` of answered chunks, which do not change, by batch and chunk."""
+
+    store: Store
+    most_lines: int
+    counts: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+
+    # Files
+
+    def add_file(self, content: BinaryIO, name: str, purpose: str) -> dict[str, Any]:
+        data = content.read()
+        told = self.describe(f"file-{secrets.token_hex(12)}", name, purpose, len(data))
+        self.store.put(f"files/{told['id']}", data)
+        self.write(f"files/{told['id']}.json", told)
+        return told
+
+    def describe(self, name: str, filename: str, purpose: str, size: int) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "file",
+            "bytes": size,
+            "created_at": int(time.time()),
+            "filename": filename,
+            "purpose": purpose,
+            "status": "processed",
+        }
+
+    def file(self, name: str) -> dict[str, Any]:
+        """Raises NotFound."""
+        return public(self.read(f"files/{plain(name)}.json", "file", name))
+
+    def files(self) -> list[dict[str, Any]]:
+        entries = self.store.list("files/")
+        return newest([public(self.read(one.key, "file", one.key)) for one in entries if one.key.endswith(".json")])
+
+    def content(self, name: str) -> Iterator[bytes]:
+        """The pieces of a file's content. Raises NotFound, at once."""
+        told = self.read(f"files/{plain(name)}.json", "file", name)
+        return self.answers(told["batch"], told["kind"]) if "batch" in told else self.pieces(name)
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        with self.store.open(f"files/{name}") as file:
+            while piece := file.read(1 << 20):
+                yield piece
+
+    def delete_file(self, name: str) -> None:
+        self.file(name)
+        self.store.delete(f"files/{name}.json")
+        self.store.delete(f"files/{name}")
+
+    # Batches
+
+    def add_batch(self, endpoint: str, file: str, window: str, metadata: dict[str, str] | None) -> dict[str, Any]:
+        """A batch of the requests in a file, which are checked first: one that is wrong fails at once."""
+        self.file(file)
+        lines, errors = self.checked(b"".join(self.content(file)), endpoint)
+        name, now = f"batch_{secrets.token_hex(12)}", int(time.time())
+        chunks = [lines[first : first + CHUNK] for first in range(0, len(lines), CHUNK)] if not errors else []
+        asked = {
+            "id": name,
+            "endpoint": endpoint,
+            "input_file_id": file,
+            "completion_window": window,
+            "metadata": metadata,
+            "created_at": now,
+            "lines": len(lines),
+            "chunks": len(chunks),
+        }
+        for number, chunk in enumerate(chunks):
+            self.write(f"batches/{name}/chunks/{number}", [[one.custom_id, one.body] for one in chunk])
+        if errors:
+            self.write(f"batches/{name}/done.json", {"status": "failed", "at": now, "errors": errors})
+        self.write(f"batches/{name}/batch.json", asked)
+        if not errors:
+            self.write(f"open/{name}", now)
+        return self.batch(name)
+
+    def checked(self, data: bytes, endpoint: str) -> tuple[list[Line], list[dict[str, Any]]]:
+        """The requests of a file, and what is wrong with its lines, without their text."""
+        lines: list[Line] = []
+        errors: list[dict[str, Any]] = []
+        seen: set[str] = set()
+        texts = [(number, text) for number, text in enumerate(data.split(b"\n"), 1) if text.strip()]
+        if not texts:
+            errors.append(wrong(None, "empty_file", "the file has no requests"))
+        if len(texts) > self.most_lines:
+            errors.append(
+                wrong(None, "too_many_tasks", f"{len(texts)} requests, at most {self.most_lines} are allowed")
+            )
+            return lines, errors
+        for number, text in texts:
+            try:
+                value = json.loads(text.decode("utf-8-sig"))
+            except ValueError:
+                value = None
+            found: str | None = None
+            if not isinstance(value, dict) or not isinstance(value.get("body"), dict):
+                found = "expected a JSON object with custom_id, method, url and body"
+            elif not isinstance(value.get("custom_id"), str):
+                found = "custom_id: expected a string"
+            elif value["custom_id"] in seen:
+                found = "custom_id: another line has the same"
+            elif value.get("method") != "POST":
+                found = "method: expected POST"
+            elif value.get("url") != endpoint:
+                found = f"url: expected the batch's endpoint, {endpoint}"
+            if found is not None:
+                errors.append(wrong(number, "invalid_request", found))
+            else:
+                seen.add(value["custom_id"])
+                lines.append(Line(value["custom_id"], value["body"]))
+        return lines, errors[:ERRORS_TOLD]
+
+    def batch(self, name: str) -> dict[str, Any]:
+        """A batch as it stands. Raises NotFound."""
+        asked = self.read(f"batches/{plain(name)}/batch.json", "batch", name)
+        done = self.maybe(f"batches/{name}/done.json") or {}
+        cancelled = self.maybe(f"batches/{name}/cancelled")
+        status = done.get("status") or ("cancelling" if cancelled else "in_progress")
+        good, bad = done.get("counts") or self.counted(name)
+        at = done.get("at")
+        return {
+            "id": name,
+            "object": "batch",
+            "endpoint": asked["endpoint"],
+            "errors": {"object": "list", "data": done["errors"]} if "errors" in done else None,
+            "input_file_id": asked["input_file_id"],
+            "completion_window": asked["completion_window"],
+            "status": status,
+            "output_file_id": done.get("output"),
+            "error_file_id": done.get("error"),
+            "created_at": asked["created_at"],
+            "in_progress_at": None if status == "failed" else asked["created_at"],
+            "expires_at": None,
+            "finalizing_at": at,
+            "completed_at": at if status == "completed" else None,
+            "failed_at": at if status == "failed" else None,
+            "expired_at": None,
+            "cancelling_at": cancelled,
+            "cancelled_at": at if status == "cancelled" else None,
+            "request_counts": {"total": asked["lines"], "completed": good, "failed": bad},
+            "metadata": asked["metadata"],
+        }
+
+    def batches(self) -> list[dict[str, Any]]:
+        names = self.store.folders("batches/")
+        return newest([self.batch(one) for one in names if self.store.head(f"batches/{one}/batch.json")])
+
+    def cancel(self, name: str) -> dict[str, Any]:
+        """Raises NotFound, and Invalid where the batch has ended."""
+        told = self.batch(name)
+        if told["status"] not in ("in_progress", "cancelling"):
+            raise Invalid("batch_id", f"the batch is {told['status']}, and cannot be cancelled any more")
+        self.create(f"batches/{name}/cancelled", int(time.time()))
+        return self.batch(name)
+
+    # What is computed
+
+    def open(self) -> list[str]:
+        """The batches that are not done, the oldest first."""
+        return [one.key.rpartition("/")[2] for one in sorted(self.store.list("open/"), key=lambda one: one.modified)]
+
+    def claim(self, name: str) -> int | None:
+        """A chunk that nobody computes, claimed for `CLAIM_S` seconds; None where there is none."""
+        there = {int(one.key.rpartition("/")[2]) for one in self.store.list(f"batches/{name}/parts/")}
+        for number in range(self.read(f"batches/{name}/batch.json", "batch", name)["chunks"]):
+            key = f"batches/{name}/claims/{number}"
+            if number in there:
+                continue
+            if self.create(key, time.time() + CLAIM_S):
+                return number
+            data, etag = self.store.get(key)
+            if json.loads(data) < time.time():
+                try:
+                    self.store.replace(key, json.dumps(time.time() + CLAIM_S).encode(), etag)
+                except Changed:
+                    continue
+                return number
+        return None
+
+    def renew(self, name: str, number: int) -> None:
+        self.write(f"batches/{name}/claims/{number}", time.time() + CLAIM_S)
+
+    def release(self, name: str, number: int) -> None:
+        """Another replica may have the chunk at once."""
+        self.store.delete(f"batches/{name}/claims/{number}")
+
+    def chunk(self, name: str, number: int) -> list[Line]:
+        return [Line(*one) for one in self.read(f"batches/{name}/chunks/{number}", "chunk", str(number))]
+
+    def put_answers(self, name: str, number: int, answered: Answered) -> None:
+        """Keeps the answers to a chunk, unless it has some."""
+        with suppress(Exists):
+            self.store.create(f"batches/{name}/parts/{number}", answered.to_bytes())
+
+    def counted(self, name: str) -> tuple[int, int]:
+        """How many requests have an answer, and how many an error."""
+        good = bad = 0
+        for entry in self.store.list(f"batches/{name}/parts/"):
+            key = (name, int(entry.key.rpartition("/")[2]))
+            if key not in self.counts:
+                answered = Answered.from_bytes(self.store.get(entry.key)[0])
+                self.counts[key] = (len(answered.output), len(answered.errors))
+            good, bad = good + self.counts[key][0], bad + self.counts[key][1]
+        return good, bad
+
+    def finish(self, name: str) -> bool:
+        """Ends a batch whose every chunk has answers. Any replica may do it, and all would write the same."""
+        asked = self.read(f"batches/{name}/batch.json", "batch", name)
+        good, bad = self.counted(name)
+        if good + bad < asked["lines"]:
+            return False
+        done: dict[str, Any] = {"counts": [good, bad], "at": int(time.time())}
+        done["status"] = "cancelled" if self.maybe(f"batches/{name}/cancelled") else "completed"
+        for kind, key, count in (("output", "output", good), ("errors", "error", bad)):
+            if count:
+                size = sum(map(len, self.answers(name, kind)))
+                told = self.describe(f"file-{kind}-{name.removeprefix('batch_')}", f"{name}_{kind}.jsonl",
+                                     "batch_output", size)  # fmt: skip
+                self.write(f"files/{told['id']}.json", {**told, "batch": name, "kind": kind})
+                done[key] = told["id"]
+        self.create(f"batches/{name}/done.json", done)
+        self.store.delete(f"open/{name}")
+        for chunk in [chunk for chunk in self.counts if chunk[0] == name]:
+            del self.counts[chunk]
+        return True
+
+    def answers(self, name: str, kind: str) -> Iterator[bytes]:
+        """The lines of a batch's answers, or of its errors, a chunk's at once."""
+        for number in range(self.read(f"batches/{name}/batch.json", "batch", name)["chunks"]):
+            answered = Answered.from_bytes(self.store.get(f"batches/{name}/parts/{number}")[0])
+            if lines := answered.output if kind == "output" else answered.errors:
+                yield "\n".join([*lines, ""]).encode()
+
+    # JSON in the store
+
+    def read(self, key: str, what: str, name: str) -> Any:
+        """Raises NotFound."""
+        found = self.maybe(key)
+        if found is None:
+            raise NotFound(f"no {what} {name[:64]!r}", field=f"{what}_id")
+        return found
+
+    def maybe(self, key: str) -> Any:
+        try:
+            return json.loads(self.store.get(key)[0])
+        except FileNotFoundError:
+            return None
+
+    def write(self, key: str, value: Any) -> None:
+        self.store.put(key, json.dumps(value).encode())
+
+    def create(self, key: str, value: Any) -> bool:
+        try:
+            self.store.create(key, json.dumps(value).encode())
+        except Exists:
+            return False
+        return True
+
+
+def plain(name: str) -> str:
+    """A name that leads nowhere else. Raises NotFound."""
+    if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+        raise NotFound(f"no file or batch {name[:64]!r}", field="id")
+    return name
+
+
+def public(told: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in told.items() if key not in ("batch", "kind")}
+
+
+def newest(all_of_them: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(all_of_them, key=lambda one: (one["created_at"], one["id"]), reverse=True)
+
+
+def wrong(line: int | None, code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "line": line, "message": message, "param": None}
