@@ -3,10 +3,11 @@
 import pytest
 
 from tests.models import save_classifier
+from tests.tasks.m3 import save_m3
 from xlmr_ray.batch import shard_rows as module
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.plan import task_recipes
-from xlmr_ray.batch.shard_rows import RESULT_BYTES, SHARD_ROWS_CPU, SHARD_ROWS_GPU, shard_rows
+from xlmr_ray.batch.shard_rows import COPIES, RESULT_BYTES, SHARD_ROWS_CPU, SHARD_ROWS_GPU, held_bytes, shard_rows
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,19 @@ def test_rows_of_a_shard(tmp_path, monkeypatch, tasks, asked, gpu, rows):
         "test",
     )
     assert shard_rows(job, task_recipes(job)) == rows
+
+
+def test_vectors_of_tokens_count_for_the_memory_of_an_encoder(tmp_path):
+    """And with it for how many encoders a machine is given: sixteen texts of bge-m3's length are half a gigabyte."""
+    job = check_job(
+        {
+            "model": str(save_m3(tmp_path)),
+            "input": {"path": "in.jsonl"},
+            "tasks": ["embedding", "sparse", "multi-vector"],
+            "output": {"path": "out"},
+        },
+        "test",
+    )
+    recipes = task_recipes(job)
+    assert held_bytes(recipes, 16) == COPIES * 16 * 64 * 4 * (1 + 48)
+    assert held_bytes(recipes[:1], 16) == 0

@@ -24,7 +24,9 @@ import torch
 from xlmr_ray import pipeline
 from xlmr_ray.batch.cluster import PROCESS_BYTES
 from xlmr_ray.batch.job import check_job
+from xlmr_ray.batch.plan import task_recipes
 from xlmr_ray.batch.run import run_job
+from xlmr_ray.batch.shard_rows import held_bytes
 from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.engine.engine import Engine
@@ -136,8 +138,9 @@ def tell_memory(folder: Path, texts: list[str]) -> None:
         outcome = run_job(check_job(job, "memory"), quiet=True)
         over.set()
         watcher.join()
-    planned = 4 * stored_values(model_folder(folder)) + PROCESS_BYTES
     rows = outcome.manifest.rows_ok
+    results = held_bytes(task_recipes(check_job(job, "memory")), rows)
+    planned = 4 * stored_values(model_folder(folder)) + results + PROCESS_BYTES
     print(f"{rows} documents of {LONGEST} tokens: {most[0] / 1e9:.2f} GB at most, planned {planned / 1e9:.2f}")
 
 

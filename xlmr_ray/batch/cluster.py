@@ -33,7 +33,7 @@ ADDRESS = re.compile(r"([^:/]+):(\d+)")
 TOKENIZERS_PER_GPU = 8
 # GPUs whose matrix units know float16 only, by Ray's names (`ray.util.accelerators`).
 BEFORE_BFLOAT16 = frozenset({"K80", "P4", "P100", "T4", "V100"})
-# What an encoder's process needs beside its weights.
+# What an encoder's process needs beside its weights and the results of a shard.
 PROCESS_BYTES = 1 << 30
 
 
@@ -185,9 +185,9 @@ def resources() -> Resources:
     return cluster_resources() if ray.is_initialized() else resources_here()
 
 
-def sizes(there: Resources, cluster: ClusterSection, device: str, weights: int, shards: int = sys.maxsize) -> Sizes:
-    """What a cluster carries, for `weights` of so many bytes in a process's memory, and no more encoders than there are
-    `shards` to do, unless the job says how many.
+def sizes(there: Resources, cluster: ClusterSection, device: str, held: int, shards: int = sys.maxsize) -> Sizes:
+    """What a cluster carries, for encoders that each hold so many bytes of weights and results, and no more of them
+    than there are `shards` to do, unless the job says how many.
 
     Raises UserError where it lacks what the job asks for.
     """
@@ -214,7 +214,7 @@ def sizes(there: Resources, cluster: ClusterSection, device: str, weights: int, 
         return Sizes(encoders, 0.5, share, tokenizers, min(1.0, room / tokenizers), encoders, 0)
     # An encoder a core, as far as half the memory goes: on two cores, two encoders of one thread each did 1.25 times
     # what one of two threads does, and other work on a core then delays only one of them.
-    copies = int(there.memory / 2 / (weights + PROCESS_BYTES))
+    copies = int(there.memory / 2 / (held + PROCESS_BYTES))
     encoders = cluster.encoders if cluster.encoders != "auto" else max(1, min(cpus, copies, shards))
     tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else max(1, cpus // 8)
     tokenizer_cpus = min(TOKENIZER_CPUS, cpus / (4 * tokenizers))

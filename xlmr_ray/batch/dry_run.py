@@ -19,7 +19,7 @@ from xlmr_ray.batch.observe.lineage import check_installed
 from xlmr_ray.batch.plan import Plan
 from xlmr_ray.batch.prepare import checked_store, describe, prepare
 from xlmr_ray.batch.progress import Figures
-from xlmr_ray.batch.run import check_errors, weights_of
+from xlmr_ray.batch.run import check_errors, memory_of
 from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.stages.rows import output_table
 from xlmr_ray.batch.stages.tokenize import Tokenize
@@ -62,7 +62,7 @@ def dry_run(job: Job, console: Console, *, at_least_once: bool = False) -> None:
         figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
         done = earlier(store, plan, figures, prepared.found.withdrawn if prepared.found else frozenset())
         left = np.flatnonzero(~done.shards)
-        size = sizes(resources(), job.cluster, job.engine.device, weights_of(recipe), max(1, len(left)))
+        size = sizes(resources(), job.cluster, job.engine.device, memory_of(recipe, plan.shards), max(1, len(left)))
         say(console, describe(prepared, done))
         if len(left):
             show(plan, left, recipe, size, console)

@@ -14,6 +14,7 @@ from xlmr_ray.batch.cluster import cluster_resources, connected, connected_if_th
 from xlmr_ray.batch.done import Done, committed_now, earlier
 from xlmr_ray.batch.incremental import Changes, publish_found
 from xlmr_ray.batch.input.file import InputChanged
+from xlmr_ray.batch.input.shard_table import ShardTable
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.commit import commit_shard
 from xlmr_ray.batch.ledger.lease import WAIT, leased
@@ -28,6 +29,7 @@ from xlmr_ray.batch.plan import Dead, Plan
 from xlmr_ray.batch.prepare import Prepared, checked_store, describe, prepare
 from xlmr_ray.batch.progress import Figures, show
 from xlmr_ray.batch.ranges import known_ranges, measured
+from xlmr_ray.batch.shard_rows import held_bytes
 from xlmr_ray.batch.stages.block import raise_failure
 from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.stages.shard_cost import Committed
@@ -213,7 +215,7 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
     changed: Counter[str] = Counter()
     cluster, device = run.job.cluster, run.job.engine.device
     with connected(cluster.address), ProgressLine(run.console, "docs", quiet=run.quiet) as line:
-        size = sizes(cluster_resources(), cluster, device, weights_of(prepared.recipe), len(todo))
+        size = sizes(cluster_resources(), cluster, device, memory_of(prepared.recipe, plan.shards), len(todo))
         recipe = replace(known, engine=replace(known.engine, threads=size.threads, gpus=size.encoder_gpus))
         if watch is not None:
             watch.launched(size, figures)
@@ -239,10 +241,13 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
         )
 
 
-def weights_of(recipe: Recipe) -> int:
-    """Bytes of the encoders' weights in the memory of a process, in float32."""
+def memory_of(recipe: Recipe, shards: ShardTable) -> int:
+    """Bytes of an encoder's process beside those that any takes: the encoders' weights, in float32, and the results of
+    the largest shard.
+    """
     encoders = {(task.encoder, task.tokenizer): task.model for task in recipe.tasks}
-    return sum(4 * stored_values(model_folder(resolve(model))) for model in encoders.values())
+    weights = sum(4 * stored_values(model_folder(resolve(model))) for model in encoders.values())
+    return weights + held_bytes(recipe.tasks, shards.most_rows)
 
 
 def commit_dead(store: Store, run_id: str, file: Dead) -> Record:

@@ -16,6 +16,8 @@ SHARD_ROWS_CPU = 16
 SHARD_ROWS_GPU = 8192
 # The model's results for a shard in memory, where they are vectors of tokens; the writer and Ray hold them, too.
 RESULT_BYTES = 1 << 30
+# What of a shard's results an encoder's process holds at once: the model's, the output's rows, their block (3.3 seen).
+COPIES = 4
 
 
 def shard_rows(job: Job, recipes: Sequence[TaskRecipe]) -> int:
@@ -24,6 +26,13 @@ def shard_rows(job: Job, recipes: Sequence[TaskRecipe]) -> int:
         return job.cluster.shard_rows
     most = SHARD_ROWS_GPU if on_gpu(job.engine.device) else SHARD_ROWS_CPU
     return max(1, min(most, RESULT_BYTES // max(1, sum(map(result_bytes, recipes)))))
+
+
+def held_bytes(recipes: Sequence[TaskRecipe], rows: int) -> int:
+    """Bytes of results that an encoder's process holds for a shard of so many rows, were all of its texts as long as
+    the model takes.
+    """
+    return COPIES * rows * sum(map(result_bytes, recipes))
 
 
 def result_bytes(recipe: TaskRecipe) -> int:

@@ -75,6 +75,11 @@ class ShardTable(Sequence[Shard]):
         """Of all shards."""
         return int(self.columns[:, ROWS].sum())
 
+    @property
+    def most_rows(self) -> int:
+        """Of one shard."""
+        return int(self.columns[:, ROWS].max(initial=0))
+
     def ids(self) -> Iterator[str]:
         return (_id(index, part) for index, part, *_ in self._rows())
 
