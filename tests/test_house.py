@@ -43,7 +43,17 @@ FINDING = {
 STORES = "xlmr_ray.batch.store"
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
 # Imported in one file each, with everything below them.
-ONCE = {"bitsandbytes", "flash_attn", "flash_attn_interface", "s3fs", "openlineage", "kernels", "peft"}
+ONCE = {
+    "bitsandbytes",
+    "flash_attn",
+    "flash_attn_interface",
+    "s3fs",
+    "openlineage",
+    "kernels",
+    "peft",
+    "deltalake",
+    "pyiceberg",
+}
 # Oracles of the tests: never in the package.
 NEVER = {"transformers", "sentence_transformers", "onnxruntime", "sentencepiece", "tests"}
 

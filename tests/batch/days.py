@@ -64,7 +64,7 @@ def launch(store, folder, *, started=0.0, drop=False, identity=IDENTITY, told=No
     """Yields what it has just done. `told` collects what was found; `strict` raises what ends a real one."""
     while True:
         try:
-            inputs = find_inputs(str(folder)).inputs
+            inputs = find_inputs(str(folder), columns=COLUMNS).inputs
         except UserError:
             return
         yield "listed"

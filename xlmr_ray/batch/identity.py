@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: 
     """What decides the run: the job's own identity, and the inputs, whose list the plan holds."""
     total = hashlib.sha256()
     for one in inputs:
-        total.update(canonical(asdict(one)) + b"\n")
+        total.update(canonical(one.line()) + b"\n")
     return {**job_identity(job, recipes, columns), "inputs": total.hexdigest()}
 
 

@@ -37,7 +37,8 @@ def whole_above_one(gpus: float) -> float:
 
 
 class InputSection(Section):
-    """`path`: a file, folder, glob, or a list of them. The text columns that a task does not need are not read.
+    """`path`: a file, folder, glob, or a list of them; or a table, read at its `version`. The text columns that a task
+    does not need are not read.
 
     `keep`: names of columns, or by name what each is called in the output. The column of `choices` holds lists of
     strings, that of `spans` lists of [start, end], or their JSON; kept beside, they come out as JSON. A row of more
@@ -48,6 +49,7 @@ class InputSection(Section):
     """
 
     path: Annotated[list[str], BeforeValidator(listed)]
+    version: int | None = None
     format: Annotated[str, AfterValidator(known_format)] = "auto"
     text: str = "text"
     text_pair: str | None = None

@@ -242,7 +242,7 @@ def write_plan(
         head = {**head, "kept": to_text(types)}
     if (beside := not_read(ignored)) is not None:
         head = {**head, "not_read": asdict(beside)}
-    data = by_lines(head, {"inputs": map(asdict, inputs), "shards": lines()})
+    data = by_lines(head, {"inputs": (one.line() for one in inputs), "shards": lines()})
     try:
         store.create(plan_key(name), data)
     except Exists:

@@ -58,11 +58,18 @@ def prepare(job: Job, store: Store) -> Prepared:
     recipes = task_recipes(job)
     columns = columns_of(job, recipes)
     with reading(", ".join(map(clean_url, job.input.path))):
-        found = find_inputs(job.input.path, format=job.input.format, output=job.output.path)
+        found = find_inputs(
+            job.input.path,
+            format=job.input.format,
+            output=job.output.path,
+            version=job.input.version,
+            columns=columns,
+        )
         what = job_identity(job, recipes, columns)
         inputs: Sequence[Input] = found.inputs
         upon: Next | None = None
-        drop = job.input.deleted == "drop"
+        # A table's files are written anew, so what is gone of them is in others, or removed.
+        drop = job.input.deleted == "drop" or any(one.table for one in inputs)
         if job.incremental and job.input.limit is None:
             upon = plan_next(
                 store,
@@ -113,6 +120,8 @@ def describe(prepared: Prepared, done: Done) -> str:
     plan = prepared.plan
     files, shards = plural(prepared.files, "file"), plural(len(plan.shards), "shard")
     text = f"run {plan.run_id}: {plural(plan.rows, 'document')} of {files} in {shards}"
+    if tables := sorted({one.table for one in plan.shards.inputs} - {""}):
+        text += f"; {some(tables)}"
     if prepared.found and prepared.found.changes:
         text += f"; {prepared.found.changes}"
     if prepared.found and prepared.found.withdrawn:

@@ -73,7 +73,7 @@ def take_sample(job: Job, documents: int) -> Sample:
             task = replace(task, ranges=Ranges((-1.0,) * task.width, (1.0,) * task.width, task.normalized))
         tasks.append(task)
     columns = columns_of(job, recipes)
-    found = find_inputs(job.input.path, format=job.input.format)
+    found = find_inputs(job.input.path, format=job.input.format, version=job.input.version, columns=columns)
     shards: list[Shard] = []
     for piece in plan_shards(
         found.inputs, shard_rows=GROUP, columns=columns, readers=job.input.readers, limit=job.input.limit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from xlmr_ray.batch.store.base import etag_of
@@ -25,6 +25,12 @@ class Input:
     compression: Compression
     size: int
     etag: str
+    table: str = ""  # the table whose file it is, as `URL@version`
+    constants: str = ""  # columns of the table that are not in the file; see `constants.to_text`
+
+    def line(self) -> dict[str, Any]:
+        """As plans have it, and runs are named after: files of no table as before there were tables."""
+        return {name: value for name, value in asdict(self).items() if name not in ("table", "constants") or value}
 
 
 def check_unchanged(found: Input, info: Mapping[str, Any] | None) -> None:

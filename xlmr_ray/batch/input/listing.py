@@ -11,11 +11,14 @@ import os
 import stat
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, cast
 
-from xlmr_ray.batch.input.table_formats import check_no_table, check_no_tables
+from xlmr_ray.batch.input.table_formats import METADATA, check_no_table, check_no_tables, check_not_inside
+from xlmr_ray.batch.lake.at import Part, format_at, parts
+from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.store.filesystem import filesystem
 from xlmr_ray.errors import UserError
 from xlmr_ray.text.printable import printable
@@ -27,19 +30,28 @@ PATTERN = "*?["
 class Listed:
     """One file. `key`: its full URL, or its absolute path on this machine; `info`: what the file system says of it;
     `named`: the user named this very file. `same`: equal for two keys that are one file, such as `in/a` and
-    `o/../in/a`, or two paths through a linked folder; the shortest such path is its own key.
+    `o/../in/a`, or two paths through a linked folder; the shortest such path is its own key. `table` and `constants`
+    are those of `Input`.
     """
 
     key: str
     info: Mapping[str, Any]
     named: bool
     same: str
+    table: str = ""
+    constants: str = ""
 
 
 def expand(
-    path: str, options: Mapping[str, object] | None = None, *, entered: set[str] | None = None
+    path: str,
+    options: Mapping[str, object] | None = None,
+    *,
+    entered: set[str] | None = None,
+    version: int | None = None,
+    wanted: Sequence[str] = (),
 ) -> Iterator[Listed]:
-    """The files of one path. `entered` gets the real paths of the folders on disk that were read.
+    """The files of one path; of a table, those of a version. `entered` gets the real paths of the folders on disk that
+    were read; `wanted` are the columns that are read of a table.
 
     Raises UserError where there is no such file or folder, or nothing matches the glob.
     """
@@ -49,10 +61,17 @@ def expand(
         info = fs.info(where)
     except (FileNotFoundError, NotADirectoryError):
         info = None
+    of_table = None if info is None or not _may_be_table(info) else format_at(fs, where)
+    if of_table is not None:
+        yield from in_order(partial(_table_file, path, options), parts(of_table, path, version, wanted, options))
+        return
+    if version is not None:
+        raise UserError(f"input.version: {path} is no table, so it has no versions; leave it out")
     if info is not None and info["type"] != "directory":
         yield _listed(fs, info["name"], info, named=True)
         return
     if info is not None:
+        check_not_inside(fs, where)
         yield from _walk(fs, where, entered)
         return
     if "?versionId=" in path:
@@ -66,6 +85,7 @@ def expand(
         raise UserError(f"{path}: is not a pattern: {error}") from None
     if not is_local(fs) and fs.exists(f"{fixed}/_delta_log"):
         check_no_table(fixed, ["_delta_log"])
+    check_not_inside(fs, fixed)
     found = False
     for name, one in matches:
         found = True
@@ -113,6 +133,22 @@ def _listed(fs: Any, name: str, info: Mapping[str, Any], *, named: bool) -> List
         return Listed(key, info, named, key)
     folder, _, base = name.rpartition("/")
     return Listed(name, info, named, f"{os.path.realpath(folder or '/').rstrip('/')}/{base}")
+
+
+def _may_be_table(info: Mapping[str, Any]) -> bool:
+    """Whether a path is a folder, or a file of metadata, of which it is worth to ask for more."""
+    return info["type"] == "directory" or str(info["name"]).endswith(METADATA)
+
+
+def _table_file(table: str, options: Mapping[str, object] | None, part: Part) -> Listed:
+    fs, where = filesystem(part.url, options=options)
+    try:
+        found = _listed(fs, where, fs.info(where), named=True)
+    except FileNotFoundError:
+        raise UserError(
+            f"{table}: {part.url}, a file of {part.table}, is not there any more; read a version whose files are kept"
+        ) from None
+    return replace(found, table=part.table, constants=part.constants)
 
 
 def _walk(fs: Any, folder: str, entered: set[str]) -> Iterator[Listed]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import Compression, Input
 from xlmr_ray.batch.input.listing import check_name, expand
 from xlmr_ray.batch.input.overlap import NAME, check_apart
@@ -14,6 +15,7 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.text.printable import printable
 
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+_PARQUET: tuple[str, Compression] = ("parquet", "")
 
 
 def endings() -> str:
@@ -37,13 +39,16 @@ def find_inputs(
     format: str = "auto",
     options: Mapping[str, object] | None = None,
     output: str | None = None,
+    version: int | None = None,
+    columns: Columns | None = None,
 ) -> Found:
     """Files, folders (recursive), globs, or a list of them, on local disk, S3 or another fsspec store.
 
     In folders and globs, names that start with `.` or `_` (`_SUCCESS`, `_metadata`; not `_key=value`), and `.crc` files
     are skipped. Two paths to one file are one input. `format="auto"` goes by the ending. A given format is used for
     files whose ending says nothing; files whose ending says another format are ignored, unless they were named one by
-    one. `options` go to the file system. Raises UserError where a path is missing, holds nothing to read, or has an
+    one. A table is read at its `version`, None for the newest, with the `columns` that it has then. `options` go to the
+    file system. Raises UserError where a path is missing, holds nothing to read, or has an
     ending that says no format, and where the files that a run writes to `output` would be among the inputs.
     """
     paths = [path] if isinstance(path, str) else list(path)
@@ -51,13 +56,16 @@ def find_inputs(
         raise UserError("input.path: an empty list; name a file, a folder or a glob")
     if format not in ("auto", *READERS):
         raise UserError(f"input.format: {format!r} is no format; one of auto, {', '.join(READERS)}")
+    if version is not None and len(paths) > 1:
+        raise UserError("input.version: is that of one table, and input.path names several; name one")
+    wanted = columns.wanted if columns else ()
     inputs: dict[str, Input] = {}  # by what is equal for two paths to one file
     ignored: set[str] = set()
     entered: set[str] = set()
     for one in paths:
         taken = 0
-        for found in expand(one, options, entered=entered):
-            kind = _kind(found.key, format, named=found.named)
+        for found in expand(one, options, entered=entered, version=version, wanted=wanted):
+            kind = _PARQUET if found.table else _kind(found.key, format, named=found.named)
             if kind is None:
                 ignored.add(printable(found.key))
                 continue
@@ -65,9 +73,8 @@ def find_inputs(
             taken += 1
             there = inputs.get(found.same)
             if there is None or (found.key != found.same, found.key) < (there.key != found.same, there.key):
-                inputs[found.same] = Input(
-                    found.key, *kind, size=int(found.info.get("size") or 0), etag=etag_of(found.info)
-                )
+                size, etag = int(found.info.get("size") or 0), etag_of(found.info)
+                inputs[found.same] = Input(found.key, *kind, size, etag, found.table, found.constants)
         if not taken and ignored:
             example = min(ignored)
             raise UserError(f"{one}: nothing to read in format {format}, for example {example}; looked for {endings()}")

@@ -1,15 +1,21 @@
-"""Folders that are tables of Delta, Iceberg or Hudi: their files are not all of them rows of the table, since those of
-older versions, and removed ones, lie beside those that count.
+"""Folders of tables of Delta, Iceberg or Hudi that would be read as plain ones: their files are not all of them rows of
+the table, since those of older versions, and removed ones, lie beside those that count.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
+from typing import Any
 
 from xlmr_ray.errors import UserError
 
-_MARKS = {"_delta_log": ("Delta", "deltalake.DeltaTable(…).file_uris()"), ".hoodie": ("Hudi", "a query of its own")}
-_METADATA = ".metadata.json"  # of Iceberg, in its folder `metadata`
+_ITSELF = "name the table itself in input.path"
+_MARKS = {
+    "_delta_log": ("Delta", _ITSELF),
+    ".hoodie": ("Hudi", "name the files of the version to read, as a query of Hudi's gives them"),
+}
+METADATA = ".metadata.json"  # of Iceberg, in its folder `metadata`
 
 
 def check_no_table(folder: str, names: Iterable[str]) -> None:
@@ -17,15 +23,15 @@ def check_no_table(folder: str, names: Iterable[str]) -> None:
     for name in names:
         if name in _MARKS:
             raise _is_table(folder, *_MARKS[name])
-        if name.endswith(_METADATA) and folder.rstrip("/").endswith("/metadata"):
-            raise _is_table(folder.rstrip("/").removesuffix("/metadata"), "Iceberg", "pyiceberg's scan().plan_files()")
+        if name.endswith(METADATA) and folder.rstrip("/").endswith("/metadata"):
+            raise _is_table(folder.rstrip("/").removesuffix("/metadata"), "Iceberg", _ITSELF)
 
 
 def check_no_tables(paths: Iterable[str]) -> None:
     """The same, of the paths of all files below a folder."""
     for path in paths:
         folder, _, name = path.rpartition("/")
-        if name.endswith(_METADATA):
+        if name.endswith(METADATA):
             check_no_table(folder, [name])
         for mark in _MARKS:
             above, found, _ = path.partition(f"/{mark}/")
@@ -33,8 +39,19 @@ def check_no_tables(paths: Iterable[str]) -> None:
                 check_no_table(above, [mark])
 
 
+def check_not_inside(fs: Any, folder: str) -> None:
+    """The same of a folder that is a part of a table: one of its partitions (`key=value`), or Iceberg's `data`."""
+    above, _, name = folder.rstrip("/").rpartition("/")
+    if "=" not in name and name != "data":
+        return
+    check_no_table(above, [mark for mark in _MARKS if fs.exists(f"{above}/{mark}")])
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        names = fs.ls(f"{above}/metadata", detail=False)
+        check_no_table(f"{above}/metadata", [one.rpartition("/")[2] for one in names])
+    check_not_inside(fs, above)
+
+
 def _is_table(folder: str, format: str, way: str) -> UserError:
     return UserError(
-        f"{folder}: is a {format} table, whose folder holds files of older versions, too, and removed rows; name the "
-        f"files of the version to read in input.path: those that {way} gives"
+        f"{folder}: is a {format} table, whose folder holds files of older versions, too, and removed rows; {way}"
     )

@@ -22,7 +22,8 @@ def read_whole(path: Sequence[str], *, format: str, text: dict[str, str], keep: 
     """
     columns = Columns(text=text, keep=tuple(dict.fromkeys(keep)))
     tables = []
-    for shard in plan_shards(find_inputs(path, format=format).inputs, shard_rows=SHARD_ROWS, columns=columns):
+    inputs = find_inputs(path, format=format, columns=columns).inputs
+    for shard in plan_shards(inputs, shard_rows=SHARD_ROWS, columns=columns):
         if isinstance(shard, DeadLetter):
             raise UserError(shard.message)
         table = read_shard(shard, columns)

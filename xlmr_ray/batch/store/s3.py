@@ -16,9 +16,11 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeVar, cast
 
 import botocore.exceptions
+import botocore.session
 import s3fs
 from fsspec.asyn import sync
 from s3fs.core import S3_RETRYABLE_ERRORS
@@ -44,6 +46,30 @@ TRANSIENT_CODES = {
 }  # fmt: skip
 SLOW_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
 DENIED_CODES = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "TokenRefreshRequired", "SignatureDoesNotMatch"}
+
+
+@dataclass(frozen=True)
+class Access:
+    """How S3 is reached, for libraries with clients of their own; the secret ones are in no repr."""
+
+    endpoint: str | None
+    region: str | None
+    key: str | None = field(repr=False)
+    secret: str | None = field(repr=False)
+    token: str | None = field(repr=False)
+
+
+def access(options: Mapping[str, object] | None = None) -> Access:
+    """By the options of `s3_filesystem`, else by the usual AWS variables and files."""
+    given = cast(dict[str, str | None], checked_options(options))
+    session = botocore.session.Session(profile=given.get("profile"))
+    region = session.get_config_variable("region")
+    endpoint = given.get("endpoint_url")
+    if given.get("key"):
+        return Access(endpoint, region, given["key"], given.get("secret"), given.get("token"))
+    found = session.get_credentials()
+    keys = None if found is None else found.get_frozen_credentials()
+    return Access(endpoint, region, *((keys.access_key, keys.secret_key, keys.token) if keys else (None, None, None)))
 
 
 def s3_filesystem(options: Mapping[str, object] | None = None) -> s3fs.S3FileSystem:

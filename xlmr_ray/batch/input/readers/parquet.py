@@ -145,7 +145,7 @@ def open_file(source: Source, columns: Columns) -> Opened:
         raise
     file = _opened(source)
     try:
-        found = find_columns(file, columns, source.partitions)
+        found = find_columns(file, columns, source.constants)
     except Damaged as error:
         error.rows = file.metadata.num_rows
         raise

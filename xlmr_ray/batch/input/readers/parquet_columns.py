@@ -1,7 +1,7 @@
 """Where the columns that a job names are in a Parquet file, and in which types they are read.
 
-A name is that of a column; else the path of a field in structs, its parts joined by dots; else a partition that the
-file's own path names.
+A name is that of a column; else the path of a field in structs, its parts joined by dots; else a constant: a
+partition that the file's own path names, or a column of the table that the file is of.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SHOWN = 20  # names of a file in a message
 @dataclass(frozen=True)
 class Found:
     """Where a name is: in the column `top`, in its structs by the names `inside`, at the indices `leaves` of the file's
-    leaf columns. A partition has no column, and one `value` in all rows. `type`: that of the values, with dictionaries
+    leaf columns. A constant has no column, and one `value` in all rows. `type`: that of the values, with dictionaries
     as what they hold.
     """
 
@@ -40,25 +40,25 @@ class Found:
     top: str = ""
     inside: tuple[str, ...] = ()
     leaves: range = range(0)
-    value: str | None = None
+    value: pa.Scalar | None = None
     is_uuid: bool = False
     has_int96: bool = False
 
     def column(self, batch: pa.RecordBatch) -> pa.Array:
         """The values in a batch."""
         if not self.leaves:
-            return pa.repeat(pa.scalar(self.value, pa.string()), batch.num_rows)
+            return pa.repeat(self.value, batch.num_rows)
         column = batch.column(batch.schema.names.index(self.top))
         for name in self.inside:
             column = pc.struct_field(_storage(column), name)
         return _storage(column)
 
 
-def find_columns(file: pq.ParquetFile, columns: Columns, partitions: Mapping[str, str | None]) -> dict[str, Found]:
+def find_columns(file: pq.ParquetFile, columns: Columns, constants: Mapping[str, pa.Scalar]) -> dict[str, Found]:
     """Each wanted name. Raises Damaged where one is missing, there more than once, or cannot be what it is read as."""
     schema = file.schema_arrow
     starts = list(_starts(schema))
-    found = {name: _find(name, schema, starts, partitions) for name in columns.wanted}
+    found = {name: _find(name, schema, starts, constants) for name in columns.wanted}
     found = {name: _with_storage(one, file) for name, one in found.items()}
     for role, name in columns.text.items():
         type = found[name].type
@@ -74,7 +74,7 @@ def find_columns(file: pq.ParquetFile, columns: Columns, partitions: Mapping[str
     return found
 
 
-def _find(name: str, schema: pa.Schema, starts: Sequence[int], partitions: Mapping[str, str | None]) -> Found:
+def _find(name: str, schema: pa.Schema, starts: Sequence[int], constants: Mapping[str, pa.Scalar]) -> Found:
     for top, inside in _readings(name):
         index = schema.names.index(top) if top in schema.names else -1
         if index < 0:
@@ -85,8 +85,8 @@ def _find(name: str, schema: pa.Schema, starts: Sequence[int], partitions: Mappi
         if below is not None:
             path, type, leaves = below
             return Found(type, top, path, leaves)
-    if name in partitions:
-        return Found(pa.string(), value=partitions[name])
+    if name in constants:
+        return Found(constants[name].type, value=constants[name])
     shown = ", ".join(one[:64] for one in schema.names[:_SHOWN])
     raise missing(name, f"the file has: {shown}")
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
+from xlmr_ray.batch.input.constants import from_text
 from xlmr_ray.batch.input.file import Input, InputChanged, check_unchanged
 from xlmr_ray.batch.input.partitions import partitions_of
 from xlmr_ray.batch.input.readers import zstd
@@ -65,6 +66,12 @@ class Source:
     def partitions(self) -> dict[str, str | None]:
         """The columns that the file's path names, as Hive and Spark lay tables out; see `partitions_of`."""
         return partitions_of(self.input.key)
+
+    @property
+    def constants(self) -> dict[str, pa.Scalar]:
+        """Columns that are not in the file, with their values: those of the table that it is of, and of its path."""
+        of_path = {name: pa.scalar(value, pa.string()) for name, value in self.partitions.items()}
+        return {**of_path, **from_text(self.input.constants)}
 
     def info(self) -> Mapping[str, Any] | None:
         """What the store says of the object now; None where it is gone."""

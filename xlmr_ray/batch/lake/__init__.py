@@ -1,0 +1,9 @@
+"""The table formats of lakehouses. A format is one file here, with its `TableFormat`, and one line of
+`TABLES`.
+"""
+
+from xlmr_ray.batch.lake.delta import Delta
+from xlmr_ray.batch.lake.iceberg import Iceberg
+from xlmr_ray.batch.lake.table import TableFormat
+
+TABLES: tuple[TableFormat, ...] = (Delta(), Iceberg())
