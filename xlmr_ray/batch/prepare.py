@@ -68,7 +68,7 @@ def prepare(job: Job, store: Store) -> Prepared:
         what = job_identity(job, recipes, columns)
         inputs: Sequence[Input] = found.inputs
         upon: Next | None = None
-        # A table's files are written anew, so what is gone of them is in others, or removed.
+        # A table's or repository's files are written anew, so what is gone of them is in others, or removed.
         drop = job.input.deleted == "drop" or any(one.table for one in inputs)
         if job.incremental and job.input.limit is None:
             upon = plan_next(

@@ -66,7 +66,7 @@ def test_every_snapshot_as_the_library_reads_it(table):
         assert read(where, NAMES, snapshot) == of_library(where, NAMES, snapshot)
     assert read(where, NAMES) != read(where, NAMES, table.snapshots()[0].snapshot_id)
     (version,) = {one.table for one in find_inputs(where).inputs}
-    assert version == f"{where}@{table.current_snapshot().snapshot_id}"
+    assert version == f"{where.removeprefix('file://')}@{table.current_snapshot().snapshot_id}"
 
 
 def test_types_that_were_widened_and_columns_that_came_later(table):

@@ -25,7 +25,7 @@ class Input:
     compression: Compression
     size: int
     etag: str
-    table: str = ""  # the table whose file it is, as `URL@version`
+    table: str = ""  # the table or repository of the hub whose file it is, as `URL@version`
     constants: str = ""  # columns of the table that are not in the file; see `constants.to_text`
 
     def line(self) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from typing import Any, cast
 from xlmr_ray.batch.input.table_formats import METADATA, check_no_table, check_no_tables, check_not_inside
 from xlmr_ray.batch.lake.at import Part, format_at, parts
 from xlmr_ray.batch.ledger.in_order import in_order
-from xlmr_ray.batch.store.filesystem import filesystem
+from xlmr_ray.batch.store.filesystem import filesystem, scheme_of
 from xlmr_ray.errors import UserError
 from xlmr_ray.text.printable import printable
+from xlmr_ray.text.redact import redacted
 
 PATTERN = "*?["
 
@@ -30,14 +31,15 @@ PATTERN = "*?["
 class Listed:
     """One file. `key`: its full URL, or its absolute path on this machine; `info`: what the file system says of it;
     `named`: the user named this very file. `same`: equal for two keys that are one file, such as `in/a` and
-    `o/../in/a`, or two paths through a linked folder; the shortest such path is its own key. `table` and `constants`
-    are those of `Input`.
+    `o/../in/a`, or two paths through a linked folder; the shortest such path is its own key. `format`, where
+    it is known otherwise than by the name, `table` and `constants` are those of `Input`.
     """
 
     key: str
     info: Mapping[str, Any]
     named: bool
     same: str
+    format: str = ""
     table: str = ""
     constants: str = ""
 
@@ -56,6 +58,22 @@ def expand(
     Raises UserError where there is no such file or folder, or nothing matches the glob.
     """
     entered = set() if entered is None else entered
+    if scheme_of(path) == "hf":
+        from xlmr_ray.batch.store.hub import pinned
+
+        try:
+            url, repository = pinned(path, options)
+        except (FileNotFoundError, ValueError, NotImplementedError) as error:
+            raise UserError(f"{path}: {redacted(str(error).strip().splitlines()[0])}") from None
+        found = _expand(url, options, entered=entered, version=version, wanted=wanted)
+        yield from (replace(one, table=one.table or repository) for one in found)
+    else:
+        yield from _expand(path, options, entered=entered, version=version, wanted=wanted)
+
+
+def _expand(
+    path: str, options: Mapping[str, object] | None, *, entered: set[str], version: int | None, wanted: Sequence[str]
+) -> Iterator[Listed]:
     fs, where = filesystem(path, options=options)
     try:
         info = fs.info(where)
@@ -148,7 +166,7 @@ def _table_file(table: str, options: Mapping[str, object] | None, part: Part) ->
         raise UserError(
             f"{table}: {part.url}, a file of {part.table}, is not there any more; read a version whose files are kept"
         ) from None
-    return replace(found, table=part.table, constants=part.constants)
+    return replace(found, format="parquet", table=part.table, constants=part.constants)
 
 
 def _walk(fs: Any, folder: str, entered: set[str]) -> Iterator[Listed]:

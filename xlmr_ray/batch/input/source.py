@@ -65,7 +65,7 @@ def find_inputs(
     for one in paths:
         taken = 0
         for found in expand(one, options, entered=entered, version=version, wanted=wanted):
-            kind = _PARQUET if found.table else _kind(found.key, format, named=found.named)
+            kind = _PARQUET if found.format else _kind(found.key, format, named=found.named)
             if kind is None:
                 ignored.add(printable(found.key))
                 continue
@@ -73,7 +73,9 @@ def find_inputs(
             taken += 1
             there = inputs.get(found.same)
             if there is None or (found.key != found.same, found.key) < (there.key != found.same, there.key):
-                size, etag = int(found.info.get("size") or 0), etag_of(found.info)
+                if found.info.get("size") is None:
+                    raise UserError(f"{found.key}: its server does not say its length; copy it to a disk or bucket")
+                size, etag = int(found.info["size"]), etag_of(found.info)
                 inputs[found.same] = Input(found.key, *kind, size, etag, found.table, found.constants)
         if not taken and ignored:
             example = min(ignored)

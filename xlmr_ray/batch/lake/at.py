@@ -9,6 +9,7 @@ from typing import Any
 from xlmr_ray.batch.input.constants import to_text
 from xlmr_ray.batch.lake import TABLES
 from xlmr_ray.batch.lake.table import TableFormat
+from xlmr_ray.batch.store.filesystem import local_path, scheme_of
 from xlmr_ray.errors import UserError
 
 
@@ -40,6 +41,7 @@ def parts(
 
     Raises UserError where the library is missing, or rows and columns of the table are not those of its files.
     """
+    whole = local_path(url) if scheme_of(url) == "file" else url.rstrip("/")
     try:
         table = format.read(url, version, wanted, options)
     except ImportError as error:
@@ -61,7 +63,7 @@ def parts(
                 f"{url}: the {format.name} table is partitioned by {name!r}, a column of type {columns[name]}, whose "
                 "values are not read; leave the column out"
             ) from None
-        yield Part(file.url, f"{url}@{table.version}", constants)
+        yield Part(file.url, f"{whole}@{table.version}", constants)
 
 
 def _tops(name: str) -> Iterator[str]:

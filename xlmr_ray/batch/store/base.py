@@ -128,14 +128,13 @@ def etag_of(info: Mapping[str, Any]) -> str:
 
     For a local file it equals the etag that a store gives. Raises UserError where there is nothing to tell by.
     """
-    for name in ("ETag", "etag", "md5Hash", "content_md5", "generation"):
+    for name in ("ETag", "etag", "md5Hash", "content_md5", "generation", "blob_id"):
         if value := info.get(name):
             return str(value).strip('"')
     if "ino" in info and "mtime" in info:
         return file_etag(info["size"], info["mtime"], info["ino"])
-    times = [
-        str(info[name]) for name in ("mtime", "LastModified", "last_modified", "updated", "created") if name in info
-    ]
+    names = ("mtime", "LastModified", "Last-Modified", "last_modified", "updated", "created")
+    times = [str(info[name]) for name in names if name in info]
     if not times:
         raise UserError(f"{info.get('name')}: its store tells neither an ETag nor a time, so a change would go unseen")
     return _short_hash(info.get("size"), *times)

@@ -36,6 +36,10 @@ def open_filesystem(url: str, options: Mapping[str, object] | None) -> tuple[fss
         from xlmr_ray.batch.store.s3 import s3_filesystem
 
         return s3_filesystem(options), url.split("://", 1)[1]
+    if scheme == "hf":
+        from xlmr_ray.batch.store.hub import hub_filesystem
+
+        return hub_filesystem(options), url.split("://", 1)[1]
     if scheme not in fsspec.available_protocols():
         raise UserError(f"{clean_url(url)}: no file system for {scheme}:// is known")
     try:

@@ -14,6 +14,7 @@ from xlmr_ray.batch.input.file import Input, InputChanged, check_unchanged
 from xlmr_ray.batch.input.partitions import partitions_of
 from xlmr_ray.batch.input.readers import zstd
 from xlmr_ray.batch.store.filesystem import filesystem
+from xlmr_ray.errors import UserError
 
 CHUNK = 8 << 20  # bytes asked of the store at a time
 BLOCK = 64 << 10  # bytes inflated at a time
@@ -102,6 +103,8 @@ class Source:
         self.unchecked = True
         try:
             data = cast(bytes, self._fs.cat_file(self._path, start=start, end=stop))
+            if len(data) > stop - start:
+                raise UserError(f"{self.input.key}: its server sends no parts of it; copy it to a disk or a bucket")
             if len(data) != stop - start:
                 raise InputChanged(f"{self.input.key}: shorter than when it was planned; start the job again")
         except BaseException as error:
