@@ -108,7 +108,10 @@ class TaskSection(BaseModel):
 
 
 class OutputSection(Section):
+    """`table`: also as a table of this format, each published run as one commit."""
+
     path: str
+    table: Literal["delta"] | None = None
 
 
 class EngineSection(Section):

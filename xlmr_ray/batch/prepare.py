@@ -10,8 +10,10 @@ from xlmr_ray.batch.incremental import Next, limited_inputs, plan_next, planned
 from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.lake.sink import check_sink
 from xlmr_ray.batch.plan import Plan, check_quantization, columns_of, make_plan, task_recipes
 from xlmr_ray.batch.shard_rows import shard_rows
+from xlmr_ray.batch.stages.checkpoints import bound
 from xlmr_ray.batch.stages.recipe import EngineRecipe, Recipe
 from xlmr_ray.batch.store.base import NoConditionalWrites, Store
 from xlmr_ray.batch.store.filesystem import reading
@@ -56,6 +58,8 @@ def prepare(job: Job, store: Store) -> Prepared:
     """
     check_quantization(job)
     recipes = task_recipes(job)
+    if job.output.table is not None:
+        check_sink(job.output.table, (bound(recipe).schema for recipe in recipes))
     columns = columns_of(job, recipes)
     with reading(", ".join(map(clean_url, job.input.path))):
         found = find_inputs(

@@ -16,6 +16,7 @@ from xlmr_ray.batch.incremental import Changes, publish_found
 from xlmr_ray.batch.input.file import InputChanged
 from xlmr_ray.batch.input.shard_table import ShardTable
 from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.lake.sink import commit_published
 from xlmr_ray.batch.ledger.commit import commit_shard
 from xlmr_ray.batch.ledger.lease import WAIT, leased
 from xlmr_ray.batch.ledger.manifest import Manifest, finish, read_manifest
@@ -148,6 +149,8 @@ def run_prepared(run: Run, *, started: float, wait: float) -> tuple[Outcome, boo
             published, settled = publish_found(store, found, started=started)
         else:
             _, published = publish(store, name, started=started, job=run.prepared.job, limited=run.limited)
+        if run.job.output.table is not None:
+            commit_published(store, run.job.output.table)
         watch.finished(manifest, anew=anew)
     changes = found.changes if found else None
     return Outcome(manifest, run.figures, published, store, changes, limited=run.limited), settled

@@ -4,6 +4,8 @@
 
 from xlmr_ray.batch.lake.delta import Delta
 from xlmr_ray.batch.lake.iceberg import Iceberg
-from xlmr_ray.batch.lake.table import TableFormat
+from xlmr_ray.batch.lake.table import TableFormat, TableSink
 
 TABLES: tuple[TableFormat, ...] = (Delta(), Iceberg())
+# By what `output.table` calls them: formats that a finished run can be committed to.
+SINKS: dict[str, TableSink] = {"delta": Delta()}

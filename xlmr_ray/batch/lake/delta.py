@@ -5,16 +5,19 @@ Format: github.com/delta-io/delta, PROTOCOL.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 
-from xlmr_ray.batch.lake.table import Table, TableFile, TableFormat
+from xlmr_ray.batch.lake.table import Table, TableFile, TableSink
+from xlmr_ray.batch.ledger.record import File
 from xlmr_ray.batch.store.filesystem import local_path, scheme_of
-from xlmr_ray.errors import UserError
+from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.text.redact import redacted
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ LOG = "_delta_log"
 READ = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "invariants", "appendOnly"}
 
 
-class Delta(TableFormat):
+class Delta(TableSink):
     name = "Delta"
     extra = "delta"
 
@@ -46,6 +49,93 @@ class Delta(TableFormat):
             reason = redacted(str(error).strip().splitlines()[0])
             raise UserError(f"{url}: the Delta table cannot be read{at}: {reason}") from None
         return Table(table.version(), schema, _files(located(url).rstrip("/"), actions))
+
+    def check(self, schema: pa.Schema) -> None:
+        import deltalake  # noqa: F401
+
+        for field in schema:
+            if (type := _unfit(field.type)) is not None:
+                raise UserError(
+                    f"output.table: column {field.name!r} has the type {type}, which Delta tables do not have; choose "
+                    "another, or leave the column or output.table out"
+                )
+
+    def commit(self, url: str, files: Mapping[str, File], schema: pa.Schema | None, run_id: str) -> bool:
+        from deltalake.exceptions import CommitFailedError, DeltaError
+
+        if schema is not None:
+            self.check(schema)
+        try:
+            return _commit(located(url), settings(url, None), files, schema, run_id)
+        except CommitFailedError:
+            return False
+        except (DeltaError, OSError, ValueError, pa.ArrowException) as error:
+            reason = redacted(str(error).strip().splitlines()[0])
+            raise JobFailed(
+                f"{url}: the Delta table cannot be committed to: {reason}; the run itself is finished, and the same "
+                "command tries again"
+            ) from None
+
+
+def _commit(
+    where: str, store: dict[str, str], files: Mapping[str, File], schema: pa.Schema | None, run_id: str
+) -> bool:
+    """Upon the version that was read: where another comes first, delta-rs is not to try again upon that one."""
+    from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+    from deltalake._internal import RemoveAction
+    from deltalake.exceptions import DeltaError, TableNotFoundError
+    from deltalake.transaction import AddAction, create_table_with_add_actions
+
+    ours = None if schema is None else Schema.from_arrow(schema)
+    named = CommitProperties(
+        custom_metadata={"xlmr_ray.run": run_id},
+        app_transactions=[Transaction(f"xlmr-ray/{run_id}", 1)],
+        max_commit_retries=0,
+    )
+    now = int(time.time() * 1000)
+
+    def adds(names: Iterable[str]) -> list[AddAction]:
+        return [
+            AddAction(name, files[name].bytes, {}, now, True, json.dumps({"numRecords": files[name].rows}))
+            for name in names
+        ]
+
+    try:
+        table = DeltaTable(where, storage_options=store)
+    except TableNotFoundError:
+        if ours is None:
+            return True
+        try:
+            create_table_with_add_actions(
+                where, ours, adds(files), mode="error", storage_options=store, commit_properties=named
+            )
+        except DeltaError:
+            if DeltaTable.is_deltatable(where, storage_options=store):
+                return False
+            raise
+        return True
+    actions = pa.table(table.get_add_actions())
+    there = dict(zip(map(unquote, actions["path"].to_pylist()), actions["size_bytes"].to_pylist(), strict=True))
+    if there.keys() == files.keys():
+        return True
+    if ours is None or table.schema() == ours:
+        removed = [RemoveAction(name, True, now, size) for name, size in there.items() if name not in files]
+        added = adds(name for name in files if name not in there)
+        table.create_write_transaction([*added, *removed], "append", table.schema(), commit_properties=named)
+    else:
+        table.create_write_transaction([*adds(files)], "overwrite", ours, commit_properties=named)
+    return True
+
+
+def _unfit(type: pa.DataType) -> pa.DataType | None:
+    """What in a type Delta does not have: delta-rs would call unsigned integers signed ones of their width."""
+    if pa.types.is_unsigned_integer(type) or type in (pa.float16(), pa.null()):
+        return type
+    if pa.types.is_time(type) or pa.types.is_duration(type) or pa.types.is_interval(type):
+        return type
+    if pa.types.is_timestamp(type) and type.unit == "ns":
+        return type
+    return next((found for i in range(type.num_fields) if (found := _unfit(type.field(i).type)) is not None), None)
 
 
 def located(url: str) -> str:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from xlmr_ray.batch.ledger.record import File
+
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
@@ -48,4 +50,20 @@ class TableFormat(ABC):
 
         Raises ImportError where the library is missing, UserError for a table whose files, read by the names of the
         `wanted` columns, would not give its rows.
+        """
+
+
+class TableSink(TableFormat):
+    """A format in which a table can be committed whose files are those that a run wrote."""
+
+    @abstractmethod
+    def check(self, schema: pa.Schema) -> None:
+        """Raises ImportError where the library is missing, UserError for a column of a type that the format has not."""
+
+    @abstractmethod
+    def commit(self, url: str, files: Mapping[str, File], schema: pa.Schema | None, run_id: str) -> bool:
+        """Makes the table at `url` consist of these files, by their paths in it, in one commit that names the run.
+
+        Nothing is committed where it does already. Returns False where somebody else committed meanwhile: look again.
+        Raises JobFailed where the table cannot be committed to.
         """

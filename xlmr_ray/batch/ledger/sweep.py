@@ -20,7 +20,7 @@ def sweep(store: Store, *, dry_run: bool = False, older_than: float = GRACE) -> 
     before = time.time() - older_than
     found = [entry for scratch in ("_probe-", ".tmp/") for entry in store.list(scratch) if entry.modified <= before]
     found = [entry for entry in found if entry.key != ".tmp/lock"]
-    for run_id in sorted({*store.folders("data/"), *store.folders("errors/")}):
+    for run_id in sorted({*store.folders("data/"), *store.folders("errors/")} - {"_delta_log"}):
         finished = store.head(manifest_key(run_id)) is not None
         attempts = {record.attempt for record in committed(store, run_id)}
         found += [entry for entry in orphans(store, run_id, attempts) if finished or entry.modified <= before]
