@@ -26,6 +26,7 @@ from xlmr_ray.bench.sample import take_sample
 from xlmr_ray.bench.shares import NAMES, shares
 from xlmr_ray.bench.show import show, svg
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.model.operations import attention_operations, matmul_operations
 from xlmr_ray.tasks.registry import bind_task
 
@@ -49,7 +50,7 @@ def test_operations_are_those_that_torch_counts(tmp_path, monkeypatch):
     folder = save_classifier(tmp_path, num_labels=3, hidden_size=64, intermediate_size=160, num_hidden_layers=3)
     task = bind_task("feature-extraction", folder, {})
     # The counter does not know the fused kernel of the CPU.
-    engine = Engine.load(folder, [task], device="cpu", attn_implementation="eager")
+    engine = Engine.load(folder, [task], EngineSettings(device="cpu", attn_implementation="eager"))
     lengths = np.array([48, 16, 32])  # whole steps of 16, so that no filler is computed
     ids = pa.array([list(range(3, 3 + n)) for n in lengths], pa.list_(pa.int32()))
     with FlopCounterMode(display=False) as counted:

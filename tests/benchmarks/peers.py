@@ -30,6 +30,7 @@ from xlmr_ray.bench.measure import usable_cpus
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.demo import CORPUS
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.tasks.registry import bind_task
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -45,7 +46,9 @@ def engine(folder: Path, quantization: str | None = None) -> Embed:
     """An encoder a core, as a run has them."""
     task = bind_task("embedding", folder, {"pooling": "mean", "normalize": True, "max_length": LENGTH})
     tokenizer = XLMRobertaTokenizer.from_pretrained(folder)
-    engines = [Engine.load(folder, [task], device="cpu", quantization=quantization) for _ in range(CORES)]
+    engines = [
+        Engine.load(folder, [task], EngineSettings(device="cpu", quantization=quantization)) for _ in range(CORES)
+    ]
 
     def one(engine: Engine, ids: pa.Array) -> np.ndarray:
         torch.set_num_threads(1)

@@ -30,6 +30,7 @@ from xlmr_ray.batch.shard_rows import held_bytes
 from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.settings import EngineSettings
 
 LONGEST, PAGES, LONG = 8192, 200, 8
 NAMES = ("embedding", "sparse", "multi-vector")
@@ -66,7 +67,7 @@ def save(folder: Path, encoder: str, *, hidden: int, layers: int) -> Path:
 def ours(folder: Path, names: tuple[str, ...]) -> Callable[[list[str]], object]:
     """From texts to the tables of the tasks, in one pass."""
     pipes = [pipeline(name, folder, device="cpu") for name in names]
-    engine = Engine.load(folder, [pipe.task for pipe in pipes], device="cpu")
+    engine = Engine.load(folder, [pipe.task for pipe in pipes], EngineSettings(device="cpu"))
 
     def compute(texts: list[str]) -> object:
         columns = pa.table({"text": texts})

@@ -27,6 +27,7 @@ from xlmr_ray.checkpoint.load import load_tensors
 from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, make_int8_batch_invariant, scheme
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.registry import bind_task
 
@@ -260,7 +261,9 @@ def test_an_engine_on_quantized_files(tmp_path: Path, name: str) -> None:
     model.save_pretrained(tmp_path / "small")
     assert type(model.classifier.dense) is nn.Linear
     make_int8_batch_invariant(model)  # as the engine does
-    engine = Engine.load(tmp_path / "small", [bind_task("text-classification", tmp_path / "small", {})], device="cpu")
+    engine = Engine.load(
+        tmp_path / "small", [bind_task("text-classification", tmp_path / "small", {})], EngineSettings(device="cpu")
+    )
     rng = np.random.default_rng(0)
     texts = [[0, *rng.integers(5, 200, int(n)).tolist(), 2] for n in rng.integers(1, 40, 12)]
     got = engine.run(pa.array(texts, pa.list_(pa.int32())))

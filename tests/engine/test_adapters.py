@@ -15,6 +15,7 @@ from xlmr_ray.checkpoint.identity import encoder_identity
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.joint_batch import CallerSequences, compute_together
 from xlmr_ray.engine.runners import TaskSource, load_runners
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.encoded import ragged
 from xlmr_ray.tasks.registry import bind_task
@@ -95,9 +96,7 @@ def test_a_batch_of_several_as_each_alone(mini: Path, adapted: Any) -> None:
     assert len({encoder_identity(place) for place in places}) == 1
     tokenizer = XLMRobertaTokenizer.from_pretrained(mini)
     tasks = [bind_task("text-classification", place, {"top_k": None}) for place in places]
-    (loaded,) = load_runners(
-        [TaskSource(task, place, "one") for task, place in zip(tasks, places, strict=True)],
-        device="cpu", dtype="float32")  # fmt: skip
+    (loaded,) = load_runners([TaskSource(task, place, "one") for task, place in zip(tasks, places, strict=True)], EngineSettings(device="cpu", dtype="float32"))  # fmt: skip
     engine = loaded.runner
     assert isinstance(engine, Engine)
     table = tasks[0].prepare(pa.table({"text": TEXTS}), tokenizer)
@@ -127,6 +126,6 @@ def test_what_has_to_be_merged(mini: Path, tmp_path: Path) -> None:
         resolve(f"{name}[adapter={tmp_path / 'usual'}]")
     task = bind_task("text-classification", resolve(name), {})
     with pytest.raises(UserError, match="quantization int8: not with adapters beside the encoder"):
-        load_runners([TaskSource(task, resolve(name), "one")], quantization="int8", device="cpu")
+        load_runners([TaskSource(task, resolve(name), "one")], EngineSettings(quantization="int8", device="cpu"))
     with pytest.raises(UserError, match="no folder on this machine with an adapter"):
         resolve(f"{mini}[adapter={tmp_path}]")

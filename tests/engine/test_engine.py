@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.registry import bind_task
 
@@ -23,7 +24,7 @@ CLASSES = ("text-classification", {"function_to_apply": "none", "top_k": None})
 @pytest.fixture(scope="module")
 def engine(small):
     tasks = [bind_task(*_named(small, *CLASSES)), bind_task(*_named(small, "embedding", {"pooling": "mean"}))]
-    return Engine.load(small, tasks, device="cpu")
+    return Engine.load(small, tasks, EngineSettings(device="cpu"))
 
 
 def _named(folder, name, options):
@@ -38,7 +39,7 @@ def documents(lengths, seed=0):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_results_are_transformers_in_input_order(engine, small, implementation):
     docs = documents([5, 128, 1, 40, 2, 64, 17, 5])
-    got = Engine.load(small, engine.tasks, device="cpu", attn_implementation=implementation).run(docs)
+    got = Engine.load(small, engine.tasks, EngineSettings(device="cpu", attn_implementation=implementation)).run(docs)
     theirs = transformers.XLMRobertaForSequenceClassification.from_pretrained(small).eval()
     assert got.failed == {}
     for place, doc in enumerate(docs.to_pylist()):
@@ -87,7 +88,7 @@ def test_threads_do_not_change_bits(engine):
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 def test_out_of_memory_halves_the_budget_and_goes_on(small, error, monkeypatch):
-    engine = Engine.load(small, [bind_task("embedding", small, {})], device="cpu", max_tokens=1000)
+    engine = Engine.load(small, [bind_task("embedding", small, {})], EngineSettings(device="cpu", max_tokens=1000))
     docs = documents([100] * 12 + [10] * 5)
     wanted = engine.run(docs).raw[0]
     real = Engine.compute
@@ -108,7 +109,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(small, error, monkeypatch):
 
 
 def test_a_document_that_does_not_fit_alone_is_named_and_the_rest_scored(small, monkeypatch):
-    engine = Engine.load(small, [bind_task("embedding", small, {})], device="cpu")
+    engine = Engine.load(small, [bind_task("embedding", small, {})], EngineSettings(device="cpu"))
     docs = documents([100, 20, 128, 30])
     wanted = engine.run(docs).raw[0]
     real = Engine.compute
@@ -126,7 +127,7 @@ def test_a_document_that_does_not_fit_alone_is_named_and_the_rest_scored(small, 
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(small, monkeypatch):
-    engine = Engine.load(small, [bind_task("embedding", small, {})], device="cpu")
+    engine = Engine.load(small, [bind_task("embedding", small, {})], EngineSettings(device="cpu"))
     monkeypatch.setattr(Engine, "compute", lambda self, batch, places: (_ for _ in ()).throw(RuntimeError("a defect")))
     with pytest.raises(RuntimeError, match="a defect"):
         engine.run(documents([5]))
@@ -177,13 +178,13 @@ def test_counters(engine):
 )
 def test_arguments_that_do_not_fit(small, arguments, message):
     with pytest.raises(UserError, match=message):
-        Engine.load(small, [bind_task("embedding", small, {})], **arguments)
+        Engine.load(small, [bind_task("embedding", small, {})], EngineSettings(**arguments))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_a_gpu_that_is_not_there(small):
     with pytest.raises(UserError, match="no GPU"):
-        Engine.load(small, [bind_task("embedding", small, {})], device="cuda")
+        Engine.load(small, [bind_task("embedding", small, {})], EngineSettings(device="cuda"))
 
 
 def test_the_engine_does_not_need_ray():

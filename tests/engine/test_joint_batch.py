@@ -8,6 +8,7 @@ from tests.tasks.language_models import save_masked
 from xlmr_ray import XLMRobertaTokenizer
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.joint_batch import CallerSequences, compute_together
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.tasks.encoded import ragged, targets_of
 from xlmr_ray.tasks.registry import bind_task
 
@@ -33,7 +34,7 @@ def test_as_each_alone(checkpoint, wanted):
     tables = [
         task.prepare(pa.table({"text": texts}), tokenizer) for task, (*_, texts) in zip(tasks, CALLERS, strict=True)
     ]
-    engine = Engine.load(checkpoint, tasks, device="cpu", head_folders=[checkpoint] * len(tasks))
+    engine = Engine.load(checkpoint, tasks, EngineSettings(device="cpu"), head_folders=[checkpoint] * len(tasks))
     parts = []
     for place in wanted:
         ids, splits = ragged(tables[place]["input_ids"])

@@ -10,6 +10,7 @@ from xlmr_ray import XLMRobertaConfig, XLMRobertaTokenizer
 from xlmr_ray.engine import engine as module
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.last_layer import rows_read
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.model.packed_batch import pack
 from xlmr_ray.tasks.encoded import targets_of
 from xlmr_ray.tasks.registry import bind_task
@@ -28,7 +29,7 @@ CASES = [
 def with_and_without(task, folder, texts, monkeypatch, **options):
     """The results with the rows that are read alone, whether there were such, and the results of the whole layer."""
     encoded = task.prepare(pa.table({"text": texts * 3}), XLMRobertaTokenizer.from_pretrained(folder))
-    engine = Engine.load(folder, [task], device="cpu", **options)
+    engine = Engine.load(folder, [task], EngineSettings(device="cpu", **options))
     seen = []
     monkeypatch.setattr(module, "rows_read", lambda *given: seen.append(rows_read(*given)) or seen[-1])
     got = engine.run(encoded["input_ids"], targets_of(encoded)).raw[0]

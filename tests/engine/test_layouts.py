@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from xlmr_ray import XLMRobertaModel
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.tasks.registry import bind_task
 
 PAD = 1
@@ -21,7 +22,7 @@ IDS = st.lists(st.one_of(st.just(PAD), st.integers(0, 299)), min_size=1, max_siz
 def models(small):
     task = bind_task("feature-extraction", small, {"layers": [-1]})
     theirs = transformers.XLMRobertaModel.from_pretrained(small).eval()
-    return Engine.load(small, [task], device="cpu"), XLMRobertaModel.from_pretrained(small), theirs
+    return Engine.load(small, [task], EngineSettings(device="cpu")), XLMRobertaModel.from_pretrained(small), theirs
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -11,6 +11,7 @@ from tests.engine.test_engine import documents
 from tests.models import save_classifier
 from xlmr_ray.engine.engine import IN_FLIGHT, Engine
 from xlmr_ray.engine.memory import MOST_PATIENCE, PATIENCE, CutBudget, attempt, out_of_memory
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.tasks.registry import bind_task
 
 
@@ -78,7 +79,7 @@ def test_a_trial_that_fails_makes_the_next_one_later() -> None:
 
 def test_a_batch_that_failed_is_gone_before_memory_is_freed(tmp_path, monkeypatch) -> None:
     folder = save_classifier(tmp_path)
-    engine = Engine.load(folder, [bind_task("embedding", folder, {})], device="cpu", max_tokens=128)
+    engine = Engine.load(folder, [bind_task("embedding", folder, {})], EngineSettings(device="cpu", max_tokens=128))
     failed: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
     real = Engine.compute
@@ -106,7 +107,9 @@ def test_a_batch_that_failed_is_gone_before_memory_is_freed(tmp_path, monkeypatc
 
 def test_results_do_not_wait_for_the_whole_shard(tmp_path, monkeypatch) -> None:
     folder = save_classifier(tmp_path)
-    engine = Engine.load(folder, [bind_task("feature-extraction", folder, {})], device="cpu", max_tokens=32)
+    engine = Engine.load(
+        folder, [bind_task("feature-extraction", folder, {})], EngineSettings(device="cpu", max_tokens=32)
+    )
     kept: list[weakref.ref[torch.Tensor]] = []
     most: list[int] = []
     real = Engine.compute

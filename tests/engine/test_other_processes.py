@@ -13,6 +13,7 @@ import pytest
 from xlmr_ray import UserError, XLMRobertaForSequenceClassification, XLMRobertaTokenizer, pipeline
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.pipeline import Pipeline
+from xlmr_ray.engine.settings import EngineSettings
 
 TEXTS = ["Der Bericht lag drei Tage auf dem Tisch.", "Wer sie heißt <mask>, das weiß Ines aus Łódź.", "一、二"]
 CASES = {
@@ -66,7 +67,7 @@ def test_every_precision(mini, given):
     folder = mini / "heads" / "script"
     made = pipeline("text-classification", folder, top_k=None)
     try:
-        made.engine = Engine.load(mini, [made.task], head_folders=[folder], **given)
+        made.engine = Engine.load(mini, [made.task], EngineSettings(**given), head_folders=[folder])
     except UserError as error:
         pytest.skip(str(error))  # a CPU without these instructions
     first = made(TEXTS)

@@ -7,6 +7,7 @@ import pytest
 from tests.models import save_classifier
 from xlmr_ray import XLMRobertaTokenizer
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.tasks.registry import bind_task
 
 TEXTS = ["Hello World!", "many words " * 60, "人人生而自由", "Hello World!", "a", "Все люди рождаются " * 9]
@@ -35,12 +36,12 @@ def test_as_each_alone_and_each_sequence_once(checkpoint, lengths):
         for name, option, length in zip(names, options, lengths, strict=True)
     ]
     tables = encoded(checkpoint, tasks)
-    together = Engine.load(checkpoint, tasks, device="cpu", head_folders=[checkpoint] * 3)
+    together = Engine.load(checkpoint, tasks, EngineSettings(device="cpu"), head_folders=[checkpoint] * 3)
     results = together.results(tables)
     distinct = {tuple(ids) for table in tables for ids in table["input_ids"].to_pylist()}
     assert together.stats.sequences == (len(TEXTS) if len(set(lengths)) == 1 else len(distinct))
     for task, table, got in zip(tasks, tables, results, strict=True):
-        alone = Engine.load(checkpoint, [task], device="cpu").run(table["input_ids"])
+        alone = Engine.load(checkpoint, [task], EngineSettings(device="cpu")).run(table["input_ids"])
         assert np.array_equal(got.raw, alone.raw[0])  # to the last bit
         assert got.failed == {}
 
@@ -48,7 +49,7 @@ def test_as_each_alone_and_each_sequence_once(checkpoint, lengths):
 def test_a_sequence_that_fails_is_named_in_each_task(checkpoint, monkeypatch):
     tasks = [bind_task("embedding", checkpoint, {"max_length": length}) for length in (64, 8)]
     tables = encoded(checkpoint, tasks)
-    engine = Engine.load(checkpoint, tasks, device="cpu")
+    engine = Engine.load(checkpoint, tasks, EngineSettings(device="cpu"))
     real = Engine.compute
 
     def poisoned(self, batch, places):

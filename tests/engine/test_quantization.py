@@ -10,6 +10,7 @@ from xlmr_ray import UserError
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.plan import task_recipes
 from xlmr_ray.engine.engine import Engine, check_int8
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.model.linear import use_torch
 from xlmr_ray.model.quantized.fp8 import Fp8Linear, eight_bit_floats
 from xlmr_ray.tasks.registry import bind_task
@@ -30,8 +31,8 @@ def test_near_the_full_weights_and_alone_in_any_batch(checkpoint, scheme, near):
     if scheme != "int8":
         pytest.importorskip("bitsandbytes", reason="the extra quantization is not installed")
     tasks = [bind_task("text-classification", checkpoint, {}), bind_task("embedding", checkpoint, {})]
-    full = Engine.load(checkpoint, tasks, device="cpu").run(documents()).raw[1]
-    engine = Engine.load(checkpoint, tasks, device="cpu", quantization=scheme)
+    full = Engine.load(checkpoint, tasks, EngineSettings(device="cpu")).run(documents()).raw[1]
+    engine = Engine.load(checkpoint, tasks, EngineSettings(device="cpu", quantization=scheme))
     got = engine.run(documents()).raw
     away = np.linalg.norm(got[1] - full) / np.linalg.norm(full)
     assert 0 < away < near
@@ -42,12 +43,14 @@ def test_near_the_full_weights_and_alone_in_any_batch(checkpoint, scheme, near):
 
 def test_words_that_it_does_not_know(checkpoint):
     with pytest.raises(UserError, match="quantization 'int3' is none of int8, fp8, nf4, fp4, int8-weights"):
-        Engine.load(checkpoint, [bind_task("embedding", checkpoint, {})], device="cpu", quantization="int3")
+        Engine.load(
+            checkpoint, [bind_task("embedding", checkpoint, {})], EngineSettings(device="cpu", quantization="int3")
+        )
 
 
 def test_int8_replaces_the_encoders_products_alone(checkpoint):
     tasks = [bind_task("text-classification", checkpoint, {})]
-    engine = Engine.load(checkpoint, tasks, device="cpu", quantization="int8")
+    engine = Engine.load(checkpoint, tasks, EngineSettings(device="cpu", quantization="int8"))
     layers = [type(module).__name__ for module in engine.model.modules() if "Linear" in type(module).__name__]
     assert layers == ["Int8Linear"] * 4 * engine.model.config.num_hidden_layers
     assert {p.dtype for p in engine.heads[0].parameters()} == {torch.float32}
@@ -56,7 +59,7 @@ def test_int8_replaces_the_encoders_products_alone(checkpoint):
 def test_int8_is_for_float32_on_a_cpu(checkpoint):
     task = bind_task("embedding", checkpoint, {})
     with pytest.raises(UserError, match="int8 computes in float32"):
-        Engine.load(checkpoint, [task], device="cpu", quantization="int8", dtype="bfloat16")
+        Engine.load(checkpoint, [task], EngineSettings(device="cpu", quantization="int8", dtype="bfloat16"))
     with pytest.raises(UserError, match="int8 is for CPUs, got device cuda"):
         check_int8(torch.device("cuda"), None)
 
@@ -75,12 +78,14 @@ def test_a_job_that_cannot_have_it(checkpoint, tmp_path):
 
 def test_fp8_is_for_a_gpu(checkpoint):
     with pytest.raises(UserError, match="fp8 is for GPUs, got device cpu; on a CPU take int8"):
-        Engine.load(checkpoint, [bind_task("embedding", checkpoint, {})], device="cpu", quantization="fp8")
+        Engine.load(
+            checkpoint, [bind_task("embedding", checkpoint, {})], EngineSettings(device="cpu", quantization="fp8")
+        )
 
 
 def test_fp8_near_the_full_weights_and_alone_in_any_batch(checkpoint):
     """By torch's own product on the CPU, which has the same operands as the GPU's."""
-    engine = Engine.load(checkpoint, [bind_task("embedding", checkpoint, {})], device="cpu")
+    engine = Engine.load(checkpoint, [bind_task("embedding", checkpoint, {})], EngineSettings(device="cpu"))
     full = engine.run(documents()).raw[0]
     use_torch(engine.model.encoder)
     eight_bit_floats(engine.model.encoder)
@@ -108,10 +113,10 @@ def test_fp8_products(bias):
 
 def test_compiled_layers_are_compiled_once_for_all_batches(checkpoint):
     tasks = [bind_task("text-classification", checkpoint, {}), bind_task("embedding", checkpoint, {"pooling": "cls"})]
-    wanted = Engine.load(checkpoint, tasks, device="cpu").run(documents()).raw
+    wanted = Engine.load(checkpoint, tasks, EngineSettings(device="cpu")).run(documents()).raw
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
-    engine = Engine.load(checkpoint, tasks, device="cpu")
+    engine = Engine.load(checkpoint, tasks, EngineSettings(device="cpu"))
     use_torch(engine.model.encoder)  # as on a GPU
     engine.model.encoder.compile_layers()
     engine.warm_up()
@@ -127,9 +132,11 @@ def test_compiled_layers_are_compiled_once_for_all_batches(checkpoint):
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_nothing_is_compiled_on_a_cpu_where_it_is_slower(checkpoint, quantization, caplog):
     tasks = [bind_task("embedding", checkpoint, {})]
-    plain = Engine.load(checkpoint, tasks, device="cpu", quantization=quantization).run(documents()).raw[0]
+    plain = (
+        Engine.load(checkpoint, tasks, EngineSettings(device="cpu", quantization=quantization)).run(documents()).raw[0]
+    )
     assert not caplog.records
-    engine = Engine.load(checkpoint, tasks, device="cpu", quantization=quantization, compile=True)
+    engine = Engine.load(checkpoint, tasks, EngineSettings(device="cpu", quantization=quantization, compile=True))
     assert [record.getMessage() for record in caplog.records] == [
         "compile: left out on a CPU: compiled layers take torch's matmuls there, and are slower"
     ]

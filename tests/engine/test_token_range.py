@@ -13,6 +13,7 @@ from tests.models import add_tokenizer, make_config
 from xlmr_ray import UserError, XLMRobertaConfig, XLMRobertaTokenizer, pipeline
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.pipeline import columns
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.model.packed_batch import pack
 from xlmr_ray.serve.limits import check_encoded
 from xlmr_ray.serve.requests import Invalid
@@ -62,7 +63,9 @@ def test_the_classes_and_the_last_door_before_the_device(folder: Path) -> None:
 
 def test_ids_handed_to_an_engine(folder: Path) -> None:
     config = XLMRobertaConfig.from_pretrained(folder)
-    engine = Engine.load(folder, [task_class("feature-extraction").bind(folder, config, {})], device="cpu")
+    engine = Engine.load(
+        folder, [task_class("feature-extraction").bind(folder, config, {})], EngineSettings(device="cpu")
+    )
     ids = pa.array([[0, 5, 2], [0, 2**31 - 1, 2], [], [0, -7, 2]], pa.list_(pa.int32()))
     assert {place: code for place, (code, _) in engine.run(ids).failed.items()} == {
         1: "token_out_of_range",

@@ -11,10 +11,11 @@ import sys
 import xlmr_ray.batch.run
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.tasks.registry import bind_task
 
 folder = resolve("embedded:mini")
-Engine.load(folder, [bind_task("text-classification", folder, {})], device="cpu")
+Engine.load(folder, [bind_task("text-classification", folder, {})], EngineSettings(device="cpu"))
 print(*[name for name in ("matplotlib", "torch._dynamo", "transformers") if name in sys.modules])
 """
 

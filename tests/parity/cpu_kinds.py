@@ -16,6 +16,7 @@ import transformers
 import xlmr_ray
 from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.model.linear import supported
 from xlmr_ray.tasks.registry import bind_task
 
@@ -38,7 +39,9 @@ def changed_by_company(folder: Path, dtype: str, threads: int, quantization: str
     """How many documents have another result beside others than alone."""
     torch.set_num_threads(threads)
     task = bind_task("text-classification", folder, {})
-    engine = Engine.load(folder, [task], device="cpu", dtype=dtype, quantization=quantization, max_tokens=4096)
+    engine = Engine.load(
+        folder, [task], EngineSettings(device="cpu", dtype=dtype, quantization=quantization, max_tokens=4096)
+    )
     rng = np.random.default_rng(0)
     texts = pa.array([[0, *rng.integers(5, 250, n - 2).tolist(), 2] for n in LENGTHS], pa.list_(pa.int32()))
     together = np.stack(engine.run(texts).raw[0])

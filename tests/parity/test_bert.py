@@ -23,6 +23,7 @@ from tests.parity.reference import TOLERANCE, close, inputs, inputs_for, same
 from xlmr_ray import UserError, XLMRobertaConfig, XLMRobertaTokenizer, pipeline
 from xlmr_ray.checkpoint.heads import save_head
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.serve.task_request import TaskRequest
@@ -257,7 +258,7 @@ def test_quantized_layouts_agree(quantization: str, tmp_path: Path) -> None:
 
 def feature_extraction(folder: Path, quantization: str, texts: list[str]) -> Any:
     task = task_class("embedding").bind(folder, XLMRobertaConfig.from_pretrained(folder), {"pooling": "cls"})
-    engine = Engine.load(folder, [task], device="cpu", quantization=quantization)
+    engine = Engine.load(folder, [task], EngineSettings(device="cpu", quantization=quantization))
     encoded = task.prepare(pa.table({"text": texts}), XLMRobertaTokenizer.from_pretrained(folder))
     return engine.outputs([encoded])[0].table["embedding"].to_pylist()
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.tasks.registry import bind_task
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -36,7 +37,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def engine(folder):
-    return Engine.load(folder, [bind_task("embedding", folder, {})], device="cpu")
+    return Engine.load(folder, [bind_task("embedding", folder, {})], EngineSettings(device="cpu"))
 
 
 @pytest.fixture(scope="module")

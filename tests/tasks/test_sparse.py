@@ -11,6 +11,7 @@ from tests.tasks.m3 import Oracle, save_m3
 from tests.tasks.texts import corpus
 from xlmr_ray import UserError, pipeline
 from xlmr_ray.engine.engine import Engine
+from xlmr_ray.engine.settings import EngineSettings
 
 TOLERANCE = 1e-5
 TEXTS = [text for text in corpus() if text != "</s>"]
@@ -122,7 +123,7 @@ def test_all_three_in_one_pass(m3):
     """One pass of the encoder, and the same bits as each task by itself and as each text by itself."""
     names = ("embedding", "sparse", "multi-vector")
     apart = [pipeline(name, m3, device="cpu") for name in names]
-    engine = Engine.load(m3, [pipe.task for pipe in apart], device="cpu")
+    engine = Engine.load(m3, [pipe.task for pipe in apart], EngineSettings(device="cpu"))
     encoded = [pipe.task.prepare(whole_table(*TEXTS), pipe.tokenizer) for pipe in apart]
     engine.stats.sequences = 0
     outputs = engine.outputs(encoded)

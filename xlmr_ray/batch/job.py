@@ -20,6 +20,7 @@ from pydantic import (
 
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
+from xlmr_ray.engine.section import EngineKeys
 from xlmr_ray.errors import UserError
 from xlmr_ray.validation import Auto, Count, Section, checked, listed, named_task, read_yaml
 
@@ -114,19 +115,10 @@ class OutputSection(Section):
     table: Literal["delta"] | None = None
 
 
-class EngineSection(Section):
-    """`pre_tokenizer` is that of `XLMRobertaTokenizer.from_pretrained`. `device: auto` is GPUs where there are some;
-    `dtype: auto` float32 on a CPU, half precision on a GPU (see `Engine.load`).
-    """
+class EngineSection(EngineKeys):
+    """`device: auto` is GPUs where there are some."""
 
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    attn_implementation: str = "auto"
-    max_tokens: Auto | Count = "auto"
     max_length: Auto | Count = "auto"
-    pre_tokenizer: Literal["xlm-roberta", "file"] | None = None
-    quantization: Literal["int8", "fp8", "nf4", "fp4", "int8-weights"] | None = None
-    compile: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class ClusterSection(Section):

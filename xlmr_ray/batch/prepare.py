@@ -1,7 +1,7 @@
 """What is settled before a cluster is asked for: where the output goes, inputs and checkpoints, the plan."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xlmr_ray.batch.cluster import on_gpu
 from xlmr_ray.batch.done import Done
@@ -14,7 +14,7 @@ from xlmr_ray.batch.lake.sink import check_sink
 from xlmr_ray.batch.plan import Plan, check_quantization, columns_of, make_plan, task_recipes
 from xlmr_ray.batch.shard_rows import shard_rows
 from xlmr_ray.batch.stages.checkpoints import bound
-from xlmr_ray.batch.stages.recipe import EngineRecipe, Recipe
+from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.store.base import NoConditionalWrites, Store
 from xlmr_ray.batch.store.filesystem import reading
 from xlmr_ray.batch.store.open import open_store
@@ -95,14 +95,10 @@ def prepare(job: Job, store: Store) -> Prepared:
         else:
             plan = planned(store, upon)
     device = job.engine.device
-    engine = EngineRecipe(
+    engine = replace(
+        job.engine.settings,
         dtype=precision(job.engine),
-        attn_implementation=job.engine.attn_implementation,
-        max_tokens=job.engine.max_tokens,
         device="cuda" if device == "auto" and on_gpu(device) else device,  # not the CPU where a GPU is out of order
-        quantization=job.engine.quantization,
-        compile=job.engine.compile,
-        threads=0,
     )
     recipe = Recipe(
         plan.run_id,

@@ -219,7 +219,7 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
     cluster, device = run.job.cluster, run.job.engine.device
     with connected(cluster.address), ProgressLine(run.console, "docs", quiet=run.quiet) as line:
         size = sizes(cluster_resources(), cluster, device, memory_of(prepared.recipe, plan.shards), len(todo))
-        recipe = replace(known, engine=replace(known.engine, threads=size.threads, gpus=size.encoder_gpus))
+        recipe = replace(known, threads=size.threads, gpus=size.encoder_gpus)
         if watch is not None:
             watch.launched(size, figures)
         recipe = measured(recipe, plan.shards, size, line.say)

@@ -109,17 +109,7 @@ def usable_cpus() -> int:
 
 
 def load(job: Job, sample: Sample) -> Engine:
-    return Engine.load(
-        sample.folders[0],
-        sample.tasks,
-        dtype=job.engine.dtype,
-        device=job.engine.device,
-        attn_implementation=job.engine.attn_implementation,
-        max_tokens=job.engine.max_tokens,
-        quantization=job.engine.quantization,
-        compile=job.engine.compile,
-        head_folders=sample.folders,
-    )
+    return Engine.load(sample.folders[0], sample.tasks, job.engine.settings, head_folders=sample.folders)
 
 
 def timed(work: Callable[[], object]) -> float:

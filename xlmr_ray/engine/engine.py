@@ -30,6 +30,7 @@ from xlmr_ray.engine.parts import Part, part_of
 from xlmr_ray.engine.passes import passes_of
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.engine.results import Results, TaskOutput, TaskResults, output_of
+from xlmr_ray.engine.settings import AUTO, EngineSettings
 from xlmr_ray.engine.token_range import out_of_range
 from xlmr_ray.engine.unloaded import tie, unloaded
 from xlmr_ray.errors import UserError
@@ -109,35 +110,23 @@ class Engine:
         cls,
         folder: Path,
         tasks: Sequence[EncoderTask],
+        settings: EngineSettings = AUTO,
         *,
-        dtype: str = "auto",
-        device: str = "auto",
-        attn_implementation: str = "auto",
-        max_tokens: int | str = "auto",
-        quantization: str | None = None,
-        compile: bool = False,
         head_folders: Sequence[Path] | None = None,
     ) -> "Engine":
         """Loads the encoder from a checkpoint's folder, and the heads of the tasks from it or from `head_folders`, one
         a task: checkpoints that share the encoder's weights, which is the caller's to know. Those with an adapter
-        beside the encoder have their sequences go through that, too.
-
-        `dtype="auto"` is float32 on a CPU, and on a GPU bfloat16, or float16 before compute capability 8.0, whatever
-        the files hold; `device="auto"` is a GPU where there is one. `quantization` is the encoder's matmuls in eight
-        bits, for speed, `int8` on a CPU and `fp8` on a GPU; or `nf4`, `fp4` or `int8-weights`, its weights in fewer
-        bits and matmuls in floating point, for memory and not for speed. `compile`, on a GPU: see
-        `Encoder.compile_layers`; it takes a minute, and changes answers by rounding. On a CPU it is left out with a
-        warning: e5 went at 0.6 of the rate (AVX-512, two threads).
-
-        Raises UserError for an argument or a checkpoint that does not fit.
+        beside the encoder have their sequences go through that, too. Raises UserError for a setting or a checkpoint
+        that does not fit.
         """
-        where, wanted = device_and_dtype(device, dtype)
+        where, wanted = device_and_dtype(settings.device, settings.dtype)
+        quantization = settings.quantization
         places = list(head_folders or [folder] * len(tasks))
         if has_adapter(folder):
             folder = encoder_folder(folder) or folder
         config = XLMRobertaConfig.from_dict(read_config(folder))
-        config.attn_implementation = attn_implementation
-        budget = token_budget(max_tokens, where, MAX_TOKENS)
+        config.attn_implementation = settings.attn_implementation
+        budget = token_budget(settings.max_tokens, where, MAX_TOKENS)
         parts = unloaded(config, folder, tasks, places)
         whole, heads = parts.whole, parts.heads
         matmuls = MATMULS.get(quantization or "")
@@ -172,10 +161,10 @@ class Engine:
         if matmuls:
             matmuls(model.encoder)
         if where.type == "cpu":
-            if compile:
+            if settings.compile:
                 log.warning("compile: left out on a CPU: compiled layers take torch's matmuls there, and are slower")
             use_onednn(model.encoder, prepack=True)
-        elif compile:
+        elif settings.compile:
             model.encoder.compile_layers()
         spans = Spans()
         if with_adapter:

@@ -23,6 +23,7 @@ from xlmr_ray.engine.engine import Stats
 from xlmr_ray.engine.error_codes import NON_FINITE, OUT_OF_MEMORY
 from xlmr_ray.engine.memory import CutBudget, attempt, free
 from xlmr_ray.engine.results import TaskOutput
+from xlmr_ray.engine.settings import AUTO, EngineSettings
 from xlmr_ray.engine.token_range import out_of_range
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.generation.generate import generate
@@ -67,17 +68,15 @@ class Generator:
         cls,
         folder: Path,
         task: TextGeneration,
+        settings: EngineSettings = AUTO,
         *,
         tokenizer: XLMRobertaTokenizer | None = None,
-        dtype: str = "auto",
-        device: str = "auto",
-        attn_implementation: str = "auto",
-        max_tokens: int | str = "auto",
     ) -> "Generator":
-        """From a checkpoint's folder; the arguments are those of `Engine.load`. `max_tokens` are a batch's, prompts and
-        texts. Raises UserError for a checkpoint without a language modelling head.
+        """From a checkpoint's folder. `max_tokens` are a batch's, prompts and texts. Raises UserError for a checkpoint
+        without a language modelling head.
         """
-        where, wanted = device_and_dtype(device, dtype)
+        where, wanted = device_and_dtype(settings.device, settings.dtype)
+        attention = settings.attn_implementation
         with warnings.catch_warnings():
             # Missing weights are an error here.
             warnings.filterwarnings("ignore", ".*made anew")
@@ -85,7 +84,7 @@ class Generator:
                 folder,
                 dtype=wanted,
                 device=where,
-                attn_implementation=None if attn_implementation == "auto" else attn_implementation,
+                attn_implementation=None if attention == "auto" else attention,
             )
         missing = model.load_report.missing if model.load_report else []
         if missing:
@@ -94,7 +93,8 @@ class Generator:
         assert isinstance(base, XLMRobertaModel)
         base.encoder.fuse()
         use_onednn(base.encoder, prepack=True)
-        return cls.of(model, task, tokenizer or XLMRobertaTokenizer.from_pretrained(folder), max_tokens=max_tokens)
+        tokenizer = tokenizer or XLMRobertaTokenizer.from_pretrained(folder)
+        return cls.of(model, task, tokenizer, max_tokens=settings.max_tokens)
 
     @classmethod
     def of(

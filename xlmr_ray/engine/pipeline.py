@@ -18,6 +18,7 @@ from xlmr_ray.engine.fork import compute_after_fork
 from xlmr_ray.engine.generator import Generator
 from xlmr_ray.engine.pipeline_arguments import is_stream, placed, settings, streamed
 from xlmr_ray.engine.runners import TaskSource, load_runners, runner_of
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.errors import UserError
 from xlmr_ray.modeling.pretrained import Pretrained
 from xlmr_ray.tasks.registry import canonical_task, task_class
@@ -187,7 +188,7 @@ def is_text(value: object) -> bool:
 
 
 def device_name(device: int | str | torch.device | None) -> str:
-    """As `Engine.load` takes it: transformers' numbers are GPUs, -1 the CPU, None the best there is."""
+    """As `EngineSettings` has it: transformers' numbers are GPUs, -1 the CPU, None the best there is."""
     if isinstance(device, int):
         return "cpu" if device < 0 else f"cuda:{device}"
     return "auto" if device is None else str(device)
@@ -215,7 +216,7 @@ def pipeline(
     weights. `options` are the task's
     own, as in a job file, or transformers' arguments (MAKING of `engine/pipeline_arguments.py`); `pre_tokenizer` is
     that of `XLMRobertaTokenizer.from_pretrained`, which makes the tokenizer unless one is given; the others are those
-    of `Engine.load`.
+    of `EngineSettings`.
     """
     compute_after_fork()
     name = canonical_task(task)
@@ -257,13 +258,14 @@ def pipeline(
     if isinstance(model, Pretrained):
         engine = runner_of(model, tasks[0], tokenizer, max_tokens=max_tokens)
     else:
-        engine = load_runners(
-            [TaskSource(one, place, name, tokenizer) for one, place in zip(tasks, folders, strict=True)],
+        how = EngineSettings(
             dtype=str(found.get("dtype", "auto")).removeprefix("torch."),
             device=device_name(found.get("device", "auto")),
             attn_implementation=attn_implementation,
             max_tokens=max_tokens,
-        )[0].runner
+        )
+        sources = [TaskSource(one, place, name, tokenizer) for one, place in zip(tasks, folders, strict=True)]
+        engine = load_runners(sources, how)[0].runner
     each = [
         Pipeline(name, place, config, options, one, engine, tokenizer, index)
         for index, (place, config, one) in enumerate(zip(folders, configs, tasks, strict=True))

@@ -12,6 +12,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine, Stats
 from xlmr_ray.engine.generator import Generator
 from xlmr_ray.engine.results import TaskOutput
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.errors import UserError
 from xlmr_ray.modeling.pretrained import Pretrained
 from xlmr_ray.tasks.task import EncoderTask, Task
@@ -75,17 +76,8 @@ def check_quantizable(name: str, task: Task, quantization: str | None) -> None:
         raise UserError(f"engine.quantization {quantization}: task {name} does not take it")
 
 
-def load_runners(
-    sources: Sequence[TaskSource],
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    attn_implementation: str = "auto",
-    max_tokens: int | str = "auto",
-    quantization: str | None = None,
-    compile: bool = False,
-) -> list[Loaded]:
-    """The runners of some tasks. The arguments are those of `Engine.load`. Raises UserError for what does not fit."""
+def load_runners(sources: Sequence[TaskSource], settings: EngineSettings) -> list[Loaded]:
+    """The runners of some tasks. Raises UserError for what does not fit."""
     groups: dict[Hashable, list[int]] = {}
     for index, source in enumerate(sources):
         if isinstance(source.task, EncoderTask):
@@ -94,30 +86,12 @@ def load_runners(
     for group in groups.values():
         tasks = [task for index in group if isinstance(task := sources[index].task, EncoderTask)]
         folders = [sources[index].folder for index in group]
-        engine = Engine.load(
-            folders[0],
-            tasks,
-            dtype=dtype,
-            device=device,
-            attn_implementation=attn_implementation,
-            max_tokens=max_tokens,
-            quantization=quantization,
-            compile=compile,
-            head_folders=folders,
-        )
+        engine = Engine.load(folders[0], tasks, settings, head_folders=folders)
         loaded.append(Loaded(tuple(group), engine))
     for index, source in enumerate(sources):
         if isinstance(source.task, TextGeneration):
-            check_quantizable("text-generation", source.task, quantization)
-            generator = Generator.load(
-                source.folder,
-                source.task,
-                tokenizer=source.tokenizer,
-                dtype=dtype,
-                device=device,
-                attn_implementation=attn_implementation,
-                max_tokens=max_tokens,
-            )
+            check_quantizable("text-generation", source.task, settings.quantization)
+            generator = Generator.load(source.folder, source.task, settings, tokenizer=source.tokenizer)
             loaded.append(Loaded((index,), generator))
         elif not isinstance(source.task, EncoderTask):
             raise TypeError(f"nothing computes a {type(source.task).__name__}: derive it from EncoderTask")

@@ -149,15 +149,7 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
         )
         for one in every
     ]
-    loaded = load_runners(
-        sources,
-        dtype=settings.engine.dtype,
-        device=settings.engine.device,
-        attn_implementation=settings.engine.attn_implementation,
-        max_tokens=settings.engine.max_tokens,
-        quantization=settings.engine.quantization,
-        compile=settings.engine.compile,
-    )
+    loaded = load_runners(sources, settings.engine.settings)
 
     # Threads start when nothing can fail any more.
     queues: dict[int, tuple[RequestQueue, int]] = {}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from xlmr_ray.engine.section import EngineKeys
 from xlmr_ray.errors import UserError
 from xlmr_ray.validation import Auto, Count, Section, checked, listed, named_task, read_yaml
 
@@ -72,18 +73,11 @@ class ModelSection(Section):
         return self.model.partition("@")[0].rstrip("/").rpartition("/")[2].rpartition(":")[2] or self.model
 
 
-class EngineSection(Section):
+class EngineSection(EngineKeys):
     """As in a job file. `threads` of the CPU for the model and `tokenizers` threads beside it; `auto`: as many as the
     replica's cores, and 4 at most of the latter.
     """
 
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    attn_implementation: str = "auto"
-    max_tokens: Auto | Count = "auto"
-    pre_tokenizer: Literal["xlm-roberta", "file"] | None = None
-    quantization: Literal["int8", "fp8", "nf4", "fp4", "int8-weights"] | None = None
-    compile: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Auto | Count = "auto"
     tokenizers: Auto | Count = "auto"
 

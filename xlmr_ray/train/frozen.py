@@ -13,6 +13,7 @@ from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.result_rows import ResultRows
+from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.errors import JobFailed
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.embedding import Embedding
@@ -58,4 +59,6 @@ def frozen(engine: Engine, examples: Examples) -> tuple[Examples, FrozenVectors]
 def frozen_engine(folder: Path, task: EncoderTask, *, device: str, max_tokens: int | str) -> Engine:
     """The encoder in a folder, to compute the hidden states that a task reads."""
     config = XLMRobertaConfig.from_dict(read_config(folder))
-    return Engine.load(folder, [states_read_by(task, config)], dtype="float32", device=device, max_tokens=max_tokens)
+    return Engine.load(
+        folder, [states_read_by(task, config)], EngineSettings(dtype="float32", device=device, max_tokens=max_tokens)
+    )

@@ -56,10 +56,10 @@ class Encode:
     def load(self) -> None:
         """The engines, checked to have the run's weights."""
         recipe = self.recipe
-        if recipe.engine.threads:
-            torch.set_num_threads(recipe.engine.threads)
-        if 0 < recipe.engine.gpus < 1:
-            torch.cuda.set_per_process_memory_fraction(recipe.engine.gpus)  # others have the rest
+        if recipe.threads:
+            torch.set_num_threads(recipe.threads)
+        if 0 < recipe.gpus < 1:
+            torch.cuda.set_per_process_memory_fraction(recipe.gpus)  # others have the rest
         sources = []
         for task in recipe.tasks:
             folder, one = resolve(task.model), bound(task)
@@ -71,15 +71,7 @@ class Encode:
                 tokenizer = XLMRobertaTokenizer.from_pretrained(folder, pre_tokenizer=recipe.pre_tokenizer)
                 one.read_with(tokenizer)
             sources.append(TaskSource(one, folder, (task.encoder, task.tokenizer), tokenizer))
-        self.loaded = load_runners(
-            sources,
-            dtype=recipe.engine.dtype,
-            device=recipe.engine.device,
-            attn_implementation=recipe.engine.attn_implementation,
-            max_tokens=recipe.engine.max_tokens,
-            quantization=recipe.engine.quantization,
-            compile=recipe.engine.compile,
-        )
+        self.loaded = load_runners(sources, recipe.engine)
 
     def encode(self, block: pa.Table) -> pa.Table:
         if self.broken:

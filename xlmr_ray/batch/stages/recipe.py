@@ -12,6 +12,7 @@ from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.store.base import Store
+from xlmr_ray.engine.settings import EngineSettings
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,11 @@ class TaskRecipe:
 
 
 @dataclass(frozen=True)
-class EngineRecipe:
-    """See `Engine.load`; `threads` of the CPU for each encoder, 0 for torch's own choice, and `gpus`, or its part of
-    one.
-    """
-
-    dtype: str
-    attn_implementation: str
-    max_tokens: int | str
-    device: str
-    quantization: str | None
-    compile: bool
-    threads: int
-    gpus: float = 0.0
-
-
-@dataclass(frozen=True)
 class Recipe:
     """`store` carries its endpoint along, so that actors write where the driver does. `timeout` in seconds: see
     `ErrorsSection`. `kept`: types that kept columns are cast to, None where all files have the same. `pre_tokenizer`:
-    see `EngineSection` of `job.py`.
+    see `EngineSection` of `job.py`. `threads` of the CPU for each encoder, 0 for torch's own choice, and `gpus`, or its
+    part of one.
     """
 
     run_id: str
@@ -60,12 +46,14 @@ class Recipe:
     columns: Columns
     readers: Mapping[str, Reader]
     tasks: tuple[TaskRecipe, ...]
-    engine: EngineRecipe
+    engine: EngineSettings
     score_empty: bool
     timeout: float | None
     max_row_bytes: int
     kept: pa.Schema | None = None
     pre_tokenizer: Literal["xlm-roberta", "file"] | None = None
+    threads: int = 0
+    gpus: float = 0.0
 
 
 def shard_to_json(shard: Shard) -> str:
