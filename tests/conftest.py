@@ -63,9 +63,9 @@ def udhr() -> Path:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A service of every task behind HTTP: `tests.serve.server.Running`."""
-    from tests.serve.server import running, save_causal
+    from tests.serve.server import every_task, running, save_causal
 
-    with running(save_causal(tmp_path_factory.mktemp("causal"))) as service:
+    with running(every_task(save_causal(tmp_path_factory.mktemp("causal")))) as service:
         yield service
 
 

@@ -109,7 +109,7 @@ def test_sentence_similarity(client: Any) -> None:
 
 def test_text_generation(client: Any, server: Running) -> None:
     ask = client("text-generation").text_generation
-    causal = pipeline("text-generation", server.causal, max_new_tokens=5)
+    causal = pipeline("text-generation", server.source("causal"), max_new_tokens=5)
     assert ask("Everyone", max_new_tokens=5, seed=1) == causal("Everyone", seed=1)[0]["generated_text"]
     wanted = causal("Everyone", do_sample=False, return_full_text=False, repetition_penalty=1.5, stop_sequence=["a"])
     given = {"do_sample": False, "return_full_text": False, "repetition_penalty": 1.5, "stop": ["a"]}

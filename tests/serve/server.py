@@ -1,8 +1,8 @@
-"""A service with every task, of the embedded checkpoint and its heads, behind a real HTTP server in a thread."""
+"""A service behind a real HTTP server in a thread: every task of the embedded checkpoint and its heads, or others."""
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,6 @@ class Running:
     url: str
     service: Service
     app: FastAPI
-    causal: Path
 
     def source(self, model: str) -> str:
         """What `pipeline()` takes for a model of the service."""
@@ -53,9 +52,13 @@ def save_causal(folder: Path) -> Path:
     return folder
 
 
+def every_task(causal: Path) -> list[dict[str, Any]]:
+    """The models of all, with this one for causal tasks."""
+    return [*MODELS, {"model": str(causal), "name": "causal", "tasks": [GENERATION, "perplexity"]}]
+
+
 @contextmanager
-def running(causal: Path) -> Iterator[Running]:
-    models = [*MODELS, {"model": str(causal), "name": "causal", "tasks": [GENERATION, "perplexity"]}]
+def running(models: Sequence[Mapping[str, Any]]) -> Iterator[Running]:
     settings = ServeSettings.model_validate(
         {"models": models, "engine": {"threads": 1, "tokenizers": 1}, "limits": {"new_tokens": 64}}
     )
@@ -69,7 +72,7 @@ def running(causal: Path) -> Iterator[Running]:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield Running(f"http://127.0.0.1:{port}", service, app, causal)
+        yield Running(f"http://127.0.0.1:{port}", service, app)
     finally:
         server.should_exit = True
         thread.join(timeout=10)

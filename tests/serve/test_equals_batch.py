@@ -168,7 +168,7 @@ def batch(folder: Path, column: str, cases: list[Case], server: Running) -> list
     from xlmr_ray.batch.job import check_job
     from xlmr_ray.batch.run import run_job
 
-    models = {"mini": "embedded:mini", CAUSAL: str(server.causal)}
+    models = {"mini": "embedded:mini", CAUSAL: server.source("causal")}
     tasks = [
         {"task": case.task, "name": f"t{place}", "model": models.get(case.model, HEADS + case.model), **case.options}
         for place, case in enumerate(cases)

@@ -6,15 +6,20 @@ With XLMR_RAY_SCREENSHOTS=FOLDER it leaves a picture of each.
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import transformers
 from selenium.common.exceptions import NoSuchElementException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from tests.chromium import looks, needs_chromium, running_chromium
+from tests.extending import SECTIONS, loaded
+from tests.serve.server import running
+from xlmr_ray.tasks.registry import TASKS
 
 pytestmark = needs_chromium
 # A task and what its answer shows.
@@ -75,6 +80,38 @@ def test_each_task_shows_its_answer(browser, server, task):
     if SCREENSHOTS:
         Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
         browser.save_screenshot(f"{SCREENSHOTS}/{task}.png")
+
+
+@pytest.fixture(scope="module")
+def unknown(tmp_path_factory):
+    """A service with a task that the page does not know by name."""
+    module = loaded(SECTIONS["A task"][0], tmp_path_factory.mktemp("extending"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "token-count", module.TokenCount)
+        with running([{"model": "embedded:mini", "tasks": ["token-count", "passage-embedding"]}]) as server:
+            yield server
+    del sys.modules[module.__name__]
+
+
+def test_a_task_that_the_page_does_not_know_by_name(browser, unknown):
+    opened(browser, unknown, "token-count")
+    field = browser.find_element(By.ID, "field-text")
+    field.clear()
+    field.send_keys("Everyone has the right to life.")
+    browser.find_element(By.ID, "go").click()
+    shown = answered(browser).find_element(By.CSS_SELECTOR, ".facts").text
+    tokenizer = transformers.AutoTokenizer.from_pretrained(unknown.service.models["mini"].folder)
+    expected = len(tokenizer("Everyone has the right to life.")["input_ids"])
+    assert shown == f"Answer\ntokens {expected}"
+    assert not errors(browser)
+
+
+def test_a_list_of_answers_with_vectors_of_such_a_task(browser, unknown):
+    opened(browser, unknown, "passage-embedding")
+    browser.find_element(By.ID, "go").click()
+    first, *_ = answered(browser).find_elements(By.CSS_SELECTOR, ".facts")
+    assert f"{unknown.service.models['mini'].config.hidden_size} numbers" in first.text
+    assert not errors(browser)
 
 
 LONG = "word " * 600

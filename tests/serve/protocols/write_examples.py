@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from tests.serve.server import running, save_causal
+from tests.serve.server import every_task, running, save_causal
 from xlmr_ray.serve.protocols import documented
 
 FILE = Path(documented.__file__).with_name("examples.json")
@@ -135,7 +135,7 @@ def rounded(value: Any) -> Any:
 
 def main() -> None:
     written: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder, running(save_causal(Path(folder))) as server:
+    with tempfile.TemporaryDirectory() as folder, running(every_task(save_causal(Path(folder)))) as server:
         for route, named in REQUESTS.items():
             for name, request in named.items():
                 response = httpx.post(server.url + route.partition(" ")[2], json=request)

@@ -1,4 +1,4 @@
-// Answers as a person would want them. Text goes in as text alone, never as markup.
+// Answers as a person would want them. Text goes in as text only, never as markup.
 
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -9,6 +9,8 @@ export function element(name, attributes = {}, ...children) {
 
 // Rows and columns of a table of cosines: every cell is drawn.
 const MOST_SHOWN = 48;
+// Of a value that has no picture; the whole is in the JSON.
+const MOST_CHARACTERS = 400;
 
 const percent = (score) => (score >= 0 && score <= 1 ? `${(100 * score).toFixed(1)} %` : score.toFixed(3));
 
@@ -164,6 +166,27 @@ export const show = {
   perplexity: likelihood,
   "pseudo-perplexity": likelihood,
 };
+
+// What a task gives that is not named above: a row a field, of numbers in lists only how many there are.
+export function facts(answer) {
+  const several = Array.isArray(answer) && answer.every((one) => one !== null && typeof one === "object");
+  const rows = (one) => Object.entries(one !== null && typeof one === "object" ? one : { answer: one }).map(([name, value]) =>
+    element("tr", {}, element("th", { scope: "row", dir: "auto" }, name), element("td", { dir: "auto" }, brief(value))));
+  const shown = several ? answer.slice(0, MOST_SHOWN) : [answer];
+  return shown.map((one, place) => element("table", { class: "facts" },
+    element("caption", {}, several ? `Answer ${place + 1} of ${answer.length}` : "Answer"), element("tbody", {}, ...rows(one))));
+}
+
+function brief(value) {
+  if (Array.isArray(value) && value.flat(9).every((one) => typeof one === "number")) {
+    const sizes = [];
+    for (let at = value; Array.isArray(at); at = at[0]) sizes.push(at.length);
+    if (sizes.length > 1 || sizes[0] > 8) return `${sizes.join(" × ")} numbers`;
+  }
+  const said = typeof value === "string" ? value : JSON.stringify(value);
+  const characters = Array.from(said);
+  return characters.length > MOST_CHARACTERS ? `${characters.slice(0, MOST_CHARACTERS).join("")}…` : said;
+}
 
 function likelihood(answer) {
   const facts = Object.entries(answer).filter(([name]) => name !== "perplexity");

@@ -1,4 +1,4 @@
-import { element, show } from "./answers.js";
+import { element, facts, show } from "./answers.js";
 
 const find = (id) => document.getElementById(id);
 
@@ -81,7 +81,37 @@ const TASKS = {
 };
 TASKS["pseudo-perplexity"] = TASKS.perplexity;
 
-const state = { cards: [], task: null, running: null };
+// Of a task that is not named above: a field a role, as `/info` has them.
+const KINDS = {
+  text: { lines: 4, example: "Everyone has the right to education.", read: (value) => value },
+  texts: { lines: 4, note: "one a line", example: "school\nfood", read: lines },
+  spans: { lines: 2, note: "as JSON: [[start, end], …]", example: "[[0, 8]]", read: json },
+};
+
+function formOf(card) {
+  if (card.task in TASKS) return TASKS[card.task];
+  const roles = Object.entries(card.roles);
+  return {
+    fields: roles.map(([name, kind]) => ({ name, label: name.replaceAll("_", " "), ...KINDS[kind] })),
+    body: (inputs) => ({ inputs }),
+    examples: [Object.fromEntries(roles.map(([name, kind]) => [name, KINDS[kind].example]))],
+  };
+}
+
+// What is not JSON goes as it is: the service says what is wrong.
+function json(value) {
+  try {
+    return JSON.parse(value);
+  } catch {
+    return value;
+  }
+}
+
+function lines(value) {
+  return value.split("\n").map((line) => line.trim()).filter(Boolean);
+}
+
+const state = { cards: [], task: null, form: null };
 
 function headers() {
   const key = find("key").value;
@@ -102,7 +132,7 @@ async function ask(path, options = {}) {
 async function load() {
   try {
     const [info] = await ask("info");
-    state.cards = info.tasks.filter((card) => card.task in TASKS);
+    state.cards = info.tasks;
     const models = new Set(info.tasks.map((card) => card.model)).size;
     find("about").textContent = `${state.cards.length} tasks of ${models} ${models === 1 ? "model" : "models"}, ` +
       `version ${info.version}; texts of up to ${info.max_input_length} tokens`;
@@ -122,7 +152,7 @@ async function load() {
 
 function choose() {
   state.task = state.cards[Number(find("task").value)];
-  const task = TASKS[state.task.task];
+  const task = state.form = formOf(state.task);
   find("fields").replaceChildren(...task.fields.map((field) => {
     const id = `field-${field.name}`;
     if (field.check) {
@@ -144,23 +174,23 @@ function choose() {
 }
 
 function fill() {
-  const example = TASKS[state.task.task].examples[Number(find("example").value)];
+  const example = state.form.examples[Number(find("example").value)];
   for (const [name, value] of Object.entries(example)) find(`field-${name}`).value = value;
   request();
 }
 
 function given() {
-  return Object.fromEntries(TASKS[state.task.task].fields.map((field) => {
+  return Object.fromEntries(state.form.fields.map((field) => {
     const input = find(`field-${field.name}`);
     if (field.check) return [field.name, input.checked];
-    if (field.many) return [field.name, input.value.split("\n").map((line) => line.trim()).filter(Boolean)];
-    return [field.name, input.value];
+    if (field.many) return [field.name, lines(input.value)];
+    return [field.name, field.read ? field.read(input.value) : input.value];
   }));
 }
 
 function request() {
   const path = `tasks/${state.task.task}?model=${encodeURIComponent(state.task.model)}`;
-  const body = JSON.stringify(TASKS[state.task.task].body(given()));
+  const body = JSON.stringify(state.form.body(given()));
   const url = new URL(path, document.baseURI).href;
   const key = find("key").value ? " -H 'Authorization: Bearer YOUR_KEY'" : "";
   find("curl").textContent =
@@ -169,10 +199,10 @@ function request() {
 }
 
 // `x-truncated` has the positions of the texts that were cut, from 0.
-function cut(positions, task) {
+function cut(positions, form) {
   if (!positions) return "";
   const numbers = positions.split(",").map((position) => Number(position) + 1);
-  const which = !TASKS[task].several ? "the text was" : numbers.length > 1 ? `texts ${numbers.join(", ")} were`
+  const which = !form.several ? "the text was" : numbers.length > 1 ? `texts ${numbers.join(", ")} were`
     : `text ${numbers[0]} was`;
   return `; ${which} cut to the model's length`;
 }
@@ -185,7 +215,7 @@ async function submit(event) {
   }
   const asked = given();
   const [path, body] = request();
-  const task = state.task.task;
+  const { task: { task }, form } = state;
   find("go").disabled = true;
   find("status").textContent = "Computing…";
   try {
@@ -193,10 +223,10 @@ async function submit(event) {
     const [answer, told] = await ask(path, { method: "POST", body });
     const took = performance.now() - began;
     const tokens = told.get("x-compute-tokens");
-    find("result").replaceChildren(...show[task](answer, asked));
+    find("result").replaceChildren(...(show[task] ?? facts)(answer, asked));
     find("json").textContent = JSON.stringify(answer, null, 1);
     find("status").textContent = `${took.toFixed(0)} ms${tokens ? `, ${tokens} tokens` : ""}` +
-      cut(told.get("x-truncated"), task);
+      cut(told.get("x-truncated"), form);
   } catch (error) {
     find("result").replaceChildren(element("p", { class: "error", role: "alert" }, error.message));
     find("json").textContent = error.said ? JSON.stringify(error.said, null, 1) : "";

@@ -1,21 +1,25 @@
 """What the service has, in the form of text-embeddings-inference, with all models and tasks beside it."""
 
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from xlmr_ray.serve.models import Model, Served
 from xlmr_ray.serve.service import Service
+from xlmr_ray.tasks.task import Task
 
 
 class TaskCard(BaseModel):
-    """A task of a model and what it gives."""
+    """A task of a model, the roles of its texts, and what it gives. A role is of a `text`, of a list of `texts`, or of
+    `spans`, a list of [start, end].
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     task: str
     model: str
+    roles: dict[str, Literal["text", "texts", "spans"]]
     labels: list[str] | None = None
     dimensions: int | None = None
     prompts: list[str] | None = None
@@ -88,7 +92,14 @@ def card(served: Served) -> TaskCard:
     return TaskCard(
         task=served.task,
         model=served.model.name,
+        roles={role: kind_of(served.bound, role) for role in served.bound.roles},
         labels=None if labels is None else list(labels),
         dimensions=served.bound.vector_width,
         prompts=None if prompts is None else list(prompts),
     )
+
+
+def kind_of(task: Task, role: str) -> Literal["text", "texts", "spans"]:
+    if role in task.span_roles:
+        return "spans"
+    return "texts" if role in task.list_roles else "text"
