@@ -3,7 +3,10 @@
 import pytest
 
 from xlmr_ray.batch.job import check_job, read_job, with_setting
+from xlmr_ray.batch.plan import columns_of, task_recipes
 from xlmr_ray.errors import UserError
+from xlmr_ray.tasks.embedding import Embedding
+from xlmr_ray.tasks.registry import TASKS
 
 BASE = {"input": {"path": "in/"}, "tasks": [{"task": "embedding", "pooling": "cls"}], "output": {"path": "out/"}}
 
@@ -21,6 +24,7 @@ def test_defaults():
     [
         ("engine.dtyp=float32", "job.yaml: unknown key 'engine.dtyp', did you mean 'dtype'?"),
         ("inputs=3", "job.yaml: unknown key 'inputs', did you mean 'input'?"),
+        ("input.txt=a", "job.yaml: unknown key 'input.txt', did you mean 'text'?"),
         ("zzz=3", "job.yaml: unknown key 'zzz'; there are: name, model, input"),
         ("engine.max_tokens=-1", "job.yaml: engine.max_tokens: input should be greater than or equal to 1, got -1"),
         ("cluster.encoders=many", "job.yaml: cluster.encoders: input should be a valid integer"),
@@ -42,15 +46,25 @@ def test_what_is_wrong_is_one_line_that_names_the_key(setting, message):
 def test_the_text_columns_of_a_job():
     content = with_setting(with_setting(BASE, "input.choices=answers"), "input.question=q")
     section = check_job(content, "job.yaml").input
-    assert (section.text, section.text_pair, section.question, section.context, section.choices) == (
-        "text",
-        None,
-        "q",
-        None,
-        "answers",
-    )
-    with pytest.raises(UserError, match=r"input\.choices: input should be a valid string, got \['a', 'b'\]"):
+    named = {role: section.column(role) for role in ("text", "text_pair", "question", "context", "choices")}
+    assert named == {"text": "text", "text_pair": None, "question": "q", "context": None, "choices": "answers"}
+    with pytest.raises(UserError, match=r"input\.choices: expected the name of a column, got \['a', 'b'\]"):
         check_job(with_setting(BASE, "input.choices=[a, b]"), "job.yaml")
+
+
+def test_a_role_of_a_new_task_is_a_key_of_the_input(monkeypatch):
+    content = with_setting(BASE, "input.headline=title")
+    with pytest.raises(UserError, match=r"unknown key 'input\.headline'; there are: choices, context, .*, text_pair$"):
+        check_job(content, "job.yaml")
+
+    class Headlines(Embedding):
+        roles = ("text", "headline")
+
+    monkeypatch.setitem(TASKS, "headlines", Headlines)
+    job = check_job({**content, "tasks": ["headlines"]}, "job.yaml")
+    assert (job.input.column("headline"), job.input.column("text")) == ("title", "text")
+    assert check_job(job.model_dump(mode="json"), "job.yaml") == job
+    assert columns_of(job, task_recipes(job)).text == {"text": "text", "headline": "title"}
 
 
 @pytest.mark.parametrize("name", ["input", "tasks", "output"])

@@ -2,6 +2,7 @@
 known one.
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,6 +23,7 @@ from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.engine.section import EngineKeys
 from xlmr_ray.errors import UserError
+from xlmr_ray.tasks.registry import TASKS
 from xlmr_ray.validation import Auto, Count, Section, checked, listed, named_task, read_yaml
 
 
@@ -31,6 +33,11 @@ def known_format(name: str) -> str:
     return name
 
 
+def roles() -> dict[str, None]:
+    """Those of all tasks, each once."""
+    return dict.fromkeys(role for task in TASKS.values() for role in task.possible_roles())
+
+
 def whole_above_one(gpus: float) -> float:
     if gpus > 1 and gpus != int(gpus):
         raise ValueError("expected a part of one GPU, or a whole number of them")
@@ -38,8 +45,8 @@ def whole_above_one(gpus: float) -> float:
 
 
 class InputSection(Section):
-    """`path`: a file, folder, glob, or a list of them; or a table, read at its `version`. The text columns that a task
-    does not need are not read.
+    """`path`: a file, folder, glob, or a list of them; or a table, read at its `version`. Any role of a task (`text`,
+    `text_pair`, `question`, …) is a key whose value is a column; those that the job's tasks do not need are not read.
 
     `keep`: names of columns, or by name what each is called in the output. The column of `choices` holds lists of
     strings, that of `spans` lists of [start, end], or their JSON; kept beside, they come out as JSON. A row of more
@@ -49,15 +56,12 @@ class InputSection(Section):
     its name: `csv: {delimiter: ";"}`.
     """
 
+    model_config = ConfigDict(extra="allow")
+
     path: Annotated[list[str], BeforeValidator(listed)]
     version: int | None = None
     format: Annotated[str, AfterValidator(known_format)] = "auto"
     text: str = "text"
-    text_pair: str | None = None
-    question: str | None = None
-    context: str | None = None
-    choices: str | None = None
-    spans: str | None = None
     id: str | None = None
     keep: Annotated[list[str] | dict[str, str], BeforeValidator(listed), Field(default_factory=list)]
     max_row_bytes: Annotated[int, Field(ge=1, le=64 << 20)] = 64 << 20
@@ -75,6 +79,26 @@ class InputSection(Section):
         given = {**content.get("formats", {}), **{name: content[name] for name in named}}
         found = {name: checked(type(READERS[name]), given[name], f"input.{name}") for name in READERS if name in given}
         return {**{key: value for key, value in content.items() if key not in named}, "formats": found}
+
+    @model_validator(mode="after")
+    def other_keys_are_roles(self) -> Self:
+        known = roles()
+        for key, value in (self.model_extra or {}).items():
+            if key not in known:
+                names = sorted({*type(self).model_fields, *known})
+                near = difflib.get_close_matches(key, names, 1)
+                raise UserError(
+                    f"unknown key 'input.{key}'"
+                    + (f", did you mean {near[0]!r}?" if near else f"; there are: {', '.join(names)}")
+                )
+            if not isinstance(value, str | None):
+                raise UserError(f"input.{key}: expected the name of a column, got {value!r}")
+        return self
+
+    def column(self, role: str) -> str | None:
+        """The column of a role; None where none is named."""
+        column: str | None = self.text if role == "text" else (self.model_extra or {}).get(role)
+        return column
 
     @property
     def kept(self) -> dict[str, str]:
@@ -238,8 +262,6 @@ def job_of_call(
     """The job of a command line: `job` is a job file, or a task's name for a job of that task; the others are put over
     it, `settings` last. A job that `writes` needs an output. Raises UserError for what does not fit.
     """
-    from xlmr_ray.tasks.registry import TASKS  # here: it imports torch, for which nobody waits who reads a job file
-
     content: dict[str, Any]
     if job in TASKS:
         content = {"name": job, "tasks": [{"task": job}]}

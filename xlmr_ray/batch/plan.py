@@ -88,7 +88,7 @@ def task_recipes(job: Job) -> tuple[TaskRecipe, ...]:
             options.setdefault("max_length", job.engine.max_length)
         kind = task_class(section.task)
         for role, option in kind.optional_roles.items():
-            if getattr(job.input, role) is not None:
+            if job.input.column(role) is not None:
                 options.setdefault(option, True)
         options |= kind.unmeasured(options)
         prefix = f"{section.name or section.task}_".replace("-", "_") if len(job.tasks) > 1 else ""
@@ -130,13 +130,11 @@ def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
     """The columns to read: those that the tasks need. Raises UserError where the job names none for a role, or two
     columns of the output would have one name.
     """
-    roles = ("text", "text_pair", "question", "context", "choices", "spans")
-    named: dict[str, str | None] = {role: getattr(job.input, role, None) for role in roles}
     text: dict[str, str] = {}
     tasks = [bound(recipe) for recipe in recipes]
     for recipe, task in zip(recipes, tasks, strict=True):
         for role in task.roles:
-            column = named.get(role)
+            column = job.input.column(role)
             if column is None:
                 raise UserError(f"input.{role}: task {recipe.task} reads it; name its column")
             text[role] = column

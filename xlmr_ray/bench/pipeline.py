@@ -64,5 +64,5 @@ def run_pipeline(job: Job, sample: Sample) -> Pipeline:
 
 
 def _column(job: Job, role: str) -> str | None:
-    column: str | None = getattr(job.input, role)
+    column = job.input.column(role)
     return column

@@ -32,8 +32,7 @@ from xlmr_ray.model.linear import use_onednn
 from xlmr_ray.modeling.pretrained import Pretrained
 from xlmr_ray.modeling.xlm_roberta import XLMRobertaForCausalLM, XLMRobertaModel
 from xlmr_ray.tasks.encoded import ragged
-from xlmr_ray.tasks.task import Task
-from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.tasks.task import GenerationTask, Task
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class Generator:
     """
 
     model: XLMRobertaForCausalLM
-    task: TextGeneration
+    task: GenerationTask
     tokenizer: XLMRobertaTokenizer
     max_tokens: int
     stats: Stats = field(default_factory=Stats)
@@ -67,7 +66,7 @@ class Generator:
     def load(
         cls,
         folder: Path,
-        task: TextGeneration,
+        task: GenerationTask,
         settings: EngineSettings = AUTO,
         *,
         tokenizer: XLMRobertaTokenizer | None = None,
@@ -75,6 +74,8 @@ class Generator:
         """From a checkpoint's folder. `max_tokens` are a batch's, prompts and texts. Raises UserError for a checkpoint
         without a language modelling head.
         """
+        if settings.quantization is not None:
+            raise UserError(f"quantization {settings.quantization}: tasks that write text do not take it")
         where, wanted = device_and_dtype(settings.device, settings.dtype)
         attention = settings.attn_implementation
         with warnings.catch_warnings():
@@ -100,7 +101,7 @@ class Generator:
     def of(
         cls,
         model: Pretrained,
-        task: TextGeneration,
+        task: GenerationTask,
         tokenizer: XLMRobertaTokenizer,
         *,
         max_tokens: int | str = "auto",
@@ -118,7 +119,7 @@ class Generator:
     def set_tasks(self, tasks: Sequence[Task]) -> None:
         """The same task with other options."""
         (task,) = tasks
-        assert isinstance(task, TextGeneration)
+        assert isinstance(task, GenerationTask)
         self.task = task
 
     @property

@@ -15,8 +15,7 @@ from xlmr_ray.engine.results import TaskOutput
 from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.errors import UserError
 from xlmr_ray.modeling.pretrained import Pretrained
-from xlmr_ray.tasks.task import EncoderTask, Task
-from xlmr_ray.tasks.text_generation import TextGeneration
+from xlmr_ray.tasks.task import EncoderTask, GenerationTask, Task
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 
@@ -89,12 +88,12 @@ def load_runners(sources: Sequence[TaskSource], settings: EngineSettings) -> lis
         engine = Engine.load(folders[0], tasks, settings, head_folders=folders)
         loaded.append(Loaded(tuple(group), engine))
     for index, source in enumerate(sources):
-        if isinstance(source.task, TextGeneration):
-            check_quantizable("text-generation", source.task, settings.quantization)
+        if isinstance(source.task, GenerationTask):
             generator = Generator.load(source.folder, source.task, settings, tokenizer=source.tokenizer)
             loaded.append(Loaded((index,), generator))
         elif not isinstance(source.task, EncoderTask):
-            raise TypeError(f"nothing computes a {type(source.task).__name__}: derive it from EncoderTask")
+            kind = type(source.task).__name__
+            raise TypeError(f"nothing computes a {kind}: derive it from EncoderTask or GenerationTask")
     return loaded
 
 
@@ -104,5 +103,5 @@ def runner_of(
     """The runner of a task on a model in memory. Raises UserError where the model is not one for it."""
     if isinstance(task, EncoderTask):
         return Engine.of(model, [task], max_tokens=max_tokens)
-    assert isinstance(task, TextGeneration)
+    assert isinstance(task, GenerationTask)
     return Generator.of(model, task, tokenizer, max_tokens=max_tokens)

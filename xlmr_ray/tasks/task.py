@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.generation.config import GenerationConfig
 from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
 from xlmr_ray.tasks.encoded import lengths, ragged, targets_of
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
@@ -59,6 +60,14 @@ class Task(ABC):
     unwraps_lists_of_one: ClassVar[bool] = False
     architectures: ClassVar[tuple[str, ...]] = ()
     default_order: ClassVar[int] = 0
+
+    @classmethod
+    def possible_roles(cls) -> tuple[str, ...]:
+        """The roles that it reads with some options or others. To be defined where `roles` is a property that has others
+        than `text` and the `optional_roles`.
+        """
+        always = cls.roles if isinstance(cls.roles, tuple) else ()
+        return (*always, *cls.optional_roles)
 
     @classmethod
     def is_default(cls, architecture: str, config: XLMRobertaConfig) -> bool:
@@ -204,6 +213,48 @@ class EncoderTask(Task):
         """The results `(R, ...)` of all units of an encoded table, in its order, to the output table, one row a
         document. Runs on a CPU.
         """
+
+
+class GenerationTask(Task):
+    """A task whose output is text that a causal model writes after each document's prompt."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> GenerationConfig:
+        """Those of `generate`, complete: nothing of the model's own is in force."""
+
+    @property
+    @abstractmethod
+    def start(self) -> int:
+        """The first token's position."""
+
+    @property
+    @abstractmethod
+    def seed(self) -> int:
+        """Of the random numbers that are drawn for a prompt."""
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """What ends a text by being in it."""
+        strings = self.settings.stop_strings or []
+        return [strings] if isinstance(strings, str) else list(strings)
+
+    @property
+    def beside(self) -> int:
+        """Texts that are in memory for each prompt: beams or samples."""
+        return max(self.settings.num_beams, self.settings.num_return_sequences)
+
+    def computed_tokens(self, encoded: pa.Table) -> int:
+        """Prompts, with all that may be written after them, of every text that is written beside another."""
+        most = self.settings.max_new_tokens or 0
+        each: int = super().computed_tokens(encoded) + encoded.num_rows * most
+        return each * self.beside
+
+    @abstractmethod
+    def postprocess(
+        self, texts: Sequence[Sequence[Sequence[int]]], encoded: pa.Table, tokenizer: XLMRobertaTokenizer
+    ) -> pa.Table:
+        """The new ids of each document's texts to the output table, one row a document."""
 
 
 def option_fields(task: Task | type[Task]) -> list[Field[Any]]:

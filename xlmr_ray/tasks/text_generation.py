@@ -11,7 +11,7 @@ import pyarrow as pa
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.generation.config import GenerationConfig
-from xlmr_ray.tasks.task import Task, at_least_one, checked, one_of
+from xlmr_ray.tasks.task import GenerationTask, at_least_one, checked, one_of
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "text-generation"
@@ -37,7 +37,7 @@ TEXT = pa.struct([("generated_text", pa.string()), ("tokens", pa.int32())])
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextGeneration(Task):
+class TextGeneration(GenerationTask):
     """What a causal checkpoint writes after a prompt. A document's random numbers come from `seed` and the prompt's
     tokens, so that its text is the same in any batch and at every try.
 
@@ -151,12 +151,6 @@ class TextGeneration(Task):
         # Lengths are set here only: a file's `max_length` would count the prompt, which is cut to fit.
         return own.having({"max_length": None, **unset, **asked})
 
-    @property
-    def stop_strings(self) -> list[str]:
-        """What ends a text by being in it."""
-        strings = self.settings.stop_strings or []
-        return [strings] if isinstance(strings, str) else list(strings)
-
     def prompt_limit(self, model_max_length: int) -> int:
         """The most tokens of a prompt, for a tokenizer that says so many of both."""
         total = min(self.max_length or self.room, model_max_length)
@@ -180,17 +174,6 @@ class TextGeneration(Task):
             }
         )
         return table.append_column("prompt", columns["text"]) if self.return_full_text else table
-
-    def computed_tokens(self, encoded: pa.Table) -> int:
-        """Prompts, with all that may be written after them, of every text that is written beside another."""
-        most = self.settings.max_new_tokens or 0
-        each: int = super().computed_tokens(encoded) + encoded.num_rows * most
-        return each * self.beside
-
-    @property
-    def beside(self) -> int:
-        """Texts that are in memory for each prompt: beams or samples."""
-        return max(self.settings.num_beams, self.settings.num_return_sequences)
 
     def postprocess(
         self, texts: Sequence[Sequence[Sequence[int]]], encoded: pa.Table, tokenizer: XLMRobertaTokenizer

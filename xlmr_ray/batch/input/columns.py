@@ -11,12 +11,16 @@ import pyarrow as pa
 
 from xlmr_ray.batch import codes
 from xlmr_ray.errors import UserError
+from xlmr_ray.tasks.registry import TASKS
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 Value = str | bytes | None
 SYSTEM = ("_row", "_code", "_message", "_changed")
+STRINGS, SPANS = "strings", "[start, end] pairs"
 # Roles whose values are lists, and of what. They are carried as JSON: so a table has only string columns.
-LISTS = {"choices": "strings", "spans": "[start, end] pairs"}
+LISTS = {role: STRINGS for task in TASKS.values() for role in task.list_roles} | {
+    role: SPANS for task in TASKS.values() for role in task.span_roles
+}
 
 
 @dataclass(frozen=True)
@@ -179,12 +183,12 @@ def _list_as_json(role: str, value: object, name: str) -> str | Problem:
             return Problem(codes.WRONG_TYPE, f"field {name!r} is a string, and not the JSON of an array of {of}")
     if not isinstance(value, list):
         return Problem(codes.WRONG_TYPE, f"field {name!r} is {json_type(value)}, not an array of {of}")
-    if not value and role == "choices":
+    if not value and of == STRINGS:
         return Problem(codes.WRONG_TYPE, f"field {name!r} is an empty array")
     for index, item in enumerate(value):
-        if role == "choices" and not isinstance(item, str):
+        if of == STRINGS and not isinstance(item, str):
             return Problem(codes.WRONG_TYPE, f"field {name!r}: item {index} is {json_type(item)}, not a string")
-        if role == "spans" and not _is_span(item):
+        if of == SPANS and not _is_span(item):
             return Problem(codes.WRONG_TYPE, f"field {name!r}: item {index} is no pair [start, end] of whole numbers")
     return json.dumps(value, ensure_ascii=False)
 

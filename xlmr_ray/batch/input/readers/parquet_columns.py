@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.columns import LISTS, Columns
+from xlmr_ray.batch.input.columns import LISTS, SPANS, Columns
 from xlmr_ray.batch.input.readers.raw import Damaged, missing
 
 TEXTS = (
@@ -62,7 +62,7 @@ def find_columns(file: pq.ParquetFile, columns: Columns, constants: Mapping[str,
     found = {name: _with_storage(one, file) for name, one in found.items()}
     for role, name in columns.text.items():
         type = found[name].type
-        fits = is_list_of_spans(type) if role == "spans" else role in LISTS and is_list_of_text(type)
+        fits = is_list_of_spans(type) if LISTS.get(role) == SPANS else role in LISTS and is_list_of_text(type)
         if not is_text(type) and not fits:
             wanted = f"a list of {LISTS[role]}" if role in LISTS else "a string"
             raise Damaged(codes.WRONG_COLUMN_TYPE, f"column {name!r} is {str(type)[:200]}, not {wanted}")
