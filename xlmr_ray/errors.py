@@ -1,5 +1,5 @@
-"""The two ways a run ends badly. Both carry one line that says what, where and what to do; the command line prints it
-alone.
+"""The two ways a run ends badly. Both carry one line that says what, where and what to do; the command line prints only
+it.
 """
 
 

@@ -1,4 +1,4 @@
-"""Prints what the package depends on, from its pyproject.toml, so that an image can have it in a layer of its own:
+"""Prints what the package depends on, from its pyproject.toml, so that an image can have it in a separate layer:
 python requirements.py pyproject.toml cpu|cuda
 """
 

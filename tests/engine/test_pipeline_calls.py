@@ -91,7 +91,7 @@ def test_calls(task: str, number: int, checkpoints: dict[str, Path]) -> None:
             "text-classification",
             {"device_map": {"": 0}, "device": None},
             {},
-            "device_map: a device is wanted, got a map",
+            "device_map: expected a device, got a map",
         ),
         ("text-classification", {"device_map": 0}, {}, "device is given twice, as 0 and as device=cpu"),
         ("text-classification", {"config": "x"}, {}, "config is not supported: the checkpoint's own is read"),

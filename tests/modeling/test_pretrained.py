@@ -157,7 +157,7 @@ def test_new_tokens_that_are_to_be_random(folder: Path) -> None:
     added = model.resize_token_embeddings(2000, mean_resizing=False).weight[99:].detach()
     assert abs(float(added.std()) - model.config.initializer_range) < 1e-3
     assert not model.lm_head.bias[99:].any()
-    with pytest.raises(UserError, match="at least one is wanted"):
+    with pytest.raises(UserError, match="expected at least one token, got 0"):
         model.resize_token_embeddings(0)
 
 

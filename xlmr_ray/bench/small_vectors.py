@@ -13,7 +13,7 @@ from rich.table import Table
 from xlmr_ray.tasks.vector_precision import Ranges, stored
 
 NEAREST = (1, 10)
-CANDIDATES = 4  # times as many as are wanted are scored again in float32
+CANDIDATES = 4  # times as many as are asked for are scored again in float32
 SAMPLED = 4  # one vector in so many gives the ranges
 
 

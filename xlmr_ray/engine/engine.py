@@ -137,8 +137,8 @@ class Engine:
         elif quantization is not None and quantization not in SCHEMES:
             raise UserError(f"quantization {quantization!r} is none of {', '.join((*MATMULS, *SCHEMES))}")
         with_adapter = list(dict.fromkeys(place for place in places if has_adapter(place)))
-        if with_adapter and (compile or quantization is not None):
-            what = "compile" if compile else f"quantization {quantization}"
+        if with_adapter and (settings.compile or quantization is not None):
+            what = "compile" if settings.compile else f"quantization {quantization}"
             raise UserError(f"{what}: not with adapters beside the encoder; merge the one that is wanted (merge: true)")
         if where.type == "cuda" and wanted is torch.float32:
             log.warning("dtype float32 on a GPU: no packed attention and no matrix units; auto is several times faster")
@@ -287,10 +287,10 @@ class Engine:
                 f"a sequence of {too_long} tokens, the model has positions for {self.model.config.max_length}"
             )
         start = time.perf_counter()
-        places = [ResultRows.of(self.tasks[head].unit, row_splits, wanted) for head in heads]
+        rows_of_units = [ResultRows.of(self.tasks[head].unit, row_splits, wanted) for head in heads]
         raw = [
             np.full((rows.total, *self.shapes[head]), np.nan, np.float32)
-            for head, rows in zip(heads, places, strict=True)
+            for head, rows in zip(heads, rows_of_units, strict=True)
         ]
         failed: dict[int, tuple[str, str]] = dict.fromkeys(
             np.flatnonzero(lengths == 0).tolist(), (NO_TOKENS, "the text has no tokens")
@@ -316,7 +316,7 @@ class Engine:
                 which, outputs, event = in_flight.popleft()
                 if event is not None:
                     event.synchronize()
-                for results, rows_of, output in zip(raw, places, outputs, strict=True):
+                for results, rows_of, output in zip(raw, rows_of_units, outputs, strict=True):
                     values = output.numpy()
                     rows, owners = rows_of.rows(which)
                     results[rows] = values

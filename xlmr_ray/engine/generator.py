@@ -243,9 +243,9 @@ class Generator:
         """A text up to its end, without what fills it up behind, or what was written while others went on."""
         ends, strings = set(self.task.settings.eos), self.task.stop_strings
         pieces = self.tokenizer.convert_ids_to_tokens([*prompt, *ids]) if strings else []
-        for place, token in enumerate(ids, 1):
-            if token in ends or (strings and completes(pieces[: len(prompt) + place], strings)):
-                return ids[:place]
+        for end, token in enumerate(ids, 1):
+            if token in ends or (strings and completes(pieces[: len(prompt) + end], strings)):
+                return ids[:end]
         return ids
 
 

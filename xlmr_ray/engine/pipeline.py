@@ -178,7 +178,7 @@ def joined(inputs: Any, delimiter: str | None) -> list[str]:
     if delimiter not in (None, " "):
         raise UserError(f"pipeline: delimiter={delimiter!r} is not supported: words are parted by a space")
     if not isinstance(inputs, list | tuple) or not inputs:
-        raise UserError("pipeline: is_split_into_words: a list of words is wanted, or a list of such lists")
+        raise UserError("pipeline: is_split_into_words: expected a list of words, or a list of such lists")
     return [" ".join(words) for words in ([inputs] if isinstance(inputs[0], str) else inputs)]
 
 

@@ -85,7 +85,7 @@ def placed(options: dict[str, Any]) -> dict[str, Any]:
         dtype = dtype_of(found["dtype"], None)
         found["dtype"] = "auto" if dtype is None else dtype
     if isinstance(found.get("device"), Mapping):
-        raise UserError("pipeline: device_map: a device is wanted, got a map: a pipeline's model lies on one device")
+        raise UserError("pipeline: device_map: expected a device, got a map: a pipeline's model lies on one device")
     return found
 
 

@@ -227,7 +227,7 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """`x: (*tokens, hidden)` to the last layer's output, same shape; a `trace` with lists in it is filled, a
         `cache` goes on, except through layers that are computed again. `source` is for a model with cross-attention.
-        `rows (M)` are the packed tokens whose output is wanted: for the others the last layer ends with its attention,
+        `rows (M)` are the packed tokens whose output is read: for the others the last layer ends with its attention,
         and they come as zeros.
         """
         trace = trace or Trace()

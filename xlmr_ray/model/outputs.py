@@ -96,7 +96,7 @@ class ModelOutput(OrderedDict[str, Any]):
 
 @dataclass(eq=False, repr=False)
 class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
-    # The order of the tuple that the reference returns, which is not that of its class.
+    # The order of the tuple that transformers returns, which is not that of its class.
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
     past_key_values: DynamicCache | None = None

@@ -271,7 +271,7 @@ class Pretrained(StandIn, Pushed, nn.Module):
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module | None = None) -> None:
-        """Fresh weights of one module, by the reference's rules: normal with `initializer_range`, biases 0, norms 1,
+        """Fresh weights of one module, by transformers' rules: normal with `initializer_range`, biases 0, norms 1,
         padding rows 0. Without one, of all that a class of the user's has beside our models, which have theirs, and
         that have not been made before: weights that were loaded or trained stay.
         """
@@ -325,7 +325,7 @@ class Pretrained(StandIn, Pushed, nn.Module):
         self.base_model.set_submodule("embeddings.word_embeddings", value)
 
     def get_output_embeddings(self) -> nn.Linear | None:
-        """The last product of a language model's head, None in other classes."""
+        """The last linear layer of a language model's head, None in other classes."""
         head = self._modules.get("lm_head")
         found = None if head is None else head.get_submodule("decoder")
         return found if isinstance(found, nn.Linear) else None
@@ -336,7 +336,7 @@ class Pretrained(StandIn, Pushed, nn.Module):
         head.bias = value.bias
 
     def tie_weights(self) -> None:
-        """Makes the input embeddings the last product's weight, where the configuration ties them."""
+        """Makes the input embeddings the last layer's weight, where the configuration ties them."""
         output = self.get_output_embeddings()
         if output is not None and self.config.tie_word_embeddings:
             output.weight = self.get_input_embeddings().weight
@@ -355,7 +355,7 @@ class Pretrained(StandIn, Pushed, nn.Module):
         if pad_to_multiple_of is not None:
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
         if size < 1:
-            raise UserError(f"resize_token_embeddings: {size} tokens: at least one is wanted")
+            raise UserError(f"resize_token_embeddings: expected at least one token, got {size}")
         if size == old.num_embeddings:
             return old
         fresh = None if mean_resizing else self.config.initializer_range
@@ -368,7 +368,7 @@ class Pretrained(StandIn, Pushed, nn.Module):
             with torch.device("meta"):
                 decoder = nn.Linear(output.in_features, size)
             decoder.weight = nn.Parameter(resized(output.weight, size, fresh), output.weight.requires_grad)
-            # As in the reference, the bias has a mean of its own where the weight is its own, and is 0 where it is not.
+            # As in transformers, the bias has its own mean where the weight is its own, and is 0 where it is not.
             zero = self.config.tie_word_embeddings or not mean_resizing
             decoder.bias = nn.Parameter(resized(output.bias, size, 0.0 if zero else None), output.bias.requires_grad)
             self.set_output_embeddings(decoder)
@@ -440,7 +440,7 @@ class Pretrained(StandIn, Pushed, nn.Module):
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the model has, quantized ones counted as what they stand for. An embedding that is a last
-        product's weight, too, is not excluded.
+        layer's weight, too, is not excluded.
         """
         embeddings = [m.weight for m in self.modules() if isinstance(m, nn.Embedding)] if exclude_embeddings else []
         left_out = {id(weight) for weight in embeddings} - {id(getattr(self.get_output_embeddings(), "weight", None))}

@@ -163,7 +163,7 @@ def running(service: Service) -> APIRouter:
 
 
 def understood(error: Exception) -> ServiceError:
-    """The error that the client is told. What is nobody's mistake but ours is logged, without its message, which might
+    """The error that the client gets. What is nobody's mistake but ours is logged, without its message, which might
     quote a text.
     """
     if isinstance(error, ServiceError):
@@ -265,9 +265,9 @@ class Front:
                     context.facts["failure"] = "client_left"
                     sent.append(499)
                 except Exception as error:
-                    told = understood(error)
+                    shown = understood(error)
                     if not sent:
-                        await answer_to(told, scope["path"], self.shapes)(scope, receive, named)
+                        await answer_to(shown, scope["path"], self.shapes)(scope, receive, named)
                 note(**{"http.response.status_code": sent[0] if sent else 0})
         finally:
             self.service.in_flight -= 1

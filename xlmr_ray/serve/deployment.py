@@ -36,7 +36,7 @@ DEPLOYMENT = "Service"
 BACKPRESSURE = {"status_code": 429, "retry_after_s": 1}
 # The environment's variable with the folder of the process that was started, from which the settings' paths are.
 FOLDER_VARIABLE = "XLMR_RAY_FOLDER"
-# How often the state is told to Ray's metrics.
+# How often the state goes to Ray's metrics.
 STATE_S = 5.0
 
 

@@ -98,7 +98,7 @@ frontend front
     # h2c, which Java's client asks for: the request is answered as HTTP/1.1.
     http-request del-header upgrade
     http-response set-log-level silent
-    # A replica that is killed in the middle of its answer: what fits in the buffer is told as 502, and not cut off.
+    # A replica that is killed in the middle of its answer: what fits in the buffer becomes a 502, and is not cut off.
     http-request set-var(txn.method) method
     http-response wait-for-body time 10s unless {{ var(txn.method) -m str HEAD }}
     http-response set-var(txn.received) res.body_len

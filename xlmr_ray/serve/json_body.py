@@ -104,9 +104,9 @@ class Parser:
             if depth > self.depth:
                 raise Invalid(dotted(path[:2]), f"is nested more than {self.depth} deep")
             if isinstance(value, list):
-                for place, item in enumerate(value):
+                for index, item in enumerate(value):
                     if not isinstance(item, int | float):
-                        self.look(item, (*path, place), depth + 1)
+                        self.look(item, (*path, index), depth + 1)
                 return
             for key, item in value.items():
                 check_text(key, dotted(path))

@@ -180,7 +180,7 @@ def deploy(settings: ServeSettings, stopped: threading.Event) -> None:
     start.
     """
     # `serve.run` would give every call another version, and so replace the replicas each time.
-    before, told = time.time(), False
+    before, noted = time.time(), False
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(serve_config(settings)))
     while not stopped.wait(0.2):
         there = serve.status().applications.get(settings.name)
@@ -189,9 +189,9 @@ def deploy(settings: ServeSettings, stopped: threading.Event) -> None:
         if there.status == "RUNNING":
             return
         texts = [there.message, *(deployment.message for deployment in there.deployments.values())]
-        if not told and (full := next((text for text in texts if "to be scheduled" in text), None)):
+        if not noted and (full := next((text for text in texts if "to be scheduled" in text), None)):
             log.warning("%s", " ".join(full.split()))
-            told = True
+            noted = True
         if there.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             lines = [line.strip() for text in texts for line in text.splitlines() if "Error: " in line]
             raise JobFailed(lines[-1] if lines else there.message)

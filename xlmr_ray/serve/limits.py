@@ -76,7 +76,7 @@ def spans_of(value: Any, field: str) -> str:
     """A document's list of [start, end] as JSON."""
     lists = isinstance(value, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 2 for one in value)
     if not lists or not all(type(number) is int for one in value for number in one):
-        raise Invalid(field, "a list of [start, end], whole numbers, is wanted")
+        raise Invalid(field, "expected a list of [start, end], whole numbers")
     return json.dumps(value)
 
 
@@ -149,6 +149,6 @@ def check_whole(encoded: pa.Table, field: str, max_length: int, hint: str | None
     """
     cut = encoded["truncated"].to_numpy()
     if cut.any():
-        place = int(documents(encoded)[cut.argmax()])
+        first = int(documents(encoded)[cut.argmax()])
         how = f"; with {hint} it is cut" if hint else ""
-        raise TooLarge(f"more than the {max_length} tokens that the model takes{how}", field=f"{field}.{place}")
+        raise TooLarge(f"more than the {max_length} tokens that the model takes{how}", field=f"{field}.{first}")

@@ -57,7 +57,7 @@ TABLE = (
 
 
 class Mirror(Protocol):
-    """Another place that is told every number: `value` is added to a counter, set in a gauge, observed else."""
+    """Another place to which every number goes: `value` is added to a counter, set in a gauge, observed else."""
 
     def __call__(self, metric: Metric, labels: tuple[str, ...], value: float) -> None: ...
 

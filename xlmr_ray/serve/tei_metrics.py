@@ -40,7 +40,7 @@ TASKS = {"te_embed_count": ("embedding", "sparse"), "te_predict_count": ("text-c
 
 
 class TeiNames(Collector):
-    """`made`: our metrics by name. Of TEI's labels there is `err` alone, with our kinds of failure."""
+    """`made`: our metrics by name. Of TEI's labels there is only `err`, with our kinds of failure."""
 
     def __init__(self, made: Made) -> None:
         self.made = made
@@ -89,8 +89,8 @@ class TeiNames(Collector):
         return family
 
 
-def untyped(name: str, told: str, value: float) -> Family:
+def untyped(name: str, help: str, value: float) -> Family:
     """A counter whose name does not end in `_total`, as this format wants it."""
-    family = UnknownMetricFamily(name, told)
+    family = UnknownMetricFamily(name, help)
     family.add_metric([], value)
     return family

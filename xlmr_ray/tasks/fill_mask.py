@@ -189,9 +189,9 @@ class FillMask(EncoderTask):
         low, high = np.where(first == 0, -whole, first), np.where(last == sizes[document], 2 * whole, last)
         opens = np.searchsorted(document, np.arange(len(texts) + 1))
         best = np.empty_like(at)
-        for mask, (place, text) in enumerate(zip((at - begin[owner]).tolist(), owner.tolist(), strict=True)):
+        for mask, (position, text) in enumerate(zip((at - begin[owner]).tolist(), owner.tolist(), strict=True)):
             own = slice(opens[text], opens[text + 1])
-            best[mask] = opens[text] + np.minimum(place - low[own], high[own] - 1 - place).argmax()
+            best[mask] = opens[text] + np.minimum(position - low[own], high[own] - 1 - position).argmax()
         chosen = np.unique(best)
         text, first, size = document[chosen], first[chosen], (last - first)[chosen]
         ids, splits, _ = joined(
@@ -234,9 +234,9 @@ class FillMask(EncoderTask):
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         scores, tokens = raw[:, : self.count], raw[:, self.count :].astype(np.int32)
-        different, place = np.unique(tokens, return_inverse=True)
+        different, inverse = np.unique(tokens, return_inverse=True)
         texts = pa.array([self.tokenizer.decode([token]) for token in different.tolist()], pa.string())
-        values = [pa.array(tokens.ravel()), texts.take(pa.array(place.ravel())), pa.array(scores.ravel())]
+        values = [pa.array(tokens.ravel()), texts.take(pa.array(inverse.ravel())), pa.array(scores.ravel())]
         each = np.arange(len(raw) + 1, dtype=np.int32) * self.count
         masks = pa.ListArray.from_arrays(pa.array(each), pa.StructArray.from_arrays(values, fields=list(FILL)))
         targets = encoded["targets"].combine_chunks()
@@ -257,10 +257,10 @@ class FillMask(EncoderTask):
         """
         texts = None if columns is None else self.whole(columns, self.tokenizer)
         out: list[Any] = []
-        for place, masks in enumerate(table["fills"].to_pylist()):
+        for document, masks in enumerate(table["fills"].to_pylist()):
             answer = [[{"score": f["score"], "token": f["token"], "token_str": f["text"]} for f in m] for m in masks]
             if texts is not None:
-                start, end = texts.row_splits[place : place + 2]
+                start, end = texts.row_splits[document : document + 2]
                 self.add_sequences(answer, texts.input_ids[start:end].tolist())
             out.append(answer[0] if len(answer) == 1 else answer)
         return out

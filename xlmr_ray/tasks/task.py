@@ -63,7 +63,7 @@ class Task(ABC):
 
     @classmethod
     def possible_roles(cls) -> tuple[str, ...]:
-        """The roles that it reads with some options or others. To be defined where `roles` is a property that has others
+        """The roles that it reads with some options or others. To be defined where `roles` is a property with others
         than `text` and the `optional_roles`.
         """
         always = cls.roles if isinstance(cls.roles, tuple) else ()

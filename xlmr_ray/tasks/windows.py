@@ -77,8 +77,8 @@ def windows(
         "truncated": pa.array(ragged.truncated[document]),
     }
     if ragged.offsets is not None and ragged.sequence_ids is not None:
-        places = np.where(ragged.sequence_ids[:, None] < 0, np.int32(-1), ragged.offsets)[where]
-        columns |= {"start": lists(splits, places[:, 0]), "end": lists(splits, places[:, 1])}
+        characters = np.where(ragged.sequence_ids[:, None] < 0, np.int32(-1), ragged.offsets)[where]
+        columns |= {"start": lists(splits, characters[:, 0]), "end": lists(splits, characters[:, 1])}
     return pa.table(columns)
 
 
@@ -93,11 +93,11 @@ def window_spans(
     step = room - stride
     counts = np.where(lengths > room, -((room - lengths) // np.maximum(step, 1)) + 1, 1)
     document = np.repeat(np.arange(len(lengths)), counts)
-    place = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
     if not left:
-        first = place * step[document]
+        first = number * step[document]
         return document, first, np.minimum(first + room[document], lengths[document])
-    last = lengths[document] - (counts[document] - 1 - place) * step[document]
+    last = lengths[document] - (counts[document] - 1 - number) * step[document]
     return document, np.maximum(last - room[document], 0), last
 
 

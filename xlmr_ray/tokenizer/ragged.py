@@ -23,7 +23,7 @@ _GROWTH = 2
 
 
 class TokenizerError(UserError):
-    """One text could not be tokenized. `index` is its place in the call, `reason` says why without quoting it."""
+    """One text could not be tokenized. `index` is its index in the call, `reason` says why without quoting it."""
 
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(index, reason)
@@ -77,13 +77,13 @@ class Template:
     def of(cls, backend: Tokenizer, *, pair: bool) -> "Template":
         """Read off an encoded probe, whatever kind of post-processor the tokenizer has."""
         probe = backend.encode("a", "a") if pair else backend.encode("a")
-        places = [place for place, owner in enumerate(probe.sequence_ids) if owner is not None]
-        second = next((place for place in places if probe.sequence_ids[place] == 1), None)
-        first_end = max(place for place in places if probe.sequence_ids[place] == 0) + 1
+        indices = [index for index, owner in enumerate(probe.sequence_ids) if owner is not None]
+        second = next((index for index in indices if probe.sequence_ids[index] == 1), None)
+        first_end = max(index for index in indices if probe.sequence_ids[index] == 0) + 1
         return cls(
-            head=tuple(probe.ids[: places[0]]),
+            head=tuple(probe.ids[: indices[0]]),
             middle=tuple(probe.ids[first_end:second]) if second is not None else (),
-            tail=tuple(probe.ids[places[-1] + 1 :]),
+            tail=tuple(probe.ids[indices[-1] + 1 :]),
             typed=any(probe.type_ids),
         )
 
@@ -211,34 +211,34 @@ def _tokenize(
         return encode_batch(backend, parts, offsets=offsets, add_special_tokens=False, texts_an_item=sides), cut
     chars = _CHARS_A_TOKEN * (room + 1)
     shorter = parts.copy()
-    for place, text in enumerate(parts):
+    for index, text in enumerate(parts):
         if isinstance(text, str) and len(text) > chars:
-            _shorten(long_text, shorter, cut, place, text, chars, room)
+            _shorten(long_text, shorter, cut, index, text, chars, room)
     encodings = encode_batch(backend, shorter, offsets=offsets, add_special_tokens=False, texts_an_item=sides)
     # Strictly more than room: that tokens were lost is then known without reading the rest.
-    while again := [place for place in np.flatnonzero(cut).tolist() if len(encodings[place]) <= room]:
+    while again := [index for index in np.flatnonzero(cut).tolist() if len(encodings[index]) <= room]:
         chars *= _GROWTH
-        for place in again:
-            cut[place] = False
-            shorter[place] = parts[place]
-            _shorten(long_text, shorter, cut, place, parts[place], chars, room)
+        for index in again:
+            cut[index] = False
+            shorter[index] = parts[index]
+            _shorten(long_text, shorter, cut, index, parts[index], chars, room)
         try:
             longer = encode_batch(
-                backend, [shorter[place] for place in again], offsets=offsets, add_special_tokens=False
+                backend, [shorter[index] for index in again], offsets=offsets, add_special_tokens=False
             )
         except TokenizerError as error:
             raise TokenizerError(again[error.index] // sides, error.reason) from None
-        for place, encoding in zip(again, longer, strict=True):
-            encodings[place] = encoding
+        for index, encoding in zip(again, longer, strict=True):
+            encodings[index] = encoding
     return encodings, cut
 
 
 def _shorten(
-    long_text: LongText, into: list[str], cut: NDArray[np.bool_], place: int, text: str, chars: int, room: int
+    long_text: LongText, into: list[str], cut: NDArray[np.bool_], index: int, text: str, chars: int, room: int
 ) -> None:
     prefix = long_text.at_space(text, chars) or long_text.without_space(text, chars, room)
     if prefix is not None:
-        into[place], cut[place] = prefix, True
+        into[index], cut[index] = prefix, True
 
 
 def kept_tokens(length: NDArray[np.int64], room: int, truncation: str) -> NDArray[np.int64]:
@@ -311,13 +311,13 @@ def _assemble(
     truncated: NDArray[np.bool_] = np.any(keep < length, axis=1)
     if not offsets:
         return Ragged(input_ids, row_splits, owner, truncated)
-    places = np.zeros((len(input_ids), 2), np.int32)
+    characters = np.zeros((len(input_ids), 2), np.int32)
     ends = (encoding.offsets[span] for encoding, span in zip(encodings, spans, strict=True))
     flat = chain.from_iterable(chain.from_iterable(ends))
-    places[is_text] = np.fromiter(flat, np.int32, 2 * tokens).reshape(-1, 2)
+    characters[is_text] = np.fromiter(flat, np.int32, 2 * tokens).reshape(-1, 2)
     sequence_ids = np.full(len(input_ids), -1, np.int8)
     sequence_ids[is_text] = np.repeat(np.tile(np.arange(sides, dtype=np.int8), rows), kept)
-    return Ragged(input_ids, row_splits, owner, truncated, places, sequence_ids)
+    return Ragged(input_ids, row_splits, owner, truncated, characters, sequence_ids)
 
 
 def _overflow(windows: Tokenizer, texts: list[str], pairs: list[str] | None, *, offsets: bool) -> Ragged:
@@ -334,7 +334,7 @@ def _overflow(windows: Tokenizer, texts: list[str], pairs: list[str] | None, *, 
     if not offsets:
         return Ragged(input_ids, row_splits, owner, truncated)
     flat = chain.from_iterable(chain.from_iterable(row.offsets for row in rows))
-    places = np.fromiter(flat, np.int32, 2 * tokens).reshape(-1, 2)
+    characters = np.fromiter(flat, np.int32, 2 * tokens).reshape(-1, 2)
     sides = chain.from_iterable(row.sequence_ids for row in rows)
     sequence_ids = np.fromiter((-1 if side is None else side for side in sides), np.int8, tokens)
-    return Ragged(input_ids, row_splits, owner, truncated, places, sequence_ids)
+    return Ragged(input_ids, row_splits, owner, truncated, characters, sequence_ids)

@@ -49,7 +49,7 @@ class ValidationSection(Section):
     @model_validator(mode="after")
     def one_of_both(self) -> Self:
         if (self.path is None) == (self.share is None):
-            raise ValueError("validation: a path or a share is wanted, and not both")
+            raise ValueError("validation: expected either a path or a share")
         return self
 
 

@@ -44,7 +44,7 @@ class Part:
 
 @dataclass
 class Loop:
-    """One training. `show` is told of every step."""
+    """One training. `show` gets every step."""
 
     job: FinetuneJob
     objective: Objective

@@ -171,11 +171,11 @@ class Suspects:
             yield
             return
         with contextlib.ExitStack() as stack:
-            told: int | BinaryIO = STANDARD_ERROR
+            target: int | BinaryIO = STANDARD_ERROR
             if self.note is not None:
                 stack.callback(self.late.unlink)
-                told = stack.enter_context(self.late.open("wb"))
-            faulthandler.dump_traceback_later(self.timeout, exit=True, file=told)
+                target = stack.enter_context(self.late.open("wb"))
+            faulthandler.dump_traceback_later(self.timeout, exit=True, file=target)
             stack.callback(faulthandler.cancel_dump_traceback_later)
             yield
 

@@ -47,12 +47,12 @@ FOREIGN = Foreign(
         "top_h": "use top_p, min_p or typical_p",
         "encoder_repetition_penalty": "a decoder's prompt is no encoder's input: use repetition_penalty",
         "encoder_no_repeat_ngram_size": "a decoder's prompt is no encoder's input: use no_repeat_ngram_size",
-        "penalty_alpha": "transformers 5 has no contrastive search of its own either",
-        "dola_layers": "transformers 5 has no DoLa of its own either",
-        "num_beam_groups": "transformers 5 has no group beam search of its own either",
-        "diversity_penalty": "transformers 5 has no group beam search of its own either",
-        "constraints": "transformers 5 has no constrained beam search of its own either",
-        "force_words_ids": "transformers 5 has no constrained beam search of its own either",
+        "penalty_alpha": "transformers 5 has no contrastive search built in either",
+        "dola_layers": "transformers 5 has no DoLa built in either",
+        "num_beam_groups": "transformers 5 has no group beam search built in either",
+        "diversity_penalty": "transformers 5 has no group beam search built in either",
+        "constraints": "transformers 5 has no constrained beam search built in either",
+        "force_words_ids": "transformers 5 has no constrained beam search built in either",
         "decoder_input_ids": "a decoder's ids are input_ids",
         "negative_prompt_attention_mask": "give negative_prompt_ids without padding",
     },
@@ -268,13 +268,13 @@ def whole_mask(input_ids: Tensor, attention_mask: Tensor | None, settings: Gener
     pad = settings.pad
     mask = attention_mask
     if mask is None:
-        # An id that also ends texts tells nothing.
+        # An id that also ends texts says nothing.
         padded = pad is not None and pad not in settings.eos
         mask = input_ids.ne(pad).long() if padded and pad is not None else torch.ones_like(input_ids)
     if mask.shape != input_ids.shape:
         raise UserError(
-            f"generate: an attention_mask of the shape of input_ids {tuple(input_ids.shape)} is wanted, "
-            f"got {tuple(mask.shape)}"
+            f"generate: attention_mask: expected the shape of input_ids, {tuple(input_ids.shape)}, got "
+            f"{tuple(mask.shape)}"
         )
     if len(mask) > 1 and bool((mask[:, -1] == 0).any()):
         warnings.warn(

@@ -220,13 +220,13 @@ async function submit(event) {
   find("status").textContent = "Computing…";
   try {
     const began = performance.now();
-    const [answer, told] = await ask(path, { method: "POST", body });
+    const [answer, headers_] = await ask(path, { method: "POST", body });
     const took = performance.now() - began;
-    const tokens = told.get("x-compute-tokens");
+    const tokens = headers_.get("x-compute-tokens");
     find("result").replaceChildren(...(show[task] ?? facts)(answer, asked));
     find("json").textContent = JSON.stringify(answer, null, 1);
     find("status").textContent = `${took.toFixed(0)} ms${tokens ? `, ${tokens} tokens` : ""}` +
-      cut(told.get("x-truncated"), form);
+      cut(headers_.get("x-truncated"), form);
   } catch (error) {
     find("result").replaceChildren(element("p", { class: "error", role: "alert" }, error.message));
     find("json").textContent = error.said ? JSON.stringify(error.said, null, 1) : "";

@@ -62,14 +62,14 @@ def errors(path: str) -> ErrorBody | None:
 def router(service: Service, settings: ServeSettings) -> APIRouter:
     routes = APIRouter(route_class=JsonRoute, tags=["Cohere and Jina"])
     for path in PATHS:
-        told = documented(
+        route = documented(
             f"POST {path}", Rerankings, CohereError, summary="Documents by how well they answer a query, best first"
         )
 
         async def answer(body: Reranking, model: Model = None) -> Response:
             return await reranked(service, body, body.which(model))
 
-        routes.post(path, name=path.strip("/").replace("/", "_"), **told)(answer)
+        routes.post(path, name=path.strip("/").replace("/", "_"), **route)(answer)
     return routes
 
 

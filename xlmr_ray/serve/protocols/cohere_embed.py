@@ -128,7 +128,7 @@ async def vectors(service: Service, body: CohereEmbed, model: str | None, *, bar
 def given(body: CohereEmbed) -> tuple[str, list[str]]:
     """The field that the texts are in, and they. Raises Invalid unless it is one."""
     if (body.texts is None) == (body.inputs is None):
-        raise Invalid("texts", "is wanted, or inputs, and not both")
+        raise Invalid("texts", "expected either texts or inputs: one of the two")
     if body.texts is not None:
         return "texts", body.texts
     return "inputs", [" ".join(part.text for part in one.content) for one in body.inputs or []]

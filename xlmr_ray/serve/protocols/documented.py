@@ -30,7 +30,7 @@ HEADERS = {
     "x-tokenization-time": TIMES,
     "x-queue-time": TIMES,
     "x-inference-time": TIMES,
-    "x-truncated": "The places of the inputs that were cut at the model's length; absent if none was",
+    "x-truncated": "The indices of the inputs that were cut at the model's length; absent if none was",
 }
 
 
@@ -47,7 +47,7 @@ def documented(route: str, answer: Any, error: type[BaseModel], *, summary: str,
     ok: dict[str, Any] = {"description": "The answer", "headers": strings(HEADERS) if route.startswith("POST") else {}}
     if named:
         ok["content"] = {"application/json": {"examples": values(named, "response")}}
-    told: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "summary": summary,
         "response_model": answer,
         "responses": {200: ok} | {s: {"model": error, "description": text} for s, text in STATUSES.items()},
@@ -55,8 +55,8 @@ def documented(route: str, answer: Any, error: type[BaseModel], *, summary: str,
     }
     if route.startswith("POST"):
         content = {"application/json": {"examples": values(named, "request")}} if named else {}
-        told["openapi_extra"] = {"requestBody": {"content": content}}
-    return told
+        arguments["openapi_extra"] = {"requestBody": {"content": content}}
+    return arguments
 
 
 def values(named: Mapping[str, Mapping[str, Any]], part: str) -> dict[str, Any]:

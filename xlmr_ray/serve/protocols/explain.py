@@ -39,17 +39,17 @@ def explained(error: RequestValidationError, request: Request) -> Invalid:
     """The first thing that is wrong; of a union, whose members each have an error, the one that got furthest."""
     errors = error.errors()
     unknown = [e for e in errors if e["type"] == "extra_forbidden"]
-    deepest = max(len(places(e)) for e in errors)
-    chosen = [e for e in errors if len(places(e)) == deepest]
+    deepest = max(len(path_of(e)) for e in errors)
+    chosen = [e for e in errors if len(path_of(e)) == deepest]
     if unknown and not any(e["type"] == "missing" for e in chosen):
         return unknown_field(unknown[0], body_model(request))
     first = chosen[0]
-    field = ".".join(map(str, places(first))) or "the body"
-    same = [e for e in chosen if places(e) == places(first)]
+    field = ".".join(map(str, path_of(first))) or "the body"
+    same = [e for e in chosen if path_of(e) == path_of(first)]
     return Invalid(field, message(same))
 
 
-def places(error: Mapping[str, Any]) -> list[str | int]:
+def path_of(error: Mapping[str, Any]) -> list[str | int]:
     """The way to the field, without pydantic's names for the members of a union; `[]` for the body itself."""
     if error["type"] == "json_invalid":
         return []
@@ -82,7 +82,7 @@ def message(errors: Sequence[Mapping[str, Any]]) -> str:
 
 
 def unknown_field(error: Mapping[str, Any], model: type[BaseModel] | None) -> Invalid:
-    way = places(error)
+    way = path_of(error)
     name = short_name(str(way[-1]))
     known = fields_at(model, way[:-1]) if model is not None else []
     near = difflib.get_close_matches(name, known, 1)

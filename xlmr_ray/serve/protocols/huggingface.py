@@ -59,7 +59,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     def is_served(task: str) -> bool:
         return not service.models or service.has(task, None)
 
-    def told(task: str, answer: Any, summary: str) -> dict[str, Any]:
+    def described(task: str, answer: Any, summary: str) -> dict[str, Any]:
         show = is_served(task)
         return documented(f"POST /tasks/{task}", answer, responses.PlainError, summary=summary, show=show)
 
@@ -68,19 +68,19 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         answer = await asked(service, task, body, model, {"text": listed(body.inputs)})
         return (answer.answers[0] if isinstance(body.inputs, str) else answer.answers), answer
 
-    @routes.post("/tasks/text-classification", **told("text-classification", LABELS, "Labels of texts or pairs"))
+    @routes.post("/tasks/text-classification", **described("text-classification", LABELS, "Labels of texts or pairs"))
     async def text_classification(body: bodies.TextClassification, model: Model = None) -> Response:
         return await labelled(service, body, body.which(model))
 
-    @routes.post("/tasks/token-classification", **told("token-classification", ENTITIES, "Entities in texts"))
+    @routes.post("/tasks/token-classification", **described("token-classification", ENTITIES, "Entities in texts"))
     async def token_classification(body: bodies.TokenClassification, model: Model = None) -> Response:
         return reply(*await texts("token-classification", body, body.which(model)))
 
-    @routes.post("/tasks/fill-mask", **told("fill-mask", FILLS, "What fits in place of <mask>"))
+    @routes.post("/tasks/fill-mask", **described("fill-mask", FILLS, "What fits in place of <mask>"))
     async def fill_mask(body: bodies.FillMask, model: Model = None) -> Response:
         return reply(*await texts("fill-mask", body, body.which(model)))
 
-    @routes.post("/tasks/question-answering", **told("question-answering", SPANS, "Answers found in a context"))
+    @routes.post("/tasks/question-answering", **described("question-answering", SPANS, "Answers found in a context"))
     async def question_answering(body: bodies.QuestionAnswering, model: Model = None) -> Response:
         given = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         columns = {"question": [one.question for one in given], "context": [one.context for one in given]}
@@ -88,7 +88,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         return reply(answer.answers if isinstance(body.inputs, list) else answer.answers[0], answer)
 
     @routes.post(
-        "/tasks/zero-shot-classification", **told("zero-shot-classification", SCORED, "Labels of the caller's own")
+        "/tasks/zero-shot-classification", **described("zero-shot-classification", SCORED, "Labels of the caller's own")
     )
     async def zero_shot(body: bodies.ZeroShot, model: Model = None) -> Response:
         answer = await asked(
@@ -100,7 +100,9 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         ]
         return reply(scored[0] if isinstance(body.inputs, str) else scored, answer)
 
-    @routes.post("/tasks/multiple-choice", **told("multiple-choice", CHOSEN, "Which of several choices fits a text"))
+    @routes.post(
+        "/tasks/multiple-choice", **described("multiple-choice", CHOSEN, "Which of several choices fits a text")
+    )
     async def multiple_choice(body: bodies.MultipleChoice, model: Model = None) -> Response:
         given = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         columns: dict[str, list[Any]] = {
@@ -110,36 +112,37 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         answer = await asked(service, "multiple-choice", body, body.which(model), columns)
         return reply(answer.answers if isinstance(body.inputs, list) else answer.answers[0], answer)
 
-    @routes.post("/tasks/text-generation", **told("text-generation", WRITTEN, "What follows on a prompt"))
+    @routes.post("/tasks/text-generation", **described("text-generation", WRITTEN, "What follows on a prompt"))
     async def text_generation(body: bodies.TextGeneration, model: Model = None) -> Response:
         return reply(*await texts("text-generation", body, body.which(model)))
 
-    @routes.post("/tasks/perplexity", **told("perplexity", LIKELY, "How well a causal model foretells texts"))
+    @routes.post("/tasks/perplexity", **described("perplexity", LIKELY, "How well a causal model foretells texts"))
     async def perplexity(body: bodies.Perplexity, model: Model = None) -> Response:
         return reply(*await texts("perplexity", body, body.which(model)))
 
     @routes.post(
-        "/tasks/pseudo-perplexity", **told("pseudo-perplexity", LIKELY, "How well a masked model guesses texts")
+        "/tasks/pseudo-perplexity", **described("pseudo-perplexity", LIKELY, "How well a masked model guesses texts")
     )
     async def pseudo_perplexity(body: bodies.PseudoPerplexity, model: Model = None) -> Response:
         return reply(*await texts("pseudo-perplexity", body, body.which(model)))
 
-    @routes.post("/tasks/embedding", **told("embedding", VECTORS, "A vector a text"))
+    @routes.post("/tasks/embedding", **described("embedding", VECTORS, "A vector a text"))
     async def embedding(body: bodies.Embedding, model: Model = None) -> Response:
         return await vectors(service, body, body.which(model))
 
-    @routes.post("/tasks/feature-extraction", **told("feature-extraction", STATES, "Vectors of texts or tokens"))
+    @routes.post("/tasks/feature-extraction", **described("feature-extraction", STATES, "Vectors of texts or tokens"))
     async def feature_extraction(body: bodies.Extraction, model: Model = None) -> Response:
         pooled = body.parameters is None and service.has("embedding", body.which(model))
         return await (vectors if pooled else states)(service, body, body.which(model))
 
     @routes.post(
-        "/tasks/sentence-similarity", **told("sentence-similarity", list[float], "How near sentences are to another")
+        "/tasks/sentence-similarity",
+        **described("sentence-similarity", list[float], "How near sentences are to another"),
     )
     async def sentence_similarity(body: bodies.Similarity, model: Model = None) -> Response:
         return await nearness(service, body, body.which(model))
 
-    @routes.post("/tasks/rerank", **told("rerank", RANKED, "Documents by how well they answer a query"))
+    @routes.post("/tasks/rerank", **described("rerank", RANKED, "Documents by how well they answer a query"))
     async def reranking(body: bodies.Ranking, model: Model = None) -> Response:
         return await ranked(service, body, body.which(model))
 

@@ -82,8 +82,8 @@ def model_type(served: Served) -> dict[str, dict[str, Any]]:
 def names(model: Model) -> dict[str, Any]:
     labels = list(model.config.labels)
     return {
-        "id2label": {str(place): label for place, label in enumerate(labels)},
-        "label2id": {label: place for place, label in enumerate(labels)},
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
     }
 
 

@@ -42,7 +42,7 @@ class Embeddings(ForModel):
     between the ranges that the settings name, `binary` and `ubinary` are eight dimensions a number. In base64, all are
     float32.
 
-    `input` may be token ids with `token_ids: true` alone, which says that they are of this model's tokenizer (those of
+    `input` may be token ids only with `token_ids: true`, which says that they are of this model's tokenizer (those of
     `/tokenize`).
     """
 
@@ -129,8 +129,8 @@ async def vectors(service: Service, body: Embeddings, model: str | None, cutting
     answer = await embedded(service, request, service.limits.openai_inputs)
     encode = as_base64 if "base64" in (body.encoding_format, body.embedding_type) else np.asarray
     data = [
-        {"object": "embedding", "index": place, "embedding": encode(vector)}
-        for place, vector in enumerate(answer.answers)
+        {"object": "embedding", "index": index, "embedding": encode(vector)}
+        for index, vector in enumerate(answer.answers)
     ]
     return reply({"object": "list", "model": served.model.name, "data": data, "usage": usage(answer)}, answer)
 

@@ -47,10 +47,10 @@ def in_parameters(options: Mapping[str, Any], **others: str) -> dict[str, str]:
 
 def reply(value: Any, answer: Answer | None = None) -> Response:
     """JSON of the value, with numpy arrays in it; headers tell what its answer took."""
-    return told(value, {} if answer is None else headers([answer], cut_indices(answer)))
+    return json_response(value, {} if answer is None else headers([answer], cut_indices(answer)))
 
 
-def told(value: Any, headers: Mapping[str, str]) -> Response:
+def json_response(value: Any, headers: Mapping[str, str]) -> Response:
     body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
     return Response(body, media_type="application/json", headers=dict(headers))
 
@@ -92,16 +92,16 @@ def texts_of(tokenizer: Any, ids: Sequence[Sequence[int]], field: str) -> list[s
     gives, such as those of another model's tokenizer.
     """
     size = len(tokenizer)
-    for place, row in enumerate(ids):
+    for index, row in enumerate(ids):
         over = max(row, default=0)
         if over >= size:
-            raise Invalid(f"{field}.{place}", f"id {over} is not among the {size} of this model's vocabulary")
+            raise Invalid(f"{field}.{index}", f"id {over} is not among the {size} of this model's vocabulary")
     bare = [inner(tokenizer, list(row)) for row in ids]
     texts = [tokenizer.decode(row, skip_special_tokens=True) for row in bare]
     again = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-    for place, (row, back) in enumerate(zip(bare, again, strict=True)):
+    for index, (row, back) in enumerate(zip(bare, again, strict=True)):
         if row != back:
-            raise Invalid(f"{field}.{place}", "this model's tokenizer gives these ids for no text: send the text")
+            raise Invalid(f"{field}.{index}", "this model's tokenizer gives these ids for no text: send the text")
     return texts
 
 

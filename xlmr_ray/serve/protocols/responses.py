@@ -46,7 +46,7 @@ class Span(Out):
 
 
 class Chosen(Out):
-    """`choice` is the best one's place, from 0."""
+    """`choice` is the best one's index, from 0."""
 
     choice: int
     score: float

@@ -16,7 +16,7 @@ from xlmr_ray.serve.protocols.cohere import Reranking, reranked
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import embedded, given_texts, prompt, similar
 from xlmr_ray.serve.protocols.info import Info, info
-from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, cut_indices, headers, reply, told
+from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, cut_indices, headers, json_response, reply
 from xlmr_ray.serve.protocols.responses import Label, PlainError, Rank, Rerankings, SparseValue, Token
 from xlmr_ray.serve.protocols.tei_bodies import (
     Decode,
@@ -33,8 +33,8 @@ from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.serve.task_request import TaskRequest
 
-# That `/tokenize` tells of: each takes a hundred times its text.
-TOLD_TOKENS = 65_536
+# That `/tokenize` lists: each takes a hundred times its text.
+MOST_LISTED = 65_536
 # One word for each status, where it has one there.
 WORDS = {
     400: "Empty",
@@ -128,7 +128,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         texts = [before + text for text in listed(body.inputs)]
         counted(service, texts, "inputs")
         special = body.add_special_tokens is not False
-        most = min(TOLD_TOKENS, service.limits.request_tokens)
+        most = min(MOST_LISTED, service.limits.request_tokens)
         return await service.in_pool(lambda: reply(tokens(resident, texts, special, most)))
 
     @routes.post("/decode", **documented("POST /decode", list[str], PlainError, summary="Texts of tokens"))
@@ -215,7 +215,7 @@ async def labels(service: Service, body: Predict, model: str | None) -> Response
         cut += [indices[one] for one in cut_indices(answer)]
         for index, scores in zip(indices, answer.answers, strict=True):
             out[index] = scores
-    return told(out if several else out[0], headers(answers, cut))
+    return json_response(out if several else out[0], headers(answers, cut))
 
 
 async def ranks(service: Service, body: Rerank, model: str | None) -> Response:
@@ -268,9 +268,9 @@ def resident_model(service: Service, name: str | None) -> Resident:
 def decoded(model: Resident, rows: list[list[int]], skip: bool) -> list[str]:
     """The texts of ids, without special tokens where these are to be skipped."""
     size = len(model.tokenizer)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if (over := max(row, default=0)) >= size:
-            raise Invalid(f"ids.{place}", f"id {over} is not among the {size} of the vocabulary")
+            raise Invalid(f"ids.{index}", f"id {over} is not among the {size} of the vocabulary")
     return [model.tokenizer.decode(row, skip_special_tokens=skip) for row in rows]
 
 

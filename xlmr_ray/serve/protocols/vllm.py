@@ -84,12 +84,12 @@ def errors(path: str) -> ErrorBody | None:
 def router(service: Service, settings: ServeSettings) -> APIRouter:
     routes = APIRouter(route_class=JsonRoute, tags=["vLLM"])
     for path in SCORE:
-        told = documented(f"POST {path}", Scores, OpenAIError, summary="How well pairs of texts fit together")
+        route = documented(f"POST {path}", Scores, OpenAIError, summary="How well pairs of texts fit together")
 
         async def score(body: Score, model: Model = None) -> Response:
             return await scored(service, body, body.which(model))
 
-        routes.post(path, name=path.strip("/").replace("/", "_"), **told)(score)
+        routes.post(path, name=path.strip("/").replace("/", "_"), **route)(score)
 
     @routes.post("/pooling", **documented("POST /pooling", Poolings, OpenAIError, summary="Vectors or scores of texts"))
     async def pooling(body: Pooling, model: Model = None) -> Response:
@@ -99,7 +99,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
 
 def made(kind: str, model: str, values: Sequence[Any], answer: Answer, field: str) -> Response:
-    data = [{"index": place, "object": kind, field: value} for place, value in enumerate(values)]
+    data = [{"index": index, "object": kind, field: value} for index, value in enumerate(values)]
     head = {"id": str(uuid.uuid4()), "object": "list", "created": int(time.time()), "model": model}
     return reply({**head, "data": data, "usage": usage(answer)}, answer)
 
@@ -138,7 +138,7 @@ def sides(body: Score) -> tuple[tuple[str, str], list[str], list[str]]:
     names = next((pair for pair in SIDES if given == set(pair)), None)
     if names is None:
         pairs = " or ".join(" and ".join(pair) for pair in SIDES)
-        raise Invalid(next(iter(sorted(given)), "text_1"), f"two fields are wanted: {pairs}")
+        raise Invalid(next(iter(sorted(given)), "text_1"), f"expected two fields: {pairs}")
     left, right = (listed(getattr(body, name)) for name in names)
     if len(left) == 1:
         left *= len(right)
@@ -153,7 +153,7 @@ async def pooled(service: Service, body: Pooling, model: str | None) -> Response
     if task is None and service.has(by_token, model):
         task = "token_embed"
     if task is None:
-        raise Invalid("task", "embed, classify or token_embed is wanted: this model is not served for token_embed")
+        raise Invalid("task", "expected embed, classify or token_embed: this model is not served for token_embed")
     ours = {"embed": "embedding", "classify": "text-classification", "token_embed": by_token}[task]
     served = service.find(ours, model)
     if body.dimensions is not None and task != "embed":

@@ -64,9 +64,9 @@ def _columns(rows: Any) -> dict[str, list[Any]]:
         got = f"a list of {type(rows[0]).__name__}" if isinstance(rows, (list, tuple)) else type(rows).__name__
         raise UserError(f"pad: expected a dictionary or a list of dictionaries, got {got}")
     names = list(rows[0]) if rows else []
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if missing := [name for name in names if name not in row]:
-            raise UserError(f"pad: sequence {place} has no {missing[0]}, and the first has")
+            raise UserError(f"pad: sequence {index} has no {missing[0]}, and the first has")
     return {name: [row[name] for row in rows] for name in names}
 
 

@@ -43,12 +43,12 @@ def encode_items(
     if cut is None or overflow or not long:
         backend = clones.get(cut, to_pad, split_special=split_special)
         return encode_batch(backend, items, offsets=True, add_special_tokens=special, is_pretokenized=words)
-    alone = {place: _cut_alone(whole, items, place, cut, added, special=special, words=words) for place in long}
-    others = [place for place in range(len(items)) if place not in alone]
+    alone = {index: _cut_alone(whole, items, index, cut, added, special=special, words=words) for index in long}
+    others = [index for index in range(len(items)) if index not in alone]
     try:
         encodings = encode_batch(
             clones.get(cut, None, split_special=split_special),
-            [items[place] for place in others],
+            [items[index] for index in others],
             offsets=True,
             add_special_tokens=special,
             is_pretokenized=words,
@@ -56,7 +56,7 @@ def encode_items(
     except TokenizerError as error:
         raise TokenizerError(others[error.index], error.reason) from None
     alone |= dict(zip(others, encodings, strict=True))
-    rows = [alone[place] for place in range(len(items))]
+    rows = [alone[index] for index in range(len(items))]
     if to_pad is not None:
         _pad(rows, to_pad)
     return rows
@@ -65,28 +65,28 @@ def encode_items(
 def check_windows(whole: Tokenizer, items: list[Any], cut: Cut, added: int, *, words: bool = False) -> None:
     """Raise TokenizerError for the first pair that has too many windows to make them all."""
     room = max(cut.max_length - added, 1)
-    for place in _long(items, cut, added, words=words):
-        first, second = map(len, _parts(whole, items, place, words=words))
+    for index in _long(items, cut, added, words=words):
+        first, second = map(len, _parts(whole, items, index, words=words))
         tokens = 4 * first * second // room
         if 2 * min(first, second) > room and tokens > _MOST_ASKED:
             raise TokenizerError(
-                place,
+                index,
                 f"every window of the one text with every one of the other makes about {tokens:,} tokens; cut one text "
                 "alone (truncation='only_first' or 'only_second')",
             )
 
 
 def _long(items: list[Any], cut: Cut, added: int, *, words: bool) -> list[int]:
-    """The places of pairs with many windows, were every character a token."""
+    """The indices of pairs with many windows, were every character a token."""
     if cut.strategy != "longest_first":
         return []
     room = max(cut.max_length - added, 1)
     found = []
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         if isinstance(item, (list, tuple)) and len(item) == 2 and (not words or isinstance(item[0], (list, tuple))):
             first, second = map(_characters, item)
             if 2 * min(first, second) > room and 4 * first * second // room > _MOST:
-                found.append(place)
+                found.append(index)
     return found
 
 
@@ -96,25 +96,25 @@ def _characters(part: Any) -> int:
     return sum(map(_characters, part)) if isinstance(part, (list, tuple)) else 0
 
 
-def _parts(whole: Tokenizer, items: list[Any], place: int, *, words: bool) -> list[Encoding]:
+def _parts(whole: Tokenizer, items: list[Any], index: int, *, words: bool) -> list[Encoding]:
     try:
         return encode_batch(
             whole,
-            list(items[place]),
+            list(items[index]),
             offsets=True,
             add_special_tokens=False,
             is_pretokenized=words,
             texts_an_item=2,
         )
     except TokenizerError as error:
-        raise TokenizerError(place, error.reason) from None
+        raise TokenizerError(index, error.reason) from None
 
 
 def _cut_alone(
-    whole: Tokenizer, items: list[Any], place: int, cut: Cut, added: int, *, special: bool, words: bool
+    whole: Tokenizer, items: list[Any], index: int, cut: Cut, added: int, *, special: bool, words: bool
 ) -> Encoding:
     """The first of the windows that the library would make."""
-    parts = _parts(whole, items, place, words=words)
+    parts = _parts(whole, items, index, words=words)
     length = np.array([[len(part) for part in parts]], np.int64)
     keep = kept_tokens(length, cut.max_length - added, cut.strategy)[0].tolist()
     first, second = (_span(part, count, cut.direction == "right") for part, count in zip(parts, keep, strict=True))

@@ -45,7 +45,7 @@ class EmbeddingObjective(Objective):
         options = dict(job.options)
         prompts = options.pop("prompts", {})
         if not isinstance(prompts, dict) or not set(prompts) <= {"text", "text_pair"}:
-            raise UserError("options.prompts: a mapping of text and text_pair to the texts put before them is wanted")
+            raise UserError("options.prompts: expected a mapping of text and text_pair to the texts put before them")
         task = Embedding.bind(folder, config, options)
         if task.dense:
             raise UserError(f"task embedding: {folder} has layers behind the pooling, which are not trained here")

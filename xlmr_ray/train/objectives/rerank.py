@@ -36,8 +36,8 @@ class RerankObjective(Objective):
         labels = relevance(rows)
         if (labels == labels[0]).all():
             raise UserError(
-                f"train.label: all {len(rows)} pairs have the label {labels[0]:g}: pairs that answer and pairs that do "
-                "not are wanted"
+                f"train.label: all {len(rows)} pairs have the label {labels[0]:g}: expected pairs that answer and "
+                "pairs that do not"
             )
         names = config.labels if len(config.labels) == 1 else ["LABEL_0"]
         return cls(Rerank.bind(folder, with_labels(config, names, None), job.options))
