@@ -60,6 +60,14 @@ def udhr() -> Path:
     return Path(xlmr_ray.__file__).parent / "assets" / "udhr"
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint for text-classification, of three labels."""
+    from tests.models import save_classifier
+
+    return save_classifier(tmp_path_factory.mktemp("model"), num_labels=3)
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A service of every task behind HTTP: `tests.serve.server.Running`."""

@@ -6,12 +6,6 @@ import re
 import pytest
 
 import xlmr_ray
-from tests.models import save_classifier
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_classifier(tmp_path_factory.mktemp("model"), num_labels=3)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import ray
 from transformers import AutoTokenizer
 
 from tests.batch.days import write
-from tests.models import save_classifier
 from xlmr_ray.batch import cluster, dry_run
 from xlmr_ray.batch.cluster import cluster_resources, resources_here
 from xlmr_ray.batch.ledger.manifest import read_manifest
@@ -31,11 +30,6 @@ SAID = re.compile(
     r"(?P<schema>(        .*\n)+)"
     r"a dry run: nothing was started or written\n"
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_classifier(tmp_path_factory.mktemp("model"), num_labels=3)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.batch.days import write
-from tests.models import save_classifier
 from xlmr_ray import read_results
 from xlmr_ray.batch.incremental import publish_found
 from xlmr_ray.batch.job import check_job
@@ -19,11 +18,6 @@ from xlmr_ray.batch.plan import Dead
 from xlmr_ray.batch.prepare import prepare
 from xlmr_ray.batch.run import commit_dead
 from xlmr_ray.batch.store.open import open_store
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_classifier(tmp_path_factory.mktemp("model"), num_labels=3)
 
 
 @pytest.fixture

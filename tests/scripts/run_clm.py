@@ -6,8 +6,9 @@ import sys
 from itertools import chain
 from pathlib import Path
 
-from transformers import Trainer, TrainingArguments, default_data_collator, set_seed
+from transformers import Trainer, default_data_collator, set_seed
 
+from tests.scripts.arguments import two_steps
 from xlmr_ray import XLMRobertaConfig, XLMRobertaForCausalLM, XLMRobertaTokenizer
 
 path, out = sys.argv[1:]
@@ -32,16 +33,7 @@ dataset = [{key: result[key][i] for key in result} for i in range(len(result["la
 
 trainer = Trainer(
     model=model,
-    args=TrainingArguments(
-        out,
-        max_steps=2,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        report_to="none",
-        use_cpu=True,
-        optim="sgd",
-        learning_rate=0.1,
-    ),
+    args=two_steps(out, gradient_accumulation_steps=2),
     train_dataset=dataset,
     eval_dataset=dataset,
     processing_class=tokenizer,

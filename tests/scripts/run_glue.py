@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from transformers import DataCollatorWithPadding, EvalPrediction, Trainer, TrainingArguments, set_seed
+from transformers import DataCollatorWithPadding, EvalPrediction, Trainer, set_seed
 
+from tests.scripts.arguments import two_steps
 from xlmr_ray import XLMRobertaConfig, XLMRobertaForSequenceClassification, XLMRobertaTokenizer
 
 path, out = sys.argv[1:]
@@ -36,9 +37,7 @@ def compute_metrics(p: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((np.argmax(preds, axis=1) == p.label_ids).mean())}
 
 
-arguments = TrainingArguments(
-    out, max_steps=2, per_device_train_batch_size=4, report_to="none", use_cpu=True, optim="sgd", learning_rate=0.1
-)
+arguments = two_steps(out)
 trainer = Trainer(
     model=model,
     args=arguments,

@@ -10,10 +10,10 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 
+from tests.scripts.arguments import two_steps
 from xlmr_ray import XLMRobertaConfig, XLMRobertaForTokenClassification, XLMRobertaTokenizer
 
 path, out = sys.argv[1:]
@@ -56,9 +56,7 @@ def compute_metrics(p):
 
 trainer = Trainer(
     model=model,
-    args=TrainingArguments(
-        out, max_steps=2, per_device_train_batch_size=3, report_to="none", use_cpu=True, optim="sgd", learning_rate=0.1
-    ),
+    args=two_steps(out, per_device_train_batch_size=3),
     train_dataset=dataset,
     eval_dataset=dataset,
     processing_class=tokenizer,

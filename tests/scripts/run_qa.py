@@ -4,8 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from transformers import Trainer, TrainingArguments, default_data_collator, set_seed
+from transformers import Trainer, default_data_collator, set_seed
 
+from tests.scripts.arguments import two_steps
 from xlmr_ray import XLMRobertaConfig, XLMRobertaForQuestionAnswering, XLMRobertaTokenizer
 
 path, out = sys.argv[1:]
@@ -58,9 +59,7 @@ dataset = [{key: tokenized[key][i] for key in tokenized} for i in range(len(offs
 
 trainer = Trainer(
     model=model,
-    args=TrainingArguments(
-        out, max_steps=2, per_device_train_batch_size=4, report_to="none", use_cpu=True, optim="sgd", learning_rate=0.1
-    ),
+    args=two_steps(out),
     train_dataset=dataset,
     eval_dataset=dataset,
     processing_class=tokenizer,

@@ -6,8 +6,9 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from transformers import DataCollatorForMultipleChoice, Trainer, TrainingArguments, set_seed
+from transformers import DataCollatorForMultipleChoice, Trainer, set_seed
 
+from tests.scripts.arguments import two_steps
 from xlmr_ray import XLMRobertaConfig, XLMRobertaForMultipleChoice, XLMRobertaTokenizer
 
 path, out = sys.argv[1:]
@@ -33,9 +34,7 @@ def compute_metrics(eval_predictions):
 
 trainer = Trainer(
     model=model,
-    args=TrainingArguments(
-        out, max_steps=2, per_device_train_batch_size=4, report_to="none", use_cpu=True, optim="sgd", learning_rate=0.1
-    ),
+    args=two_steps(out),
     train_dataset=dataset,
     eval_dataset=dataset,
     processing_class=tokenizer,

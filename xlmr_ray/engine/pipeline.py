@@ -13,11 +13,9 @@ import torch
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.fork import compute_after_fork
-from xlmr_ray.engine.generator import Generator
 from xlmr_ray.engine.pipeline_arguments import is_stream, placed, settings, streamed
-from xlmr_ray.engine.runners import TaskSource, load_runners, runner_of
+from xlmr_ray.engine.runners import Runner, TaskSource, load_runners, runner_of
 from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.errors import UserError
 from xlmr_ray.modeling.pretrained import Pretrained
@@ -40,7 +38,7 @@ class Pipeline:
         config: XLMRobertaConfig,
         options: Mapping[str, Any],
         task: Task,
-        engine: Engine | Generator,
+        engine: Runner,
         tokenizer: XLMRobertaTokenizer,
         index: int = 0,
     ) -> None:

@@ -66,7 +66,7 @@ class Loaded:
     """A runner, and which of the sources its tasks are."""
 
     indices: tuple[int, ...]
-    runner: Engine | Generator
+    runner: Runner
 
 
 def check_quantizable(name: str, task: Task, quantization: str | None) -> None:
@@ -99,7 +99,7 @@ def load_runners(sources: Sequence[TaskSource], settings: EngineSettings) -> lis
 
 def runner_of(
     model: Pretrained, task: Task, tokenizer: XLMRobertaTokenizer, *, max_tokens: int | str = "auto"
-) -> Engine | Generator:
+) -> Runner:
     """The runner of a task on a model in memory. Raises UserError where the model is not one for it."""
     if isinstance(task, EncoderTask):
         return Engine.of(model, [task], max_tokens=max_tokens)

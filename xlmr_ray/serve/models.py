@@ -20,7 +20,7 @@ from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.generator import Generator
-from xlmr_ray.engine.runners import TaskSource, check_quantizable, load_runners
+from xlmr_ray.engine.runners import Runner, TaskSource, check_quantizable, load_runners
 from xlmr_ray.engine.unloaded import check_weights
 from xlmr_ray.errors import UserError
 from xlmr_ray.serve.queue.base import RequestQueue
@@ -219,8 +219,9 @@ def wanted_tasks(section: ModelSection, folder: Path, config: XLMRobertaConfig) 
     return out
 
 
-def queue_of(runner: Engine | Generator, first: Wanted, observe: Observe) -> RequestQueue:
+def queue_of(runner: Runner, first: Wanted, observe: Observe) -> RequestQueue:
     """The queue of a runner, named after its first task's model."""
     if isinstance(runner, Engine):
         return Batcher(runner, first.model, partial(observe, first.model))
+    assert isinstance(runner, Generator)
     return GenerationQueue(runner, f"{first.model}/{first.task}")

@@ -16,13 +16,11 @@ from xlmr_ray.checkpoint.calibration import read_temperature
 from xlmr_ray.checkpoint.cross_encoder import CrossEncoderConfig, read_cross_encoder_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.batch_invariance import pad_rows
-from xlmr_ray.model.heads import text_classifier
-from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.text_classifier import classifier, logits_of
 from xlmr_ray.tasks.windows import document_splits
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -97,13 +95,11 @@ class Rerank(EncoderTask):
         return encode_documents(NAME, texts, pairs, tokenizer, max_length=limit, long=self.long, stride=self.stride)
 
     def head(self) -> nn.Module:
-        with shapes_only():
-            return text_classifier(self.config)
+        return classifier(self.config)
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """A logit a pair `(N)`."""
-        logits: Tensor = head(pad_rows(batch.first(hidden)))
-        return logits[: batch.sequences, 0]
+        return logits_of(head, hidden, batch)[:, 0]
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         best = raw if self.long == "cut" else np.maximum.reduceat(raw, document_splits(encoded)[:-1])

@@ -12,14 +12,12 @@ from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.calibration import read_temperature, read_thresholds
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.model.batch_invariance import pad_rows
-from xlmr_ray.model.heads import text_classifier
-from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.softmax import softmax
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.text_classifier import classifier, logits_of
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "text-classification"
@@ -105,13 +103,11 @@ class TextClassification(EncoderTask):
         )
 
     def head(self) -> nn.Module:
-        with shapes_only():
-            return text_classifier(self.config)
+        return classifier(self.config)
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Logits `(N, labels)`."""
-        logits: Tensor = head(pad_rows(batch.first(hidden)))
-        return logits[: batch.sequences]
+        return logits_of(head, hidden, batch)
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         logits = raw.astype(np.float64)

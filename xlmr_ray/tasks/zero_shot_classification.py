@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.batch_invariance import pad_rows
-from xlmr_ray.model.heads import text_classifier
-from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.long_documents import check_long, length_fields
 from xlmr_ray.tasks.softmax import softmax
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.text_classifier import classifier, logits_of
 from xlmr_ray.tasks.windows import (
     averaged,
     check_stride,
@@ -195,13 +193,11 @@ class ZeroShotClassification(EncoderTask):
         )
 
     def head(self) -> nn.Module:
-        with shapes_only():
-            return text_classifier(self.config)
+        return classifier(self.config)
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Logits `(N, labels of the checkpoint)`."""
-        logits: Tensor = head(pad_rows(batch.first(hidden)))
-        return logits[: batch.sequences]
+        return logits_of(head, hidden, batch)
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         count = len(self.labels)

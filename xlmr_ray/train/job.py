@@ -8,7 +8,6 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from xlmr_ray.validation import Auto, Count, Section, checked, listed, read_yaml
 
-ROLES = ("text", "text_pair", "question", "context", "choices")
 Share = Annotated[float, Field(gt=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]

@@ -240,14 +240,7 @@ def test_local_disk_without_links_is_refused(local, monkeypatch):
     with pytest.raises(NoConditionalWrites, match="--at-least-once"):
         local.probe()
     asked_for = open_store(local.root, at_least_once=True)
-    asked_for.probe()
-    etag = asked_for.create("a/k", b"1")
-    with pytest.raises(Exists):
-        asked_for.create("a/k", b"2")
-    etag = asked_for.replace("a/k", b"22", etag)
-    with pytest.raises(Changed):
-        asked_for.replace("a/k", b"3", "0")
-    assert asked_for.get("a/k") == (b"22", etag)
+    refuses_what_is_there(asked_for)
     assert keys(asked_for) == ["a/k"]
     assert asked_for.at_least_once
     assert not local.at_least_once
@@ -477,11 +470,8 @@ def test_store_that_ignores_conditions_is_refused(seaweed, proxy):
     store.probe()
 
 
-def test_other_stores_are_at_least_once(tmp_path):
-    url = f"memory://{tmp_path.name}"
-    with pytest.raises(NoConditionalWrites, match="--at-least-once"):
-        open_store(url).probe()
-    store = open_store(url, at_least_once=True)
+def refuses_what_is_there(store):
+    """A store that looks before it writes, which is not at once but better than nothing."""
     store.probe()
     etag = store.create("a/k", b"1")
     with pytest.raises(Exists):
@@ -490,6 +480,14 @@ def test_other_stores_are_at_least_once(tmp_path):
     with pytest.raises(Changed):
         store.replace("a/k", b"3", "0")
     assert store.get("a/k") == (b"22", etag)
+
+
+def test_other_stores_are_at_least_once(tmp_path):
+    url = f"memory://{tmp_path.name}"
+    with pytest.raises(NoConditionalWrites, match="--at-least-once"):
+        open_store(url).probe()
+    store = open_store(url, at_least_once=True)
+    refuses_what_is_there(store)
     store.put("b", b"")
     assert keys(store) == ["a/k", "b"]
     assert keys(store, "a/") == ["a/k"]

@@ -73,7 +73,6 @@ class Ticket:
     deadline: float | None
     background: bool = False
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
     ended: float = 0.0
     over: bool = False

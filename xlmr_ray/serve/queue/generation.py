@@ -30,7 +30,6 @@ class Prompt:
     tokens: int
     deadline: float | None
     done: asyncio.Future[pa.Table] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
     ended: float = 0.0
     over: bool = False
