@@ -21,7 +21,7 @@ from xlmr_ray.bench import quality
 from xlmr_ray.bench.command import bench_command, quality_command
 from xlmr_ray.bench.matrix_rate import matrix_rate
 from xlmr_ray.bench.measure import dealt, measure
-from xlmr_ray.bench.result import Pipeline, read_bench
+from xlmr_ray.bench.result import PipelineRun, read_bench
 from xlmr_ray.bench.sample import take_sample
 from xlmr_ray.bench.shares import NAMES, shares
 from xlmr_ray.bench.show import show, svg
@@ -86,7 +86,7 @@ def test_the_result_is_read_as_it_was_written(bench, tmp_path):
         bench,
         replace(
             bench,
-            pipeline=Pipeline(documents=20, seconds=9.0, first_commit_seconds=5.0, steady_tokens_per_second=100.0),
+            pipeline=PipelineRun(documents=20, seconds=9.0, first_commit_seconds=5.0, steady_tokens_per_second=100.0),
         ),
     ):
         (tmp_path / "bench.json").write_text(one.to_json(), "utf-8")

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xlmr_ray import XLMRobertaConfig
-from xlmr_ray.engine.engine import Engine, Stats
+from xlmr_ray.engine.engine import Engine, EngineStats
 from xlmr_ray.engine.memory import CutBudget
 from xlmr_ray.engine.parts import Part
 from xlmr_ray.model.meta_device import shapes_only
@@ -143,7 +143,7 @@ def run(name, *, attention="auto", dtype=torch.bfloat16, fp8=False, decoder=Fals
             eight_bit_floats(model.encoder)
         engine = Engine.__new__(Engine)
         engine.model, engine.tasks, engine.heads, engine.device = model, [task], [head], CUDA
-        engine.max_tokens, engine.stats, engine.memory = 16384, Stats(), CutBudget()
+        engine.max_tokens, engine.stats, engine.memory = 16384, EngineStats(), CutBudget()
         with watched:
             (out,) = engine.compute(batch, [Part(task, 0, 0, 4)])
     return tuple(out.shape), watched.seen

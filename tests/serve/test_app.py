@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from xlmr_ray.serve.app import build_app
-from xlmr_ray.serve.logs import JsonLines
+from xlmr_ray.serve.logs import JsonFormatter
 from xlmr_ray.serve.settings import CorsSection, KeysSection
 
 SECRET = "a text that nobody else may read"
@@ -187,7 +187,7 @@ def test_the_log_has_a_line_a_request_and_no_text(app, caplog):
         one(made, json={"inputs": [SECRET, 3]})
         one(made, f"/{SECRET.replace(' ', '-')}")
         one(made, "/health", "GET")
-    lines = [json.loads(JsonLines().format(r)) for r in caplog.records if r.name == "xlmr_ray.serve.access"]
+    lines = [json.loads(JsonFormatter().format(r)) for r in caplog.records if r.name == "xlmr_ray.serve.access"]
     assert [(line["route"], line["status"]) for line in lines] == [("/embed", 200), ("/embed", 422), ("none", 404)]
     assert lines[0]["request_id"] == "seven"
     assert lines[0]["task"] == "embedding"

@@ -15,7 +15,7 @@ from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed
 from xlmr_ray.batch.store.open import open_store
-from xlmr_ray.bench.result import Bench, Pipeline
+from xlmr_ray.bench.result import Bench, PipelineRun
 from xlmr_ray.bench.sample import Sample
 from xlmr_ray.errors import JobFailed
 
@@ -25,11 +25,11 @@ def with_pipeline(bench: Bench, job: Job, sample: Sample) -> Bench:
     return replace(bench, pipeline=run_pipeline(job, sample))
 
 
-def run_pipeline(job: Job, sample: Sample) -> Pipeline:
+def run_pipeline(job: Job, sample: Sample) -> PipelineRun:
     """Runs the job over the sample's documents, into a folder that is removed again. Raises JobFailed if that fails."""
     with tempfile.TemporaryDirectory(prefix="xlmr-ray-bench-") as name:
         work = Path(name)
-        columns = {role: column for role in sample.columns.column_names if (column := _column(job, role))}
+        columns = {role: column for role in sample.columns.column_names if (column := job.input.column(role))}
         texts = pa.table({column: sample.columns[role] for role, column in columns.items()})
         pq.write_table(texts, work / "input.parquet", row_group_size=64)
         content = job.model_dump(mode="json", exclude_none=True)
@@ -55,14 +55,9 @@ def run_pipeline(job: Job, sample: Sample) -> Pipeline:
         records = sorted(committed(store, published.run_id), key=lambda record: record.committed_at)
     first, last = records[0].committed_at, records[-1].committed_at
     later = sum(record.stats.tokens for record in records if record.committed_at > first)
-    return Pipeline(
+    return PipelineRun(
         documents=sample.documents,
         seconds=ended - began,
         first_commit_seconds=first - began,
         steady_tokens_per_second=later / (last - first) if last > first else 0.0,
     )
-
-
-def _column(job: Job, role: str) -> str | None:
-    column = job.input.column(role)
-    return column

@@ -61,7 +61,7 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pipeline:
+class PipelineRun:
     """A run with Ray, from its launch to the published output. `steady`: tokens a second between the first shard's
     commit and the last one's.
     """
@@ -85,7 +85,7 @@ class Bench:
     encoding: Rate
     padding: float
     shares: Mapping[str, float]
-    pipeline: Pipeline | None = None
+    pipeline: PipelineRun | None = None
 
     @property
     def ceiling(self) -> float:
@@ -138,5 +138,5 @@ def _bench(content: Mapping[str, Any]) -> Bench:
         encoding=Rate(**content["encoding"]),
         padding=content["padding"],
         shares=dict(content["shares"]),
-        pipeline=None if content["pipeline"] is None else Pipeline(**content["pipeline"]),
+        pipeline=None if content["pipeline"] is None else PipelineRun(**content["pipeline"]),
     )

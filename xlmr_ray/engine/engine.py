@@ -59,7 +59,7 @@ MATMULS = {"int8": eight_bits, "fp8": eight_bit_floats}
 
 
 @dataclass
-class Stats:
+class EngineStats:
     """Counters since the start. `padded` are tokens computed beyond the `tokens` of the sequences; seconds are the
     wall clock's.
     """
@@ -81,7 +81,7 @@ class Engine:
     device: torch.device
     max_tokens: int
     report: LoadReport | None = None
-    stats: Stats = field(default_factory=Stats)
+    stats: EngineStats = field(default_factory=EngineStats)
     memory: CutBudget = field(default_factory=CutBudget)
     adapters: Sequence[int | None] = ()  # the number of each head's adapter, where any has one
     spans: Spans = field(default_factory=Spans)

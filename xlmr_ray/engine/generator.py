@@ -19,7 +19,7 @@ from torch import Tensor
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.batching import longest_first
 from xlmr_ray.engine.device import device_and_dtype, token_budget
-from xlmr_ray.engine.engine import Stats
+from xlmr_ray.engine.engine import EngineStats
 from xlmr_ray.engine.error_codes import NON_FINITE, OUT_OF_MEMORY
 from xlmr_ray.engine.memory import CutBudget, attempt, free
 from xlmr_ray.engine.results import TaskOutput
@@ -59,7 +59,7 @@ class Generator:
     task: GenerationTask
     tokenizer: XLMRobertaTokenizer
     max_tokens: int
-    stats: Stats = field(default_factory=Stats)
+    stats: EngineStats = field(default_factory=EngineStats)
     memory: CutBudget = field(default_factory=CutBudget)
 
     @classmethod

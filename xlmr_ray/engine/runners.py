@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.engine.engine import Engine, Stats
+from xlmr_ray.engine.engine import Engine, EngineStats
 from xlmr_ray.engine.generator import Generator
 from xlmr_ray.engine.results import TaskOutput
 from xlmr_ray.engine.settings import EngineSettings
@@ -22,7 +22,7 @@ from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 class Runner(Protocol):
     """A model with its tasks on one device. Not thread-safe."""
 
-    stats: Stats
+    stats: EngineStats
     max_tokens: int
 
     @property

@@ -17,7 +17,7 @@ from xlmr_ray.model.layout import Layout, Packed, Padded
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class CrossSource:
     """What cross-attention looks at: hidden states `(B, S_enc, hidden)`, None where the cache has their keys and
     values, and which of them may be seen.
     """
@@ -94,7 +94,7 @@ class CrossAttention(nn.Module):
         self.attend = attention(config.attn_implementation)
 
     def forward(
-        self, x: Tensor, source: Source, want_probs: bool, cache: CachedLayer | None = None
+        self, x: Tensor, source: CrossSource, want_probs: bool, cache: CachedLayer | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """`x: (B, S, hidden)` to the mixed values of the same shape, and the probabilities `(B, heads, S, S_enc)` if
         wanted. With a cache the source is projected once.
@@ -150,7 +150,7 @@ class CrossAttentionBlock(nn.Module):
         self.output = Projected(config, config.hidden_size)
 
     def forward(
-        self, x: Tensor, source: Source, want_probs: bool, cache: CachedLayer | None
+        self, x: Tensor, source: CrossSource, want_probs: bool, cache: CachedLayer | None
     ) -> tuple[Tensor, Tensor | None]:
         mixed, probs = self.self(x, source, want_probs, cache)
         return self.output(mixed, x), probs
@@ -181,7 +181,7 @@ class Layer(nn.Module):
         x: Tensor,
         layout: Layout,
         want_probs: bool = False,
-        source: Source | None = None,
+        source: CrossSource | None = None,
         cache: CachedLayer | None = None,
         rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -221,7 +221,7 @@ class Encoder(nn.Module):
         x: Tensor,
         layout: Layout,
         trace: Trace | None = None,
-        source: Source | None = None,
+        source: CrossSource | None = None,
         cache: DynamicCache | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:

@@ -14,7 +14,7 @@ from xlmr_ray.model.generation.cache import DynamicCache
 States = tuple[Tensor, ...] | None
 
 
-class Entry:
+class OutputField:
     """A field of an output: the entry of that name, None where there is none.
 
     A function may be set in place of a tensor: it is called once, when the entry is first read. Logits over 250,002
@@ -42,7 +42,7 @@ class ModelOutput(OrderedDict[str, Any]):
 
     def __init_subclass__(cls) -> None:
         for name in cls.__annotations__:
-            setattr(cls, name, Entry(name))
+            setattr(cls, name, OutputField(name))
         register_pytree_node(
             cls,
             lambda output: ([*output.values()], [*output]),

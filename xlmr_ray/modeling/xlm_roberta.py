@@ -12,7 +12,7 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.argument_checks import check_range, check_shape, values_unknown
 from xlmr_ray.model.attention.masks import visible
 from xlmr_ray.model.embeddings import Embeddings, positions_from_embeds, positions_from_ids
-from xlmr_ray.model.encoder import Encoder, Source, Trace
+from xlmr_ray.model.encoder import CrossSource, Encoder, Trace
 from xlmr_ray.model.generation.cache import DynamicCache, as_ours
 from xlmr_ray.model.generation.config import GenerationConfig
 from xlmr_ray.model.generation.generate import generate
@@ -163,7 +163,7 @@ class XLMRobertaModel(PreTrainedModel):
                 )
         return positions
 
-    def source(self, given: Arguments, cache: DynamicCache | None, x: Tensor) -> Source | None:
+    def source(self, given: Arguments, cache: DynamicCache | None, x: Tensor) -> CrossSource | None:
         """What cross-attention looks at: the hidden states given, or those that the cache has from an earlier call."""
         states = given.encoder_hidden_states
         held = 0 if cache is None else cache.get_cross_length()
@@ -180,7 +180,7 @@ class XLMRobertaModel(PreTrainedModel):
             check_shape("encoder_hidden_states", states, len(x), "length", x.shape[2])
         length = held or (0 if states is None else states.shape[1])
         mask = given.encoder_attention_mask
-        return Source(
+        return CrossSource(
             states, Padded(visible("encoder_attention_mask", mask, length, x, self.config.num_attention_heads))
         )
 
@@ -219,7 +219,7 @@ class XLMRobertaForCausalLM(PreTrainedModel):
         labels = matching(given.labels, hidden)
         return CausalLMOutputWithCrossAttentions(
             loss=lm_loss(hidden[..., :-1, :], labels[..., 1:], self.lm_head, items=given.num_items_in_batch),
-            logits=self.lm_head.later(hidden),  # type: ignore[arg-type] # a function: see `Entry`
+            logits=self.lm_head.later(hidden),  # type: ignore[arg-type] # a function: see `OutputField`
         )
 
 
@@ -263,7 +263,7 @@ class XLMRobertaForMaskedLM(PreTrainedModel):
         labels = matching(given.labels, hidden)
         return MaskedLMOutput(
             loss=lm_loss(hidden, labels, self.lm_head),
-            logits=self.lm_head.later(hidden),  # type: ignore[arg-type] # a function: see `Entry`
+            logits=self.lm_head.later(hidden),  # type: ignore[arg-type] # a function: see `OutputField`
         )
 
     def generate(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **arguments: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import TextIO
 PIPE_VARIABLE = "XLMR_RAY_LOG_PIPE"
 
 
-class JsonLines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """`time`, `level`, `logger`, `message`, and the record's `facts`."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -39,7 +39,7 @@ def log_as_json(level: str, stream: TextIO | None = None) -> None:
     """What the package logs goes to the stream (standard error if None) in this form, and nowhere else."""
     logger = logging.getLogger("xlmr_ray")
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonFormatter())
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level.upper())

@@ -10,8 +10,8 @@ _KEPT = 64
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Truncation, by the library's names."""
+class TruncationSettings:
+    """By the names of `tokenizers`."""
 
     max_length: int
     strategy: str
@@ -37,10 +37,10 @@ class Clones:
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
-        self._made: dict[tuple[Cut | None, Pad | None, bool], Tokenizer] = {}
+        self._made: dict[tuple[TruncationSettings | None, Pad | None, bool], Tokenizer] = {}
         self._lock = threading.Lock()
 
-    def get(self, cut: Cut | None, pad: Pad | None, *, split_special: bool) -> Tokenizer:
+    def get(self, cut: TruncationSettings | None, pad: Pad | None, *, split_special: bool) -> Tokenizer:
         if cut is None and pad is None and split_special == self._backend.encode_special_tokens:
             return self._backend
         key = (cut, pad, split_special)
@@ -51,7 +51,7 @@ class Clones:
                 self._made[key] = self._make(cut, pad, split_special)
             return self._made[key]
 
-    def _make(self, cut: Cut | None, pad: Pad | None, split_special: bool) -> Tokenizer:
+    def _make(self, cut: TruncationSettings | None, pad: Pad | None, split_special: bool) -> Tokenizer:
         clone = copy_of(self._backend)
         clone.encode_special_tokens = split_special
         if cut is not None:

@@ -22,7 +22,7 @@ from xlmr_ray.checkpoint.push import Pushed
 from xlmr_ray.errors import UserError
 from xlmr_ray.stand_in import StandIn
 from xlmr_ray.tokenizer.arguments import FOREIGN, kept_aside, warn_unknown
-from xlmr_ray.tokenizer.backends import Cut
+from xlmr_ray.tokenizer.backends import TruncationSettings
 from xlmr_ray.tokenizer.batch_encoding import BatchEncoding
 from xlmr_ray.tokenizer.call.inputs import as_items, has_pairs
 from xlmr_ray.tokenizer.call.outputs import as_columns, without_batch
@@ -383,7 +383,7 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
             added = self.num_special_tokens_to_add(seconds is not None)
             check_room(max_length, stride, added)
             if overflow:
-                cut = Cut(max_length, truncation, stride, self.truncation_side)
+                cut = TruncationSettings(max_length, truncation, stride, self.truncation_side)
                 if seconds is not None:
                     check_windows(self._backend, list(zip(strings, seconds, strict=True)), cut, added)
                 windows = self._clones.get(cut, None, split_special=self.split_special_tokens)

@@ -14,7 +14,7 @@ from xlmr_ray import UserError
 from xlmr_ray.batch.ledger.commit import commit_shard
 from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, new_attempt, record_key
 from xlmr_ray.batch.store.local import LocalStore
-from xlmr_ray.bench.result import Bench, Machine, Pipeline, Rate, Work
+from xlmr_ray.bench.result import Bench, Machine, PipelineRun, Rate, Work
 from xlmr_ray.bench.sizing.command import SHAPES, plan_command, size
 from xlmr_ray.bench.sizing.estimate import RECORD_BYTES, REQUESTS, Amount, estimate
 from xlmr_ray.bench.sizing.hardware import HARDWARE, hardware
@@ -114,7 +114,7 @@ def test_a_measured_run_counts_more_than_the_engine():
     assert alone.tokens_per_second == PIPELINE_SHARE * 3000
     assert alone.start_seconds == START_SECONDS
     assert alone.estimated
-    run = Pipeline(documents=10, seconds=9.0, first_commit_seconds=8.5, steady_tokens_per_second=2900.0)
+    run = PipelineRun(documents=10, seconds=9.0, first_commit_seconds=8.5, steady_tokens_per_second=2900.0)
     with_run = measured(replace(BENCH, pipeline=run))
     assert with_run.tokens_per_second == 2900
     assert with_run.start_seconds == pytest.approx(9 - 3000 / 2900)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from xlmr_ray.engine.engine import Engine as RealEngine
-from xlmr_ray.engine.engine import Stats
+from xlmr_ray.engine.engine import EngineStats
 from xlmr_ray.engine.memory import CutBudget
 from xlmr_ray.serve.queue import batcher as module
 from xlmr_ray.serve.queue.batcher import Batcher, Ticket
@@ -24,7 +24,7 @@ class Engine:
     """As much of an engine as the queue asks for: results are the first ids of the sequences."""
 
     def __init__(self, max_tokens=100):
-        self.max_tokens, self.stats, self.batches, self.gate = max_tokens, Stats(), [], None
+        self.max_tokens, self.stats, self.batches, self.gate = max_tokens, EngineStats(), [], None
         self.device, self.memory = torch.device("cpu"), CutBudget()
 
     shrink = RealEngine.shrink

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from xlmr_ray.tokenizer.backends import Clones, Cut, Pad
+from xlmr_ray.tokenizer.backends import Clones, Pad, TruncationSettings
 from xlmr_ray.tokenizer.ragged import TokenizerError, encode_batch, kept_tokens
 
 # Tokens in all of an item's windows, at some 200 bytes each: above, each text is cut by itself.
@@ -23,7 +23,7 @@ _MOST_ASKED = 20_000_000
 def encode_items(
     clones: Clones,
     items: list[Any],
-    cut: Cut | None,
+    cut: TruncationSettings | None,
     to_pad: Pad | None,
     *,
     added: int,
@@ -62,7 +62,9 @@ def encode_items(
     return rows
 
 
-def check_windows(whole: Tokenizer, items: list[Any], cut: Cut, added: int, *, words: bool = False) -> None:
+def check_windows(
+    whole: Tokenizer, items: list[Any], cut: TruncationSettings, added: int, *, words: bool = False
+) -> None:
     """Raise TokenizerError for the first pair that has too many windows to make them all."""
     room = max(cut.max_length - added, 1)
     for index in _long(items, cut, added, words=words):
@@ -76,7 +78,7 @@ def check_windows(whole: Tokenizer, items: list[Any], cut: Cut, added: int, *, w
             )
 
 
-def _long(items: list[Any], cut: Cut, added: int, *, words: bool) -> list[int]:
+def _long(items: list[Any], cut: TruncationSettings, added: int, *, words: bool) -> list[int]:
     """The indices of pairs with many windows, were every character a token."""
     if cut.strategy != "longest_first":
         return []
@@ -111,7 +113,7 @@ def _parts(whole: Tokenizer, items: list[Any], index: int, *, words: bool) -> li
 
 
 def _cut_alone(
-    whole: Tokenizer, items: list[Any], index: int, cut: Cut, added: int, *, special: bool, words: bool
+    whole: Tokenizer, items: list[Any], index: int, cut: TruncationSettings, added: int, *, special: bool, words: bool
 ) -> Encoding:
     """The first of the windows that the library would make."""
     parts = _parts(whole, items, index, words=words)

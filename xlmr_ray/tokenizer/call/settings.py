@@ -3,7 +3,7 @@
 from typing import Any, Literal, TypeVar
 
 from xlmr_ray.errors import UserError
-from xlmr_ray.tokenizer.backends import Cut, Pad
+from xlmr_ray.tokenizer.backends import Pad, TruncationSettings
 
 Side = Literal["right", "left"]
 _Choice = TypeVar("_Choice", bound=str)
@@ -15,7 +15,7 @@ TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 PADDINGS = ("longest", "max_length", "do_not_pad")
 
 
-def cut_to(truncation: bool | str | None, limit: int, stride: int, side: Side, added: int) -> Cut | None:
+def cut_to(truncation: bool | str | None, limit: int, stride: int, side: Side, added: int) -> TruncationSettings | None:
     """The truncation asked for, None for none. Without a limit nothing is cut. `added`: a sequence's special tokens."""
     whole("stride", stride, 0)
     how = ("longest_first" if truncation else "do_not_truncate") if isinstance(truncation, bool) else truncation
@@ -23,7 +23,7 @@ def cut_to(truncation: bool | str | None, limit: int, stride: int, side: Side, a
     if how == "do_not_truncate" or limit > _LIMITS:
         return None
     check_room(limit, stride, added)
-    return Cut(limit, how, stride, side)
+    return TruncationSettings(limit, how, stride, side)
 
 
 def pad_to(
