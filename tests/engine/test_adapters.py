@@ -96,7 +96,8 @@ def test_a_batch_of_several_as_each_alone(mini: Path, adapted: Any) -> None:
     assert len({encoder_identity(place) for place in places}) == 1
     tokenizer = XLMRobertaTokenizer.from_pretrained(mini)
     tasks = [bind_task("text-classification", place, {"top_k": None}) for place in places]
-    (loaded,) = load_runners([TaskSource(task, place, "one") for task, place in zip(tasks, places, strict=True)], EngineSettings(device="cpu", dtype="float32"))  # fmt: skip
+    sources = [TaskSource(task, place, "one") for task, place in zip(tasks, places, strict=True)]
+    (loaded,) = load_runners(sources, EngineSettings(device="cpu", dtype="float32"))
     engine = loaded.runner
     assert isinstance(engine, Engine)
     table = tasks[0].prepare(pa.table({"text": TEXTS}), tokenizer)
