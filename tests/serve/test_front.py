@@ -32,6 +32,7 @@ ONE = {
     "replicas": REPLICAS,
     "http": HTTP,
     "cors": {"origins": ["https://example.org"]},
+    "batches": {"folder": "batches"},
 }
 TWO = {
     "models": [{"model": "embedded:mini/heads/entailment", "name": "two", "tasks": ["text-classification"]}],
@@ -136,6 +137,25 @@ def test_replicas_answer_their_own_front_only(one):
         assert "another service" in answer.json()["error"]
     # What a client says of it counts for nothing.
     assert httpx.get(f"{one.url}/ready", headers={"x-xlmr-ray-front": "another"}).status_code == 200
+
+
+def test_a_batch_is_computed(services):
+    """Of the one whose settings name a folder."""
+    one, two = services
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"input": TEXT}}
+    file = {"file": ("requests.jsonl", json.dumps(line).encode())}
+    with httpx.Client(base_url=one.url, timeout=60) as client:
+        uploaded = client.post("/v1/files", files=file, data={"purpose": "batch"})
+        assert uploaded.status_code == 200, uploaded.text
+        body = {"input_file_id": uploaded.json()["id"], "endpoint": line["url"], "completion_window": "24h"}
+        batch = client.post("/v1/batches", json=body).json()
+        until(lambda: client.get(f"/v1/batches/{batch['id']}").json()["status"] == "completed")
+        output = client.get(f"/v1/batches/{batch['id']}").json()["output_file_id"]
+        (answer,) = client.get(f"/v1/files/{output}/content").text.splitlines()
+        wanted = client.post("/v1/embeddings", json=line["body"]).json()
+        assert json.loads(answer)["response"]["body"] == wanted
+    assert (one.said.parent / "batches" / "files").is_dir()
+    assert httpx.post(f"{two.url}/v1/files", files=file, data={"purpose": "batch"}, timeout=60).status_code == 404
 
 
 @pytest.mark.parametrize("requests", [200, pytest.param(1000, marks=pytest.mark.slow)])
