@@ -1,27 +1,33 @@
-"""What a run's driver costs beside its work: planning, resuming, feeding, finishing and verifying runs of many shards,
-and the commit of one shard against the store's own PUTs.
+"""What a run's driver costs beside its work: planning, resuming, feeding, finishing and looking after runs of many
+shards, and the commit of one shard against the store's own PUTs.
 
-The records and files of the large runs are made up as they are asked for, so that what is measured is the driver and
-no disk. Each step runs in a process of its own; its memory is the peak over what its imports take.
+The runs are in a local folder: a record a shard, and its files, which are a few files under many names. Each step runs
+in a process of its own; its memory is the peak over what its imports take.
 usage: python -m tests.benchmarks.bookkeeping [--shards 250000 500000 1000000] [--commits 10000]
 """
 
 import argparse
+import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-STEPS = ("plan", "resume none", "resume half", "feed", "finish", "verify")
+# In this order; where a number stands, so many of a thousand shards are committed by then.
+STEPS: tuple[str | int, ...] = (
+    "plan", "resume", "feed", 500, "resume", "status", 1000, "finish", "finish again", "verify", "status", "sweep",
+    "report",
+)  # fmt: skip
 RUN = "0123456789abcdef"
 PARTS = 1000  # shards of an input
 ROWS = 16
 ERRORS_EVERY = 100  # shards, of which one has an error row
+NAMES = 30_000  # of one file at most; a file system has a limit
 
 
 def memory(field: str) -> float:
@@ -40,18 +46,19 @@ def main() -> None:
         name, shards, folder = arguments.step
         print(json.dumps(step(name, int(shards), folder)))
         return
-    print(f"{'step':12} {'shards':>10} {'seconds':>9} {'us a shard':>11} {'peak MB':>9} {'bytes a shard':>14}")
+    print(f"{'step':12} {'shards':>10} {'done':>10} {'seconds':>9} {'us a shard':>11} {'peak MB':>9}")
     for shards in arguments.shards:
         with tempfile.TemporaryDirectory(prefix="bookkeeping-") as folder:
+            done = 0
             for name in STEPS:
+                if isinstance(name, int):
+                    make(folder, range(done, done := shards * name // 1000))
+                    continue
                 command = [sys.executable, "-m", "tests.benchmarks.bookkeeping", "--step", name, str(shards), folder]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                seconds, peak = json.loads(done.stdout)
-                print(
-                    f"{name:12} {shards:10,} {seconds:9.1f} {1e6 * seconds / shards:11.1f} {peak:9.0f} "
-                    f"{peak * 2**20 / shards:14.0f}",
-                    flush=True,
-                )
+                ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                seconds, peak = json.loads(ended.stdout)
+                each = 1e6 * seconds / shards
+                print(f"{name:12} {shards:10,} {done:10,} {seconds:9.1f} {each:11.1f} {peak:9.0f}", flush=True)
     if arguments.commits:
         commits(arguments.commits)
 
@@ -60,17 +67,21 @@ def step(name: str, shards: int, folder: str) -> tuple[float, float]:
     """Seconds, and MB of memory at most over what was there before. The plan is in the folder from the first step."""
     from rich.console import Console
 
-    from xlmr_ray.batch import plan, run, stream
+    from xlmr_ray.batch import plan, stream
+    from xlmr_ray.batch.done import earlier
     from xlmr_ray.batch.input.columns import Columns
     from xlmr_ray.batch.input.file import Input
     from xlmr_ray.batch.input.shard import Shard
-    from xlmr_ray.batch.ledger.manifest import finish
+    from xlmr_ray.batch.ledger.manifest import finish, read_manifest
+    from xlmr_ray.batch.ledger.status import status
+    from xlmr_ray.batch.ledger.sweep import sweep
     from xlmr_ray.batch.ledger.verify import verify
+    from xlmr_ray.batch.observe.report.gather import gather
     from xlmr_ray.batch.progress import Figures
+    from xlmr_ray.batch.store.local import LocalStore
 
     Console(file=io.StringIO()).print()
-    done = {"plan": 0, "resume none": 0, "resume half": shards // 2}.get(name, shards)
-    store: Any = synthetic(folder, done)
+    store = LocalStore(folder)
 
     def listing(inputs: list[Input], **_: object) -> Iterator[Shard]:
         """Instead of reading a thousand files."""
@@ -78,6 +89,11 @@ def step(name: str, shards: int, folder: str) -> tuple[float, float]:
             place, part = divmod(number, PARTS)
             start = part * ROWS
             yield Shard(f"{place:07d}-{part:06d}", inputs[place], start, ROWS, start, start + ROWS)
+
+    def found() -> plan.Plan:
+        made = plan.read_plan(store, RUN)
+        assert made is not None
+        return made
 
     def planned() -> int:
         plan.plan_shards = listing  # type: ignore[assignment]
@@ -89,36 +105,43 @@ def step(name: str, shards: int, folder: str) -> tuple[float, float]:
         return len(plan.write_plan(store, head, inputs, Columns(text={"text": "text"}), shard_rows=ROWS).shards)
 
     def resumed() -> int:
-        found = plan.read_plan(store, RUN)
-        assert found is not None
-        figures = Figures(found.rows, len(found.shards))
-        count = run.earlier(store, found, figures).count
-        assert (count, figures.rows_before, figures.errors_before) == (done, done * ROWS, -(-done // ERRORS_EVERY))
-        return len(found.shards)
+        made = found()
+        figures = Figures(made.rows, len(made.shards))
+        count = earlier(store, made, figures).count
+        assert (figures.rows_before, figures.errors_before) == (count * ROWS, -(-count // ERRORS_EVERY))
+        return len(made.shards)
 
     def fed() -> int:
-        found = plan.read_plan(store, RUN)
-        assert found is not None
-        packs = list(stream.packed(found.shards, stream.PACK))
+        packs = list(stream.packed(found().shards, stream.PACK))
         return sum(1 for pack in packs for _ in stream.unpacked(pack))
 
-    def finished() -> int:
-        found = plan.read_plan(store, RUN)
-        assert found is not None
-        return finish(store, RUN, found.ids()).shards
+    def looked() -> int:
+        (one,) = status(store, RUN)
+        assert one.finished or one.rows_done == one.done * ROWS
+        assert one.planned is not None
+        return one.planned
 
     def verified() -> int:
         report = verify(store, RUN)
         assert report.ok, report.problems[:3]
         return report.shards
 
+    def swept() -> int:
+        assert sweep(store) == []
+        manifest = read_manifest(store, RUN)
+        assert manifest is not None
+        return manifest.shards
+
     doing: dict[str, Callable[[], int]] = {
         "plan": planned,
-        "resume none": resumed,
-        "resume half": resumed,
+        "resume": resumed,
         "feed": fed,
-        "finish": finished,
+        "status": looked,
+        "finish": lambda: finish(store, RUN, found().ids()).shards,
+        "finish again": lambda: finish(store, RUN, found().ids()).shards,
         "verify": verified,
+        "sweep": swept,
+        "report": lambda: gather(store, RUN).shards,
     }
     before, start = memory("VmHWM"), time.perf_counter()
     assert doing[name]() == shards
@@ -129,87 +152,48 @@ def source_key(place: int) -> str:
     return f"s3://corpus/crawl/part-{place:05d}.parquet"
 
 
-def synthetic(folder: str, done: int) -> object:
-    """A store in which the first `done` shards are committed: plan and manifest in a folder, all else made up."""
-    import hashlib
-
+def make(folder: str, shards: range) -> None:
+    """Commits the shards in the folder as attempts would, without waiting for the disk."""
     import pyarrow as pa
 
     from tests.batch.runs import errors_of, rows_of
     from xlmr_ray.batch.ledger.commit import to_parquet
     from xlmr_ray.batch.ledger.record import File, Record, Stats, record_key
-    from xlmr_ray.batch.store.base import Entry
-    from xlmr_ray.batch.store.local import LocalStore
 
     tables: dict[str, pa.Table] = {"data": rows_of("shard", ROWS), "errors": errors_of("shard", 1)}
     tables["fewer"] = tables["data"].slice(1)
     contents = {name: to_parquet(table) for name, table in tables.items()}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    prefix, suffix = record_key(RUN, ""), ".json"
-
-    class Made(LocalStore):
-        def list(self, prefix_: str) -> Iterator[Entry]:
-            kind = prefix_.partition("/")[0]
-            if prefix_ + suffix == prefix:
-                names = (f"{prefix_}{name_of(at)}{suffix}" for at in range(done))
-            elif kind == "data":
-                names = (file_key(kind, at) for at in range(done))
-            elif kind == "errors":
-                names = (file_key(kind, at) for at in range(0, done, ERRORS_EVERY))
-            else:
-                yield from super().list(prefix_)
-                return
-            for name in names:
-                yield Entry(name, 1000, "etag", 0.0)
-
-        def get(self, key: str) -> tuple[bytes, str]:
-            if not key.startswith(prefix[: -len(suffix)]):
-                return super().get(key)
-            place, _, part = key[len(prefix) - len(suffix) : -len(suffix)].partition("-")
-            return record(int(place) * PARTS + int(part)).to_bytes(), "etag"
-
-        def open(self, key: str) -> Any:
-            kind = key.partition("/")[0]
-            if kind not in ("data", "errors"):
-                return super().open(key)
-            number = int(key.rpartition("-")[2].partition(".")[0], 16)
-            return io.BytesIO(contents[content_of(kind, number)])
-
-        def delete(self, key: str) -> None:
-            raise AssertionError(f"nothing is to be deleted, but {key} was")
-
-    def name_of(at: int) -> str:
+    root = Path(folder)
+    for kind in ("data", "errors"):
+        (root / kind / RUN).mkdir(parents=True, exist_ok=True)
+    (root / record_key(RUN, "x")).parent.mkdir(exist_ok=True)
+    for at in shards:
         place, part = divmod(at, PARTS)
-        return f"{place:07d}-{part:06d}"
-
-    def file_key(kind: str, at: int) -> str:
-        return f"{kind}/{RUN}/{name_of(at)}-{at:016x}.parquet"
-
-    def content_of(kind: str, at: int) -> str:
-        return "fewer" if kind == "data" and at % ERRORS_EVERY == 0 else kind
-
-    def record(at: int) -> Record:
-        bad = at % ERRORS_EVERY == 0
+        shard, attempt, bad = f"{place:07d}-{part:06d}", f"{at:016x}", at % ERRORS_EVERY == 0
         files = []
-        for kind in ("data", "errors") if bad else ("data",):
-            name = content_of(kind, at)
-            files.append(File(file_key(kind, at), len(contents[name]), digests[name], tables[name].num_rows))
-        return Record(
+        for kind, name in (("data", "fewer"), ("errors", "errors")) if bad else (("data", "data"),):
+            source = root / ".tmp" / f"{name}-{at // NAMES}"
+            if not source.exists():
+                source.write_bytes(contents[name])
+            key = f"{kind}/{RUN}/{shard}-{attempt}.parquet"
+            os.link(source, root / key)
+            files.append(File(key, len(contents[name]), digests[name], tables[name].num_rows))
+        record = Record(
             run_id=RUN,
-            shard=name_of(at),
-            attempt=f"{at:016x}",
+            shard=shard,
+            attempt=attempt,
             files=tuple(files),
             rows_in=ROWS,
             rows_ok=ROWS - bad,
             rows_error=int(bad),
-            source_key=source_key(at // PARTS),
-            source_etag=f"{at // PARTS:032x}",
+            source_key=source_key(place),
+            source_etag=f"{place:032x}",
             committed_at=1_700_000_000.0 + at,
             stats=Stats(seconds=1.0, tokens=1000),
             errors=(("empty_text", 1),) if bad else (),
         )
-
-    return Made(folder)
+        (root / record_key(RUN, shard)).write_bytes(record.to_bytes())
 
 
 def commits(count: int) -> None:

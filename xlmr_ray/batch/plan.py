@@ -1,6 +1,5 @@
 """The plan of a run: its tasks, its columns, and its shards."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard_table import INPUT, ShardTable
 from xlmr_ray.batch.job import Job
-from xlmr_ray.batch.ledger.json_by_line import Damaged, by_lines, first_of, lines_of
+from xlmr_ray.batch.ledger.json_by_line import Damaged, items_of, pieces_of
 from xlmr_ray.batch.ledger.manifest import not_read
-from xlmr_ray.batch.ledger.record import plan_key
+from xlmr_ray.batch.ledger.record import plan_head, plan_key
+from xlmr_ray.batch.ledger.spool import spooled
 from xlmr_ray.batch.output_columns import check_output_columns
 from xlmr_ray.batch.stages.checkpoints import bound
 from xlmr_ray.batch.stages.recipe import TaskRecipe
@@ -240,9 +240,9 @@ def write_plan(
         head = {**head, "kept": to_text(types)}
     if (beside := not_read(ignored)) is not None:
         head = {**head, "not_read": asdict(beside)}
-    data = by_lines(head, {"inputs": (one.line() for one in inputs), "shards": lines()})
     try:
-        store.create(plan_key(name), data)
+        with spooled(pieces_of(head, {"inputs": (one.line() for one in inputs), "shards": lines()})) as file:
+            store.create(plan_key(name), file)
     except Exists:
         found = read_plan(store, name)
         assert found is not None
@@ -253,17 +253,16 @@ def write_plan(
 def read_plan(store: Store, name: str) -> Plan | None:
     """The plan of a run, None where it has none. Raises `Damaged`."""
     key = plan_key(name)
-    try:
-        data = store.get(key)[0]
-    except FileNotFoundError:
-        return None
     dead: list[Dead] = []
     try:
-        types = first_of(io.BytesIO(data).readline(), store.url(key)).get("kept")
+        types = plan_head(store, name).get("kept")
+    except FileNotFoundError:
+        return None
+    try:
         kept = None if types is None else from_text(types)
-        inputs = [Input(**line) for line in lines_of(data, "inputs", store.url(key))]
+        inputs = [Input(**line) for line in items_of(store, key, "inputs")]
         shards = ShardTable(inputs)
-        for line in lines_of(data, "shards", store.url(key)):
+        for line in items_of(store, key, "shards"):
             if "code" in line:
                 dead.append(Dead(**{**line, "input": inputs[line["input"]]}))
             else:

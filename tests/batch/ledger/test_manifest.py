@@ -240,12 +240,26 @@ def test_sweep_takes_scratch(local):
 
 
 def test_sweep_stops_at_a_damaged_record(local):
+    """Which of the files beside it is the committed one, nobody knows then."""
     finished(local, RUN)
-    lost = orphan(local, RUN)
+    lost = [orphan(local, RUN), orphan(local, RUN, "00001")]
     local.put(f"_runs/{RUN}/shards/00001.json", b"{}")
     with pytest.raises(Damaged, match=r"00001\.json"):
         sweep(local)
-    assert local.head(lost) is not None
+    local.delete(manifest_key(RUN))
+    with pytest.raises(Damaged, match=r"00001\.json"):
+        sweep(local, older_than=-60.0)
+    assert all(local.head(key) is not None for key in lost)
+
+
+def test_sweep_believes_no_manifest_that_misses_a_file(local):
+    finished(local, RUN)
+    there = keys(local)
+    data, _ = local.get(manifest_key(RUN))
+    attempt = json.loads(data)["committed"][0]["attempt"]
+    local.put(manifest_key(RUN), data.replace(f'"attempt":"{attempt}"'.encode(), f'"attempt":"{"0" * 16}"'.encode()))
+    assert sweep(local, older_than=-60.0) == []
+    assert keys(local) == there
 
 
 def test_late_attempt_leaves_nothing_beside_a_finished_run(store):

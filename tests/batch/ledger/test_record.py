@@ -1,3 +1,4 @@
+import io
 import json
 import multiprocessing
 import pickle
@@ -296,10 +297,10 @@ def test_by_line_reads_whole_and_by_line(head, items):
     head.pop("items", None)
     data = by_line(head, "items", items)
     assert json.loads(data) == {**head, "items": items}
-    assert list(lines_of(data, "items", "u")) == items
+    assert list(lines_of(io.BytesIO(data), "items", "u")) == items
     for cut in range(1, 4):
         with pytest.raises(Damaged):
-            list(lines_of(data[:-cut] if cut > 1 else data + b"x", "items", "u"))
+            list(lines_of(io.BytesIO(data[:-cut] if cut > 1 else data + b"x"), "items", "u"))
 
 
 @given(st.integers(0), st.integers(1, 255))

@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,21 @@ def test_create_only_once(store):
     with pytest.raises(Exists):
         store.create("a/b.json", b"first")
     assert store.get("a/b.json")[0] == b"first"
+
+
+def test_create_from_a_file(store):
+    """Of any size: what grows with a run is not held in memory."""
+    data = random.Random(0).randbytes((17 << 20) + 1)
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        etag = store.create("a/b", file)
+        assert store.get("a/b") == (data, etag)
+        with pytest.raises(Exists, match="a/b"):
+            store.create("a/b", file)
+        file.truncate(0)
+        store.create("empty", file)
+    assert store.get("a/b")[0] == data
+    assert store.get("empty")[0] == b""
 
 
 def test_replace_only_unchanged(store):
@@ -381,6 +397,13 @@ def test_create_through_a_fault(behind_proxy, proxy, fault):
     etag = behind_proxy.create("k", b"ours")
     assert behind_proxy.get("k") == (b"ours", etag)
     assert proxy.injected == [fault] * 2
+    proxy.fault = first(2, fault)
+    data = random.Random(0).randbytes(3 << 20)
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        etag = behind_proxy.create("file", file)
+    assert behind_proxy.get("file") == (data, etag)
+    assert proxy.injected == [fault] * 4
 
 
 def test_lost_answer_of_a_lost_race_is_a_lost_race(behind_proxy, proxy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,19 +15,28 @@ R = TypeVar("R")
 
 
 REQUESTS = 16  # objects read at a time where many are
+MOST = 32  # items that a thread takes at a time
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map` with a few requests under way, in order, holding no more than those."""
+    """`map` with a few requests under way, in order, holding no more than those and some that are answered."""
+
+    def each(some: list[T]) -> list[R]:
+        return [function(item) for item in some]
+
+    items = iter(items)
     with ThreadPoolExecutor(REQUESTS) as pool:
-        waiting: deque[Future[R]] = deque()
+        waiting: deque[Future[list[R]]] = deque()
         try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
+            # Of very many a thread takes several at a time: handing them out costs as much as a local file.
+            for number in itertools.count():
+                if not (some := list(itertools.islice(items, min(1 + number // (4 * REQUESTS), MOST)))):
+                    break
+                waiting.append(pool.submit(each, some))
                 if len(waiting) >= 2 * REQUESTS:
-                    yield waiting.popleft().result()
+                    yield from waiting.popleft().result()
             while waiting:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
+from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import JobFailed
 
 VERSION = 1
+BLOCK = 4 << 20  # bytes read at a time of what need not be understood
+_ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 class Damaged(JobFailed):
@@ -18,8 +21,7 @@ class Damaged(JobFailed):
 
 def canonical(content: object) -> bytes:
     """JSON with one spelling for equal content."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
+    return _ENCODE(content).encode()
 
 
 def parsed(data: bytes, url: str) -> dict[str, Any]:
@@ -35,19 +37,13 @@ def parsed(data: bytes, url: str) -> dict[str, Any]:
 
 def by_line(head: Mapping[str, Any], name: str, items: Iterable[Mapping[str, Any]]) -> bytes:
     """A JSON object whose last member is the list `name`, one item a line, so that it reads whole or by line."""
-    return by_lines({key: value for key, value in head.items() if key != name}, {name: items})
-
-
-def by_lines(head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str, Any]]]) -> bytes:
-    """The same for several lists, in the order given; the head and the name of the first list are the first line."""
-    out = io.BytesIO()
-    for piece in pieces_of(head, lists):
-        out.write(piece)
-    return out.getvalue()
+    return b"".join(pieces_of({key: value for key, value in head.items() if key != name}, {name: items}))
 
 
 def pieces_of(head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str, Any]]]) -> Iterator[bytes]:
-    """What `by_lines` joins, an item at a time."""
+    """The same for several lists, in the order given, an item at a time; the head and the name of the first list are
+    the first line.
+    """
     start = canonical(head)[:-1]
     yield start + (b"," if len(start) > 1 else b"")
     before = b""
@@ -68,13 +64,12 @@ def first_of(line: bytes, url: str) -> dict[str, Any]:
     return parsed(line, url)
 
 
-def lines_of(data: bytes, name: str, url: str) -> Iterator[Any]:
-    """The items of the list `name` in what `by_line` wrote, one at a time; any other JSON object is read whole."""
-    lines = io.BytesIO(data)
+def lines_of(lines: BinaryIO, name: str, url: str) -> Iterator[Any]:
+    """The items of the list `name` in what `by_line` wrote, read one at a time; any other JSON object is read whole."""
     line = lines.readline()
     wanted = json.dumps(name).encode() + b":[\n"
     if not line.endswith(b":[\n"):
-        found = parsed(data, url).get(name)
+        found = parsed(line + lines.read(), url).get(name)
         if not isinstance(found, list):
             raise Damaged(f"{url}: is damaged: has no list of {name}")
         yield from found
@@ -92,3 +87,26 @@ def lines_of(data: bytes, name: str, url: str) -> Iterator[Any]:
             return
         yield parsed(line.rstrip(b",\n"), url)
     raise Damaged(f"{url}: is damaged: its end is missing")
+
+
+def items_of(store: Store, key: str, name: str) -> Iterator[Any]:
+    """The items of the list `name` of a stored object, which is never whole in memory. Raises FileNotFoundError,
+    `Damaged`.
+    """
+    with store.open(key) as file:
+        yield from lines_of(file, name, store.url(key))
+
+
+def digest_of(store: Store, key: str) -> str:
+    """The SHA-256 of a stored object, in hex. Raises FileNotFoundError."""
+    digest = hashlib.sha256()
+    with store.open(key) as file:
+        for block in blocks_of(file):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def blocks_of(file: BinaryIO) -> Iterator[bytes]:
+    """What is left of a file."""
+    while block := file.read(BLOCK):
+        yield block

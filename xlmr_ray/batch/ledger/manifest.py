@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from typing import Any
 
-from xlmr_ray.batch.ledger.json_by_line import VERSION, Damaged, by_line, canonical, first_of, lines_of
-from xlmr_ray.batch.ledger.record import File, Record, committed, orphans, plan_key
+from xlmr_ray.batch.ledger.compact import Attempts, ShardIds
+from xlmr_ray.batch.ledger.json_by_line import (
+    VERSION,
+    Damaged,
+    blocks_of,
+    canonical,
+    digest_of,
+    first_of,
+    items_of,
+    pieces_of,
+)
+from xlmr_ray.batch.ledger.record import File, Record, committed, orphans, plan_head, plan_key
+from xlmr_ray.batch.ledger.spool import spooled
 from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.errors import JobFailed
 
@@ -79,40 +90,60 @@ def finish(store: Store, run_id: str, shards: Iterable[str], *, code: str = "", 
     `data/<run_id>` sees the committed rows only. Finishing twice changes nothing, with other code neither: what the
     first one said stays. Raises JobFailed where a shard has no record, or one is there that the plan has not.
     """
-    missing = set(shards)
-    planned = len(missing)
-    attempts: set[str] = set()
+    planned = ShardIds(shards)
+    seen = bytearray(len(planned))
+    attempts = Attempts()
     where = f"run {run_id} in {store.url('')}"
 
     def checked() -> Iterator[Record]:
         for record in committed(store, run_id):
-            if record.shard not in missing:
-                raise JobFailed(
-                    f"run {run_id} in {store.url('')}: shard {record.shard} is committed but not in the plan"
-                )
-            missing.remove(record.shard)
+            place = planned.place(record.shard)
+            if place < 0:
+                raise JobFailed(f"{where}: shard {record.shard} is committed but not in the plan")
+            seen[place] = True
             attempts.add(record.attempt)
             yield record
 
-    plan = store.get(plan_key(run_id))[0]
-    digest, url = hashlib.sha256(plan).hexdigest(), store.url(plan_key(run_id))
-    models, not_read = models_of(plan, url), not_read_of(plan, url)
-    del plan  # it may be large
+    digest, head = digest_of(store, plan_key(run_id)), plan_head(store, run_id)
     tally = Tally()
-    body = memoryview(by_line({}, "committed", tally.lines(checked())))[1:]
-    manifest = replace(tally.manifest(run_id, digest), models=models, code=code, job_file=job_file, not_read=not_read)
-    if missing:
-        raise JobFailed(f"{where}: {len(missing)} of {planned} shards have no record, the first {min(missing)}")
-    for entry in orphans(store, run_id, attempts):
-        store.delete(entry.key)
-    key = manifest_key(run_id)
-    try:
-        store.create(key, b"".join((head_of(manifest), body)))
-    except Exists:
-        manifest = as_finished(manifest, read_manifest(store, run_id))
-        if store.get(key)[0] != b"".join((head_of(manifest), body)):
-            raise Damaged(f"{store.url(key)}: is damaged: it does not agree with the run's records") from None
+    # What stands before the list is known after it.
+    with spooled(list_of(tally.lines(checked()))) as body:
+        if missing := seen.count(0):
+            (first,) = planned.missing(seen, 1)
+            raise JobFailed(f"{where}: {missing} of {len(planned)} shards have no record, the first {first}")
+        for _, entry in orphans(store, run_id, attempts):
+            store.delete(entry.key)
+        sums = tally.manifest(run_id, digest)
+        manifest = replace(sums, models=models_of(head), code=code, job_file=job_file, not_read=not_read_of(head))
+        key = manifest_key(run_id)
+        try:
+            with spooled(chain([head_of(manifest)], blocks_of(body))) as whole:
+                store.create(key, whole)
+        except Exists:
+            manifest = as_finished(manifest, read_manifest(store, run_id))
+            body.seek(0)
+            listed = hashlib.sha256()
+            for block in blocks_of(body):
+                listed.update(block)
+            if not is_manifest(store, manifest, listed.digest()):
+                raise Damaged(f"{store.url(key)}: is damaged: it does not agree with the run's records") from None
     return manifest
+
+
+def list_of(lines: Iterable[dict[str, object]]) -> Iterator[bytes]:
+    """A manifest's list of what is committed, all that stands after its head, in pieces."""
+    return islice(pieces_of({}, {"committed": lines}), 1, None)
+
+
+def is_manifest(store: Store, manifest: Manifest, rest: bytes) -> bool:
+    """Whether the run's manifest in the store is this one, and has a list of which the SHA-256 is `rest`."""
+    digest, head = hashlib.sha256(), head_of(manifest)
+    with store.open(manifest_key(manifest.run_id)) as file:
+        if file.read(len(head)) != head:
+            return False
+        for block in blocks_of(file):
+            digest.update(block)
+    return digest.digest() == rest
 
 
 def as_finished(manifest: Manifest, there: Manifest | None) -> Manifest:
@@ -135,19 +166,15 @@ def head_of(manifest: Manifest) -> bytes:
     return canonical({"version": VERSION, **content})[:-1] + b","
 
 
-def models_of(plan: bytes, url: str) -> tuple[Model, ...]:
-    """The models that a plan names, task by task; none where it names none. Raises `Damaged`."""
-    tasks = first_of(io.BytesIO(plan).readline(), url).get("identity", {}).get("tasks", [])
+def models_of(plan: Mapping[str, Any]) -> tuple[Model, ...]:
+    """The models that a plan's head names, task by task; none where it names none."""
+    tasks = plan.get("identity", {}).get("tasks", [])
     return tuple(Model(**{name: task[name] for name in Model.__dataclass_fields__}) for task in tasks)
 
 
-def not_read_of(plan: bytes, url: str) -> NotRead | None:
-    """What a plan says of files that were not read. Raises `Damaged`."""
-    return not_read_from(first_of(io.BytesIO(plan).readline(), url).get("not_read"))
-
-
-def not_read_from(content: Mapping[str, Any] | None) -> NotRead | None:
-    """Out of JSON."""
+def not_read_of(head: Mapping[str, Any]) -> NotRead | None:
+    """What the head of a plan or a manifest says of files that were not read."""
+    content = head.get("not_read")
     return None if content is None else NotRead(content["files"], tuple(content["some"]))
 
 
@@ -182,7 +209,10 @@ class Tally:
                 "attempt": record.attempt,
                 "source_key": record.source_key,
                 "source_etag": record.source_etag,
-                "files": [asdict(file) for file in record.files],
+                "files": [
+                    {"key": file.key, "bytes": file.bytes, "sha256": file.sha256, "rows": file.rows}
+                    for file in record.files
+                ],
             }
 
     def manifest(self, run_id: str, plan_sha256: str) -> Manifest:
@@ -204,7 +234,7 @@ def read_manifest(store: Store, run_id: str) -> Manifest | None:
         models = tuple(Model(**model) for model in content.get("models", ()))
         # A later version may have added to it.
         known = {name: content[name] for name in Manifest.__dataclass_fields__ if name in content}
-        return Manifest(**{**known, "models": models, "not_read": not_read_from(content.get("not_read"))})
+        return Manifest(**{**known, "models": models, "not_read": not_read_of(content)})
     except (KeyError, TypeError, ValueError):
         wrong = f"its head is not that of a manifest of format {VERSION}"
         raise Damaged(f"{store.url(key)}: is damaged: {wrong}") from None
@@ -212,7 +242,6 @@ def read_manifest(store: Store, run_id: str) -> Manifest | None:
 
 def manifest_files(store: Store, run_id: str) -> Iterator[File]:
     """The committed files of a finished run, data and errors, in shard order. Raises FileNotFoundError, `Damaged`."""
-    key = manifest_key(run_id)
-    for line in lines_of(store.get(key)[0], "committed", store.url(key)):
+    for line in items_of(store, manifest_key(run_id), "committed"):
         for file in line["files"]:
             yield File(**file)

@@ -22,8 +22,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from xlmr_ray.batch.ledger.compact import Attempts
 from xlmr_ray.batch.ledger.in_order import in_order
-from xlmr_ray.batch.ledger.json_by_line import VERSION, Damaged, canonical, first_of, lines_of, parsed
+from xlmr_ray.batch.ledger.json_by_line import VERSION, Damaged, canonical, first_of, items_of, parsed
 from xlmr_ray.batch.store.base import Entry, Store
 from xlmr_ray.errors import JobFailed
 
@@ -105,7 +106,10 @@ class Record:
         """Raises `Damaged`, naming `url`."""
         content = parsed(data, url)
         check = content.pop("check", None)
-        if check != hashlib.sha256(canonical(content)).hexdigest():
+        # As `to_bytes` spells it, the content is what is left without the check; another spelling is made canonical.
+        if check != hashlib.sha256(data.replace(b',"check":"%b"' % str(check).encode(), b"", 1)).hexdigest() and (
+            check != hashlib.sha256(canonical(content)).hexdigest()
+        ):
             raise Damaged(f"{url}: is damaged: its checksum is wrong")
         version = content.pop("version")
         if version != VERSION:
@@ -133,13 +137,13 @@ def plan_head(store: Store, run_id: str) -> dict[str, Any]:
     key = plan_key(run_id)
     with store.open(key) as file:
         line = file.readline()
-    return first_of(line, store.url(key)) if line.endswith(b":[\n") else parsed(store.get(key)[0], store.url(key))
+        return first_of(line, store.url(key)) if line.endswith(b":[\n") else parsed(line + file.read(), store.url(key))
 
 
 def planned_shards(store: Store, run_id: str) -> Iterator[str]:
     """The ids of the plan's shards, in its order. Raises FileNotFoundError, `Damaged`."""
     key = plan_key(run_id)
-    for shard in lines_of(store.get(key)[0], "shards", store.url(key)):
+    for shard in items_of(store, key, "shards"):
         if not isinstance(shard, dict) or not isinstance(shard.get("id"), str):
             raise Damaged(f"{store.url(key)}: is damaged: a shard has no id")
         yield shard["id"]
@@ -160,10 +164,15 @@ def read_record(store: Store, run_id: str, shard: str) -> Record | None:
 
 def committed_shards(store: Store, run_id: str) -> Iterator[str]:
     """The ids of the shards that have a record, sorted, only from the listing: what a resumed run need not do."""
+    return (name for name, _ in committed_at(store, run_id))
+
+
+def committed_at(store: Store, run_id: str) -> Iterator[tuple[str, float]]:
+    """The same, with the times of their commits by the store's clock, in seconds since the epoch."""
     start = len(record_key(run_id, "")) - len(".json")
     for entry in store.list(f"_runs/{run_id}/shards/"):
         if entry.key.endswith(".json"):
-            yield entry.key[start : -len(".json")]
+            yield entry.key[start : -len(".json")], entry.modified
 
 
 def committed(store: Store, run_id: str) -> Iterator[Record]:
@@ -173,10 +182,12 @@ def committed(store: Store, run_id: str) -> Iterator[Record]:
             yield record
 
 
-def orphans(store: Store, run_id: str, attempts: set[str]) -> Iterator[Entry]:
-    """Data and error files of attempts other than `attempts`; files that are not ours by name are left out."""
+def orphans(store: Store, run_id: str, attempts: Attempts) -> Iterator[tuple[str, Entry]]:
+    """Data and error files of attempts other than `attempts`, with their shards; files that are not ours by name are
+    left out.
+    """
     for folder in ("data", "errors"):
         for entry in store.list(f"{folder}/{run_id}/"):
             name = ATTEMPT_FILE.fullmatch(entry.key.rpartition("/")[2])
             if name is not None and name["attempt"] not in attempts:
-                yield entry
+                yield name["shard"], entry

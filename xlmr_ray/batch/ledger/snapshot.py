@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.ledger.commit import ROW_GROUP
-from xlmr_ray.batch.ledger.json_by_line import Damaged, lines_of
+from xlmr_ray.batch.ledger.json_by_line import Damaged, items_of
 from xlmr_ray.batch.ledger.manifest import manifest_key
 from xlmr_ray.batch.ledger.merged import group_name, merge_files, merged_key, merged_table_key, read_merged
 from xlmr_ray.batch.ledger.record import File, plan_head, plan_key
@@ -106,7 +106,7 @@ def read_step(store: Store, run_id: str) -> Step | None:
 def planned_inputs(store: Store, run_id: str) -> Iterator[Input]:
     """What a run reads, in the order of its plan. Raises FileNotFoundError, `Damaged`."""
     key = plan_key(run_id)
-    for line in lines_of(store.get(key)[0], "inputs", store.url(key)):
+    for line in items_of(store, key, "inputs"):
         try:
             yield Input(**line)
         except TypeError:
@@ -337,10 +337,9 @@ def _head(metadata: Mapping[bytes, bytes]) -> Head:
 def _committed(store: Store, run_id: str) -> Iterator[dict[str, Any]]:
     key = manifest_key(run_id)
     try:
-        data = store.get(key)[0]
+        yield from items_of(store, key, "committed")
     except FileNotFoundError:
         raise JobFailed(f"{store.url(key)}: is missing: the run is not finished") from None
-    yield from lines_of(data, "committed", store.url(key))
 
 
 def _withdrawn(store: Store, run_id: str) -> set[str]:

@@ -6,17 +6,21 @@ a run of a million shards costs a thousand requests and not a million.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 
+import numpy as np
+
+from xlmr_ray.batch.ledger.compact import ShardIds
 from xlmr_ray.batch.ledger.in_order import in_order
-from xlmr_ray.batch.ledger.json_by_line import lines_of
+from xlmr_ray.batch.ledger.json_by_line import items_of
 from xlmr_ray.batch.ledger.lease import Holder, holder
 from xlmr_ray.batch.ledger.manifest import Manifest, NotRead, not_read_of, read_manifest
 from xlmr_ray.batch.ledger.published import Current, current
-from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, Record, plan_key, read_record
+from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, Record, committed_at, plan_head, plan_key, read_record
 from xlmr_ray.batch.ledger.snapshot import Head, read_head
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import UserError
@@ -124,45 +128,45 @@ def _finished(
 
 
 def _unfinished(store: Store, run_id: str) -> RunStatus:
-    commits: dict[str, float] = {}
-    start = len(f"_runs/{run_id}/shards/")
-    for entry in store.list(f"_runs/{run_id}/shards/"):
-        if entry.key.endswith(".json"):
-            commits[entry.key[start : -len(".json")]] = entry.modified
-    last = max(commits.values(), default=None)
-    planned: int | None = 0
+    held = array("q")  # rows of each shard of the plan
     beside: NotRead | None = None
-    rows = rows_done = rows_recent = 0
-    first = last if last is None else min(at for at in commits.values() if at >= last - RECENT)
+
+    def ids() -> Iterator[str]:
+        for line in items_of(store, plan_key(run_id), "shards"):
+            held.append(int(line.get("rows", 1)))  # a file that cannot be read is one row
+            yield line["id"]
+
+    planned = True
     try:
-        data, url = store.get(plan_key(run_id))[0], store.url(plan_key(run_id))
-        beside = not_read_of(data, url)
-        for line in lines_of(data, "shards", url):
-            planned = (planned or 0) + 1
-            held = int(line.get("rows", 1))  # a file that cannot be read is one row
-            rows += held
-            at = commits.get(line["id"])
-            if at is not None:
-                rows_done += held
-                rows_recent += held if first is not None and at > first else 0
+        beside = not_read_of(plan_head(store, run_id))
+        shards = ShardIds(ids())
     except FileNotFoundError:
-        planned = None
+        planned, shards = False, ShardIds(())
+    # Listed after the plan is read, so that it has them all.
+    rows, times = np.array(held), np.full(len(held), -1.0)
+    last, first, done = 0.0, 0.0, 0
+    for name, at in committed_at(store, run_id):
+        done += 1
+        last = max(last, at)
+        if (place := shards.place(name)) >= 0:
+            times[place] = at
+    first = times[times >= max(0.0, last - RECENT)].min(initial=last)
     found = _errors(store, run_id)
-    seconds = 0.0 if last is None or first is None else last - first
+    recent = int(rows[times > first].sum())
     return RunStatus(
         run_id=run_id,
-        planned=planned,
-        done=len(commits),
-        rows=None if planned is None else rows,
-        rows_done=rows_done,
+        planned=len(held) if planned else None,
+        done=done,
+        rows=int(rows.sum()) if planned else None,
+        rows_done=int(rows[times >= 0].sum()),
         rows_error=sum(found.counts.values()),
         tokens=None,
         finished=False,
         published=False,
         in_table=False,
-        last_commit=last,
+        last_commit=last if done else None,
         # What was committed at the first moment of the window was done before it.
-        rate=rows_recent / seconds if seconds > 0 else 0.0,
+        rate=recent / (last - first) if last > first else 0.0,
         errors=found.counts,
         dead=found.dead,
         all_errors=found.all,

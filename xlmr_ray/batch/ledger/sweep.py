@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
+from xlmr_ray.batch.ledger.compact import Attempts
+from xlmr_ray.batch.ledger.in_order import in_order
+from xlmr_ray.batch.ledger.json_by_line import items_of
 from xlmr_ray.batch.ledger.manifest import manifest_key
 from xlmr_ray.batch.ledger.merge import merged_away
-from xlmr_ray.batch.ledger.record import GRACE, committed, orphans
+from xlmr_ray.batch.ledger.record import GRACE, orphans, read_record
 from xlmr_ray.batch.store.base import Entry, Store
 
 
@@ -14,18 +18,28 @@ def sweep(store: Store, *, dry_run: bool = False, older_than: float = GRACE) -> 
     """Remove what no record names, in all runs, and return it; `dry_run` only looks.
 
     In a run without a manifest an attempt may still be on its way to its record, so there, and among scratch objects,
-    only what is older than `older_than` seconds goes; so do files that were merged as long ago. A run with a damaged
-    record is not touched (raises `Damaged`).
+    only what is older than `older_than` seconds goes; so do files that were merged as long ago. A file goes only after
+    a look at its shard's record; where that is damaged, nothing does (raises `Damaged`).
     """
     before = time.time() - older_than
     found = [entry for scratch in ("_probe-", ".tmp/") for entry in store.list(scratch) if entry.modified <= before]
     found = [entry for entry in found if entry.key != ".tmp/lock"]
     for run_id in sorted({*store.folders("data/"), *store.folders("errors/")} - {"_delta_log"}):
-        finished = store.head(manifest_key(run_id)) is not None
-        attempts = {record.attempt for record in committed(store, run_id)}
-        found += [entry for entry in orphans(store, run_id, attempts) if finished or entry.modified <= before]
+        finished, attempts = store.head(manifest_key(run_id)) is not None, Attempts()
+        if finished:  # which saves a look at each record
+            for line in items_of(store, manifest_key(run_id), "committed"):
+                attempts.add(line["attempt"])
+        files = (one for one in orphans(store, run_id, attempts) if finished or one[1].modified <= before)
+        found += [entry for entry in in_order(partial(_if_orphan, store, run_id), files) if entry is not None]
     found += merged_away(store, before)
     if not dry_run:
         for entry in found:
             store.delete(entry.key)
     return found
+
+
+def _if_orphan(store: Store, run_id: str, file: tuple[str, Entry]) -> Entry | None:
+    """A file, with its shard, that the shard's record does not name."""
+    shard, entry = file
+    record = read_record(store, run_id, shard)
+    return entry if record is None or all(named.key != entry.key for named in record.files) else None

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xlmr_ray.batch.ledger.compact import Attempts, ShardIds
 from xlmr_ray.batch.ledger.in_order import in_order
-from xlmr_ray.batch.ledger.json_by_line import Damaged, pieces_of
+from xlmr_ray.batch.ledger.json_by_line import Damaged, blocks_of, digest_of
 from xlmr_ray.batch.ledger.manifest import (
     Manifest,
-    Model,
-    NotRead,
     Tally,
     as_finished,
-    head_of,
+    is_manifest,
+    list_of,
     manifest_key,
     models_of,
     not_read_of,
@@ -31,6 +32,7 @@ from xlmr_ray.batch.ledger.record import (
     Record,
     committed_shards,
     orphans,
+    plan_head,
     plan_key,
     planned_shards,
     read_record,
@@ -40,7 +42,7 @@ from xlmr_ray.batch.ledger.snapshot import table_problems
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import JobFailed, UserError
 
-BLOCK = 4 << 20
+WHOLE = 8 << 20  # bytes of a file that is read in one request
 MOST = 20  # missing records that are named; a run hardly begun may lack a million
 
 
@@ -77,26 +79,30 @@ def verify(store: Store, run_id: str | None = None) -> Report:
         raise UserError(f"{store.url('')}: has no run {run_id}; its runs: {_names(store)}")
 
     problems: list[str] = []
-    planned, plan_sha256, models, not_read = _read_plan(store, run_id, problems)
+    planned, plan_sha256, head = _read_plan(store, run_id, problems)
     manifest = _read_manifest(store, run_id, problems)
     if manifest is not None and planned is not None and plan_sha256 != manifest.plan_sha256:
         where = store.url(manifest_key(run_id))
         problems.append(f"{store.url(plan_key(run_id))}: its sha256 is not the one in {where}; one of them is damaged")
 
-    attempts: set[str] = set()
-    unread: list[str] = []  # shards whose record is missing or damaged
-    missing = planned or set()
+    attempts = Attempts()
+    unread = 0  # records that are missing or damaged
+    seen = bytearray(len(planned or ()))
     sizes = [0, 0]  # files and their bytes
 
     def records() -> Iterator[Record]:
+        nonlocal unread
         shards = committed_shards(store, run_id)
         for shard, record, wrong in in_order(lambda shard: _check_shard(store, run_id, shard), shards):
             problems.extend(wrong)
-            if planned is not None and shard not in missing:
-                problems.append(f"{store.url(record_key(run_id, shard))}: its shard is not in the plan")
-            missing.discard(shard)  # a listing names each once
+            if planned is not None:
+                place = planned.place(shard)
+                if place < 0:
+                    problems.append(f"{store.url(record_key(run_id, shard))}: its shard is not in the plan")
+                else:
+                    seen[place] = 1
             if record is None:
-                unread.append(shard)
+                unread += 1
                 continue
             attempts.add(record.attempt)
             sizes[0] += len(record.files)
@@ -105,15 +111,18 @@ def verify(store: Store, run_id: str | None = None) -> Report:
 
     sums = Tally()
     listed = hashlib.sha256()
-    for piece in itertools.islice(pieces_of({}, {"committed": sums.lines(records())}), 1, None):
+    for piece in list_of(sums.lines(records())):
         listed.update(piece)
-    problems += [f"{store.url(record_key(run_id, shard))}: is missing" for shard in sorted(missing)[:MOST]]
-    if len(missing) > MOST:
-        problems.append(f"{store.url(record_key(run_id, ''))}: and {len(missing) - MOST} more records are missing")
+    missing = seen.count(0)
+    if planned is not None and missing:
+        problems += [f"{store.url(record_key(run_id, shard))}: is missing" for shard in planned.missing(seen, MOST)]
+        if missing > MOST:
+            problems.append(f"{store.url(record_key(run_id, ''))}: and {missing - MOST} more records are missing")
     # without all records there is nothing to hold the manifest against
     if manifest is not None and not unread and not missing:
-        derived = replace(sums.manifest(run_id, manifest.plan_sha256), models=models, not_read=not_read)
-        if not _is(store, manifest_key(run_id), head_of(as_finished(derived, manifest)), listed.digest()):
+        found = sums.manifest(run_id, manifest.plan_sha256)
+        derived = replace(found, models=models_of(head), not_read=not_read_of(head))
+        if not is_manifest(store, as_finished(derived, manifest), listed.digest()):
             problems.append(f"{store.url(manifest_key(run_id))}: does not agree with the records")
     if manifest is not None and planned is not None:
         problems += table_problems(store, run_id)
@@ -133,34 +142,19 @@ def verify(store: Store, run_id: str | None = None) -> Report:
     )
 
 
-def _is(store: Store, key: str, head: bytes, rest: bytes) -> bool:
-    """Whether the object is `head` and something of which the SHA-256 is `rest`."""
-    digest = hashlib.sha256()
-    with store.open(key) as file:
-        if file.read(len(head)) != head:
-            return False
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.digest() == rest
-
-
-def _read_plan(
-    store: Store, run_id: str, problems: list[str]
-) -> tuple[set[str] | None, str | None, tuple[Model, ...], NotRead | None]:
-    """The planned shards, the plan's sha256, its models and what was not read; None for what cannot be had."""
+def _read_plan(store: Store, run_id: str, problems: list[str]) -> tuple[ShardIds | None, str | None, Mapping[str, Any]]:
+    """The planned shards, the plan's sha256 and its head; None, or an empty one, for what cannot be had."""
     key = plan_key(run_id)
     try:
-        data = store.get(key)[0]
+        digest = digest_of(store, key)
     except FileNotFoundError:
         problems.append(f"{store.url(key)}: is missing")
-        return None, None, (), None
-    digest = hashlib.sha256(data).hexdigest()
+        return None, None, {}
     try:
-        url = store.url(key)
-        return set(planned_shards(store, run_id)), digest, models_of(data, url), not_read_of(data, url)
+        return ShardIds(planned_shards(store, run_id)), digest, plan_head(store, run_id)
     except Damaged as error:
         problems.append(str(error))
-        return None, digest, (), None
+        return None, digest, {}
 
 
 def _read_manifest(store: Store, run_id: str, problems: list[str]) -> Manifest | None:
@@ -197,8 +191,9 @@ def _check_file(store: Store, file: File) -> list[str]:
     digest = hashlib.sha256()
     size = 0
     try:
-        with store.open(file.key) as source:
-            while block := source.read(BLOCK):
+        # Opening takes requests of its own.
+        with io.BytesIO(store.get(file.key)[0]) if file.bytes <= WHOLE else store.open(file.key) as source:
+            for block in blocks_of(source):
                 digest.update(block)
                 size += len(block)
             if size != file.bytes:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
 from xlmr_ray.errors import UserError
 
+BLOCK = 4 << 20  # bytes copied at a time
 DEADLINE = 120.0  # seconds that one operation may go on retrying
 
 
@@ -71,8 +73,8 @@ class Store(Protocol):
     def at_least_once(self) -> bool:
         """Whether two writers may both believe that they created a key."""
 
-    def create(self, key: str, data: bytes) -> str:
-        """Write `data` if the key is absent and return its etag. Raises `Exists`."""
+    def create(self, key: str, data: bytes | BinaryIO) -> str:
+        """Write `data`, or all of a file, if the key is absent and return its etag. Raises `Exists`."""
 
     def replace(self, key: str, data: bytes, etag: str) -> str:
         """Write `data` if the object still has `etag` and return the new etag. Raises `Changed`."""
@@ -108,11 +110,13 @@ class Store(Protocol):
         """The same as far as it can be seen without writing."""
 
 
-def look_and_create(store: Store, key: str, data: bytes) -> str:
-    """`create` of a store that has none: between the look and the write another writer may come."""
-    if store.head(key) is not None:
-        raise Exists(store.url(key))
-    return store.put(key, data)
+def copied(data: bytes | BinaryIO, target: BinaryIO) -> None:
+    """Writes bytes, or all of a file, to another one."""
+    if isinstance(data, bytes):
+        target.write(data)
+    else:
+        data.seek(0)
+        shutil.copyfileobj(data, target, BLOCK)
 
 
 def look_and_replace(store: Store, key: str, data: bytes, etag: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from xlmr_ray.batch.store.base import Entry, NoConditionalWrites, etag_of, look_and_create, look_and_replace
+from xlmr_ray.batch.store.base import Entry, Exists, NoConditionalWrites, copied, etag_of, look_and_replace
 from xlmr_ray.batch.store.filesystem import open_filesystem
 from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.text.redact import clean_url
@@ -24,18 +24,28 @@ class FsspecStore:
     options: Mapping[str, object] = field(repr=False)
     at_least_once: bool
 
-    def create(self, key: str, data: bytes) -> str:
-        return look_and_create(self, key, data)
+    def create(self, key: str, data: bytes | BinaryIO) -> str:
+        # Between the look and the write another writer may come.
+        if self.head(key) is not None:
+            raise Exists(self.url(key))
+        return self._put(key, data)
 
     def replace(self, key: str, data: bytes, etag: str) -> str:
         return look_and_replace(self, key, data, etag)
 
     def put(self, key: str, data: bytes) -> str:
+        return self._put(key, data)
+
+    def _put(self, key: str, data: bytes | BinaryIO) -> str:
         fs, root = self._filesystem()
         path = f"{root}/{key}"
         with self._told(key, "written"):
             fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            fs.pipe_file(path, data)
+            if isinstance(data, bytes):
+                fs.pipe_file(path, data)
+            else:
+                with fs.open(path, "wb") as file:
+                    copied(data, file)
             return etag_of(fs.info(path))
 
     def get(self, key: str) -> tuple[bytes, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import BinaryIO
 
-from xlmr_ray.batch.store.base import Changed, Entry, Exists, NoConditionalWrites, file_etag, probe_writes
+from xlmr_ray.batch.store.base import Changed, Entry, Exists, NoConditionalWrites, copied, file_etag, probe_writes
 from xlmr_ray.errors import JobFailed, UserError
 
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EXDEV}
@@ -31,7 +31,7 @@ class LocalStore:
     root: str
     at_least_once: bool = False
 
-    def create(self, key: str, data: bytes) -> str:
+    def create(self, key: str, data: bytes | BinaryIO) -> str:
         path = self._path(key)
         with _disk(path, "written"), self._temporary(data) as temporary:
             _make_folder(path.parent)
@@ -72,12 +72,16 @@ class LocalStore:
             return etag
 
     def get(self, key: str) -> tuple[bytes, str]:
-        with _disk(self._path(key), "read"), self._path(key).open("rb") as file:
-            return file.read(), _etag_of_stat(os.fstat(file.fileno()))
+        path = self._name(key)
+        try:
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+                return file.read(), _etag_of_stat(os.fstat(file.fileno()))
+        except OSError as error:
+            raise _told(error, path, "read") from None
 
     def head(self, key: str) -> Entry | None:
         try:
-            stat = self._path(key).stat()
+            stat = os.stat(self._name(key))  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
             return None
         return None if S_ISDIR(stat.st_mode) else Entry(key, stat.st_size, _etag_of_stat(stat), stat.st_mtime)
@@ -148,17 +152,21 @@ class LocalStore:
             raise UserError(f"{self.root}: cannot be written: {_reason(code)}")
 
     def _path(self, key: str) -> Path:
-        if key.startswith("/") or ".." in key.split("/"):
+        return Path(self._name(key))
+
+    def _name(self, key: str) -> str:
+        """The path as text: to make a `Path` of it takes as long as to read a small file."""
+        if key.startswith("/") or (".." in key and ".." in key.split("/")):
             raise UserError(f"{key}: is outside the store {self.root}")
-        return Path(self.root, key)
+        return os.path.join(self.root, key)  # noqa: PTH118
 
     @contextlib.contextmanager
-    def _temporary(self, data: bytes) -> Iterator[Path]:
+    def _temporary(self, data: bytes | BinaryIO) -> Iterator[Path]:
         path = Path(self.root, ".tmp", secrets.token_hex(8))
         _make_folder(path.parent)
         try:
             with path.open("xb") as file:
-                file.write(data)
+                copied(data, file)
                 file.flush()
                 os.fsync(file.fileno())
             yield path
@@ -181,19 +189,24 @@ def _reason(code: int) -> str:
 
 @contextlib.contextmanager
 def _disk(path: Path, what: str) -> Iterator[None]:
-    """Say in one line what the file system refused, where that is nobody's programming error."""
+    """Says what the file system refused."""
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOTDIR:
-            raise UserError(f"{path}: cannot be {what}: a file is where a folder should be") from None
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason = "the disk is full; free some space and start the job again, it resumes"
-        elif error.errno in (errno.EACCES, errno.EROFS, errno.EIO):
-            reason = os.strerror(error.errno)
-        else:
-            raise
-        raise JobFailed(f"{path}: cannot be {what}: {reason}") from None
+        raise _told(error, path, what) from None
+
+
+def _told(error: OSError, path: str | Path, what: str) -> Exception:
+    """The same in one line, where it is nobody's programming error."""
+    if error.errno == errno.ENOTDIR:
+        return UserError(f"{path}: cannot be {what}: a file is where a folder should be")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason = "the disk is full; free some space and start the job again, it resumes"
+    elif error.errno in (errno.EACCES, errno.EROFS, errno.EIO):
+        reason = os.strerror(error.errno)
+    else:
+        return error
+    return JobFailed(f"{path}: cannot be {what}: {reason}")
 
 
 def _make_folder(path: Path) -> None:

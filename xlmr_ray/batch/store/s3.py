@@ -108,13 +108,15 @@ class S3Store:
         same.__dict__.update(self.__dict__)
         return same
 
-    def create(self, key: str, data: bytes) -> str:
+    def create(self, key: str, data: bytes | BinaryIO) -> str:
         return self._conditional("create", key, data, Exists(self.url(key)), {"IfNoneMatch": "*"})
 
     def replace(self, key: str, data: bytes, etag: str) -> str:
         return self._conditional("replace", key, data, Changed(self.url(key)), {"IfMatch": f'"{etag}"'})
 
-    def _conditional(self, verb: str, key: str, data: bytes, lost: Exception, condition: dict[str, str]) -> str:
+    def _conditional(
+        self, verb: str, key: str, data: bytes | BinaryIO, lost: Exception, condition: dict[str, str]
+    ) -> str:
         # a name on the bytes, by which to know them again: an earlier try may have written them and lost its answer,
         # and not only a try of ours: aiohttp sends a PUT again when a kept-open connection breaks, and so do proxies
         writer = secrets.token_hex(8)
@@ -206,9 +208,19 @@ class S3Store:
         except (JobFailed, FileNotFoundError) as error:
             raise UserError(str(error)) from None
 
-    def _write(self, key: str, data: bytes, **more: object) -> str:
+    def _write(self, key: str, data: bytes | BinaryIO, **more: object) -> str:
         # the store compares the digest with what arrived, so an etag in return means that every byte did
-        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        md5 = hashlib.md5(usedforsecurity=False)
+        if isinstance(data, io.BytesIO):
+            data = data.getvalue()
+        if isinstance(data, bytes):
+            md5.update(data)
+        else:
+            data.seek(0)
+            while block := data.read(BLOCK):
+                md5.update(block)
+            data.seek(0)
+        digest = base64.b64encode(md5.digest()).decode()
         answer = self._call("put_object", Key=self.prefix + key, Body=data, ContentMD5=digest, **more)
         return cast(str, answer["ETag"].strip('"'))
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from xlmr_ray.batch.store.base import Entry, Store, look_and_create, look_and_replace
+from xlmr_ray.batch.store.base import Entry, Exists, Store, look_and_replace
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class Unwritten:
     def at_least_once(self) -> bool:
         return self.store.at_least_once
 
-    def create(self, key: str, data: bytes) -> str:
-        return look_and_create(self, key, data)
+    def create(self, key: str, data: bytes | BinaryIO) -> str:
+        if self.head(key) is not None:
+            raise Exists(self.url(key))
+        return self.put(key, data if isinstance(data, bytes) else data.read())
 
     def replace(self, key: str, data: bytes, etag: str) -> str:
         return look_and_replace(self, key, data, etag)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xlmr_ray.batch.codes import CATALOGUE
-from xlmr_ray.batch.ledger.manifest import NotRead, not_read_from, read_manifest
+from xlmr_ray.batch.ledger.manifest import NotRead, not_read_of, read_manifest
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed, plan_head, planned_shards
 from xlmr_ray.batch.observe.drift import Drift, as_json, read_drift
@@ -180,7 +180,7 @@ def gather(store: Store, run_id: str | None = None, *, price: float | None = Non
         tuple(task_of(task, models) for task in head.get("identity", {}).get("tasks", [])),
         started,
         None if done else sum(1 for _ in planned_shards(store, run_id)),
-        not_read=not_read_from(head.get("not_read")),
+        not_read=not_read_of(head),
         drift=read_drift(store, run_id),
     )
     settings = (report.job or {}).get("report") or {}
