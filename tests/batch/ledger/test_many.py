@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from tests.benchmarks.bookkeeping import make
 from xlmr_ray.batch.ledger import in_order, json_by_line, spool
 from xlmr_ray.batch.ledger.compact import Attempts, ShardIds
 from xlmr_ray.batch.ledger.manifest import finish, manifest_files, manifest_key, read_manifest
-from xlmr_ray.batch.ledger.record import plan_key
+from xlmr_ray.batch.ledger.record import committed_shards, plan_key
 from xlmr_ray.batch.ledger.status import status
 from xlmr_ray.batch.ledger.sweep import sweep
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.observe.report.gather import gather
 from xlmr_ray.batch.store import base
 from xlmr_ray.batch.store.local import LocalStore
+from xlmr_ray.bench.sizing import estimate
 from xlmr_ray.errors import JobFailed
 
 NAMES = [
@@ -129,3 +131,40 @@ def measure(folder):
 
 def names(count):
     return [f"{i // 1000:07d}-{i % 1000:06d}" for i in range(count)]
+
+
+def test_requests_of_a_shard(behind_proxy, proxy):
+    """What a run makes of them, to write and to read, is what `plan` reckons with."""
+
+    def counted(do):
+        proxy.requests.clear()
+        do()
+        methods = Counter("LIST" if "list-type=2" in path else method for method, path in proxy.requests)
+        return methods["PUT"], methods["GET"] + methods["HEAD"], methods["LIST"]
+
+    found = []
+    for run, count in (("few", 3), ("many", 8)):
+        shards = plan(behind_proxy, count, run=run)
+        of = {"commit": counted(lambda run=run, shards=shards: [commit(behind_proxy, one, run=run) for one in shards])}
+        of["resume"] = counted(lambda run=run: list(committed_shards(behind_proxy, run)))
+        of["unfinished"] = counted(lambda run=run: list(status(behind_proxy, run)))
+        of["finish"] = counted(lambda run=run, shards=shards: finish(behind_proxy, run, shards))
+        of["verify"] = counted(lambda run=run: verify(behind_proxy, run))
+        of["report"] = counted(lambda run=run: gather(behind_proxy, run))
+        of["status"] = counted(lambda run=run: list(status(behind_proxy, run)))
+        found.append(of)
+    each = {name: tuple((m - f) / 5 for f, m in zip(found[0][name], found[1][name], strict=True)) for name in found[0]}
+    assert each == {
+        "commit": (2, 2, 0),
+        "resume": (0, 0, 0),
+        "unfinished": (0, 0, 0),
+        "finish": (0, 1, 0),
+        "verify": (0, 2, 0),
+        "report": (0, 1, 0),
+        "status": (0, 0, 0),
+    }
+    run = [sum(of) for of in zip(*(each[name] for name in ("commit", "resume", "finish")), strict=True)]
+    assert run == [estimate.WRITES, estimate.READS, 0]
+    assert found[1]["resume"] == (0, 0, 1)
+    assert found[1]["finish"][2] == estimate.LISTINGS + 1  # and one of error files, of which there are few
+    assert counted(lambda: sweep(behind_proxy))[1] == 2 * 3  # two runs: is it finished, and the manifest

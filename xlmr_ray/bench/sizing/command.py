@@ -91,6 +91,7 @@ def show_estimate(rates: Rates, amount: Amount, found: Estimate, console: Consol
         (f"tokenizer cores a {kind}", f"{found.tokenizer_cores:.1f}"),
         ("shards", f"{found.shards:,} of {amount.shard_rows:,} documents"),
         ("requests to the output's store", f"{found.requests:,}"),
+        ("which S3 charges with", f"{found.request_cost:,.2f} USD"),
         ("output", size(found.output_bytes)),
     ]
     for row in rows:

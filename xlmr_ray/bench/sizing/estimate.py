@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from xlmr_ray.bench.sizing.rates import Rates
 from xlmr_ray.errors import UserError
 
-# Requests to the output's store for a shard without error rows: is it committed, the data file, is that whole, the
-# record. A test counts them.
-REQUESTS = 4
+# Requests to the output's store for a shard without error rows, counted by a test. Written: the data file, the record.
+# Read: is it committed, is the file whole, and the record again when the run is finished.
+WRITES, READS = 2, 3
+# Names that a listing of the store gives in one request, and how many listings name a shard, all at the end of a run:
+# of records, and of data files. Those of other names, and the plan and the manifest, are few however many shards.
+PAGE, LISTINGS = 1000, 2
+# S3 Standard in us-east-1, USD a request, by aws.amazon.com/s3/pricing as of 2025: 0.005 a
+# thousand PUT and LIST, 0.0004 a thousand GET and HEAD.
+WRITE_PRICE, READ_PRICE = 0.005 / 1000, 0.0004 / 1000
 # Bytes of a shard's record.
 RECORD_BYTES = 1500
 
@@ -25,7 +31,8 @@ class Amount:
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """`machines` of the kind that the rates are of, GPUs where these are a GPU's. `tokenizer_cores` for each of them to
-    be busy; `short`: by how many cores a machine has fewer than that.
+    be busy; `short`: by how many cores a machine has fewer than that. `requests` to the output's store, and what S3
+    charges for them in USD.
     """
 
     machines: int
@@ -37,6 +44,7 @@ class Estimate:
     short: float
     shards: int
     requests: int
+    request_cost: float
     output_bytes: float
 
 
@@ -71,6 +79,7 @@ def estimate(
     tail = 0.0 if machines == 1 else min(work / shards, work / machines) / 2
     seconds = rates.start_seconds + work / machines + tail
     machine_hours = seconds * machines / 3600
+    writes, reads = shards * WRITES + LISTINGS * math.ceil(shards / PAGE), shards * READS
     return Estimate(
         machines=machines,
         seconds=seconds,
@@ -80,6 +89,7 @@ def estimate(
         tokenizer_cores=cores,
         short=short,
         shards=shards,
-        requests=shards * REQUESTS,
+        requests=writes + reads,
+        request_cost=writes * WRITE_PRICE + reads * READ_PRICE,
         output_bytes=amount.documents * rates.output_bytes + shards * RECORD_BYTES,
     )
