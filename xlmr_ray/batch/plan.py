@@ -13,6 +13,7 @@ from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.kept_types import KeptTypes, from_text, to_text
 from xlmr_ray.batch.input.lost_rows import count_lost
+from xlmr_ray.batch.input.on_cluster import workers
 from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
@@ -211,7 +212,10 @@ def write_plan(
     shards = ShardTable(inputs)
     letters: list[DeadLetter] = []
     kept = kept or KeptTypes(columns.extra)
-    for piece in plan_shards(inputs, shard_rows=shard_rows, columns=columns, readers=readers, kept=kept, limit=limit):
+    pool = workers(len(inputs)) if limit is None else None
+    for piece in plan_shards(
+        inputs, shard_rows=shard_rows, columns=columns, readers=readers, kept=kept, limit=limit, pool=pool
+    ):
         if isinstance(piece, DeadLetter):
             letters.append(piece)
         else:

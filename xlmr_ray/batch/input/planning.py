@@ -6,13 +6,15 @@ reader's business. A file is planned by itself (`plan_input`), so planning sprea
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -52,6 +54,26 @@ class Planned:
     kept: tuple[pa.DataType, ...]
 
 
+class Planning(Protocol):
+    """A file that is being planned."""
+
+    def result(self) -> Planned: ...
+
+    def cancel(self) -> object: ...
+
+
+class Submit(Protocol):
+    """What plans files, a function call each."""
+
+    def submit(self, plan: Callable[..., Planned], /, *arguments: Any, **options: Any) -> Planning: ...
+
+
+class Pool(Submit, Protocol):
+    """The same elsewhere: with so many files `under_way` it is busy."""
+
+    under_way: int
+
+
 def plan_shards(
     inputs: Iterable[Input],
     *,
@@ -59,12 +81,13 @@ def plan_shards(
     columns: Columns,
     shard_bytes: int = SHARD_BYTES,
     workers: int = 8,
+    pool: Pool | None = None,
     readers: Mapping[str, Reader] = READERS,
     options: Mapping[str, object] | None = None,
     kept: KeptTypes | None = None,
     limit: int | None = None,
 ) -> Iterator[Shard | DeadLetter]:
-    """Plan all inputs in order, `workers` at a time; no more than that many plans are held.
+    """Plan all inputs in order, with so many threads or in a `pool`; no more than twice as many plans are held.
 
     `kept` gets the types of the kept columns of every file. `limit`: only the first so many rows; what comes after them
     is not read. Raises UserError where the types of two files do not go together, InputChanged where an object is not
@@ -76,13 +99,15 @@ def plan_shards(
     plan = partial(
         plan_input, shard_rows=shard_rows, columns=columns, shard_bytes=shard_bytes, readers=readers, options=options
     )
-    with ThreadPoolExecutor(workers) as pool:
+    with contextlib.ExitStack() as stack:
+        most = 2 * workers if pool is None else pool.under_way
+        planners: Submit = pool or stack.enter_context(ThreadPoolExecutor(workers))
         numbered = enumerate(inputs)
-        running: deque[tuple[Input, Future[Planned]]] = deque()
+        running: deque[tuple[Input, Planning]] = deque()
         try:
             while left:
-                for index, one in itertools.islice(numbered, 2 * workers - len(running)):
-                    running.append((one, pool.submit(plan, one, index, limit=left)))
+                for index, one in itertools.islice(numbered, most - len(running)):
+                    running.append((one, planners.submit(plan, one, index, limit=left)))
                 if not running:
                     return
                 one, job = running.popleft()
