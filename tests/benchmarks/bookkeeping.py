@@ -46,7 +46,7 @@ def main() -> None:
         name, shards, folder = arguments.step
         print(json.dumps(step(name, int(shards), folder)))
         return
-    print(f"{'step':12} {'shards':>10} {'done':>10} {'seconds':>9} {'us a shard':>11} {'peak MB':>9}")
+    print(f"{'step':12} {'shards':>10} {'done':>10} {'seconds':>9} {'of CPU':>9} {'peak MB':>9}")
     for shards in arguments.shards:
         with tempfile.TemporaryDirectory(prefix="bookkeeping-") as folder:
             done = 0
@@ -56,15 +56,14 @@ def main() -> None:
                     continue
                 command = [sys.executable, "-m", "tests.benchmarks.bookkeeping", "--step", name, str(shards), folder]
                 ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                seconds, peak = json.loads(ended.stdout)
-                each = 1e6 * seconds / shards
-                print(f"{name:12} {shards:10,} {done:10,} {seconds:9.1f} {each:11.1f} {peak:9.0f}", flush=True)
+                seconds, cpu, peak = json.loads(ended.stdout)
+                print(f"{name:12} {shards:10,} {done:10,} {seconds:9.1f} {cpu:9.1f} {peak:9.0f}", flush=True)
     if arguments.commits:
         commits(arguments.commits)
 
 
-def step(name: str, shards: int, folder: str) -> tuple[float, float]:
-    """Seconds, and MB of memory at most over what was there before. The plan is in the folder from the first step."""
+def step(name: str, shards: int, folder: str) -> tuple[float, float, float]:
+    """Seconds, seconds of CPU, and MB of memory at most over what was there before."""
     from rich.console import Console
 
     from xlmr_ray.batch import plan, stream
@@ -143,9 +142,9 @@ def step(name: str, shards: int, folder: str) -> tuple[float, float]:
         "sweep": swept,
         "report": lambda: gather(store, RUN).shards,
     }
-    before, start = memory("VmHWM"), time.perf_counter()
+    before, start, used = memory("VmHWM"), time.perf_counter(), time.process_time()
     assert doing[name]() == shards
-    return time.perf_counter() - start, memory("VmHWM") - before
+    return time.perf_counter() - start, time.process_time() - used, memory("VmHWM") - before
 
 
 def source_key(place: int) -> str:
