@@ -26,7 +26,7 @@ from xlmr_ray.batch.ledger.spool import spooled
 from xlmr_ray.batch.output_columns import check_output_columns
 from xlmr_ray.batch.stages.checkpoints import bound
 from xlmr_ray.batch.stages.recipe import TaskRecipe
-from xlmr_ray.batch.store.base import Exists, Store
+from xlmr_ray.batch.store.base import Exists, Store, create_file
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import WITH_ADAPTER, resolve
 from xlmr_ray.checkpoint.identity import encoder_identity
@@ -246,7 +246,7 @@ def write_plan(
         head = {**head, "not_read": asdict(beside)}
     try:
         with spooled(pieces_of(head, {"inputs": (one.line() for one in inputs), "shards": lines()})) as file:
-            store.create(plan_key(name), file)
+            create_file(store, plan_key(name), file)
     except Exists:
         found = read_plan(store, name)
         assert found is not None

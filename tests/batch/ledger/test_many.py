@@ -1,5 +1,6 @@
 """The bookkeeping of runs of very many shards: the same answers, in memory that does not grow with them."""
 
+import io
 import json
 import os
 import subprocess
@@ -55,6 +56,21 @@ def test_attempts():
         attempts.add(attempt)
         assert attempt in attempts
     assert "0" * 15 + "1" not in attempts
+
+
+def test_a_store_that_takes_no_file_gets_bytes():
+    class Plain:
+        def create(self, key, data):
+            self.data = data
+            return "etag"
+
+    with tempfile.TemporaryFile() as file:
+        file.write(b"x")
+        file.seek(0)
+        for one in (file, io.BytesIO(b"x")):
+            plain = Plain()
+            assert base.create_file(plain, "k", one) == "etag"
+            assert plain.data == b"x"
 
 
 @pytest.fixture

@@ -50,12 +50,12 @@ def test_create_from_a_file(store):
     data = random.Random(0).randbytes((17 << 20) + 1)
     with tempfile.TemporaryFile() as file:
         file.write(data)
-        etag = store.create("a/b", file)
+        etag = store.create_file("a/b", file)
         assert store.get("a/b") == (data, etag)
         with pytest.raises(Exists, match="a/b"):
-            store.create("a/b", file)
+            store.create_file("a/b", file)
         file.truncate(0)
-        store.create("empty", file)
+        store.create_file("empty", file)
     assert store.get("a/b")[0] == data
     assert store.get("empty")[0] == b""
 
@@ -401,7 +401,7 @@ def test_create_through_a_fault(behind_proxy, proxy, fault):
     data = random.Random(0).randbytes(3 << 20)
     with tempfile.TemporaryFile() as file:
         file.write(data)
-        etag = behind_proxy.create("file", file)
+        etag = behind_proxy.create_file("file", file)
     assert behind_proxy.get("file") == (data, etag)
     assert proxy.injected == [fault] * 4
 

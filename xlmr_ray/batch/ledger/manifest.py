@@ -21,7 +21,7 @@ from xlmr_ray.batch.ledger.json_by_line import (
 )
 from xlmr_ray.batch.ledger.record import File, Record, committed, orphans, plan_head, plan_key
 from xlmr_ray.batch.ledger.spool import spooled
-from xlmr_ray.batch.store.base import Exists, Store
+from xlmr_ray.batch.store.base import Exists, Store, create_file
 from xlmr_ray.errors import JobFailed
 
 # What manifests did not always have.
@@ -118,7 +118,7 @@ def finish(store: Store, run_id: str, shards: Iterable[str], *, code: str = "", 
         key = manifest_key(run_id)
         try:
             with spooled(chain([head_of(manifest)], blocks_of(body))) as whole:
-                store.create(key, whole)
+                create_file(store, key, whole)
         except Exists:
             manifest = as_finished(manifest, read_manifest(store, run_id))
             body.seek(0)

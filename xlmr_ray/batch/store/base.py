@@ -12,6 +12,7 @@ connection where it is used. Its repr, its errors and its logs carry no credenti
 from __future__ import annotations
 
 import hashlib
+import io
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -73,8 +74,8 @@ class Store(Protocol):
     def at_least_once(self) -> bool:
         """Whether two writers may both believe that they created a key."""
 
-    def create(self, key: str, data: bytes | BinaryIO) -> str:
-        """Write `data`, or all of a file, if the key is absent and return its etag. Raises `Exists`."""
+    def create(self, key: str, data: bytes) -> str:
+        """Write `data` if the key is absent and return its etag. Raises `Exists`."""
 
     def replace(self, key: str, data: bytes, etag: str) -> str:
         """Write `data` if the object still has `etag` and return the new etag. Raises `Changed`."""
@@ -108,6 +109,21 @@ class Store(Protocol):
 
     def check(self) -> None:
         """The same as far as it can be seen without writing."""
+
+
+class CreatesFromFile(Protocol):
+    """A store that can do this; others get what is large as bytes, too."""
+
+    def create_file(self, key: str, file: BinaryIO) -> str:
+        """`create` of all of a file, which is never whole in memory."""
+
+
+def create_file(store: Store, key: str, file: BinaryIO) -> str:
+    """`create` of a file at its start, with as little memory as the store allows."""
+    if isinstance(file, io.BytesIO):
+        return store.create(key, file.getvalue())
+    large: CreatesFromFile | None = store if hasattr(store, "create_file") else None  # type: ignore[assignment]
+    return store.create(key, file.read()) if large is None else large.create_file(key, file)
 
 
 def copied(data: bytes | BinaryIO, target: BinaryIO) -> None:

@@ -24,7 +24,13 @@ class FsspecStore:
     options: Mapping[str, object] = field(repr=False)
     at_least_once: bool
 
-    def create(self, key: str, data: bytes | BinaryIO) -> str:
+    def create(self, key: str, data: bytes) -> str:
+        return self._create(key, data)
+
+    def create_file(self, key: str, file: BinaryIO) -> str:
+        return self._create(key, file)
+
+    def _create(self, key: str, data: bytes | BinaryIO) -> str:
         # Between the look and the write another writer may come.
         if self.head(key) is not None:
             raise Exists(self.url(key))

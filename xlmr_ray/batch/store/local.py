@@ -31,7 +31,13 @@ class LocalStore:
     root: str
     at_least_once: bool = False
 
-    def create(self, key: str, data: bytes | BinaryIO) -> str:
+    def create(self, key: str, data: bytes) -> str:
+        return self._create(key, data)
+
+    def create_file(self, key: str, file: BinaryIO) -> str:
+        return self._create(key, file)
+
+    def _create(self, key: str, data: bytes | BinaryIO) -> str:
         path = self._path(key)
         with _disk(path, "written"), self._temporary(data) as temporary:
             _make_folder(path.parent)

@@ -108,8 +108,11 @@ class S3Store:
         same.__dict__.update(self.__dict__)
         return same
 
-    def create(self, key: str, data: bytes | BinaryIO) -> str:
+    def create(self, key: str, data: bytes) -> str:
         return self._conditional("create", key, data, Exists(self.url(key)), {"IfNoneMatch": "*"})
+
+    def create_file(self, key: str, file: BinaryIO) -> str:
+        return self._conditional("create", key, file, Exists(self.url(key)), {"IfNoneMatch": "*"})
 
     def replace(self, key: str, data: bytes, etag: str) -> str:
         return self._conditional("replace", key, data, Changed(self.url(key)), {"IfMatch": f'"{etag}"'})
@@ -211,8 +214,6 @@ class S3Store:
     def _write(self, key: str, data: bytes | BinaryIO, **more: object) -> str:
         # the store compares the digest with what arrived, so an etag in return means that every byte did
         md5 = hashlib.md5(usedforsecurity=False)
-        if isinstance(data, io.BytesIO):
-            data = data.getvalue()
         if isinstance(data, bytes):
             md5.update(data)
         else:

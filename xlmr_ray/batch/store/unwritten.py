@@ -24,10 +24,10 @@ class Unwritten:
     def at_least_once(self) -> bool:
         return self.store.at_least_once
 
-    def create(self, key: str, data: bytes | BinaryIO) -> str:
+    def create(self, key: str, data: bytes) -> str:
         if self.head(key) is not None:
             raise Exists(self.url(key))
-        return self.put(key, data if isinstance(data, bytes) else data.read())
+        return self.put(key, data)
 
     def replace(self, key: str, data: bytes, etag: str) -> str:
         return look_and_replace(self, key, data, etag)
