@@ -58,7 +58,7 @@ def pieces_of(head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str,
 
 
 def first_of(line: bytes, url: str) -> dict[str, Any]:
-    """The head of what `by_lines` wrote, from its first line. Raises `Damaged`."""
+    """The head of what `pieces_of` made, from its first line. Raises `Damaged`."""
     if line.endswith(b'":[\n'):  # a list, an item a line, comes next
         line = line[: max(line.rfind(b',"'), 1)] + b"}"
     return parsed(line, url)
