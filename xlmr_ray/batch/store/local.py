@@ -8,7 +8,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR
@@ -106,7 +106,7 @@ class LocalStore:
     def folders(self, prefix: str) -> Iterator[str]:
         return (name.rstrip("/") for name in self._names(prefix, "") if name.endswith("/"))
 
-    def _names(self, folder: str, start: str) -> tuple[str, ...]:
+    def _names(self, folder: str, start: str) -> Sequence[str]:
         """Names in a folder, those of folders with a `/`, which is what makes the order that of the keys."""
         try:
             with os.scandir(self._path(folder)) as entries:
@@ -117,7 +117,8 @@ class LocalStore:
                 ]
         except (FileNotFoundError, NotADirectoryError):
             return ()
-        return tuple(sorted(found))
+        found.sort()
+        return found
 
     def open(self, key: str) -> BinaryIO:
         with _disk(self._path(key), "read"):
