@@ -1,6 +1,6 @@
 import pytest
 
-from xlmr_ray.serve.protocols.explain import places, short_name
+from xlmr_ray.serve.protocols.explain import path_of, short_name
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from xlmr_ray.serve.protocols.explain import places, short_name
     ],
 )
 def test_way_to_a_field(loc, kind, way):
-    assert places({"loc": loc, "type": kind}) == way
+    assert path_of({"loc": loc, "type": kind}) == way
 
 
 def test_names_that_callers_make_up_fit_a_line():
