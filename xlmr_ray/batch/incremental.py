@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -28,6 +28,7 @@ from xlmr_ray.batch.identity import run_id
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import Input, InputChanged
 from xlmr_ray.batch.input.kept_types import KeptTypes
+from xlmr_ray.batch.input.planning import SHARD_BYTES
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.raw import Source
 from xlmr_ray.batch.input.readers.reader import Reader
@@ -129,6 +130,7 @@ def plan_next(
     *,
     drop: bool,
     shard_rows: int,
+    shard_bytes: Callable[[Sequence[Input]], int] = lambda inputs: SHARD_BYTES,
     readers: Mapping[str, Reader] = READERS,
     ignored: Sequence[str] = (),
 ) -> Next:
@@ -153,6 +155,7 @@ def plan_next(
             changes.todo,
             columns,
             shard_rows=shard_rows,
+            shard_bytes=shard_bytes(changes.todo),
             readers=readers,
             kept=kept,
             ignored=ignored,

@@ -1,6 +1,6 @@
 """The plan of a run: its tasks, its columns, and its shards."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from xlmr_ray.batch.input.file import Input
 from xlmr_ray.batch.input.kept_types import KeptTypes, from_text, to_text
 from xlmr_ray.batch.input.lost_rows import count_lost
 from xlmr_ray.batch.input.on_cluster import workers
-from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
+from xlmr_ray.batch.input.planning import SHARD_BYTES, DeadLetter, plan_shards
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard_table import INPUT, ShardTable
@@ -171,9 +171,12 @@ def make_plan(
     inputs: Sequence[Input],
     *,
     shard_rows: int,
+    shard_bytes: Callable[[Sequence[Input]], int] = lambda inputs: SHARD_BYTES,
     ignored: Sequence[str] = (),
 ) -> Plan:
-    """The run's plan: the one that it has, or a new one, written once. `ignored`: see `write_plan`."""
+    """The run's plan: the one that it has, or a new one, written once. `shard_bytes` is asked where a plan is made;
+    `ignored`: see `write_plan`.
+    """
     what = identity(job, recipes, columns, inputs)
     name = run_id(what)
     if (plan := read_plan(store, name)) is not None:
@@ -185,6 +188,7 @@ def make_plan(
         inputs,
         columns,
         shard_rows=shard_rows,
+        shard_bytes=shard_bytes(inputs),
         readers=job.input.readers,
         limit=job.input.limit,
         ignored=ignored,
@@ -198,6 +202,7 @@ def write_plan(
     columns: Columns,
     *,
     shard_rows: int,
+    shard_bytes: int = SHARD_BYTES,
     readers: Mapping[str, Reader] = READERS,
     kept: KeptTypes | None = None,
     limit: int | None = None,
@@ -213,9 +218,17 @@ def write_plan(
     letters: list[DeadLetter] = []
     kept = kept or KeptTypes(columns.extra)
     pool = workers(len(inputs)) if limit is None else None
-    for piece in plan_shards(
-        inputs, shard_rows=shard_rows, columns=columns, readers=readers, kept=kept, limit=limit, pool=pool
-    ):
+    pieces = plan_shards(
+        inputs,
+        shard_rows=shard_rows,
+        shard_bytes=shard_bytes,
+        columns=columns,
+        readers=readers,
+        kept=kept,
+        limit=limit,
+        pool=pool,
+    )
+    for piece in pieces:
         if isinstance(piece, DeadLetter):
             letters.append(piece)
         else:

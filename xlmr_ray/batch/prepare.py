@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from xlmr_ray.batch.cluster import on_gpu
 from xlmr_ray.batch.done import Done
@@ -12,7 +13,7 @@ from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.lake.sink import check_sink
 from xlmr_ray.batch.plan import Plan, check_quantization, columns_of, make_plan, task_recipes
-from xlmr_ray.batch.shard_rows import shard_rows
+from xlmr_ray.batch.shard_rows import shard_bytes, shard_rows
 from xlmr_ray.batch.stages.checkpoints import bound
 from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.store.base import NoConditionalWrites, Store
@@ -72,6 +73,7 @@ def prepare(job: Job, store: Store) -> Prepared:
         what = job_identity(job, recipes, columns)
         inputs: Sequence[Input] = found.inputs
         upon: Next | None = None
+        size = partial(shard_bytes, job, recipes, columns)
         # A table's or repository's files are written anew, so what is gone of them is in others, or removed.
         drop = job.input.deleted == "drop" or any(one.table for one in inputs)
         if job.incremental and job.input.limit is None:
@@ -83,6 +85,7 @@ def prepare(job: Job, store: Store) -> Prepared:
                 inputs,
                 drop=drop,
                 shard_rows=shard_rows(job, recipes),
+                shard_bytes=size,
                 readers=job.input.readers,
                 ignored=found.ignored,
             )
@@ -91,7 +94,9 @@ def prepare(job: Job, store: Store) -> Prepared:
             inputs, upon = limited_inputs(store, whole, inputs, drop=drop)
         if upon is None:
             rows = shard_rows(job, recipes)
-            plan = make_plan(store, job, recipes, columns, inputs, shard_rows=rows, ignored=found.ignored)
+            plan = make_plan(
+                store, job, recipes, columns, inputs, shard_rows=rows, shard_bytes=size, ignored=found.ignored
+            )
         else:
             plan = planned(store, upon)
     device = job.engine.device

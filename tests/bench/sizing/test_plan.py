@@ -1,6 +1,7 @@
 """`xlmr-ray plan`: the arithmetic from rates to time and money, and what it counts."""
 
 import json
+import math
 from dataclasses import replace
 
 import pyarrow as pa
@@ -177,7 +178,9 @@ def test_the_command(tmp_path, capsys):
     call(bench=path, tokens=8_100_000.0, as_json=True)
     content = json.loads(capsys.readouterr().out)
     assert content["documents"] == 27_000
-    assert content["shards"] == 1688
+    assert content["shards"] == math.ceil(27_000 / content["shard_rows"])
+    rates = measured(BENCH)
+    assert content["shard_rows"] == int(60 * rates.tokens_per_second / rates.cores / 300)  # a core's minute
     call(on="h100", documents=1e9, tokens_per_document=300.0, model="large", vectors=True)
     assert "798 TFLOP/s" in capsys.readouterr().out
     call(on="l4", model="embedded:mini", documents=1e6, tokens=3e8)

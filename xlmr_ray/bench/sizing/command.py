@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from xlmr_ray.batch.shard_rows import SHARD_ROWS_CPU, SHARD_ROWS_GPU
+from xlmr_ray.batch.shard_rows import FEWEST_ROWS, MINUTE, MOST, SHARD_ROWS
 from xlmr_ray.bench.result import read_bench
 from xlmr_ray.bench.sizing.estimate import Amount, Estimate, estimate
 from xlmr_ray.bench.sizing.hardware import hardware
@@ -62,13 +62,20 @@ def plan_command(
         if not each or each <= 0:
             raise UserError("plan: tokens a document: got 0, expected a number above it")
         documents, tokens = documents or (tokens or 0) / each, tokens or (documents or 0) * each
-    rows = shard_rows or (SHARD_ROWS_GPU if rates.on_gpu else SHARD_ROWS_CPU)
+    rows = shard_rows or rows_of_a_shard(rates, documents, max(1.0, tokens / max(1.0, documents)))
     amount = Amount(documents=documents, tokens=tokens, shard_rows=rows)
     found = estimate(rates, amount, machines=machines, hours=hours, price=price)
     if as_json:
         console.print_json(json.dumps({**asdict(amount), **asdict(found), **asdict(rates)}))
     else:
         show_estimate(rates, amount, found, console)
+
+
+def rows_of_a_shard(rates: Rates, documents: float, tokens_per_document: float) -> int:
+    """Documents in a shard, about, as a run cuts them: a minute's of an encoder, on a GPU or a core."""
+    encoders = 1 if rates.on_gpu else max(1, rates.cores)
+    minute = MINUTE * rates.tokens_per_second / encoders / tokens_per_document
+    return max(FEWEST_ROWS, min(SHARD_ROWS, int(max(minute, documents / MOST))))
 
 
 def shape(model: str) -> XLMRobertaConfig:

@@ -63,6 +63,9 @@ class Parquet(Reader):
         source.opened = opened, group
         return pa.concat_tables(tables) if tables else _schema(columns, opened.kept).empty_table()
 
+    def content_bytes(self, source: Source, columns: Columns) -> int:
+        return sum(open_file(source, columns).row_group_bytes)
+
     def unread(self, source: Source, shard: Shard, columns: Columns, code: str, message: str) -> pa.Table:
         return _failed(shard.start, shard.stop, code, message, _schema(columns, open_file(source, columns).kept))
 

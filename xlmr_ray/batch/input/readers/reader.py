@@ -17,6 +17,8 @@ from xlmr_ray.batch.input.shard import Piece, Shard
 from xlmr_ray.errors import JobFailed
 from xlmr_ray.validation import Section
 
+INFLATES = 4  # times a compressed file's size, where it is text
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -51,6 +53,10 @@ class Reader(Section, ABC):
     @abstractmethod
     def read(self, source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
         """The rows of a shard, good or with an error code; for the columns see `read_shard`."""
+
+    def content_bytes(self, source: Source, columns: Columns) -> int:
+        """Bytes in memory of what `plan` would cut, as far as little reading tells. Raises Damaged as `plan` does."""
+        return source.input.size * (INFLATES if source.input.compression else 1)
 
     def unread(self, source: Source, shard: Shard, columns: Columns, code: str, message: str) -> pa.Table:
         """The rows of a shard whose reading kills its process, each with this error code and message.
