@@ -25,7 +25,7 @@ def test_defaults():
         ("engine.dtyp=float32", "job.yaml: unknown key 'engine.dtyp', did you mean 'dtype'?"),
         ("inputs=3", "job.yaml: unknown key 'inputs', did you mean 'input'?"),
         ("input.txt=a", "job.yaml: unknown key 'input.txt', did you mean 'text'?"),
-        ("zzz=3", "job.yaml: unknown key 'zzz'; there are: name, model, input"),
+        ("zzz=3", "job.yaml: unknown key 'zzz'; there are: name, model, adapters"),
         ("engine.max_tokens=-1", "job.yaml: engine.max_tokens: input should be greater than or equal to 1, got -1"),
         ("cluster.encoders=many", "job.yaml: cluster.encoders: input should be a valid integer"),
         ("errors.max_fraction=2", "job.yaml: errors.max_fraction: input should be less than or equal to 1, got 2"),
@@ -54,7 +54,7 @@ def test_the_text_columns_of_a_job():
 
 def test_a_role_of_a_new_task_is_a_key_of_the_input(monkeypatch):
     content = with_setting(BASE, "input.headline=title")
-    with pytest.raises(UserError, match=r"unknown key 'input\.headline'; there are: choices, context, .*, text_pair$"):
+    with pytest.raises(UserError, match=r"unknown key 'input\.headline'; there are: choices, context, .*, text_pair"):
         check_job(content, "job.yaml")
 
     class Headlines(Embedding):
