@@ -25,10 +25,11 @@ from xlmr_ray.batch.ledger.commit import commit_shard
 from xlmr_ray.batch.ledger.record import new_attempt
 from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.stages.block import from_block, guarded, raise_failure, to_block
-from xlmr_ray.batch.stages.recipe import EngineRecipe, Recipe, shard_from_json
+from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json
 from xlmr_ray.batch.stages.shard_cost import Committed, ShardCost
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.batch.store.local import LocalStore
+from xlmr_ray.engine.settings import EngineSettings
 
 ROWS = 16
 
@@ -108,9 +109,8 @@ def main() -> None:
     one = Input("s3://corpus/part.parquet", "parquet", "", 10**8, "etag")
     shards = (Shard(f"{0:07d}-{n:06d}", one, n * ROWS, ROWS, n * ROWS, (n + 1) * ROWS) for n in range(arguments.shards))
     with tempfile.TemporaryDirectory(prefix="driver-") as folder:
-        engine = EngineRecipe("float32", "auto", "auto", "cpu", None, False, 1)
         columns = Columns(text={"text": "text"})
-        recipe = Recipe("0123456789abcdef", LocalStore(folder), columns, {}, (), engine, True, None, 1 << 20)
+        recipe = Recipe("0123456789abcdef", LocalStore(folder), columns, {}, (), EngineSettings(), True, None, 1 << 20)
         size = Sizes(
             encoders=1, encoder_cpus=0.2, encoder_gpus=0, tokenizers=1, tokenizer_cpus=0.2, writers=1, threads=1
         )
