@@ -183,4 +183,4 @@ def test_requests_of_a_shard(behind_proxy, proxy):
     assert run == [estimate.WRITES, estimate.READS, 0]
     assert found[1]["resume"] == (0, 0, 1)
     assert found[1]["finish"][2] == estimate.LISTINGS + 1  # and one of error files, of which there are few
-    assert counted(lambda: sweep(behind_proxy))[1] == 2 * 3  # two runs: is it finished, and the manifest
+    assert counted(lambda: sweep(behind_proxy))[1] == 2 * 5  # two runs: is it finished, the manifest, was it merged
