@@ -18,6 +18,7 @@ from xlmr_ray import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine, EngineStats
 from xlmr_ray.engine.memory import CutBudget
 from xlmr_ray.engine.parts import Part
+from xlmr_ray.model.lora import Spans
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch, pack
 from xlmr_ray.model.quantized.fp8 import eight_bit_floats
@@ -143,7 +144,7 @@ def run(name, *, attention="auto", dtype=torch.bfloat16, fp8=False, decoder=Fals
             eight_bit_floats(model.encoder)
         engine = Engine.__new__(Engine)
         engine.model, engine.tasks, engine.heads, engine.device = model, [task], [head], CUDA
-        engine.max_tokens, engine.stats, engine.memory = 16384, EngineStats(), CutBudget()
+        engine.max_tokens, engine.stats, engine.memory, engine.spans = 16384, EngineStats(), CutBudget(), Spans()
         with watched:
             (out,) = engine.compute(batch, [Part(task, 0, 0, 4)])
     return tuple(out.shape), watched.seen

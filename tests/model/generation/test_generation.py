@@ -348,7 +348,7 @@ def test_own_criteria_processors_and_streamers(decoder, prompts):
         ({"num_beams": 2, "num_return_sequences": 3}, "more than the 2 beams"),
         ({"early_stopping": "soon"}, "early_stopping"),
         ({"stop_strings": "x", "max_new_tokens": 5}, "tokenizer="),
-        ({"attention_mask": torch.ones(5, 6)}, "attention_mask of the shape of input_ids"),
+        ({"attention_mask": torch.ones(5, 6)}, "attention_mask: expected the shape of input_ids"),
         ({"position_ids": torch.ones(5, 6)}, "6 position_ids for 7 input_ids"),
         ({"num_beams": 2, "streamer": object()}, "no tokens to stream"),
     ],
