@@ -60,7 +60,7 @@ def prepare(job: Job, store: Store) -> Prepared:
     check_quantization(job)
     recipes = task_recipes(job)
     if job.output.table is not None:
-        check_sink(job.output.table, (bound(recipe).schema for recipe in recipes))
+        check_sink(job.output.table, (bound(recipe).schema for recipe in recipes), store)
     columns = columns_of(job, recipes)
     with reading(", ".join(map(clean_url, job.input.path))):
         found = find_inputs(

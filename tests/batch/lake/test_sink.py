@@ -13,6 +13,7 @@ from tests.batch.days import launch, seen, truth, whole, write
 from tests.batch.direct import job_of, rows_of, run_directly
 from tests.batch.lake.reading import counted
 from xlmr_ray.batch.lake.sink import check_sink, commit_published
+from xlmr_ray.batch.ledger.merge import compact
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.store.open import open_store
@@ -133,13 +134,32 @@ def test_what_cannot_be_committed_is_one_line(corpus, tmp_path, local, monkeypat
         prepare(job, local)
 
 
+def test_merged_files_and_a_table_exclude_each_other(corpus, tmp_path):
+    """A table names the files of the shards: without them it could not be read."""
+    store = open_store(str(tmp_path / "out"))
+    whole(store, corpus)
+    commit_published(store, "delta")
+    with pytest.raises(UserError, match="is a Delta table, which names its files as they are"):
+        compact(store)
+    assert texts(table_at(tmp_path / "out")) == sorted(truth(corpus).values())
+
+    other = open_store(str(tmp_path / "other"))
+    whole(other, corpus)
+    assert compact(other).after == 1
+    for wrong in (lambda: check_sink("delta", [], other), lambda: commit_published(other, "delta")):
+        with pytest.raises(UserError, match=r"output\.table: .*/merged/.* was made by `xlmr-ray compact`"):
+            wrong()
+    assert not (tmp_path / "other" / "data" / "_delta_log").exists()
+
+
 @pytest.mark.parametrize(
     "type", [pa.uint8(), pa.list_(pa.float16(), 4), pa.timestamp("ns"), pa.struct({"a": pa.uint64()})]
 )
-def test_a_type_that_delta_has_not_is_refused(type):
+def test_a_type_that_delta_has_not_is_refused(type, tmp_path):
+    store = open_store(str(tmp_path))
     with pytest.raises(UserError, match=r"column 'x' has the type .*, which Delta tables do not have"):
-        check_sink("delta", [pa.schema({"text": pa.string(), "x": type})])
-    check_sink("delta", [pa.schema({"text": pa.string(), "x": pa.list_(pa.float32(), 4)})])
+        check_sink("delta", [pa.schema({"text": pa.string(), "x": type})], store)
+    check_sink("delta", [pa.schema({"text": pa.string(), "x": pa.list_(pa.float32(), 4)})], store)
 
 
 COMMIT = """

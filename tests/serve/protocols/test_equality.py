@@ -93,7 +93,12 @@ def test_given_passages(m3: tuple[str, TestClient]) -> None:
 @pytest.mark.parametrize(
     ("task", "body", "status", "message"),
     [
-        ("passage-embedding", {"inputs": {"text": "a", "spans": [[0]]}}, 422, "inputs.spans: expected a list of [start, end]"),
+        (
+            "passage-embedding",
+            {"inputs": {"text": "a", "spans": [[0]]}},
+            422,
+            "inputs.spans: expected a list of [start, end]",
+        ),
         ("passage-embedding", {"inputs": {"text": "a", "spans": [[0, 2]]}}, 422, "span 0 is [0, 2] in a text of 1"),
         ("passage-embedding", {"inputs": {"text": "a", "spans": "[[0, 1]]"}}, 422, "inputs.spans: expected a list of"),
         ("passage-embedding", {"inputs": {"text": "a b " * 200, "spans": [[0, 799]] * 4000}}, 413, "as the result"),

@@ -47,12 +47,14 @@ class Compacted:
 
 
 def compact(store: Store, tell: Callable[[int, int], None] = lambda done, of: None) -> Compacted:
-    """Merges what is small of the published table. `tell` is told of each group. Raises UserError where nothing is
-    published.
+    """Merges what is small of the published table. `tell` gets the number of each group that is done, and of all.
+    Raises UserError where nothing is published, or a Delta table names the files as they are.
     """
     published = current(store)
     if published is None:
         raise UserError(f"{store.url('')}: nothing is published there, so there is nothing to compact")
+    if "_delta_log" in store.folders(f"{DATA}/"):
+        raise UserError(f"{store.url(DATA)}: is a Delta table, which names its files as they are: they are not merged")
     run_id = published.run_id
     before = list(table_files(store, run_id, DATA))
     if store.head(merged_table_key(run_id)) is not None:
