@@ -16,9 +16,9 @@ import pytest
 from tests.batch.runs import RUN, commit, keys, plan
 from tests.benchmarks.bookkeeping import make
 from xlmr_ray.batch.ledger import in_order, json_by_line, spool
-from xlmr_ray.batch.ledger.compact import Attempts, ShardIds
 from xlmr_ray.batch.ledger.manifest import finish, manifest_files, manifest_key, read_manifest
 from xlmr_ray.batch.ledger.record import committed_shards, plan_key
+from xlmr_ray.batch.ledger.small_ids import Attempts, ShardIds
 from xlmr_ray.batch.ledger.status import status
 from xlmr_ray.batch.ledger.sweep import sweep
 from xlmr_ray.batch.ledger.verify import verify

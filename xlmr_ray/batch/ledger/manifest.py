@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
-from xlmr_ray.batch.ledger.compact import Attempts, ShardIds
 from xlmr_ray.batch.ledger.json_by_line import (
     VERSION,
     Damaged,
@@ -20,6 +19,7 @@ from xlmr_ray.batch.ledger.json_by_line import (
     pieces_of,
 )
 from xlmr_ray.batch.ledger.record import File, Record, committed, orphans, plan_head, plan_key
+from xlmr_ray.batch.ledger.small_ids import Attempts, ShardIds
 from xlmr_ray.batch.ledger.spool import spooled
 from xlmr_ray.batch.store.base import Exists, Store, create_file
 from xlmr_ray.errors import JobFailed

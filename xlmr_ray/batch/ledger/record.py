@@ -22,9 +22,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from xlmr_ray.batch.ledger.compact import Attempts
 from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.json_by_line import VERSION, Damaged, canonical, first_of, items_of, parsed
+from xlmr_ray.batch.ledger.small_ids import Attempts
 from xlmr_ray.batch.store.base import Entry, Store
 from xlmr_ray.errors import JobFailed
 

@@ -14,13 +14,13 @@ from itertools import groupby, islice
 
 import numpy as np
 
-from xlmr_ray.batch.ledger.compact import ShardIds
 from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.json_by_line import items_of
 from xlmr_ray.batch.ledger.lease import Holder, holder
 from xlmr_ray.batch.ledger.manifest import Manifest, NotRead, not_read_of, read_manifest
 from xlmr_ray.batch.ledger.published import Current, current
 from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, Record, committed_at, plan_head, plan_key, read_record
+from xlmr_ray.batch.ledger.small_ids import ShardIds
 from xlmr_ray.batch.ledger.snapshot import Head, read_head
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import UserError

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from xlmr_ray.batch.ledger.compact import Attempts
 from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.json_by_line import items_of
 from xlmr_ray.batch.ledger.manifest import manifest_key
 from xlmr_ray.batch.ledger.merge import merged_away
 from xlmr_ray.batch.ledger.record import GRACE, orphans, read_record
+from xlmr_ray.batch.ledger.small_ids import Attempts
 from xlmr_ray.batch.store.base import Entry, Store
 
 

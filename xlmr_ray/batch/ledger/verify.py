@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xlmr_ray.batch.ledger.compact import Attempts, ShardIds
 from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.json_by_line import Damaged, blocks_of, digest_of
 from xlmr_ray.batch.ledger.manifest import (
@@ -38,6 +37,7 @@ from xlmr_ray.batch.ledger.record import (
     read_record,
     record_key,
 )
+from xlmr_ray.batch.ledger.small_ids import Attempts, ShardIds
 from xlmr_ray.batch.ledger.snapshot import table_problems
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import JobFailed, UserError
