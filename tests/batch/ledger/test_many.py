@@ -34,16 +34,16 @@ NAMES = [
 ]  # fmt: skip
 
 
-def test_shard_ids_of_any_form_have_their_places():
+def test_shard_ids_of_any_form_have_their_indices():
     ids = ShardIds(iter(NAMES))
     assert len(ids) == len(NAMES)
-    assert [ids.place(name) for name in NAMES] == list(range(len(NAMES)))
+    assert [ids.index(name) for name in NAMES] == list(range(len(NAMES)))
     others = ("0000000-000001", "0000012-000000", "files-0000001", "", "0", "000000000-000000", "0000000-000000 ")
-    assert [ids.place(name) for name in others] == [-1] * len(others)
+    assert [ids.index(name) for name in others] == [-1] * len(others)
     seen = bytearray(len(NAMES))
     assert ids.missing(seen, 100) == sorted(NAMES)
     assert ids.missing(seen, 2) == sorted(NAMES)[:2]
-    seen[ids.place("00000")] = seen[0] = 1
+    seen[ids.index("00000")] = seen[0] = 1
     assert ids.missing(seen, 100) == sorted({*NAMES} - {"00000", NAMES[0]})
     assert ShardIds(()).missing(bytearray(), 1) == []
 

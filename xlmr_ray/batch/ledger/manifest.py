@@ -97,10 +97,10 @@ def finish(store: Store, run_id: str, shards: Iterable[str], *, code: str = "", 
 
     def checked() -> Iterator[Record]:
         for record in committed(store, run_id):
-            place = planned.place(record.shard)
-            if place < 0:
+            index = planned.index(record.shard)
+            if index < 0:
                 raise JobFailed(f"{where}: shard {record.shard} is committed but not in the plan")
-            seen[place] = True
+            seen[index] = True
             attempts.add(record.attempt)
             yield record
 

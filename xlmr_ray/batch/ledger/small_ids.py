@@ -18,40 +18,40 @@ ATTEMPT = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
 class ShardIds:
-    """The ids of a plan's shards. The place of an id, from 0 on, is that in the order in which they came."""
+    """The ids of a plan's shards. The index of an id, from 0 on, is that in the order in which they came."""
 
     def __init__(self, ids: Iterable[str]) -> None:
-        keys, places = array("q"), array("q")
+        keys, indices = array("q"), array("q")
         self._others: dict[str, int] = {}  # of other forms
         self._count = 0
-        for place, name in enumerate(ids):
-            self._count = place + 1
+        for index, name in enumerate(ids):
+            self._count = index + 1
             key = _number_of(name)
             if key < 0:
-                self._others.setdefault(name, place)
+                self._others.setdefault(name, index)
             else:
                 keys.append(key)
-                places.append(place)
+                indices.append(index)
         order = np.argsort(np.frombuffer(keys, np.int64), kind="stable") if keys else np.empty(0, np.int64)
         self._keys = array("q", np.frombuffer(keys, np.int64)[order].tobytes() if keys else b"")
-        self._places = array("q", np.frombuffer(places, np.int64)[order].tobytes() if keys else b"")
+        self._indices = array("q", np.frombuffer(indices, np.int64)[order].tobytes() if keys else b"")
 
     def __len__(self) -> int:
         return self._count
 
-    def place(self, name: str) -> int:
+    def index(self, name: str) -> int:
         """-1 where there is no such id."""
         key = _number_of(name)
         if key < 0:
             return self._others.get(name, -1)
         at = bisect_left(self._keys, key)
-        return self._places[at] if at < len(self._keys) and self._keys[at] == key else -1
+        return self._indices[at] if at < len(self._keys) and self._keys[at] == key else -1
 
     def missing(self, seen: bytearray, most: int) -> list[str]:
-        """Of the ids at places that are 0 in `seen`, the first `most` by name."""
-        numbered = zip(self._keys, self._places, strict=True)
-        names = (f"{key >> 32:07d}-{key & LOW:06d}" for key, place in numbered if not seen[place])
-        others = (name for name, place in self._others.items() if not seen[place])
+        """Of the ids at indices that are 0 in `seen`, the first `most` by name."""
+        numbered = zip(self._keys, self._indices, strict=True)
+        names = (f"{key >> 32:07d}-{key & LOW:06d}" for key, index in numbered if not seen[index])
+        others = (name for name, index in self._others.items() if not seen[index])
         return nsmallest(most, chain(names, others))
 
 

@@ -148,8 +148,8 @@ def _unfinished(store: Store, run_id: str) -> RunStatus:
     for name, at in committed_at(store, run_id):
         done += 1
         last = max(last, at)
-        if (place := shards.place(name)) >= 0:
-            times[place] = at
+        if (index := shards.index(name)) >= 0:
+            times[index] = at
     first = times[times >= max(0.0, last - RECENT)].min(initial=last)
     found = _errors(store, run_id)
     recent = int(rows[times > first].sum())

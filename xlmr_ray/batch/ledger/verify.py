@@ -96,11 +96,11 @@ def verify(store: Store, run_id: str | None = None) -> Report:
         for shard, record, wrong in in_order(lambda shard: _check_shard(store, run_id, shard), shards):
             problems.extend(wrong)
             if planned is not None:
-                place = planned.place(shard)
-                if place < 0:
+                index = planned.index(shard)
+                if index < 0:
                     problems.append(f"{store.url(record_key(run_id, shard))}: its shard is not in the plan")
                 else:
-                    seen[place] = 1
+                    seen[index] = 1
             if record is None:
                 unread += 1
                 continue

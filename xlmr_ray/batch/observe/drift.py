@@ -185,11 +185,11 @@ def number_bins(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str
     left = sum(before.values())
     least = left / BINS
     bins: dict[str, str] = {}
-    place, held = 0, 0
+    number, held = 0, 0
     for key in sorted({**before, **after}, key=int):
         if held >= least and left:
-            place, held = place + 1, 0
-        bins[key] = str(place)
+            number, held = number + 1, 0
+        bins[key] = str(number)
         held += before.get(key, 0)
         left -= before.get(key, 0)
     return bins
