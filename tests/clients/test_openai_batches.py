@@ -110,12 +110,12 @@ def test_each_request_has_one_line(client: openai.OpenAI) -> None:
         body = answers[f"r{n}"]["response"]["body"]
         assert body["data"][0]["embedding"] == pytest.approx(pipe(texts[n]).tolist(), abs=1e-6)
     assert next(one.id for one in client.batches.list(limit=1)) == batch.id
-    told = client.files.retrieve(batch.output_file_id or "")
-    assert told.bytes == len(client.files.content(told.id).content)
-    assert told.id in [one.id for one in client.files.list()]
-    client.files.delete(told.id)
+    output = client.files.retrieve(batch.output_file_id or "")
+    assert output.bytes == len(client.files.content(output.id).content)
+    assert output.id in [one.id for one in client.files.list()]
+    client.files.delete(output.id)
     with pytest.raises(openai.NotFoundError, match="no file"):
-        client.files.retrieve(told.id)
+        client.files.retrieve(output.id)
 
 
 def test_interactive_requests_come_first(client: openai.OpenAI) -> None:
@@ -150,7 +150,10 @@ def test_it_goes_on_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 WRONG = {
-    "no JSON": (b"{", "expected a JSON object"),
+    "no JSON": (b"{", "is not JSON"),
+    "no object": (b"[]", "expected a JSON object"),
+    "nested": (b"[" * 100_000, "is nested more than"),
+    "a key twice": (requests_of(["a"]).getvalue().replace(b'"input"', b'"model"'), "body.model: is there twice"),
     "twice": (requests_of(["a", "b"]).getvalue().replace(b"r1", b"r0"), "another line has the same"),
     "another route": (requests_of(["a"]).getvalue().replace(b"embeddings", b"rerank"), "expected the batch's endpoint"),
     "empty": (b"\n\n", "the file has no requests"),
@@ -174,7 +177,7 @@ def test_what_is_refused(client: openai.OpenAI) -> None:
     assert refused.value.status_code == 413
     with pytest.raises(openai.UnprocessableEntityError, match="purpose: expected batch"):
         client.files.create(file=("a.jsonl", b"x"), purpose="fine-tune")
-    for name in ("file-none", "..%2Fbatches"):
+    for name in ("file-none", "..%2Fbatches", "f" * 300):
         with pytest.raises(openai.NotFoundError):
             client.files.content(name)
     with pytest.raises(openai.NotFoundError, match="no file 'file-none'"):

@@ -56,7 +56,9 @@ class Service:
         self._replacing = threading.Lock()
         self.bound = BoundTasks()
         kept = settings.batches
-        self.shelf = None if kept.folder is None else Shelf(open_store(kept.folder), kept.lines)
+        self.shelf: Shelf | None = None
+        if kept.folder is not None:
+            self.shelf = Shelf(open_store(kept.folder), kept.lines, settings.limits.json_depth)
         self.batches_changed: Callable[[], None] = lambda: None  # wakes who computes them
         wanted = settings.engine.tokenizers
         self.tokenizers = min(MOST_TOKENIZERS, os.cpu_count() or 1) if wanted == "auto" else wanted

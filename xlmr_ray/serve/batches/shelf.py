@@ -9,10 +9,12 @@
     batches/BATCH/cancelled       that it was cancelled, when
     batches/BATCH/done.json       how it ended
 
-A replica that dies leaves a claim, which another one may take when its time is over. If both go on, one of them creates
-the part, so that each request has one line.
+A replica that dies leaves a claim, which another one may take when its time is over, or when nobody has renewed it for
+as long as that by the other's own clock: those of machines differ, and jump. If both go on, one of them creates the
+part, so that each request has one line.
 """
 
+import io
 import json
 import secrets
 import time
@@ -21,11 +23,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
-from xlmr_ray.batch.store.base import Changed, Exists, Store
+from xlmr_ray.batch.store.base import Changed, Exists, Store, create_file
+from xlmr_ray.serve.json_body import Parser
 from xlmr_ray.serve.requests import Invalid, NotFound
 
 CHUNK = 64  # requests that are claimed, and whose answers are kept, together
 CLAIM_S = 60.0
+LONGEST_NAME = 64  # characters of an id
 ERRORS_TOLD = 100  # of a file whose lines are wrong
 
 Kind = Literal["output", "errors"]
@@ -59,20 +63,25 @@ class Answered:
 
 @dataclass
 class Shelf:
-    """`counts` of answered chunks, which do not change, by batch and chunk."""
+    """`json_depth`: how deep a request may be nested. `counts` of answered chunks, which do not change, and the others'
+    claims as they were `seen`, with their etags and since when, both by batch and chunk.
+    """
 
     store: Store
     most_lines: int
+    json_depth: int
     counts: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    seen: dict[tuple[str, int], tuple[str, float]] = field(default_factory=dict)
 
     # Files
 
     def add_file(self, content: BinaryIO, name: str, purpose: str) -> dict[str, Any]:
-        data = content.read()
-        told = self.describe(f"file-{secrets.token_hex(12)}", name, purpose, len(data))
-        self.store.put(f"files/{told['id']}", data)
-        self.write(f"files/{told['id']}.json", told)
-        return told
+        size = content.seek(0, io.SEEK_END)
+        content.seek(0)
+        described = self.describe(f"file-{secrets.token_hex(12)}", name, purpose, size)
+        create_file(self.store, f"files/{described['id']}", content)
+        self.write(f"files/{described['id']}.json", described)
+        return described
 
     def describe(self, name: str, filename: str, purpose: str, size: int) -> dict[str, Any]:
         return {
@@ -90,13 +99,14 @@ class Shelf:
         return public(self.read(f"files/{plain(name)}.json", "file", name))
 
     def files(self) -> list[dict[str, Any]]:
-        entries = self.store.list("files/")
-        return newest([public(self.read(one.key, "file", one.key)) for one in entries if one.key.endswith(".json")])
+        keys = [one.key for one in self.store.list("files/") if one.key.endswith(".json")]
+        # Some may be deleted meanwhile.
+        return newest([public(described) for key in keys if (described := self.maybe(key)) is not None])
 
     def content(self, name: str) -> Iterator[bytes]:
         """The pieces of a file's content. Raises NotFound, at once."""
-        told = self.read(f"files/{plain(name)}.json", "file", name)
-        return self.answers(told["batch"], told["kind"]) if "batch" in told else self.pieces(name)
+        described = self.read(f"files/{plain(name)}.json", "file", name)
+        return self.answers(described["batch"], described["kind"]) if "batch" in described else self.pieces(name)
 
     def pieces(self, name: str) -> Iterator[bytes]:
         with self.store.open(f"files/{name}") as file:
@@ -144,32 +154,35 @@ class Shelf:
         if not texts:
             errors.append(wrong(None, "empty_file", "the file has no requests"))
         if len(texts) > self.most_lines:
-            errors.append(
-                wrong(None, "too_many_tasks", f"{len(texts)} requests, at most {self.most_lines} are allowed")
-            )
-            return lines, errors
+            too_many = f"{len(texts)} requests, at most {self.most_lines} are allowed"
+            return lines, [wrong(None, "too_many_tasks", too_many)]
         for number, text in texts:
             try:
-                value = json.loads(text.decode("utf-8-sig"))
-            except ValueError:
-                value = None
-            found: str | None = None
-            if not isinstance(value, dict) or not isinstance(value.get("body"), dict):
-                found = "expected a JSON object with custom_id, method, url and body"
-            elif not isinstance(value.get("custom_id"), str):
-                found = "custom_id: expected a string"
-            elif value["custom_id"] in seen:
-                found = "custom_id: another line has the same"
-            elif value.get("method") != "POST":
-                found = "method: expected POST"
-            elif value.get("url") != endpoint:
-                found = f"url: expected the batch's endpoint, {endpoint}"
-            if found is not None:
-                errors.append(wrong(number, "invalid_request", found))
+                line = self.request_of(text, endpoint)
+                if line.custom_id in seen:
+                    raise Invalid("custom_id", "another line has the same")
+            except Invalid as error:
+                errors.append(wrong(number, "invalid_request", str(error)))
             else:
-                seen.add(value["custom_id"])
-                lines.append(Line(value["custom_id"], value["body"]))
+                seen.add(line.custom_id)
+                lines.append(line)
         return lines, errors[:ERRORS_TOLD]
+
+    def request_of(self, text: bytes, endpoint: str) -> Line:
+        """A line's request. Raises Invalid for what no request can be; the rest is checked when it is computed."""
+        try:
+            value = Parser(self.json_depth + 1).parse(text)
+        except Invalid as error:  # of the whole line, if it is of the "body"
+            raise error if error.field != "body" else Invalid(None, error.message) from None
+        if not isinstance(value, dict) or not isinstance(value.get("body"), dict):
+            raise Invalid(None, "expected a JSON object with custom_id, method, url and body")
+        if not isinstance(value.get("custom_id"), str):
+            raise Invalid("custom_id", "expected a string")
+        if value.get("method") != "POST":
+            raise Invalid("method", "expected POST")
+        if value.get("url") != endpoint:
+            raise Invalid("url", f"expected the batch's endpoint, {endpoint}")
+        return Line(value["custom_id"], value["body"])
 
     def batch(self, name: str) -> dict[str, Any]:
         """A batch as it stands. Raises NotFound."""
@@ -208,9 +221,9 @@ class Shelf:
 
     def cancel(self, name: str) -> dict[str, Any]:
         """Raises NotFound, and Invalid where the batch has ended."""
-        told = self.batch(name)
-        if told["status"] not in ("in_progress", "cancelling"):
-            raise Invalid("batch_id", f"the batch is {told['status']}, and cannot be cancelled any more")
+        status = self.batch(name)["status"]
+        if status not in ("in_progress", "cancelling"):
+            raise Invalid("batch_id", f"the batch is {status}, and cannot be cancelled any more")
         self.create(f"batches/{name}/cancelled", int(time.time()))
         return self.batch(name)
 
@@ -224,19 +237,30 @@ class Shelf:
         """A chunk that nobody computes, claimed for `CLAIM_S` seconds; None where there is none."""
         there = {int(one.key.rpartition("/")[2]) for one in self.store.list(f"batches/{name}/parts/")}
         for number in range(self.read(f"batches/{name}/batch.json", "batch", name)["chunks"]):
-            key = f"batches/{name}/claims/{number}"
             if number in there:
                 continue
-            if self.create(key, time.time() + CLAIM_S):
-                return number
-            data, etag = self.store.get(key)
-            if json.loads(data) < time.time():
-                try:
-                    self.store.replace(key, json.dumps(time.time() + CLAIM_S).encode(), etag)
-                except Changed:
-                    continue
+            if self.create(f"batches/{name}/claims/{number}", time.time() + CLAIM_S) or self.take_over(name, number):
                 return number
         return None
+
+    def take_over(self, name: str, number: int) -> bool:
+        """Claims a chunk whose claim is over; False where it is not."""
+        key = f"batches/{name}/claims/{number}"
+        try:
+            data, etag = self.store.get(key)
+        except FileNotFoundError:  # released just now
+            return False
+        seen, since = self.seen.get((name, number), (None, 0.0))
+        if seen != etag:
+            since = time.monotonic()
+            self.seen[name, number] = etag, since
+        if json.loads(data) > time.time() and time.monotonic() - since < CLAIM_S:
+            return False
+        try:
+            self.store.replace(key, json.dumps(time.time() + CLAIM_S).encode(), etag)
+        except Changed:
+            return False
+        return True
 
     def renew(self, name: str, number: int) -> None:
         self.write(f"batches/{name}/claims/{number}", time.time() + CLAIM_S)
@@ -275,14 +299,15 @@ class Shelf:
         for kind, key, count in (("output", "output", good), ("errors", "error", bad)):
             if count:
                 size = sum(map(len, self.answers(name, kind)))
-                told = self.describe(f"file-{kind}-{name.removeprefix('batch_')}", f"{name}_{kind}.jsonl",
-                                     "batch_output", size)  # fmt: skip
-                self.write(f"files/{told['id']}.json", {**told, "batch": name, "kind": kind})
-                done[key] = told["id"]
+                made = f"file-{kind}-{name.removeprefix('batch_')}"
+                described = self.describe(made, f"{name}_{kind}.jsonl", "batch_output", size)
+                self.write(f"files/{made}.json", {**described, "batch": name, "kind": kind})
+                done[key] = made
         self.create(f"batches/{name}/done.json", done)
         self.store.delete(f"open/{name}")
-        for chunk in [chunk for chunk in self.counts if chunk[0] == name]:
-            del self.counts[chunk]
+        for number in range(asked["chunks"]):
+            self.counts.pop((name, number), None)
+            self.seen.pop((name, number), None)
         return True
 
     def answers(self, name: str, kind: str) -> Iterator[bytes]:
@@ -320,13 +345,13 @@ class Shelf:
 
 def plain(name: str) -> str:
     """A name that leads nowhere else. Raises NotFound."""
-    if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+    if len(name) > LONGEST_NAME or not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise NotFound(f"no file or batch {name[:64]!r}", field="id")
     return name
 
 
-def public(told: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in told.items() if key not in ("batch", "kind")}
+def public(described: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in described.items() if key not in ("batch", "kind")}
 
 
 def newest(all_of_them: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         form = await request.form(max_files=1, max_fields=16)
         file, purpose = form.get("file"), form.get("purpose")
         if not isinstance(file, UploadFile):
-            raise Invalid("file", "a form with the file is wanted: multipart/form-data")
+            raise Invalid("file", "expected a form with the file: multipart/form-data")
         if purpose != "batch":
             raise Invalid("purpose", "expected batch")
         name = (file.filename or "requests.jsonl")[:256]
@@ -95,9 +95,9 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
     @routes.post("/v1/batches/{name}/cancel", summary="Compute no more of a batch")
     async def cancel(name: str) -> JSONResponse:
-        told = await run_in_threadpool(shelf().cancel, name)
+        found = await run_in_threadpool(shelf().cancel, name)
         service.batches_changed()
-        return JSONResponse(told)
+        return JSONResponse(found)
 
     return routes
 

@@ -1,0 +1,76 @@
+"""Chunks of batches among replicas, each with a shelf of the same folder."""
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from xlmr_ray.batch.store.local import LocalStore
+from xlmr_ray.serve.batches.shelf import CLAIM_S, Answered, Shelf
+from xlmr_ray.serve.requests import NotFound
+
+ENDPOINT = "/v1/embeddings"
+
+
+def shelf(folder: Path) -> Shelf:
+    return Shelf(LocalStore(str(folder)), most_lines=1000, json_depth=32)
+
+
+def batch_of(one: Shelf, lines: int) -> str:
+    requests = [
+        {"custom_id": str(n), "method": "POST", "url": ENDPOINT, "body": {"input": str(n)}} for n in range(lines)
+    ]
+    content = io.BytesIO("\n".join(map(json.dumps, requests)).encode())
+    file = one.add_file(content, "a.jsonl", "batch")
+    assert b"".join(one.content(file["id"])) == content.getvalue()
+    assert file["bytes"] == len(content.getvalue())
+    return str(one.add_batch(ENDPOINT, file["id"], "24h", None)["id"])
+
+
+def test_a_chunk_has_one_replica(tmp_path: Path) -> None:
+    one, other = shelf(tmp_path), shelf(tmp_path)
+    name = batch_of(one, 100)
+    assert (one.claim(name), other.claim(name), one.claim(name)) == (0, 1, None)
+    one.release(name, 0)
+    assert other.claim(name) == 0
+
+
+def test_a_dead_replicas_chunk_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its clock was an hour ahead, and never while it is renewed."""
+    one, other = shelf(tmp_path), shelf(tmp_path)
+    name = batch_of(one, 1)
+    now, ahead = time.monotonic(), time.time() + 3600
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: ahead)
+        assert one.claim(name) == 0
+    for seconds in (0, CLAIM_S - 1):
+        monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: now + seconds)
+        assert other.claim(name) is None
+    one.renew(name, 0)
+    monkeypatch.setattr(time, "monotonic", lambda: now + CLAIM_S + 1)
+    assert other.claim(name) is None
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2 * CLAIM_S + 2)
+    assert other.claim(name) == 0
+    assert one.claim(name) is None
+
+
+def test_two_that_go_on_leave_one_answer(tmp_path: Path) -> None:
+    one, other = shelf(tmp_path), shelf(tmp_path)
+    name = batch_of(one, 2)
+    one.put_answers(name, 0, Answered(["first", "first"], []))
+    other.put_answers(name, 0, Answered(["second"], ["second"]))
+    assert one.finish(name)
+    assert other.finish(name)
+    done = other.batch(name)
+    assert (done["status"], done["request_counts"]["completed"], done["error_file_id"]) == ("completed", 2, None)
+    assert b"".join(other.content(done["output_file_id"])) == b"first\nfirst\n"
+    assert not one.open()
+
+
+@pytest.mark.parametrize("name", ["../batches", "a/b", "", "a.json", "é", "a" * 300])
+def test_a_name_that_is_none(tmp_path: Path, name: str) -> None:
+    for look in (shelf(tmp_path).file, shelf(tmp_path).content, shelf(tmp_path).batch, shelf(tmp_path).delete_file):
+        with pytest.raises(NotFound, match="no file or batch"):
+            look(name)
