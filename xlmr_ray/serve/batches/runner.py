@@ -34,7 +34,7 @@ class Runner:
             try:
                 busy = self.service.ready and not self.service.closing and await self.step()
             except Exception as error:  # the store is away for a while: what is not done is done later
-                log_failure(log, "a batch", error)
+                log_failure(log, "batches", error)
                 busy = False
             if not busy:
                 with suppress(TimeoutError):
@@ -42,20 +42,25 @@ class Runner:
                 self.woken.clear()
 
     async def step(self) -> bool:
-        """Computes a chunk, or ends a batch; False where there was none."""
+        """Computes a chunk, or ends a batch; False where there was none. What fails in one batch holds up no other."""
         for name in await asyncio.to_thread(self.shelf.open):
-            told = await asyncio.to_thread(self.shelf.batch, name)
-            number = await asyncio.to_thread(self.shelf.claim, name)
-            if number is not None:
-                cancelled = told["status"] == "cancelling"
-                await self.chunk(name, number, told["endpoint"], cancelled=cancelled)
-                return True
-            if await asyncio.to_thread(self.shelf.finish, name):
-                return True
+            try:
+                if await self.advance(name):
+                    return True
+            except Exception as error:
+                first = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+                log_failure(log, f"batch {name}", first)
         return False
 
+    async def advance(self, name: str) -> bool:
+        batch = await asyncio.to_thread(self.shelf.batch, name)
+        number = await asyncio.to_thread(self.shelf.claim, name)
+        if number is None:
+            return await asyncio.to_thread(self.shelf.finish, name)
+        await self.chunk(name, number, batch["endpoint"], cancelled=batch["status"] == "cancelling")
+        return True
+
     async def chunk(self, name: str, number: int, endpoint: str, *, cancelled: bool) -> None:
-        lines = await asyncio.to_thread(self.shelf.chunk, name, number)
         renewing = asyncio.create_task(self.renewed(name, number))
         room = asyncio.Semaphore(AT_ONCE)
 
@@ -64,17 +69,20 @@ class Runner:
                 return await self.answer(line, endpoint)
 
         try:
+            lines = await asyncio.to_thread(self.shelf.chunk, name, number)
             if cancelled:
                 found = [(False, not_run(line)) for line in lines]
             else:
-                found = list(await asyncio.gather(*map(one, lines)))
+                async with asyncio.TaskGroup() as group:  # one that fails ends the others: all are computed again
+                    answers = [group.create_task(one(line)) for line in lines]
+                found = [answer.result() for answer in answers]
+            answered = Answered([text for good, text in found if good], [text for good, text in found if not good])
+            await asyncio.to_thread(self.shelf.put_answers, name, number, answered)
         except BaseException:
             self.shelf.release(name, number)
             raise
         finally:
             renewing.cancel()
-        answered = Answered([text for good, text in found if good], [text for good, text in found if not good])
-        await asyncio.to_thread(self.shelf.put_answers, name, number, answered)
 
     async def renewed(self, name: str, number: int) -> None:
         while True:
@@ -86,18 +94,22 @@ class Runner:
         status, body = await asked(self.app, endpoint, json.dumps(line.body).encode())
         if status in (429, 503):  # says nothing of the request: the service ends, or its engine has
             raise Unavailable(f"a request of a batch was answered {status}")
-        response = {"status_code": status, "request_id": uuid.uuid4().hex, "body": json.loads(body)}
-        return status < 400, told(line, response, None)
+        # Numbers go in as they stand: to read and write a million of them would hold up the event loop. In other texts
+        # may be what some clients take for the end of a line.
+        text = body.decode() if body.isascii() else json.dumps(json.loads(body))
+        response = f'{{"status_code": {status}, "request_id": "{uuid.uuid4().hex}", "body": {text}}}'
+        return status < 400, answer_line(line, response=response)
 
 
-def told(line: Line, response: dict[str, object] | None, error: dict[str, str] | None) -> str:
-    """A line of the answers, as OpenAI's have it."""
-    values = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": line.custom_id, "response": response, "error": error}
-    return json.dumps(values)
+def answer_line(line: Line, *, response: str = "null", error: str = "null") -> str:
+    """A line of the answers, as OpenAI's have it, of a response or an error in JSON."""
+    head = json.dumps({"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": line.custom_id})
+    return f'{head[:-1]}, "response": {response}, "error": {error}}}'
 
 
 def not_run(line: Line) -> str:
-    return told(line, None, {"code": "batch_cancelled", "message": "the batch was cancelled before this request ran"})
+    error = {"code": "batch_cancelled", "message": "the batch was cancelled before this request ran"}
+    return answer_line(line, error=json.dumps(error))
 
 
 async def asked(app: ASGIApp, path: str, body: bytes) -> tuple[int, bytes]:
