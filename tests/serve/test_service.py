@@ -1,6 +1,7 @@
 """The service's answers are those of `pipeline()`, alone and among others; what it refuses, and how."""
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -14,7 +15,9 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.serve import bound_tasks
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.requests import (
+    CURRENT,
     BackendFailed,
+    Context,
     Empty,
     Invalid,
     NotFound,
@@ -202,6 +205,41 @@ def test_too_many_tokens_wait(service, monkeypatch):
     assert len(tokenized) < 10  # most were refused at once
     assert all(isinstance(result, Answer | Overloaded) for result in results)
     assert ask(service, "embedding", {"text": ["after"]}).tokens
+
+
+def test_what_nobody_waits_for_keeps_no_thread_and_refuses_nobody(service, monkeypatch):
+    """Texts of a batch are tokenized, many of them, while a request comes for which there would be no room."""
+    real, began, go_on = service.prepare, threading.Event(), threading.Event()
+
+    def prepare(served, request):
+        if len(request.columns["text"]) > 1:
+            began.set()
+            assert go_on.wait(20)
+        return real(served, request)
+
+    monkeypatch.setattr(service, "prepare", prepare)
+    settings = service.settings.model_copy(
+        update={"limits": service.limits.model_copy(update={"queue_tokens": 50, "request_s": 5.0})}
+    )
+    monkeypatch.setattr(service, "settings", settings)
+
+    async def behind() -> list[Answer]:
+        CURRENT.set(Context("", None, background=True))
+        requests = [TaskRequest("embedding", {"text": ["many words " * 60] * 2})] * (service.tokenizers + 1)
+        return await asyncio.gather(*map(service.answer, requests))
+
+    async def both() -> tuple[Answer, list[Answer]]:
+        later = asyncio.create_task(behind())
+        try:
+            await asyncio.to_thread(began.wait)
+            first = await asyncio.wait_for(service.answer(TaskRequest("embedding", {"text": ["now"]})), 10)
+        finally:
+            go_on.set()
+        return first, await later
+
+    first, later = asyncio.run(both())
+    assert first.answers
+    assert all(len(one.answers) == 2 for one in later)
 
 
 def test_failures_of_the_model_are_one_requests_own(service, monkeypatch):

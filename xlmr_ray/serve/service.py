@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -64,6 +65,7 @@ class Service:
         self.tokenizers = min(MOST_TOKENIZERS, os.cpu_count() or 1) if wanted == "auto" else wanted
         self.tokenizing = Tokenizing()
         self.pool = ThreadPoolExecutor(self.tokenizers, thread_name_prefix="tokenize")
+        self.behind = ThreadPoolExecutor(1, thread_name_prefix="tokenize-behind")  # of requests for which nobody waits
 
     @classmethod
     def load(cls, settings: ServeSettings, metrics: Metrics | None = None) -> "Service":
@@ -173,7 +175,9 @@ class Service:
         waits = context is None or not context.background
         if waits:
             admit(served.queue, 0, self.limits, tokenizing=self.tokenizing.tokens(served.queue))
-        with span("tokenize", task=served.task, model=served.model.name), self.tokenizing.of(served, request.columns):
+        # What nobody waits for makes no other request wait, and none be refused.
+        guessed = self.tokenizing.of(served, request.columns) if waits else nullcontext()
+        with span("tokenize", task=served.task, model=served.model.name), guessed:
             task, table, encoded = await self.in_pool(lambda: self.prepare(served, request))
         tokens = task.computed_tokens(encoded)
         check_tokens(served.queue, tokens, self.limits)
@@ -224,7 +228,9 @@ class Service:
         return task, table, encoded
 
     async def in_pool(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+        context = CURRENT.get()
+        pool = self.behind if context is not None and context.background else self.pool
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def trouble(self) -> str | None:
         """Why the service is not healthy: an engine that hangs or is broken; None where all is well."""
