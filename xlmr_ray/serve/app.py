@@ -317,7 +317,9 @@ class Front:
             raise Overloaded(f"{limits.concurrent_requests} requests are being answered, which is the most", 1)
         assert context.deadline is not None
         sends_file = (scope["method"], path) == ("POST", "/v1/files")
-        seconds = self.service.settings.batches.upload_s if sends_file else limits.request_s
+        # They move files, and nothing of them waits for an engine.
+        of_files = path.startswith(("/v1/files", "/v1/batches"))
+        seconds = self.service.settings.batches.upload_s if of_files else limits.request_s
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + seconds):
                 if sends_file:

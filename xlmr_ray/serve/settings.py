@@ -166,7 +166,8 @@ class CorsSection(Section):
 
 class BatchesSection(Section):
     """OpenAI's files and batches, in a `folder` or under an s3:// URL that all replicas reach; none without it.
-    `file_bytes` of an upload, `lines` of a batch.
+    `file_bytes` of an upload, `lines` of a batch; `upload_s` is what a request of theirs may take, and not
+    `limits.request_s`.
     """
 
     folder: str | None = None
