@@ -129,12 +129,11 @@ class Replica:
         self.tasks: set[asyncio.Task[None]] = set()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """A door to the application of the models that are resident now."""
+        return self.door
 
-        async def door(scope: Scope, receive: Receive, send: Send) -> None:
-            await self.routes(scope, receive, send)
-
-        return door
+    async def door(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """To the application of the models that are resident now."""
+        await self.routes(scope, receive, send)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """At the start, loads the models; later, puts limits and keys in force at once, and other models in place of
@@ -147,10 +146,9 @@ class Replica:
             export_spans()
             service = Service(new, Metrics(RayMetrics()))
             await asyncio.to_thread(service.replace_models, new)
-            app = build_app(service, new)
-            self.service, self.routes = service, app
+            self.service, self.routes = service, build_app(service, new)
             self.start(self.tell(service))
-            self.start(compute_batches(app, service))
+            self.start(compute_batches(self.door, service))
             return
         old, self.service.settings = self.service.settings, new
         if (old.models, old.engine) != (new.models, new.engine) or self.service.failure:
