@@ -60,9 +60,9 @@ def errors(path: str) -> ErrorBody | None:
 
 def router(service: Service, settings: ServeSettings) -> APIRouter:
     routes = APIRouter(route_class=JsonRoute, tags=["Cohere and Jina"])
-    told = documented(f"POST {PATH}", MultiVectors, JinaError, summary="A vector a token of each text")
+    described = documented(f"POST {PATH}", MultiVectors, JinaError, summary="A vector a token of each text")
 
-    @routes.post(PATH, **told)
+    @routes.post(PATH, **described)
     async def multi_vector(body: MultiVector, model: Model = None) -> Response:
         return await vectors(service, body, body.which(model))
 
