@@ -75,17 +75,17 @@ def test_one_run_alone_and_one_that_is_not_there(local):
 
 
 class Later:
-    """A store whose commits were made a minute after each other."""
+    """A store whose commits were made so many seconds after each other."""
 
-    def __init__(self, store):
-        self.store = store
+    def __init__(self, store, seconds=60):
+        self.store, self.seconds = store, seconds
 
     def __getattr__(self, name):
         return getattr(self.store, name)
 
     def list(self, prefix):
         for place, entry in enumerate(self.store.list(prefix)):
-            yield replace(entry, modified=1000.0 + 60 * place)
+            yield replace(entry, modified=1000.0 + self.seconds * place)
 
 
 def test_rate_and_time_left_come_from_the_times_of_the_commits(local):
@@ -102,6 +102,8 @@ def test_rate_and_time_left_come_from_the_times_of_the_commits(local):
         text = printed(Later(local))
         assert "driven by process" in text
         assert "2.0 rows/s over the 10 minutes before its last commit, 0:16:00 left" in text
+        (one,) = status(Later(local, 10))  # the first minute: encoders that start together commit together
+        assert (one.rate, one.seconds_left) == (0, None)
     assert "nobody drives it; launch the job to go on" in printed(local)
 
 

@@ -26,13 +26,14 @@ from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import UserError
 
 RECENT = 600.0  # seconds before a run's last commit over which its rate is taken
+LEAST = 60.0  # seconds between commits that tell a rate: at a run's start all encoders commit at once
 MOST_RECORDS = 10_000  # records read for their errors
 
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
     """How far a run is. `planned` shards and `rows` are None where it has no plan. Times are in seconds since the epoch
-    by the store's clock; `rate` in rows a second over the `RECENT` time before the last commit, 0 where that is one.
+    by the store's clock; `rate` in rows a second over the `RECENT` time before the last commit, 0 in the first minute.
 
     `errors` are counted by code (None: not looked at), `dead` are the files not read, with why, and `rows_lost` the
     rows lost with them beside an error row each, counted or `lost_estimated`; `all_errors` is False where there were
@@ -166,7 +167,7 @@ def _unfinished(store: Store, run_id: str) -> RunStatus:
         in_table=False,
         last_commit=last if done else None,
         # What was committed at the first moment of the window was done before it.
-        rate=recent / (last - first) if last > first else 0.0,
+        rate=recent / (last - first) if last - first >= LEAST else 0.0,
         errors=found.counts,
         dead=found.dead,
         all_errors=found.all,
