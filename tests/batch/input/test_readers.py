@@ -22,7 +22,7 @@ from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import InputChanged
 from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.read_shard import read_shard
-from xlmr_ray.batch.input.readers import dialect, parquet, raw
+from xlmr_ray.batch.input.readers import dialect, parquet, parquet_rows, raw
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.store.filesystem import filesystem
@@ -400,7 +400,7 @@ def test_batches_over_the_offsets_of_a_string_column_are_halved(
 ) -> None:
     texts = [str(number) * 100 for number in range(100)]
     pq.write_table(pa.table({"text": pa.array(texts, pa.large_string())}), tmp_path / "a.parquet")
-    monkeypatch.setattr(parquet, "HALVE_OVER", 1000)
+    monkeypatch.setattr(parquet_rows, "HALVE_OVER", 1000)
     (shard,), _ = plan(tmp_path)
     table = read_shard(shard, TEXT)
     assert table["text"].num_chunks > 16
