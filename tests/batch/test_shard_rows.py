@@ -123,6 +123,9 @@ def test_bytes_of_a_shard(tmp_path, monkeypatch, asked, bytes):
         (1 << 50, 0, SHARD_BYTES),
         (1 << 28, 8, (1 << 28) // (EACH * 8)),
         (1 << 20, 1, 1 << 20),  # one batch of a GPU
+        (12 << 20, 1, (12 << 20) // 8),  # small shards, so fewer of them
+        (528 << 10, 0, 32 << 10),
+        (1 << 17, 0, 16 << 10),
     ],
 )
 def test_bytes_follow_the_size_of_the_job(tmp_path, monkeypatch, content, gpus, wanted):
