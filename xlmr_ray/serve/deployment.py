@@ -129,11 +129,14 @@ class Replica:
         self.tasks: set[asyncio.Task[None]] = set()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return self.door
+        """A door to the application of the models that are resident now. A function: uvicorn takes a bound method for
+        an application of ASGI 2.
+        """
 
-    async def door(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """To the application of the models that are resident now."""
-        await self.routes(scope, receive, send)
+        async def door(scope: Scope, receive: Receive, send: Send) -> None:
+            await self.routes(scope, receive, send)
+
+        return door
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """At the start, loads the models; later, puts limits and keys in force at once, and other models in place of
@@ -148,7 +151,7 @@ class Replica:
             await asyncio.to_thread(service.replace_models, new)
             self.service, self.routes = service, build_app(service, new)
             self.start(self.tell(service))
-            self.start(compute_batches(self.door, service))
+            self.start(compute_batches(self.__serve_build_asgi_app__(), service))
             return
         old, self.service.settings = self.service.settings, new
         if (old.models, old.engine) != (new.models, new.engine) or self.service.failure:
