@@ -4,12 +4,14 @@ A run's id is the hash of the job's identity (not its inputs) and of the run tha
 So two launches at once, and a launch on the day after a crash, mean the same run: the first one's plan holds, whatever
 the others have listed, and they go on with it. When it is published, a launch that did not plan it looks again for what
 is still new; that is the next run, after this one. So the runs of a job are a chain, each input's rows are in the table
-by one run only, and the work of an unfinished run is never done again.
+by one run only, and the work of an unfinished run is not done again.
 
 An input of an unfinished run that has changed since or is gone cannot be read as planned. What is missing of it is
 *withdrawn*: a record without files and without etag is created for each such shard, so that no late attempt commits it.
-The table leaves such an input out; in its new form it is new to the next run. Another model, tokenizer or option is
-another job: its first run is a full one, and readers see it when it is published.
+The table leaves such an input out; in its new form it is new to the next run. A run that was refused for its drift is
+planned anew once an input of it has changed or is gone, under another id: all that it committed would be published.
+
+Another model, tokenizer or option is another job: its first run is a full one, and readers see it when it is published.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from xlmr_ray.batch.ledger.manifest import read_manifest
 from xlmr_ray.batch.ledger.published import current, publish, publish_next
 from xlmr_ray.batch.ledger.record import Record, committed_shards, new_attempt, record_key
 from xlmr_ray.batch.ledger.snapshot import DATA, Step, read_head, read_step, table_files, table_inputs, write_table
+from xlmr_ray.batch.observe.drift import read_drift
 from xlmr_ray.batch.plan import Plan, read_plan, write_plan
 from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.errors import JobFailed
@@ -133,21 +136,25 @@ def plan_next(
     shard_bytes: Callable[[Sequence[Input]], int] = lambda inputs: SHARD_BYTES,
     readers: Mapping[str, Reader] = READERS,
     ignored: Sequence[str] = (),
+    max_drift: float | None = None,
 ) -> Next:
     """The run that comes after the published one of the job with this identity: the unfinished one if there is one,
-    else what is new. `job` is the job's name; `ignored`: see `write_plan`. Raises UserError where nothing of what is
-    new can be read.
+    else what is new. `job` is the job's name; `ignored`: see `write_plan`; `max_drift`: the job's bound. Raises
+    UserError where nothing of what is new can be read.
     """
     chain_id = run_id(identity)
     after = last_run(store, identity)
-    name = run_id({**identity, "after": after})
-    plan = read_plan(store, name)
+    identity = {**identity, "after": after}
+    plan = read_plan(store, name := run_id(identity))
+    while plan is not None and (stale := stale_inputs(store, plan, inputs)) and is_refused(store, name, max_drift):
+        identity["instead"] = name
+        plan = read_plan(store, name := run_id(identity))
     if plan is None:
         changes = changes_since(store, after, inputs, drop=drop)
         if not changes.any:
             return Next(chain_id, after, None, changes)
         step = Step(chain_id, after, changes.replaced, changes.gone if drop else (), 0 if drop else len(changes.gone))
-        head = {"run_id": name, "job": job, "identity": {**identity, "after": after}, "step": asdict(step)}
+        head = {"run_id": name, "job": job, "identity": identity, "step": asdict(step)}
         kept = None if after is None else kept_types(store, after, columns)
         plan = write_plan(
             store,
@@ -162,7 +169,15 @@ def plan_next(
         )
         if tuple(plan.shards.inputs) == changes.todo and read_step(store, name) == step:
             return Next(chain_id, after, plan, changes)
-    return Next(chain_id, after, plan, None, withdraw(store, plan, inputs))
+        stale = stale_inputs(store, plan, inputs)
+    withdraw(store, plan, stale)
+    return Next(chain_id, after, plan, None, stale)
+
+
+def is_refused(store: Store, name: str, max_drift: float | None) -> bool:
+    """Whether what the run has scored is further from what was scored before than this bound."""
+    drift = None if max_drift is None else read_drift(store, name)
+    return drift is not None and bool(drift.past(max_drift))
 
 
 def planned(store: Store, found: Next) -> Plan:
@@ -196,8 +211,8 @@ def publish_found(store: Store, found: Next, *, started: float) -> tuple[bool, b
     return publish(store, found.after, started=started, job=found.job, runs=runs)[1], True
 
 
-def withdraw(store: Store, plan: Plan, listed: Sequence[Input]) -> frozenset[str]:
-    """Gives up what is not committed of the plan's inputs that changed or are gone, and returns their keys.
+def stale_inputs(store: Store, plan: Plan, listed: Sequence[Input]) -> frozenset[str]:
+    """The keys of the inputs of an unfinished run that changed or are gone.
 
     An input that is not listed, or listed as another, is looked at: the job may list another folder now, and the plan
     may be younger than the list.
@@ -206,14 +221,17 @@ def withdraw(store: Store, plan: Plan, listed: Sequence[Input]) -> frozenset[str
         return frozenset()
     known = {(one.key, one.size, one.etag) for one in listed}
     doubtful = (one for one in plan.shards.inputs if (one.key, one.size, one.etag) not in known)
-    stale = frozenset(key for key in in_order(_key_if_changed, doubtful) if key is not None)
+    return frozenset(key for key in in_order(_key_if_changed, doubtful) if key is not None)
+
+
+def withdraw(store: Store, plan: Plan, stale: frozenset[str]) -> None:
+    """Gives up what is not committed of these inputs."""
     if stale:
         done = set(committed_shards(store, plan.run_id))
         dead = ((one.id, one.input) for one in plan.dead if one.input.key in stale)
         pieces = chain(dead, ((shard.id, shard.input) for shard in _of(plan, stale)))
         for _ in in_order(lambda piece: _give_up(store, plan.run_id, *piece), (p for p in pieces if p[0] not in done)):
             pass
-    return stale
 
 
 def kept_types(store: Store, run_id: str, columns: Columns) -> KeptTypes | None:

@@ -88,6 +88,7 @@ def prepare(job: Job, store: Store) -> Prepared:
                 shard_bytes=size,
                 readers=job.input.readers,
                 ignored=found.ignored,
+                max_drift=job.errors.max_drift,
             )
         elif job.incremental:
             whole = {name: value for name, value in what.items() if name != "limit"}

@@ -189,15 +189,14 @@ def compare_with_table(run: Run, watch: Watch) -> None:
         return
     bound = run.job.errors.max_drift
     with watch.trying("no comparison with the table before") if bound is None else contextlib.nullcontext():
-        drift = leave_drift(run.store, run.plan.run_id, found.after, found.withdrawn)
+        drift = leave_drift(run.store, run.plan.run_id, found.after)
         watch.drift(drift)
         check_drift(drift, bound)
 
 
 def check_drift(drift: Drift, bound: float | None) -> None:
     """Raises Drifted that names what has changed most."""
-    past = [one for one in drift.shifts if bound is not None and one.size > bound]
-    if past:
+    if past := drift.past(bound):
         raise Drifted(
             f"{past[0]}; {plural(len(past), 'spread')} of {len(drift.shifts)} past errors.max_drift {bound:g}: nothing "
             "is published; mend the new input, or raise errors.max_drift, and run again to go on"

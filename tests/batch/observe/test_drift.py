@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from tests.batch.direct import job_of, run_directly
+from tests.batch import direct
+from tests.batch.direct import job_of, rows_of, run_directly
 from tests.tasks.texts import languages
 from xlmr_ray import pipeline
 from xlmr_ray.batch.job import check_job
@@ -151,7 +152,37 @@ def test_a_job(tmp_path):
 
     (folder / "3.parquet").unlink()
     write(folder, 3, usual)
-    run_directly(job)  # what it had read is withdrawn
     last = run_directly(job)
-    assert current(store).run_id == last.run_id
+    assert current(store).runs == (first.run_id, second.run_id, last.run_id)
+    assert last.run_id != third["run_id"]  # of which nothing is published, not for a moment
     assert last.rows_ok == sum(map(len, usual.values()))
+
+
+def test_a_file_that_was_refused_and_taken_away_is_not_published(tmp_path):
+    """Committed by a launch that was refused, or that did not come as far; rows of deleted inputs stay otherwise."""
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    known = languages()
+    content = job_of("embedded:mini", folder, output, keep=["lang"]).model_dump(exclude={"input": {"formats"}})
+    job = check_job({**content, "incremental": True, "errors": {"max_drift": BOUND}}, "job")
+    store = open_store(str(output))
+    write(folder, 1, {"de": known["de"]})
+    first = run_directly(job)
+    write(folder, 2, {"de": known["fi"]})
+    write(folder, 3, {"de": known["de"]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(direct, "compare_with_table", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_directly(job)
+    (folder / "2.parquet").unlink()
+    with pytest.raises(Drifted):
+        run_directly(job)  # whose rows are committed, so they count
+    assert current(store).run_id == first.run_id
+    last = run_directly(job)
+    assert current(store).runs == (first.run_id, last.run_id)
+    sources = {row["source"].rpartition("/")[2] for row in rows_of(output)}
+    assert sources == {"1.parquet", "3.parquet"}
+
+
+def stop(*_):
+    raise KeyboardInterrupt

@@ -69,16 +69,20 @@ class Drift:
     def largest(self) -> Shift | None:
         return self.shifts[0] if self.shifts else None
 
+    def past(self, bound: float | None) -> tuple[Shift, ...]:
+        """The shifts that a job with this bound does not allow."""
+        return tuple(one for one in self.shifts if bound is not None and one.size > bound)
+
 
 def drift_key(run_id: str) -> str:
     return f"_runs/{run_id}/drift.json"
 
 
-def leave_drift(store: Store, run_id: str, after: str, withdrawn: frozenset[str]) -> Drift:
-    """Compares a run, all of whose shards are committed, and leaves what was found beside its plan. Rows of inputs that
-    are `withdrawn` do not count: they are done anew.
+def leave_drift(store: Store, run_id: str, after: str) -> Drift:
+    """Compares a run, all of whose shards are committed, and leaves what was found beside its plan. All rows count that
+    its table will have.
     """
-    own, before = scored_by(store, run_id, withdrawn), scored_until(store, after)
+    own, before = scored_by(store, run_id), scored_until(store, after)
     found = tuple(sorted(shifts(before, own), key=lambda one: -one.size))
     before.add(own)
     drift = Drift(run_id, after, found, before)
@@ -115,10 +119,9 @@ def scored_until(store: Store, run_id: str) -> Summary:
     return total
 
 
-def scored_by(store: Store, run_id: str, withdrawn: frozenset[str] = frozenset()) -> Summary:
-    """Of the rows of one run, without the inputs that are withdrawn, or that it has withdrawn itself."""
-    given_up = (record for record in committed(store, run_id) if not record.source_etag and not record.files)
-    gone = {record.source_key for record in given_up} | withdrawn
+def scored_by(store: Store, run_id: str) -> Summary:
+    """Of the rows of one run, without the inputs that it has withdrawn."""
+    gone = {record.source_key for record in committed(store, run_id) if not record.source_etag}
     total = Summary()
     for record in committed(store, run_id):
         if record.stats.summary and record.source_key not in gone:
