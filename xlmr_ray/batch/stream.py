@@ -11,6 +11,7 @@ import json
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ import ray.data
 from xlmr_ray.batch.cluster import WRITER_CPUS, Sizes
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.ledger.record import record_key
-from xlmr_ray.batch.stages.block import committed_block, to_block
+from xlmr_ray.batch.stages.block import committed_block, guarded, to_block
 from xlmr_ray.batch.stages.encode import Encode
 from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json, shard_to_json
 from xlmr_ray.batch.stages.suspects import restarted_actor
@@ -49,14 +50,14 @@ class TokenizeEach:
             # Its pack begins anew, and what it died of may be the last shard of it.
             self.step.suspects.wary = max(self.step.suspects.wary, len(shards))
         for text, shard, self.step.until in zip(texts, shards, ends(shards), strict=True):
-            if restarted and self.committed(shard):
-                yield committed_block(text)
-            else:
-                yield self.step(to_block(text, {}))
+            block = to_block(text, {})
+            yield guarded(partial(self.unless_committed, shard), block) if restarted else self.step(block)
 
-    def committed(self, shard: Shard) -> bool:
+    def unless_committed(self, shard: Shard, block: pa.Table) -> pa.Table:
+        """The step's block; that of a shard with a record where it has one."""
         recipe = self.step.recipe
-        return recipe.store.head(record_key(recipe.run_id, shard.id)) is not None
+        there = recipe.store.head(record_key(recipe.run_id, shard.id))
+        return self.step(block) if there is None else committed_block(block["shard"][0].as_py())
 
 
 def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes, last: type[Any] = Write) -> ray.data.Dataset:

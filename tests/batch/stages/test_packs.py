@@ -9,12 +9,13 @@ from tests.batch.test_run import job
 from tests.models import save_classifier
 from xlmr_ray.batch.ledger.record import read_record
 from xlmr_ray.batch.prepare import prepare
-from xlmr_ray.batch.stages.block import COMMITTED
+from xlmr_ray.batch.stages.block import COMMITTED, raise_failure
 from xlmr_ray.batch.stages.encode import Encode
 from xlmr_ray.batch.stages.shard_cost import Committed
 from xlmr_ray.batch.stages.write import Write
 from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.batch.stream import TokenizeEach, packs_for
+from xlmr_ray.errors import JobFailed
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def model(tmp_path_factory):
     return save_classifier(tmp_path_factory.mktemp("model"))
 
 
-def test_what_has_a_record_is_not_done_again(tmp_path, model):
+def test_what_has_a_record_is_not_done_again(tmp_path, model, monkeypatch):
     path = tmp_path / "in.jsonl.gz"
     lines = [json.dumps({"id": str(at), "text": f"Document number {at}"}) + "\n" for at in range(40)]
     path.write_bytes(gzip.compress("".join(lines).encode()))
@@ -50,3 +51,12 @@ def test_what_has_a_record_is_not_done_again(tmp_path, model):
             assert block["rows"].equals(first[at]["rows"])
             assert block["task0"].equals(first[at]["task0"])
     assert not any(COMMITTED in block.column_names for block in again(pack))  # only after a death it looks
+
+    def fails(self, key):
+        raise JobFailed("the store is down")
+
+    monkeypatch.setattr(type(store), "head", fails)
+    again.restarted = True
+    (failed, *_) = again(pack)
+    with pytest.raises(JobFailed, match=r"^the store is down$"):  # in the driver, and not as one of Ray's
+        raise_failure(failed.to_pylist()[0])
