@@ -1,5 +1,6 @@
 """LoRA adapters as peft saves them: a checkpoint whose numbers are peft's own."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,25 @@ def test_the_names_of_labels_are_the_base_s(mini: Path, tmp_path: Path) -> None:
     config = tmp_path / "base" / "config.json"
     config.write_text(config.read_text("utf-8").replace('"en"', '"English"'), "utf-8")
     assert "English" in XLMRobertaForSequenceClassification.from_pretrained(tmp_path / "adapter").config.label2id
+
+
+def test_a_calibration_of_the_base(mini: Path, tmp_path: Path) -> None:
+    """It was measured of the base's scores; those with an adapter, merged or beside it, are peft's."""
+    shutil.copytree(mini, tmp_path / "base")
+    values = {"text-classification": {"temperature": 4.0, "thresholds": {"en": 0.5}}}
+    (tmp_path / "base" / "calibration.json").write_text(json.dumps(values), "utf-8")
+    base = transformers.XLMRobertaForSequenceClassification.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    model = adapted(base, tmp_path / "adapter", task_type="SEQ_CLS")
+    with torch.no_grad():
+        inputs = XLMRobertaTokenizer.from_pretrained(mini)(TEXTS, padding=True, return_tensors="pt")
+        expected = model(**inputs).logits.softmax(-1).max(1).values.tolist()
+    how: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
+    merged = pipeline("text-classification", tmp_path / "adapter", **how)
+    beside = pipeline("text-classification", tmp_path / "base", adapters={"one": tmp_path / "adapter"}, **how)
+    for pipe in (merged, beside):
+        answers = pipe(TEXTS)
+        assert [one["score"] for one in answers] == pytest.approx(expected, abs=1e-5)
+        assert all(one.keys() == {"label", "score"} for one in answers)
 
 
 def test_the_base_s_revision(mini: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xlmr_ray.checkpoint.digest import encoder_digest, weights_digest
 from xlmr_ray.checkpoint.folder import (
+    CALIBRATION,
     ENCODER,
     ENCODER_DIGEST,
     HEADS,
@@ -79,7 +80,7 @@ def made_once(folder: Path, config: Mapping[str, Any], base: Path, cache: Path, 
     content = hashlib.sha256((folder / WEIGHTS).read_bytes() + json.dumps(config, sort_keys=True).encode())
     for source in sources:  # the same weights may come with another tokenizer or other labels
         for file in sorted(file for file in source.rglob("*") if file.suffix in (".json", ".model")):
-            if HEADS not in file.relative_to(source).parts:
+            if HEADS not in file.relative_to(source).parts and file.name != CALIBRATION:
                 content.update(file.read_bytes())
     if beside:
         content.update(f"beside {sources[0].resolve()}".encode())
@@ -95,7 +96,8 @@ def made_once(folder: Path, config: Mapping[str, Any], base: Path, cache: Path, 
     target.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".merging.", dir=target.parent))
     try:
-        left = shutil.ignore_patterns("*.safetensors", "*.bin", HEADS, *(VOCABULARIES if beside else ()))
+        # What was measured of the base's scores does not hold of those with the adapter.
+        left = shutil.ignore_patterns("*.safetensors", "*.bin", HEADS, CALIBRATION, *(VOCABULARIES if beside else ()))
         for source in sources:
             shutil.copytree(source, made, dirs_exist_ok=True, ignore=left)
         inner = made / model_folder(base).relative_to(base)

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from xlmr_ray.checkpoint.folder import CALIBRATION
 from xlmr_ray.errors import UserError
-
-FILE = "calibration.json"
 
 
 def read_temperature(folder: Path, task: str) -> float | None:
@@ -23,7 +22,7 @@ def read_temperature(folder: Path, task: str) -> float | None:
     value = own.get("temperature")
     if not is_number(value) or value <= 0:
         raise UserError(
-            f"{folder / FILE}: {task}: expected a temperature above 0, got {value!r}; mend or remove the file"
+            f"{folder / CALIBRATION}: {task}: expected a temperature above 0, got {value!r}; mend or remove the file"
         )
     return float(value)
 
@@ -37,13 +36,13 @@ def read_thresholds(folder: Path, task: str, labels: Sequence[str]) -> tuple[flo
         return None
     if not isinstance(found, Mapping) or not all(one is None or is_number(one) for one in found.values()):
         raise UserError(
-            f"{folder / FILE}: {task}: expected thresholds as an object of labels with a number or null each; mend or "
-            "remove the file"
+            f"{folder / CALIBRATION}: {task}: expected thresholds as an object of labels with a number or null "
+            "each; mend or remove the file"
         )
     if strange := [name for name in found if name not in labels]:
         raise UserError(
-            f"{folder / FILE}: {task}: a threshold for {strange[0]!r}, which is none of the checkpoint's labels; mend "
-            "or remove the file"
+            f"{folder / CALIBRATION}: {task}: a threshold for {strange[0]!r}, which is none of the checkpoint's "
+            "labels; mend or remove the file"
         )
     return tuple(None if found.get(label) is None else float(found[label]) for label in labels)
 
@@ -54,7 +53,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def values_of(folder: Path, task: str) -> Mapping[str, Any] | None:
     """What the folder's file has for a task; None where there is nothing. Raises UserError."""
-    path = folder / FILE
+    path = folder / CALIBRATION
     own = read_calibration(path).get(task) if path.is_file() else None
     if own is not None and not isinstance(own, Mapping):
         raise UserError(f"{path}: {task}: expected an object, got {type(own).__name__}; mend or remove the file")
@@ -74,7 +73,7 @@ def read_calibration(path: Path) -> dict[str, Any]:
 
 def write_calibration(folder: Path, task: str, values: Mapping[str, Any]) -> Path:
     """Puts a task's values into the folder's file, which is replaced whole. Returns the file."""
-    path, temp = folder / FILE, folder / f".{FILE}.part"
+    path, temp = folder / CALIBRATION, folder / f".{CALIBRATION}.part"
     before = read_calibration(path) if path.is_file() else {}
     try:
         temp.write_text(json.dumps({**before, task: dict(values)}, indent=2) + "\n", "utf-8")

@@ -15,6 +15,7 @@ OTHER_LAYERS = {"xlm-roberta-xl": "it has its norms in front of attention and fe
 HEADS, ENCODER_DIGEST = "heads", "encoder_digest"
 # A LoRA adapter beside its base, which is a head's folder with these two: the adapter, and a link to the base.
 LORA, ENCODER = "lora.safetensors", ".encoder"
+CALIBRATION = "calibration.json"
 
 
 def model_folder(folder: Path) -> Path:
