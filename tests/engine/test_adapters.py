@@ -1,5 +1,6 @@
 """LoRA adapters beside one encoder: peft's numbers, whatever else is in the batch, and the encoder's weights once."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.model.adapters import save_adapter
 from xlmr_ray import XLMRobertaModel, XLMRobertaTokenizer, pipeline
@@ -110,6 +112,25 @@ def test_a_batch_of_several_as_each_alone(mini: Path, adapted: Any) -> None:
             assert np.array_equal(got, alone[head])
     for head, output in enumerate(engine.results([table] * 4)):
         assert np.array_equal(output.raw, alone[head])
+
+
+def test_a_language_model_s_last_layer(mini: Path, tmp_path: Path) -> None:
+    """The encoder's word embeddings do for it where they are equal; one that was trained has to be merged."""
+    options = {"target_modules": ["query"], "modules_to_save": ["lm_head"]}
+    model = save_adapter("XLMRobertaForMaskedLM", mini, tmp_path / "tied", **options)
+    text = "Everyone has the right to <mask>."
+    tokenizer = XLMRobertaTokenizer.from_pretrained(mini)
+    inputs = tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits[0, inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)]
+    pipe = pipeline("fill-mask", mini, adapters={"one": tmp_path / "tied"}, dtype="float32", device="cpu")
+    assert [one["score"] for one in pipe(text)] == pytest.approx(logits.softmax(-1).topk(5).values.tolist(), abs=1e-5)
+    shutil.copytree(tmp_path / "tied", tmp_path / "trained")
+    weights = load_file(tmp_path / "tied" / "adapter_model.safetensors")
+    weights["base_model.model.lm_head.decoder.weight"] *= 2
+    save_file(weights, tmp_path / "trained" / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="another one than the word embeddings"):
+        resolve(f"{mini}[adapter={tmp_path / 'trained'}]")
 
 
 def test_what_has_to_be_merged(mini: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from xlmr_ray.checkpoint.folder import (
     has_adapter,
     model_folder,
 )
-from xlmr_ray.checkpoint.names import DECODER_WEIGHT, is_encoder
+from xlmr_ray.checkpoint.names import DECODER_WEIGHT, WORDS, is_encoder, modern
 from xlmr_ray.checkpoint.tensors import ADAPTER, BIN, BIN_INDEX, INDEX, SINGLE, open_tensors
 from xlmr_ray.errors import UserError
 
@@ -113,7 +113,7 @@ def made_once(folder: Path, config: Mapping[str, Any], base: Path, cache: Path, 
             (made / ENCODER).symlink_to(sources[0].resolve(), target_is_directory=True)
             save_file(pairs, made / LORA, metadata={"format": "pt"})
             if described.get("tie_word_embeddings", True):
-                state = {name: one for name, one in state.items() if name != DECODER_WEIGHT}  # as large as all else
+                state = without_decoder(folder, base, state)
         (inner / "config.json").write_text(json.dumps(described, indent=2), "utf-8")
         save_file(state, inner / SINGLE, metadata={"format": "pt"})
         for file in (f for pattern in ("*.safetensors", "*.bin") for f in base.rglob(pattern)):
@@ -226,6 +226,23 @@ def low_rank(folder: Path, config: Mapping[str, Any], base: Path) -> dict[str, T
         found[f"{plain.removesuffix('.weight')}.A"] = first.contiguous()
         found[f"{plain.removesuffix('.weight')}.B"] = (second * scale).contiguous()
     return found
+
+
+def without_decoder(folder: Path, base: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a head without the last layer of a language model's, which is the word embeddings of the base's
+    encoder. Raises UserError where it is another one.
+    """
+    kept = {name: one for name, one in state.items() if modern(bare(name)) != DECODER_WEIGHT}
+    if len(kept) < len(state):
+        files = open_tensors(model_folder(base))
+        on_disk = {modern(bare(name)): name for name in files.stored}
+        words = files.read(on_disk.get(WORDS) or on_disk[DECODER_WEIGHT]).float()
+        if not all(torch.equal(one.float(), words) for name, one in state.items() if name not in kept):
+            raise UserError(
+                f"{folder}: {DECODER_WEIGHT} is another one than the word embeddings that {base} has for it: "
+                "set merge: true"
+            )
+    return kept
 
 
 def changes(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
