@@ -99,8 +99,8 @@ def test_names_and_kind_of_problem(make_checkpoint, train):
     assert kept["base_model_name_or_path"] == str(folder)
 
 
-def test_resumed_and_done(make_checkpoint, train):
-    """The same digits whether it is computed at once or again, and a second call has nothing to do."""
+def test_again_and_done(make_checkpoint, train):
+    """The same digits when it is computed again, and a second call has nothing to do."""
     folder = make_checkpoint()
     job = {"task": "text-classification", "method": "lora", "epochs": 2, "batch_size": 4, "lora": {"dropout": 0.1}}
     rows = {"text": TEXTS, "label": LANGUAGES}

@@ -60,14 +60,14 @@ def noted(done: list[int]):
     return noting
 
 
-@pytest.mark.parametrize("method", ["full", "head"])
+@pytest.mark.parametrize("method", ["full", "head", "lora"])
 @pytest.mark.parametrize("how", ["^C", "killed"])
 def test_the_same_digits(make_checkpoint, train, monkeypatch, method, how):
     folder = make_checkpoint()
     whole = train(ROWS, folder, method=method, output="whole", **JOB)
     steps = len(record(whole)["losses"])
     assert steps == 6
-    for at in range(1, steps):
+    for at in [3] if method == "lora" else range(1, steps):
         with monkeypatch.context() as patch:
             patch.setattr(Loop, "step", stopping(at, ZeroDivisionError if how == "killed" else None))
             with pytest.raises(ZeroDivisionError if how == "killed" else Interrupted) as stopped:
@@ -81,7 +81,8 @@ def test_the_same_digits(make_checkpoint, train, monkeypatch, method, how):
         assert done == list(range(at, steps))
         for key in ("losses", "history", "best"):
             assert record(again)[key] == record(whole)[key]
-        weights = [load_file(one.folder / "model.safetensors") for one in (whole, again)]
+        file = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
+        weights = [load_file(one.folder / file) for one in (whole, again)]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
         assert sorted(path.name for path in again.folder.parent.glob(".*")) == []  # what was kept is gone
 
