@@ -4,10 +4,12 @@ next day's run builds on it.
 
 import contextlib
 import io
+import os
 import random
 import signal
 import subprocess
 import sys
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -159,6 +161,30 @@ def test_a_run_that_was_planned_upon_it_before(local, folder):
         assert seen(store) == truth(folder)
         if steps < last:
             return
+
+
+def test_readers_of_a_table_merged_only_now_keep_its_files(tmp_path, folder, monkeypatch):
+    """The next day's run is published while the table before is merged, and is merged two days later."""
+    store = open_store(str(tmp_path / "out"))
+    whole(store, folder)
+    write(folder, "d.jsonl", ["d0"])
+    table_with = merge.table_with
+
+    def late(*some):
+        whole(store, folder)
+        return table_with(*some)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge, "table_with", late)
+        compact(store)
+    for path in (tmp_path / "out").rglob("*"):
+        os.utime(path, (time.time() - 2 * 86400,) * 2)
+    read = files(store)
+    assert compact(store).after == 1
+    assert sweep(store) == []
+    assert {entry.key for entry in sweep(store, older_than=-60)} >= set(read)
+    assert seen(store) == truth(folder)
+    assert sound(store)
 
 
 def test_any_days(tmp_path):

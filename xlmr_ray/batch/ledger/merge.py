@@ -165,7 +165,11 @@ def merged_away(store: Store, before: float) -> Iterator[Entry]:
                 away.update(merged.of)
     if away:
         for run_id in standing(store):
-            away.difference_update(row.key for row in table_files(store, run_id, DATA))
+            entry = store.head(merged_table_key(run_id))
+            # Readers may be at the files of a table merged only now, whichever table they were merged in first.
+            settled = entry is not None and entry.modified <= before
+            for part in read_table(store, run_id, merged=settled):
+                away.difference_update(part["file"].to_pylist())
     for entry in in_order(store.head, sorted(away)):
         if entry is not None:
             yield entry
