@@ -83,7 +83,7 @@ def test_rows_that_are_all_right_tell_no_temperature(make_checkpoint, fitted):
     folder = make_checkpoint(CLASSES, problem_type="single_label_classification", **NAMES)
     labels = [one["label"] for one in pipeline("text-classification", folder)(TEXTS)]
     found = fitted("text-classification", folder, {"text": TEXTS, "label": labels})
-    assert (found.told, found.better, found.file) == (False, False, None)
+    assert (found.has_best, found.better, found.file) == (False, False, None)
 
 
 def test_rerank(make_checkpoint, fitted):

@@ -90,7 +90,7 @@ def made_once(folder: Path, config: Mapping[str, Any], base: Path, cache: Path, 
     if has_adapter(base):
         raise UserError(f"{folder}: its base has an adapter beside it already; merge that one first")
     if beside and model_folder(base) != base:
-        raise UserError(f"{base}: its model is in a folder of its own: no adapter beside it; set merge: true")
+        raise UserError(f"{base}: its model is in a folder inside it: no adapter beside it; set merge: true")
     pairs = low_rank(folder, config, base) if beside else {}
     state, architecture = merged_state(folder, config, base, lambda name: not (beside and is_encoder(name)))
     target.parent.mkdir(parents=True, exist_ok=True)

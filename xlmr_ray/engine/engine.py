@@ -139,7 +139,7 @@ class Engine:
         with_adapter = list(dict.fromkeys(place for place in places if has_adapter(place)))
         if with_adapter and (settings.compile or quantization is not None):
             what = "compile" if settings.compile else f"quantization {quantization}"
-            raise UserError(f"{what}: not with adapters beside the encoder; merge the one that is wanted (merge: true)")
+            raise UserError(f"{what}: not with adapters beside the encoder; merge one of them (merge: true)")
         if where.type == "cuda" and wanted is torch.float32:
             log.warning("dtype float32 on a GPU: no packed attention and no matrix units; auto is several times faster")
         how = None if quantization is None or matmuls else scheme(quantization, wanted)

@@ -45,7 +45,7 @@ MOST_WORSE = 0.01
 @dataclass(frozen=True)
 class Calibration:
     """`before` and `after` are expected calibration errors, that after of each half of the rows by the temperature of
-    the other half. `told` is whether the rows tell a temperature: where all are right, the surer the better. `better`
+    the other half. `has_best` is whether one temperature is best: where all are right, the surer the better. `better`
     is whether it was written: not where scores would become worse. `thresholds` are those of the labels by the scores
     that are given then, where a target asks for them. `file` is None where nothing was written.
     """
@@ -55,7 +55,7 @@ class Calibration:
     skipped: int
     before: float
     after: float
-    told: bool
+    has_best: bool
     better: bool
     target: Target | None
     thresholds: list[Threshold]
@@ -113,8 +113,8 @@ def calibrate(
         own = temperature_of(logits[fitted], labels[fitted]) if len(fitted) else 1.0
         after += error_of(logits[held] / own, labels[held]) * len(held) / len(rows)
     before = sum(error_of(logits[half], labels[half]) * len(half) / len(rows) for half in halves)
-    told = chosen > LOWEST * 1.01
-    better = told and after <= before + MOST_WORSE
+    has_best = chosen > LOWEST * 1.01
+    better = has_best and after <= before + MOST_WORSE
     values: dict[str, Any] = {"temperature": chosen} if better else {}
     thresholds: list[Threshold] = []
     if target is not None:
@@ -126,7 +126,7 @@ def calibrate(
         thresholds = [threshold_of(label, own, has, target) for label, own, has in each]
         values |= {"target": asdict(target), "thresholds": {one.label: one.value for one in thresholds}}
     file = write_calibration(folder, name, {**values, "rows": len(rows)}) if values else None
-    return Calibration(chosen, len(rows), skipped, before, after, told, better, target, thresholds, file)
+    return Calibration(chosen, len(rows), skipped, before, after, has_best, better, target, thresholds, file)
 
 
 def logits_of(table: pa.Table, labels: Sequence[str]) -> NDArray[np.float32]:
@@ -178,7 +178,7 @@ def print_calibration(found: Calibration, console: Console) -> None:
         f"{found.before:.4f}, {found.after:.4f} with it (each half of the rows by the other's)",
     )
     if not found.better:
-        why = "scores would become worse" if found.told else "the rows do not tell it, since all of them are right"
+        why = "scores would become worse" if found.has_best else "the rows do not tell it, since all of them are right"
         say(console, f"the temperature was not written: {why}")
     if found.thresholds:
         table = Table(box=None, pad_edge=False)
