@@ -93,11 +93,11 @@ def run(
 
         look(checked, Console(), at_least_once=at_least_once)
         return
-    from xlmr_ray.batch.observe.printing import print_summary
+    from xlmr_ray.batch.observe.printing import print_run_summary
     from xlmr_ray.batch.run import run_job
 
     outcome = run_job(checked, console=Console(stderr=True), quiet=quiet, at_least_once=at_least_once, wait=wait)
-    print_summary(outcome, Console())
+    print_run_summary(outcome, Console())
 
 
 @app.command()

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xlmr_ray.batch.job import check_job
-from xlmr_ray.batch.observe.printing import print_summary
+from xlmr_ray.batch.observe.printing import print_run_summary
 from xlmr_ray.batch.run import run_job
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import read_config
@@ -39,7 +39,7 @@ def run_demo(output: str) -> None:
     trained = set(XLMRobertaConfig.from_dict(read_config(resolve(MODEL))).labels)
     print_examples(rows, console)
     print_accuracy(rows, trained, console)
-    print_summary(outcome, console)
+    print_run_summary(outcome, console)
 
 
 def print_examples(rows: pa.Table, console: Console) -> None:

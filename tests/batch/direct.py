@@ -15,7 +15,7 @@ from xlmr_ray.batch.ledger.published import publish
 from xlmr_ray.batch.ledger.record import committed_shards
 from xlmr_ray.batch.ledger.results import iter_files
 from xlmr_ray.batch.observe.telemetry import Watch
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.run import Run, check_errors, commit_dead, compare_with_table
 from xlmr_ray.batch.stages.block import raise_failure, to_block
@@ -42,7 +42,7 @@ def job_of(model, folder, output, *, max_fraction=1.0, task="text-classification
 def run_directly(job: Job) -> Manifest:
     """To the published table. Raises as `run_job` does."""
     store = open_store(job.output.path)
-    prepared = prepare(job, store)
+    prepared = prepare_run(job, store)
     plan = prepared.plan
     figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
     for file in plan.dead:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlmr_ray.batch import cluster
-from xlmr_ray.batch.cluster import WRITER_CPUS, Resources, largest_share, sizes
+from xlmr_ray.batch.cluster import WRITER_CPUS, Resources, cluster_sizes, largest_share
 from xlmr_ray.batch.job import ClusterSection
 from xlmr_ray.errors import UserError
 
@@ -20,7 +20,7 @@ def having(*cpus, gpus=(0,), memory=0.0):
 
 @given(st.integers(1, 300), st.integers(0, 64), st.floats(0, 1e12), st.integers(0, 10**10), st.integers(1, 400))
 def test_what_is_counted_is_there(cpus, gpus, memory, weights, shards):
-    size = sizes(having(cpus, gpus=[gpus], memory=memory), ClusterSection(), "auto", weights, shards)
+    size = cluster_sizes(having(cpus, gpus=[gpus], memory=memory), ClusterSection(), "auto", weights, shards)
     assert 1 <= size.encoders <= shards
     assert size.tokenizers >= 1
     assert size.encoders * size.encoder_gpus <= gpus
@@ -33,27 +33,27 @@ def test_what_is_counted_is_there(cpus, gpus, memory, weights, shards):
 
 
 def test_an_encoder_a_core_as_far_as_memory_goes():
-    size = sizes(having(2, memory=16e9), ClusterSection(), "auto", 500_000_000)
+    size = cluster_sizes(having(2, memory=16e9), ClusterSection(), "auto", 500_000_000)
     assert (size.encoders, size.threads) == (2, 1)
-    size = sizes(having(64, memory=64e9), ClusterSection(), "auto", 2_240_000_000)
+    size = cluster_sizes(having(64, memory=64e9), ClusterSection(), "auto", 2_240_000_000)
     assert (size.encoders, size.threads) == (9, 7)
 
 
 def test_no_more_encoders_than_shards():
-    size = sizes(having(64, memory=64e9), ClusterSection(), "auto", 0, 1)
+    size = cluster_sizes(having(64, memory=64e9), ClusterSection(), "auto", 0, 1)
     assert (size.encoders, size.threads) == (1, 64)
     there = having(64, gpus=[8], memory=64e9)
-    assert sizes(there, ClusterSection(), "auto", 0, 3).encoders == 3
-    assert sizes(there, ClusterSection(encoders=4), "auto", 0, 3).encoders == 4
+    assert cluster_sizes(there, ClusterSection(), "auto", 0, 3).encoders == 3
+    assert cluster_sizes(there, ClusterSection(encoders=4), "auto", 0, 3).encoders == 4
 
 
 def test_an_encoder_asks_for_no_more_than_a_machine_has():
     there = having(2, 2, memory=64e9)
-    one = sizes(there, ClusterSection(encoders=1), "auto", 0)
+    one = cluster_sizes(there, ClusterSection(encoders=1), "auto", 0)
     assert (one.encoder_cpus, one.threads) == (1.75, 2)
-    three = sizes(there, ClusterSection(encoders=3), "auto", 0)
+    three = cluster_sizes(there, ClusterSection(encoders=3), "auto", 0)
     assert three.encoder_cpus == 0.87  # two of them share a machine
-    assert sizes(having(8, 1, memory=64e9), ClusterSection(encoders=2), "auto", 0).encoder_cpus == 3.75
+    assert cluster_sizes(having(8, 1, memory=64e9), ClusterSection(encoders=2), "auto", 0).encoder_cpus == 3.75
 
 
 @given(
@@ -73,13 +73,15 @@ def test_the_largest_share_has_a_place_for_everyone(free, others, wanted):
 
 
 def test_an_encoder_for_each_gpu_and_tokenizers_to_feed_it():
-    size = sizes(having(96, gpus=[8]), ClusterSection(), "auto", 0)
+    size = cluster_sizes(having(96, gpus=[8]), ClusterSection(), "auto", 0)
     assert (size.encoders, size.encoder_gpus, size.tokenizers) == (8, 1.0, 64)
-    assert sizes(having(96, gpus=[8]), ClusterSection(), "cpu", 0).encoder_gpus == 0
+    assert cluster_sizes(having(96, gpus=[8]), ClusterSection(), "cpu", 0).encoder_gpus == 0
 
 
 def test_the_job_file_goes_before():
-    size = sizes(having(16, gpus=[2]), ClusterSection(encoders=4, tokenizers=3, gpus_per_encoder=0.5), "auto", 0)
+    size = cluster_sizes(
+        having(16, gpus=[2]), ClusterSection(encoders=4, tokenizers=3, gpus_per_encoder=0.5), "auto", 0
+    )
     assert (size.encoders, size.tokenizers, size.encoder_gpus) == (4, 3, 0.5)
 
 
@@ -88,7 +90,7 @@ def test_the_job_file_goes_before():
     [([2], 0.4, 4), ([1, 1], 0.4, 4), ([8, 8], 0.5, 32), ([3], 1 / 3, 9), ([8, 2], 4, 2), ([4, 4], 3, 2), ([8], 1, 8)],
 )
 def test_a_share_of_a_gpu_is_on_one_and_several_are_on_one_machine(gpus, share, encoders):
-    assert sizes(having(64, gpus=gpus), ClusterSection(gpus_per_encoder=share), "auto", 0).encoders == encoders
+    assert cluster_sizes(having(64, gpus=gpus), ClusterSection(gpus_per_encoder=share), "auto", 0).encoders == encoders
 
 
 @pytest.mark.parametrize(
@@ -103,16 +105,20 @@ def test_a_share_of_a_gpu_is_on_one_and_several_are_on_one_machine(gpus, share, 
 )
 def test_gpus_that_are_not_there(gpus, device, asked, said):
     with pytest.raises(UserError, match=said):
-        sizes(having(4, gpus=gpus), ClusterSection(**asked), device, 0)
+        cluster_sizes(having(4, gpus=gpus), ClusterSection(**asked), device, 0)
 
 
 def test_a_cluster_that_may_grow_is_asked_for_more_than_it_has():
-    assert sizes(having(8, gpus=[1]), ClusterSection(address="10.0.0.1:6379", encoders=4), "cuda", 0).encoders == 4
+    assert (
+        cluster_sizes(having(8, gpus=[1]), ClusterSection(address="10.0.0.1:6379", encoders=4), "cuda", 0).encoders == 4
+    )
 
 
 def test_no_gpus_on_cpus():
-    assert sizes(having(4, memory=64e9), ClusterSection(gpus_per_encoder=0), "auto", 0).encoder_gpus == 0
-    assert sizes(having(4, memory=64e9, gpus=[2]), ClusterSection(gpus_per_encoder=0), "cpu", 0).encoder_gpus == 0
+    assert cluster_sizes(having(4, memory=64e9), ClusterSection(gpus_per_encoder=0), "auto", 0).encoder_gpus == 0
+    assert (
+        cluster_sizes(having(4, memory=64e9, gpus=[2]), ClusterSection(gpus_per_encoder=0), "cpu", 0).encoder_gpus == 0
+    )
 
 
 def test_part_of_a_gpu_beside_a_whole_one_is_refused():

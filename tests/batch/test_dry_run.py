@@ -200,11 +200,11 @@ def test_an_incremental_job_with_a_run_begun_and_inputs_changed_since(no_ray, ca
 def plan_of(run, name, out):
     """The plan that a launch would have written."""
     from xlmr_ray.batch.job import job_of_call
-    from xlmr_ray.batch.prepare import prepare
+    from xlmr_ray.batch.prepare import prepare_run
 
     job = job_of_call(run[1], input=[str(run[5])], output=str(out), model=run[3], settings=["incremental=true"])
     seen = Unwritten(open_store(str(out)))
-    assert prepare(job, seen).plan.run_id == name
+    assert prepare_run(job, seen).plan.run_id == name
     return seen.get(f"_runs/{name}/plan.json")[0]
 
 

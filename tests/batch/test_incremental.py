@@ -20,7 +20,7 @@ from rich.console import Console
 from tests.batch.days import COLUMNS, IDENTITY, commit_one, launch, seen, truth, whole, write
 from xlmr_ray.batch.identity import run_id
 from xlmr_ray.batch.incremental import compare
-from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.json_by_line import Damaged
@@ -30,7 +30,7 @@ from xlmr_ray.batch.ledger.record import committed, planned_shards
 from xlmr_ray.batch.ledger.results import result_files
 from xlmr_ray.batch.ledger.snapshot import ERRORS, Head, read_head, table_key, table_problems
 from xlmr_ray.batch.ledger.verify import verify
-from xlmr_ray.batch.observe.printing import print_summary
+from xlmr_ray.batch.observe.printing import print_run_summary
 from xlmr_ray.batch.plan import write_plan
 from xlmr_ray.batch.run import run_job
 from xlmr_ray.batch.store.open import open_store
@@ -328,7 +328,7 @@ def test_a_full_run_of_the_same_job_is_a_table_to_go_on_from(local, folder):
 
 def test_size_and_etag_tell_a_replaced_input():
     def one(key, size, etag):
-        return Input(key, "jsonl", "", size, etag)
+        return InputFile(key, "jsonl", "", size, etag)
 
     known = {"a": (1, "x"), "b": (1, "x"), "c": (1, "x"), "gone": (1, "x")}
     listed = [one("a", 1, "x"), one("b", 2, "x"), one("c", 1, "y"), one("d", 1, "x")]
@@ -419,7 +419,7 @@ def test_three_days_of_a_job(ray_session, tmp_path, capsys):
     assert sound(store)
     again = run_job(job, quiet=True)
     assert again.figures.shards == 0
-    print_summary(again, Console())
+    print_run_summary(again, Console())
     said = capsys.readouterr().out
     assert said.startswith("nothing is new; inputs: 0 new, 2 scored before")
     assert said.count("\n") == 1

@@ -15,7 +15,7 @@ from xlmr_ray.batch.ledger.published import current, is_limited, publish
 from xlmr_ray.batch.ledger.record import read_record
 from xlmr_ray.batch.ledger.results import result_files
 from xlmr_ray.batch.plan import Dead
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.run import commit_dead
 from xlmr_ray.batch.store.open import open_store
 
@@ -75,7 +75,7 @@ def test_of_an_incremental_job_the_first_of_what_is_new_and_its_table_stays(tmp_
     write(folder, "a.jsonl", ["a0", "a1", "a2"])
 
     def plan(**more):
-        prepared = prepare(job(folder, tmp_path / "out", **more), store)
+        prepared = prepare_run(job(folder, tmp_path / "out", **more), store)
         shards = prepared.plan.shards
         return prepared, [(shard.input.key.rpartition("/")[2], shard.rows) for shard in shards]
 
@@ -113,7 +113,7 @@ def test_who_is_published(tmp_path):
 
     def launched(started, limit, *, incremental=False):
         one = job(folder, tmp_path / "out", limit=limit).model_copy(update={"incremental": incremental})
-        return finished(store, prepare(one, store), started)
+        return finished(store, prepare_run(one, store), started)
 
     assert launched(5.0, 2)
     assert launched(6.0, 1)

@@ -16,9 +16,9 @@ from tests.batch.direct import job_of, rows_of, run_directly
 from xlmr_ray import UserError
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.observe.printing import status_lines
-from xlmr_ray.batch.observe.report.gather import gather
-from xlmr_ray.batch.observe.report.page import page
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.observe.report.gather import gather_report
+from xlmr_ray.batch.observe.report.page import report_page
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.stages.block import guarded, raise_failure, to_block
 from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.errors import JobFailed
@@ -101,8 +101,8 @@ def check(folder, out, job, caplog, capfd):
         errors = rows_of(out, errors=True)
         found = {row["code"] for row in errors}
         said += map(str, errors)
-        report = gather(store)
-        said += [page(report), json.dumps(report.to_json())]
+        report = gather_report(store)
+        said += [report_page(report), json.dumps(report.to_json())]
         said += status_lines(store)
     except (UserError, JobFailed) as error:
         said.append(str(error))
@@ -143,7 +143,7 @@ def test_of_a_file_alone(tmp_path, name):
         job = of(tmp_path / "in", tmp_path / "out", text=text, **({"keep": keep} if keep else {}))
         said = ""
         try:
-            prepare(job, open_store(str(tmp_path / "out")))
+            prepare_run(job, open_store(str(tmp_path / "out")))
         except UserError as error:
             said = str(error)
         assert WORD not in said

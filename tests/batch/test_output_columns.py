@@ -11,7 +11,7 @@ from tests.batch.direct import job_of, rows_of, run_directly
 from xlmr_ray import UserError
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.job import check_job
-from xlmr_ray.batch.observe.report.gather import gather
+from xlmr_ray.batch.observe.report.gather import gather_report
 from xlmr_ray.batch.output_columns import check_output_columns
 from xlmr_ray.batch.plan import columns_of, task_recipes
 from xlmr_ray.batch.store.open import open_store
@@ -87,7 +87,7 @@ def test_renamed_columns_are_in_the_output(tmp_path, name):
     assert [{name: row[of] for name, of in keep.items()} for row in rows] == table.select(list(keep)).to_pylist()
     assert [(row["row"], row["id"]) for row in rows] == [(0, "1"), (1, "2")]
     assert list(rows[0])[:8] == ["source", "row", "id", "gold_label", "number", "original", "key", "text_changed"]
-    groups = gather(open_store(str(tmp_path / "out"))).summary.groups
+    groups = gather_report(open_store(str(tmp_path / "out"))).summary.groups
     assert {name for name, found in groups.items() if found} == {"gold_label", "number", "key"}  # no document's text
 
 

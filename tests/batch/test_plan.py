@@ -12,14 +12,14 @@ import torch
 from tests.models import save_classifier
 from xlmr_ray.batch import identity, plan
 from xlmr_ray.batch import prepare as preparing
-from xlmr_ray.batch.identity import precision, run_id
+from xlmr_ray.batch.identity import run_dtype, run_id
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.json_by_line import Damaged
 from xlmr_ray.batch.ledger.record import plan_key, planned_shards
 from xlmr_ray.batch.ledger.snapshot import planned_inputs
 from xlmr_ray.batch.plan import columns_of, make_plan, read_plan, task_recipes
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.store.base import Exists
 from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.errors import UserError
@@ -105,7 +105,7 @@ def name_of(model, corpus, tmp_path):
 
     def name(**more):
         job = job_of(model, corpus, tmp_path, **more)
-        return prepare(job, open_store(str(tmp_path / f"out{next(count)}"))).plan.run_id
+        return prepare_run(job, open_store(str(tmp_path / f"out{next(count)}"))).plan.run_id
 
     return name
 
@@ -232,12 +232,12 @@ def test_auto_is_settled_with_the_plan(model, corpus, tmp_path, monkeypatch, nam
         monkeypatch.setattr(where, "on_gpu", lambda asked: gpu)
     monkeypatch.setattr(identity, "gpus_dtype", lambda: "float16")
     job = job_of(model, corpus, tmp_path)
-    assert precision(job.engine) == dtype
-    engine = prepare(job, open_store(str(tmp_path / "out"))).recipe.engine
+    assert run_dtype(job.engine) == dtype
+    engine = prepare_run(job, open_store(str(tmp_path / "out"))).recipe.engine
     assert (engine.dtype, engine.device) == (dtype, device)
     assert (name_of() == here) is not gpu
     asked = job_of(model, corpus, tmp_path, engine={"dtype": "bfloat16"})
-    assert precision(asked.engine) == "bfloat16"
+    assert run_dtype(asked.engine) == "bfloat16"
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:1"])

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tests.models import TOKENIZER, make_config
 from xlmr_ray import UserError, XLMRobertaTokenizer, pipeline
 from xlmr_ray.batch.job import Job, check_job, with_setting
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.stages.block import from_block, raise_failure, to_block
 from xlmr_ray.batch.stages.encode import Encode
 from xlmr_ray.batch.stages.recipe import shard_to_json
@@ -77,7 +77,7 @@ def test_python(folder: Path) -> None:
 
 def test_a_job(folder: Path, tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "out"))
-    prepared = prepare(job(folder, tmp_path, "engine.pre_tokenizer=file"), store)
+    prepared = prepare_run(job(folder, tmp_path, "engine.pre_tokenizer=file"), store)
     tokenize, encode = Tokenize(prepared.recipe), Encode(prepared.recipe)
     (shard,) = prepared.plan.shards
     block = tokenize(to_block(shard_to_json(shard), {}))
@@ -91,7 +91,7 @@ def test_a_job(folder: Path, tmp_path: Path) -> None:
 
 def test_it_is_part_of_a_runs_identity(folder: Path, tmp_path: Path) -> None:
     runs = [
-        prepare(job(folder, tmp_path, *more), open_store(str(tmp_path / "out"))).plan.run_id
+        prepare_run(job(folder, tmp_path, *more), open_store(str(tmp_path / "out"))).plan.run_id
         for more in ((), ("engine.pre_tokenizer=file",), ("engine.pre_tokenizer=xlm-roberta",))
     ]
     assert runs[0] == runs[2] != runs[1]  # what it is anyway is no other run

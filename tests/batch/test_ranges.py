@@ -13,8 +13,8 @@ from tests.tasks.texts import languages
 from xlmr_ray import JobFailed, UserError, pipeline
 from xlmr_ray.batch.cluster import Sizes, connected
 from xlmr_ray.batch.job import check_job
-from xlmr_ray.batch.prepare import prepare
-from xlmr_ray.batch.ranges import FEWEST, MOST, PLACES, known_ranges, measured, sample
+from xlmr_ray.batch.prepare import prepare_run
+from xlmr_ray.batch.ranges import FEWEST, MOST, PLACES, known_ranges, sampled_shards, with_measured_ranges
 from xlmr_ray.batch.run import run_job
 from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.tasks.vector_precision import UNMEASURED
@@ -48,10 +48,10 @@ def rows_of(folder):
 
 
 def test_the_sample_is_of_whole_shards_from_everywhere():
-    assert sample(3, 40) == [0, 1, 2]
-    assert len(sample(1000, 16_000)) == FEWEST // 16
-    assert len(sample(1_000_000, 16_000_000)) == MOST // 16
-    places = sample(1000, 8_192_000)
+    assert sampled_shards(3, 40) == [0, 1, 2]
+    assert len(sampled_shards(1000, 16_000)) == FEWEST // 16
+    assert len(sampled_shards(1_000_000, 16_000_000)) == MOST // 16
+    places = sampled_shards(1000, 8_192_000)
     assert len(places) == PLACES
     assert (places[0], places[-1]) == (0, 999)
 
@@ -97,17 +97,17 @@ def test_a_run_measures_once_and_what_comes_after_has_the_same(tmp_path, cluster
 
 def test_a_resumed_run_has_the_ranges_that_are_there(tmp_path):
     write(tmp_path, "a.parquet", TEXTS[:20])
-    prepared = prepare(job(tmp_path), open_store(str(tmp_path / "out")))
+    prepared = prepare_run(job(tmp_path), open_store(str(tmp_path / "out")))
     assert known_ranges(prepared.recipe, None).tasks[0].options["ranges"] == UNMEASURED
     place = tmp_path / "out" / "_runs" / prepared.plan.run_id / "ranges"
     place.mkdir()
     content = {"min": [-1.0] * 128, "max": [1.0] * 128, "normalized": False, "vectors": 3}
     (place / "embedding.json").write_text(json.dumps(content))
-    again = prepare(job(tmp_path), open_store(str(tmp_path / "out")))
+    again = prepare_run(job(tmp_path), open_store(str(tmp_path / "out")))
     assert again.plan.run_id == prepared.plan.run_id
     known = known_ranges(again.recipe, None)
     assert known.tasks[0].options["ranges"] == ((-1.0,) * 128, (1.0,) * 128, False)
-    assert measured(known, again.plan.shards, SIZE, pytest.fail) is known
+    assert with_measured_ranges(known, again.plan.shards, SIZE, pytest.fail) is known
 
 
 def test_a_table_without_ranges_has_none_to_give(tmp_path):

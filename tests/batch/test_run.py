@@ -29,7 +29,7 @@ from xlmr_ray.batch.ledger.lease import Holder, holder, lease_key
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed
 from xlmr_ray.batch.ledger.verify import verify
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.run import Run, run_job, score
 from xlmr_ray.batch.store.open import open_store
@@ -220,10 +220,10 @@ def test_what_decides_the_answers_decides_the_run(model, corpus, tmp_path):
         {"input": {"path": str(corpus), "id": "id"}},
         {"errors": {"empty": "score"}},
     ):
-        names.add(prepare(job(model, corpus / "a.parquet", tmp_path, **more), store).plan.run_id)
+        names.add(prepare_run(job(model, corpus / "a.parquet", tmp_path, **more), store).plan.run_id)
     assert len(names) == 5
     same = job(model, corpus / "a.parquet", tmp_path, rows=5, engine={"max_tokens": 99}, cluster={"encoders": 3})
-    assert prepare(same, store).plan.run_id in names
+    assert prepare_run(same, store).plan.run_id in names
 
 
 def test_the_bucket_has_byte_for_byte_the_folders_rows(ray_session, model, corpus, tmp_path, seaweed, monkeypatch):
@@ -254,12 +254,12 @@ def test_the_bucket_has_byte_for_byte_the_folders_rows(ray_session, model, corpu
 def test_a_failure_in_an_actor_is_one_line_that_says_why(ray_session, model, corpus, tmp_path):
     changed = job(model, corpus / "b.jsonl", tmp_path / "out")
     store = open_store(str(tmp_path / "out"))
-    prepare(changed, store)
+    prepare_run(changed, store)
     other = tmp_path / "other"
     other.mkdir()
     for path in model.iterdir():
         (other / path.name).write_bytes(path.read_bytes())
-    planned = prepare(job(other, corpus / "b.jsonl", tmp_path / "out"), store)
+    planned = prepare_run(job(other, corpus / "b.jsonl", tmp_path / "out"), store)
     weights = other / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
     with pytest.raises(
@@ -294,7 +294,7 @@ def test_a_run_that_another_machine_drives_is_left_to_it(model, corpus, tmp_path
     out = tmp_path / "out"
     store = open_store(str(out))
     mine = job(model, corpus, out)
-    name = prepare(mine, store).plan.run_id
+    name = prepare_run(mine, store).plan.run_id
     store.create(lease_key(name), Holder("ab", "node-7", 12, "", 0.0, 0.0, 60.0, False).to_bytes())
     with pytest.raises(JobFailed, match=f"run {name} in .*: process 12 on node-7 .* drives it; let it end, or end it"):
         run_job(mine, quiet=True, wait=0)
@@ -305,7 +305,7 @@ def test_an_input_that_changes_in_a_run_fails_its_own_shards(ray_session, model,
     out = tmp_path / "out"
     store = open_store(str(out))
     mine = job(model, corpus, out)
-    before = prepare(mine, store)
+    before = prepare_run(mine, store)
     with (corpus / "b.jsonl").open("a") as file:
         file.write('{"id": "new", "lang": "x", "text": "one more"}\n')
     (corpus / "d.csv").unlink()

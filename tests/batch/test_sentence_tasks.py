@@ -13,7 +13,7 @@ from tests.tasks.texts import languages
 from xlmr_ray import UserError, pipeline
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.job import check_job
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.stages.block import from_block, raise_failure, to_block
 from xlmr_ray.batch.stages.encode import Encode
 from xlmr_ray.batch.stages.recipe import shard_to_json
@@ -62,7 +62,7 @@ def run(tmp_path, checkpoints, task, table, **options):
 
 def run_content(tmp_path, content):
     """Output rows and error rows of a job of one shard."""
-    prepared = prepare(check_job(content, "job"), open_store(str(tmp_path / "out")))
+    prepared = prepare_run(check_job(content, "job"), open_store(str(tmp_path / "out")))
     tokenize, encode = Tokenize(prepared.recipe), Encode(prepared.recipe)
     (shard,) = prepared.plan.shards
     block = encode(tokenize(to_block(shard_to_json(shard), {})))

@@ -69,20 +69,20 @@ def step(name: str, shards: int, folder: str) -> tuple[float, float, float]:
     from xlmr_ray.batch import plan, stream
     from xlmr_ray.batch.done import earlier
     from xlmr_ray.batch.input.columns import Columns
-    from xlmr_ray.batch.input.file import Input
+    from xlmr_ray.batch.input.file import InputFile
     from xlmr_ray.batch.input.shard import Shard
     from xlmr_ray.batch.ledger.manifest import finish, read_manifest
     from xlmr_ray.batch.ledger.status import status
     from xlmr_ray.batch.ledger.sweep import sweep
     from xlmr_ray.batch.ledger.verify import verify
-    from xlmr_ray.batch.observe.report.gather import gather
+    from xlmr_ray.batch.observe.report.gather import gather_report
     from xlmr_ray.batch.progress import Figures
     from xlmr_ray.batch.store.local import LocalStore
 
     Console(file=io.StringIO()).print()
     store = LocalStore(folder)
 
-    def listing(inputs: list[Input], **_: object) -> Iterator[Shard]:
+    def listing(inputs: list[InputFile], **_: object) -> Iterator[Shard]:
         """Instead of reading a thousand files."""
         for number in range(shards):
             place, part = divmod(number, PARTS)
@@ -97,7 +97,7 @@ def step(name: str, shards: int, folder: str) -> tuple[float, float, float]:
     def planned() -> int:
         plan.plan_shards = listing  # type: ignore[assignment]
         inputs = [
-            Input(source_key(place), "parquet", "", 10**8 + place, f"{place:032x}")
+            InputFile(source_key(place), "parquet", "", 10**8 + place, f"{place:032x}")
             for place in range(-(-shards // PARTS))
         ]
         head = {"run_id": RUN, "job": "bookkeeping", "identity": {}}
@@ -140,7 +140,7 @@ def step(name: str, shards: int, folder: str) -> tuple[float, float, float]:
         "finish again": lambda: finish(store, RUN, found().ids()).shards,
         "verify": verified,
         "sweep": swept,
-        "report": lambda: gather(store, RUN).shards,
+        "report": lambda: gather_report(store, RUN).shards,
     }
     before, start, used = memory("VmHWM"), time.perf_counter(), time.process_time()
     assert doing[name]() == shards

@@ -19,7 +19,7 @@ import pyarrow as pa
 from tests.batch.runs import errors_of, rows_of
 from xlmr_ray.batch import stream
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.ledger.commit import commit_shard
 from xlmr_ray.batch.ledger.record import new_attempt
@@ -106,7 +106,7 @@ def main() -> None:
     arguments = parser.parse_args()
     stream.TokenizeEach, stream.Encode = Tokenized, Encoded  # type: ignore[misc, assignment]
     ray.init(num_cpus=arguments.cpus, include_dashboard=False, log_to_driver=False, object_store_memory=500 << 20)
-    one = Input("s3://corpus/part.parquet", "parquet", "", 10**8, "etag")
+    one = InputFile("s3://corpus/part.parquet", "parquet", "", 10**8, "etag")
     shards = (Shard(f"{0:07d}-{n:06d}", one, n * ROWS, ROWS, n * ROWS, (n + 1) * ROWS) for n in range(arguments.shards))
     with tempfile.TemporaryDirectory(prefix="driver-") as folder:
         columns = Columns(text={"text": "text"})

@@ -60,7 +60,7 @@ def job_of(path, out, *, empty="error", rows=50, task="text-classification", mod
 
 def through(job, out):
     """Output rows and error rows of a job without a cluster: the same steps, one shard after another."""
-    prepared = prepare.prepare(job, open_store(str(out)))
+    prepared = prepare.prepare_run(job, open_store(str(out)))
     tokenize, encode = Tokenize(prepared.recipe), Encode(prepared.recipe)
     outputs, errors = [], []
     for shard in prepared.plan.shards:
@@ -272,7 +272,7 @@ def test_no_permission_is_not_bad_data(corpus, tmp_path, monkeypatch, format):
         raise PermissionError(13, "Permission denied", name)
 
     def prepared(out):
-        return prepare.prepare(job_of(corpus.folder / name, out, id="id"), open_store(str(out)))
+        return prepare.prepare_run(job_of(corpus.folder / name, out, id="id"), open_store(str(out)))
 
     planned = prepared(tmp_path / "out")
     monkeypatch.setattr(raw.Source, "range", refused)

@@ -181,7 +181,7 @@ def test_workers_carry_the_actors(overlay, weights):
         memory += count * quantity(limits["memory"])
     job = the_job(objects)
     there = sizing.Resources(tuple(cpus), tuple(gpus), memory)
-    size = sizing.sizes(there, job.cluster, job.engine.device, weights)
+    size = sizing.cluster_sizes(there, job.cluster, job.engine.device, weights)
 
     asked = size.encoders * size.encoder_cpus + size.tokenizers * size.tokenizer_cpus + size.writers * 0.25
     assert asked <= sum(cpus)

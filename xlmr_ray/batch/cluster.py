@@ -185,7 +185,9 @@ def resources() -> Resources:
     return cluster_resources() if ray.is_initialized() else resources_here()
 
 
-def sizes(there: Resources, cluster: ClusterSection, device: str, held: int, shards: int = sys.maxsize) -> Sizes:
+def cluster_sizes(
+    there: Resources, cluster: ClusterSection, device: str, held: int, shards: int = sys.maxsize
+) -> Sizes:
     """What a cluster carries, for encoders that each hold so many bytes of weights and results, and no more of them
     than there are `shards` to do, unless the job says how many.
 

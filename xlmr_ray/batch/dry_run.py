@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from rich.console import Console
 
-from xlmr_ray.batch.cluster import Sizes, connected_if_there, resources, sizes
+from xlmr_ray.batch.cluster import Sizes, cluster_sizes, connected_if_there, resources
 from xlmr_ray.batch.done import earlier
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.shard_table import INPUT, ROWS
@@ -17,7 +17,7 @@ from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.lease import lease_ttl
 from xlmr_ray.batch.observe.lineage import check_installed
 from xlmr_ray.batch.plan import Plan
-from xlmr_ray.batch.prepare import checked_store, describe, prepare
+from xlmr_ray.batch.prepare import checked_store, describe, prepare_run
 from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.run import check_errors, memory_of
 from xlmr_ray.batch.stages.recipe import Recipe
@@ -57,15 +57,17 @@ def dry_run(job: Job, console: Console, *, at_least_once: bool = False) -> None:
     if job.lineage is not None:
         check_installed()
     with connected_if_there(job.cluster.address):
-        prepared = prepare(job, store)
+        prepared = prepare_run(job, store)
         plan, recipe = prepared.plan, prepared.recipe
         figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
         done = earlier(store, plan, figures, prepared.found.withdrawn if prepared.found else frozenset())
         left = np.flatnonzero(~done.shards)
-        size = sizes(resources(), job.cluster, job.engine.device, memory_of(recipe, plan.shards), max(1, len(left)))
+        size = cluster_sizes(
+            resources(), job.cluster, job.engine.device, memory_of(recipe, plan.shards), max(1, len(left))
+        )
         say(console, describe(prepared, done))
         if len(left):
-            show(plan, left, recipe, size, console)
+            show_plan(plan, left, recipe, size, console)
         else:
             say(console, "nothing is left to do")
         figures.rows_error += sum(file.rows for file in plan.dead if file.id not in done.files)
@@ -73,7 +75,7 @@ def dry_run(job: Job, console: Console, *, at_least_once: bool = False) -> None:
     say(console, "a dry run: nothing was started or written")
 
 
-def show(plan: Plan, left: NDArray[np.int64], recipe: Recipe, size: Sizes, console: Console) -> None:
+def show_plan(plan: Plan, left: NDArray[np.int64], recipe: Recipe, size: Sizes, console: Console) -> None:
     """What the shards that are `left`, by index, would take."""
     columns = plan.shards.columns[left]  # (left, 6)
     inputs = [plan.shards.inputs[index] for index in np.unique(columns[:, INPUT])]
@@ -82,7 +84,7 @@ def show(plan: Plan, left: NDArray[np.int64], recipe: Recipe, size: Sizes, conso
     say(console, f"files   {named}; {sum(one.size for one in inputs):,} bytes")
     rows = int(columns[:, ROWS].sum())
     found = sampled(
-        [plan.shards[int(index)] for index in (left if rows <= DOCUMENTS else spread(left, SHARDS))], recipe
+        [plan.shards[int(index)] for index in (left if rows <= DOCUMENTS else evenly_spread(left, SHARDS))], recipe
     )
     about = "" if found.rows == rows else "about "
     tokens = round(found.tokens / max(1, found.rows) * rows)
@@ -108,7 +110,9 @@ def sampled(shards: Sequence[Shard], recipe: Recipe) -> Sampled:
     for shard in shards:
         with reading(shard.input.key):
             rows = step.read(shard)
-        done = step.of_rows(rows if whole else rows.take(spread(np.arange(rows.num_rows), DOCUMENTS // len(shards))))
+        done = step.of_rows(
+            rows if whole else rows.take(evenly_spread(np.arange(rows.num_rows), DOCUMENTS // len(shards)))
+        )
         count += done.rows.num_rows
         tokens += computed_tokens(recipe, step.tasks, done.encoded)
         errors.update(code for code in done.rows["_code"].to_pylist() if code)
@@ -118,7 +122,7 @@ def sampled(shards: Sequence[Shard], recipe: Recipe) -> Sampled:
     return Sampled(count, tokens, errors, schema)
 
 
-def spread(numbers: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+def evenly_spread(numbers: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """At most so many of the numbers, evenly spread."""
     chosen: NDArray[np.int64] = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), most)).round().astype(int)]
     return chosen

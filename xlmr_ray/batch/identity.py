@@ -7,10 +7,10 @@ from typing import Any
 
 from xlmr_ray.batch.cluster import gpus_dtype, on_gpu
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.job import EngineSection, Job
 from xlmr_ray.batch.ledger.json_by_line import canonical
-from xlmr_ray.batch.stages.checkpoints import bound
+from xlmr_ray.batch.stages.checkpoints import bound_task
 from xlmr_ray.batch.stages.recipe import TaskRecipe
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import HEADS, encoder_folder
@@ -26,7 +26,7 @@ def run_id(identity: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical(identity)).hexdigest()[:16]
 
 
-def identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: Sequence[Input]) -> dict[str, Any]:
+def identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: Sequence[InputFile]) -> dict[str, Any]:
     """What decides the run: the job's own identity, and the inputs, whose list the plan holds."""
     total = hashlib.sha256()
     for one in inputs:
@@ -44,7 +44,7 @@ def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> d
         {
             "task": canonical_task(recipe.task),
             "prefix": recipe.prefix,
-            "options": options_of(bound(recipe)),
+            "options": options_of(bound_task(recipe)),
             "weights": recipe.weights,
             "tokenizer": recipe.tokenizer,
             "settings": settings_digest(resolve(recipe.model)),
@@ -57,7 +57,7 @@ def job_identity(job: Job, recipes: Sequence[TaskRecipe], columns: Columns) -> d
         "answers": ANSWERS,
         "columns": columns.identity(),
         "tasks": tasks,
-        "precision": precision(job.engine),
+        "precision": run_dtype(job.engine),
         "attn_implementation": job.engine.attn_implementation,
         "quantization": job.engine.quantization,
         # Runs from before there were these keep their names.
@@ -79,7 +79,7 @@ def options_of(task: Task) -> dict[str, Any]:
     }
 
 
-def precision(engine: EngineSection) -> str:
+def run_dtype(engine: EngineSection) -> str:
     """The dtype that the run's engines compute in. It is chosen once, from what is there now, for all actors:
     a machine that joins later must not choose otherwise.
     """

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from xlmr_ray.batch.identity import run_id
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.file import Input, InputChanged
+from xlmr_ray.batch.input.file import InputChanged, InputFile
 from xlmr_ray.batch.input.kept_types import KeptTypes
 from xlmr_ray.batch.input.planning import SHARD_BYTES
 from xlmr_ray.batch.input.readers import READERS
@@ -53,7 +53,7 @@ class Changes:
     in the table and not listed; `same` need nothing.
     """
 
-    todo: tuple[Input, ...]
+    todo: tuple[InputFile, ...]
     replaced: tuple[str, ...]
     gone: tuple[str, ...]
     same: int
@@ -89,7 +89,7 @@ class Next:
     withdrawn: frozenset[str] = frozenset()
 
 
-def compare(known: Mapping[str, tuple[int, str]], inputs: Sequence[Input], *, drop: bool) -> Changes:
+def compare(known: Mapping[str, tuple[int, str]], inputs: Sequence[InputFile], *, drop: bool) -> Changes:
     """What is to be done; `known` are size and etag by key of what the table has."""
     todo = tuple(one for one in inputs if known.get(one.key) != (one.size, one.etag))
     listed = {one.key for one in inputs}
@@ -108,14 +108,14 @@ def last_run(store: Store, identity: Mapping[str, Any]) -> str | None:
     return None if published is None else published.heads.get(run_id(identity))
 
 
-def changes_since(store: Store, after: str | None, inputs: Sequence[Input], *, drop: bool) -> Changes:
+def changes_since(store: Store, after: str | None, inputs: Sequence[InputFile], *, drop: bool) -> Changes:
     """What the table of the run `after` has not."""
     return compare({} if after is None else table_inputs(store, after), inputs, drop=drop)
 
 
 def limited_inputs(
-    store: Store, identity: Mapping[str, Any], inputs: Sequence[Input], *, drop: bool
-) -> tuple[Sequence[Input], Next | None]:
+    store: Store, identity: Mapping[str, Any], inputs: Sequence[InputFile], *, drop: bool
+) -> tuple[Sequence[InputFile], Next | None]:
     """What a limited run reads of an incremental job with this identity, which has no limit: the first rows of what the
     table has not, and they are not added to it. Where nothing is new, the `Next` that says so.
     """
@@ -129,11 +129,11 @@ def plan_next(
     identity: Mapping[str, Any],
     job: str,
     columns: Columns,
-    inputs: Sequence[Input],
+    inputs: Sequence[InputFile],
     *,
     drop: bool,
     shard_rows: int,
-    shard_bytes: Callable[[Sequence[Input]], int] = lambda inputs: SHARD_BYTES,
+    shard_bytes: Callable[[Sequence[InputFile]], int] = lambda inputs: SHARD_BYTES,
     readers: Mapping[str, Reader] = READERS,
     ignored: Sequence[str] = (),
     max_drift: float | None = None,
@@ -211,7 +211,7 @@ def publish_found(store: Store, found: Next, *, started: float) -> tuple[bool, b
     return publish(store, found.after, started=started, job=found.job, runs=runs)[1], True
 
 
-def stale_inputs(store: Store, plan: Plan, listed: Sequence[Input]) -> frozenset[str]:
+def stale_inputs(store: Store, plan: Plan, listed: Sequence[InputFile]) -> frozenset[str]:
     """The keys of the inputs of an unfinished run that changed or are gone.
 
     An input that is not listed, or listed as another, is looked at: the job may list another folder now, and the plan
@@ -254,7 +254,7 @@ def _of(plan: Plan, sources: frozenset[str]) -> Iterator[Shard]:
         yield plan.shards[at]
 
 
-def _key_if_changed(one: Input) -> str | None:
+def _key_if_changed(one: InputFile) -> str | None:
     try:
         Source(one).check()
     except InputChanged:
@@ -262,7 +262,7 @@ def _key_if_changed(one: Input) -> str | None:
     return None
 
 
-def _give_up(store: Store, run_id: str, shard: str, one: Input) -> None:
+def _give_up(store: Store, run_id: str, shard: str, one: InputFile) -> None:
     record = Record(
         run_id=run_id,
         shard=shard,

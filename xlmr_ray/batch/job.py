@@ -310,18 +310,18 @@ def with_setting(content: dict[str, Any], setting: str, option: str = "--set") -
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    changed: dict[str, Any] = _put(content, key.split("."), value, f"{option} {setting}")
+    changed: dict[str, Any] = _with_value(content, key.split("."), value, f"{option} {setting}")
     return changed
 
 
-def _put(at: Any, path: list[str], value: Any, setting: str) -> Any:
+def _with_value(at: Any, path: list[str], value: Any, setting: str) -> Any:
     first, *rest = path
     if isinstance(at, list) and first.isdigit() and int(first) < len(at):
         new = list(at)
-        new[int(first)] = _put(at[int(first)], rest, value, setting) if rest else value
+        new[int(first)] = _with_value(at[int(first)], rest, value, setting) if rest else value
         return new
     if isinstance(at, dict):
-        return {**at, first: _put(at.get(first) or {}, rest, value, setting) if rest else value}
+        return {**at, first: _with_value(at.get(first) or {}, rest, value, setting) if rest else value}
     raise UserError(f"{setting}: there is nothing at {first!r} to set")
 
 

@@ -16,7 +16,7 @@ def check_output_columns(columns: Columns, tasks: Sequence[tuple[str, str, pa.Sc
     engines that read Parquet take those for one. `tasks`: name, prefix and schema of each.
     """
     seen: dict[str, tuple[str, str]] = {}
-    for name, what in _named(columns, tasks):
+    for name, what in _named_columns(columns, tasks):
         if (other := seen.get(name.casefold())) is None:
             seen[name.casefold()] = name, what
         elif other[0] == name:
@@ -29,7 +29,7 @@ def check_output_columns(columns: Columns, tasks: Sequence[tuple[str, str, pa.Sc
             )
 
 
-def _named(columns: Columns, tasks: Sequence[tuple[str, str, pa.Schema]]) -> Iterator[tuple[str, str]]:
+def _named_columns(columns: Columns, tasks: Sequence[tuple[str, str, pa.Schema]]) -> Iterator[tuple[str, str]]:
     for name in OF_ROW:
         yield name, "the row's own"
     for task, prefix, schema in tasks:

@@ -10,21 +10,21 @@ import pyarrow as pa
 from xlmr_ray.batch.cluster import on_gpu
 from xlmr_ray.batch.identity import identity, run_id
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.file import Input
-from xlmr_ray.batch.input.kept_types import KeptTypes, from_text, to_text
+from xlmr_ray.batch.input.file import InputFile
+from xlmr_ray.batch.input.kept_types import KeptTypes, schema_from_text, schema_to_text
 from xlmr_ray.batch.input.lost_rows import count_lost
-from xlmr_ray.batch.input.on_cluster import workers
+from xlmr_ray.batch.input.on_cluster import planning_workers
 from xlmr_ray.batch.input.planning import SHARD_BYTES, DeadLetter, plan_shards
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard_table import INPUT, ShardTable
 from xlmr_ray.batch.job import Job
-from xlmr_ray.batch.ledger.json_by_line import Damaged, items_of, pieces_of
+from xlmr_ray.batch.ledger.json_by_line import Damaged, items_of, json_pieces
 from xlmr_ray.batch.ledger.manifest import not_read
 from xlmr_ray.batch.ledger.record import plan_head, plan_key
 from xlmr_ray.batch.ledger.spool import spooled
 from xlmr_ray.batch.output_columns import check_output_columns
-from xlmr_ray.batch.stages.checkpoints import bound
+from xlmr_ray.batch.stages.checkpoints import bound_task
 from xlmr_ray.batch.stages.recipe import TaskRecipe
 from xlmr_ray.batch.store.base import Exists, Store, create_file
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
@@ -49,7 +49,7 @@ class Dead:
     """
 
     id: str
-    input: Input
+    input: InputFile
     code: str
     message: str
     rows: int = 1
@@ -132,7 +132,7 @@ def columns_of(job: Job, recipes: Sequence[TaskRecipe]) -> Columns:
     columns of the output would have one name.
     """
     text: dict[str, str] = {}
-    tasks = [bound(recipe) for recipe in recipes]
+    tasks = [bound_task(recipe) for recipe in recipes]
     for recipe, task in zip(recipes, tasks, strict=True):
         for role in task.roles:
             column = job.input.column(role)
@@ -168,10 +168,10 @@ def make_plan(
     job: Job,
     recipes: Sequence[TaskRecipe],
     columns: Columns,
-    inputs: Sequence[Input],
+    inputs: Sequence[InputFile],
     *,
     shard_rows: int,
-    shard_bytes: Callable[[Sequence[Input]], int] = lambda inputs: SHARD_BYTES,
+    shard_bytes: Callable[[Sequence[InputFile]], int] = lambda inputs: SHARD_BYTES,
     ignored: Sequence[str] = (),
 ) -> Plan:
     """The run's plan: the one that it has, or a new one, written once. `shard_bytes` is asked where a plan is made;
@@ -198,7 +198,7 @@ def make_plan(
 def write_plan(
     store: Store,
     head: Mapping[str, Any],
-    inputs: Sequence[Input],
+    inputs: Sequence[InputFile],
     columns: Columns,
     *,
     shard_rows: int,
@@ -217,7 +217,7 @@ def write_plan(
     shards = ShardTable(inputs)
     letters: list[DeadLetter] = []
     kept = kept or KeptTypes(columns.extra)
-    pool = workers(len(inputs)) if limit is None else None
+    pool = planning_workers(len(inputs)) if limit is None else None
     pieces = plan_shards(
         inputs,
         shard_rows=shard_rows,
@@ -254,11 +254,11 @@ def write_plan(
 
     types = kept.schema()
     if types is not None:
-        head = {**head, "kept": to_text(types)}
+        head = {**head, "kept": schema_to_text(types)}
     if (beside := not_read(ignored)) is not None:
         head = {**head, "not_read": asdict(beside)}
     try:
-        with spooled(pieces_of(head, {"inputs": (one.line() for one in inputs), "shards": lines()})) as file:
+        with spooled(json_pieces(head, {"inputs": (one.line() for one in inputs), "shards": lines()})) as file:
             create_file(store, plan_key(name), file)
     except Exists:
         found = read_plan(store, name)
@@ -276,8 +276,8 @@ def read_plan(store: Store, name: str) -> Plan | None:
     except FileNotFoundError:
         return None
     try:
-        kept = None if types is None else from_text(types)
-        inputs = [Input(**line) for line in items_of(store, key, "inputs")]
+        kept = None if types is None else schema_from_text(types)
+        inputs = [InputFile(**line) for line in items_of(store, key, "inputs")]
         shards = ShardTable(inputs)
         for line in items_of(store, key, "shards"):
             if "code" in line:

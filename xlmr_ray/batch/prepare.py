@@ -6,15 +6,15 @@ from functools import partial
 
 from xlmr_ray.batch.cluster import on_gpu
 from xlmr_ray.batch.done import Done
-from xlmr_ray.batch.identity import job_identity, precision, run_id
+from xlmr_ray.batch.identity import job_identity, run_dtype, run_id
 from xlmr_ray.batch.incremental import Next, limited_inputs, plan_next, planned
-from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.lake.sink import check_sink
 from xlmr_ray.batch.plan import Plan, check_quantization, columns_of, make_plan, task_recipes
 from xlmr_ray.batch.shard_rows import shard_bytes, shard_rows
-from xlmr_ray.batch.stages.checkpoints import bound
+from xlmr_ray.batch.stages.checkpoints import bound_task
 from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.store.base import NoConditionalWrites, Store
 from xlmr_ray.batch.store.filesystem import reading
@@ -39,7 +39,7 @@ def checked_store(url: str, check: Callable[[Store], None], *, at_least_once: bo
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """All that is settled before a cluster is asked for: the plan, what the actors need to know, the files left out,
     the hash of the job's identity. `found` is what an incremental run is in its chain; where nothing is new, the
     plan is that of the last run.
@@ -53,14 +53,14 @@ class Prepared:
     found: Next | None = None
 
 
-def prepare(job: Job, store: Store) -> Prepared:
+def prepare_run(job: Job, store: Store) -> PreparedRun:
     """Finds inputs and checkpoints, and makes the plan or reads the one that the run has. Raises UserError for what
     is wrong.
     """
     check_quantization(job)
     recipes = task_recipes(job)
     if job.output.table is not None:
-        check_sink(job.output.table, (bound(recipe).schema for recipe in recipes), store)
+        check_sink(job.output.table, (bound_task(recipe).schema for recipe in recipes), store)
     columns = columns_of(job, recipes)
     with reading(", ".join(map(clean_url, job.input.path))):
         found = find_inputs(
@@ -71,7 +71,7 @@ def prepare(job: Job, store: Store) -> Prepared:
             columns=columns,
         )
         what = job_identity(job, recipes, columns)
-        inputs: Sequence[Input] = found.inputs
+        inputs: Sequence[InputFile] = found.inputs
         upon: Next | None = None
         size = partial(shard_bytes, job, recipes, columns)
         # A table's or repository's files are written anew, so what is gone of them is in others, or removed.
@@ -103,7 +103,7 @@ def prepare(job: Job, store: Store) -> Prepared:
     device = job.engine.device
     engine = replace(
         job.engine.settings,
-        dtype=precision(job.engine),
+        dtype=run_dtype(job.engine),
         device="cuda" if device == "auto" and on_gpu(device) else device,  # not the CPU where a GPU is out of order
     )
     recipe = Recipe(
@@ -119,10 +119,10 @@ def prepare(job: Job, store: Store) -> Prepared:
         kept=plan.kept,
         pre_tokenizer=job.engine.pre_tokenizer,
     )
-    return Prepared(plan, recipe, len(plan.shards.inputs), tuple(found.ignored), run_id(what), upon)
+    return PreparedRun(plan, recipe, len(plan.shards.inputs), tuple(found.ignored), run_id(what), upon)
 
 
-def describe(prepared: Prepared, done: Done) -> str:
+def describe(prepared: PreparedRun, done: Done) -> str:
     plan = prepared.plan
     files, shards = plural(prepared.files, "file"), plural(len(plan.shards), "shard")
     text = f"run {plan.run_id}: {plural(plan.rows, 'document')} of {files} in {shards}"

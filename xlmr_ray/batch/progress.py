@@ -50,7 +50,7 @@ class Figures:
         )
 
 
-def show(line: ProgressLine, figures: Figures) -> None:
+def show_figures(line: ProgressLine, figures: Figures) -> None:
     """The figures as they are now."""
     done = figures.rows_before + figures.rows
     left = (figures.total_rows - done) * figures.seconds / max(1, figures.rows)

@@ -21,7 +21,7 @@ from xlmr_ray.batch.input.shard_table import ShardTable
 from xlmr_ray.batch.ledger.json_by_line import parsed
 from xlmr_ray.batch.ledger.snapshot import DATA, read_step, table_files
 from xlmr_ray.batch.stages.block import from_block, guarded, raise_failure
-from xlmr_ray.batch.stages.checkpoints import bound
+from xlmr_ray.batch.stages.checkpoints import bound_task
 from xlmr_ray.batch.stages.recipe import Recipe, TaskRecipe, shard_from_json
 from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.batch.stream import rows_of, stream
@@ -47,13 +47,13 @@ def known_ranges(recipe: Recipe, after: str | None) -> Recipe:
     """The recipe with those ranges that the run has, or the run that it comes `after`."""
     found = {}
     for task in unmeasured(recipe.tasks):
-        data = kept(recipe.store, recipe.run_id, after, task)
+        data = kept_ranges(recipe.store, recipe.run_id, after, task)
         if data is not None:
             found[task.prefix] = data
     return with_ranges(recipe, found)
 
 
-def kept(store: Store, run_id: str, after: str | None, task: TaskRecipe) -> bytes | None:
+def kept_ranges(store: Store, run_id: str, after: str | None, task: TaskRecipe) -> bytes | None:
     """What the run has of a task's ranges, or takes over from those before it; None where no run has measured yet."""
     own = ranges_key(run_id, task)
     try:
@@ -95,7 +95,7 @@ def with_ranges(recipe: Recipe, found: Mapping[str, bytes]) -> Recipe:
     return replace(recipe, tasks=tuple(tasks))
 
 
-def measured(recipe: Recipe, shards: ShardTable, size: Sizes, note: Callable[[str], None]) -> Recipe:
+def with_measured_ranges(recipe: Recipe, shards: ShardTable, size: Sizes, note: Callable[[str], None]) -> Recipe:
     """The recipe with ranges for all tasks: what is not known yet is measured on the connected cluster, and kept.
 
     Raises JobFailed where the sample has no vector.
@@ -103,7 +103,7 @@ def measured(recipe: Recipe, shards: ShardTable, size: Sizes, note: Callable[[st
     wanted = unmeasured(recipe.tasks)
     if not wanted:
         return recipe
-    indices = sample(len(shards), shards.rows)
+    indices = sampled_shards(len(shards), shards.rows)
     note(f"measuring the ranges of {wanted[0].options['precision']} vectors on {len(indices)} of {len(shards)} shards")
     floats = {"precision": "float32", "ranges": None}
     tasks = tuple(replace(task, options={**task.options, **floats}) for task in wanted)
@@ -124,7 +124,7 @@ def measured(recipe: Recipe, shards: ShardTable, size: Sizes, note: Callable[[st
                 "with; name ranges"
             )
         low, high = np.min([low for low, _ in sides], axis=0), np.max([high for _, high in sides], axis=0)
-        own = bound(task)
+        own = bound_task(task)
         assert isinstance(own, Embedding)
         ranges = Ranges(tuple(low.tolist()), tuple(high.tolist()), own.normalized)
         data = to_json(ranges, sum(row["vectors"] for row in rows)).encode()
@@ -132,7 +132,7 @@ def measured(recipe: Recipe, shards: ShardTable, size: Sizes, note: Callable[[st
     return with_ranges(recipe, found)
 
 
-def sample(shards: int, rows: int) -> list[int]:
+def sampled_shards(shards: int, rows: int) -> list[int]:
     """The indices of the shards to measure on, of so many that have so many rows together."""
     documents = min(max(rows // EVERY, FEWEST), MOST)
     count = min(max(-(-documents * shards // max(rows, 1)), PLACES), shards)

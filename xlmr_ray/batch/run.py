@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from xlmr_ray.batch.cluster import cluster_resources, connected, connected_if_there, on_gpu, remote, sizes
+from xlmr_ray.batch.cluster import cluster_resources, cluster_sizes, connected, connected_if_there, on_gpu, remote
 from xlmr_ray.batch.done import Done, committed_now, earlier
 from xlmr_ray.batch.incremental import Changes, publish_found
 from xlmr_ray.batch.input.file import InputChanged
@@ -27,9 +27,9 @@ from xlmr_ray.batch.observe.drift import Drift, leave_drift
 from xlmr_ray.batch.observe.launches import last_launch
 from xlmr_ray.batch.observe.telemetry import Watch, watched
 from xlmr_ray.batch.plan import Dead, Plan
-from xlmr_ray.batch.prepare import Prepared, checked_store, describe, prepare
-from xlmr_ray.batch.progress import Figures, show
-from xlmr_ray.batch.ranges import known_ranges, measured
+from xlmr_ray.batch.prepare import PreparedRun, checked_store, describe, prepare_run
+from xlmr_ray.batch.progress import Figures, show_figures
+from xlmr_ray.batch.ranges import known_ranges, with_measured_ranges
 from xlmr_ray.batch.shard_rows import held_bytes
 from xlmr_ray.batch.stages.block import raise_failure
 from xlmr_ray.batch.stages.recipe import Recipe
@@ -46,7 +46,7 @@ from xlmr_ray.text.progress_line import ProgressLine, say
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """A finished run: its manifest, this launch's figures, whether it is the published one, its store; what an
     incremental launch found to be new; whether the job is limited to its first rows.
     """
@@ -78,7 +78,7 @@ def run_job(
     quiet: bool = False,
     at_least_once: bool = False,
     wait: float = WAIT,
-) -> Outcome:
+) -> RunOutcome:
     """Runs the job to its end. Where another launch of the same run is at it, waits for that one first, for `wait`
     seconds at most.
 
@@ -88,9 +88,9 @@ def run_job(
     started = time.time()
     store = checked_store(job.output.path, lambda store: store.probe(), at_least_once=at_least_once)
     with connected_if_there(job.cluster.address):
-        before: Outcome | None = None
+        before: RunOutcome | None = None
         while True:
-            prepared = prepare(job, store)
+            prepared = prepare_run(job, store)
             plan = prepared.plan
             figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
             run = Run(job, store, prepared, figures, console, quiet)
@@ -111,7 +111,7 @@ class Run:
 
     job: Job
     store: Store
-    prepared: Prepared
+    prepared: PreparedRun
     figures: Figures
     console: Console
     quiet: bool = False
@@ -132,7 +132,7 @@ class Run:
         check_errors(self.job, self.plan, self.figures, f"they are in {where}")
 
 
-def run_prepared(run: Run, *, started: float, wait: float) -> tuple[Outcome, bool]:
+def run_prepared(run: Run, *, started: float, wait: float) -> tuple[RunOutcome, bool]:
     """One run to its end, published. Returns also whether that is all; see `incremental`."""
     store, name, found = run.store, run.plan.run_id, run.prepared.found
     models = {task.model: task.weights for task in run.prepared.recipe.tasks}
@@ -153,7 +153,7 @@ def run_prepared(run: Run, *, started: float, wait: float) -> tuple[Outcome, boo
             commit_published(store, run.job.output.table)
         watch.finished(manifest, anew=anew)
     changes = found.changes if found else None
-    return Outcome(manifest, run.figures, published, store, changes, limited=run.limited), settled
+    return RunOutcome(manifest, run.figures, published, store, changes, limited=run.limited), settled
 
 
 def drive(run: Run, check: Callable[[], None], watch: Watch) -> Manifest:
@@ -217,11 +217,11 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
     changed: Counter[str] = Counter()
     cluster, device = run.job.cluster, run.job.engine.device
     with connected(cluster.address), ProgressLine(run.console, "docs", quiet=run.quiet) as line:
-        size = sizes(cluster_resources(), cluster, device, memory_of(prepared.recipe, plan.shards), len(todo))
+        size = cluster_sizes(cluster_resources(), cluster, device, memory_of(prepared.recipe, plan.shards), len(todo))
         recipe = replace(known, threads=size.threads, gpus=size.encoder_gpus)
         if watch is not None:
             watch.launched(size, figures)
-        recipe = measured(recipe, plan.shards, size, line.say)
+        recipe = with_measured_ranges(recipe, plan.shards, size, line.say)
         line.say(f"starting {size}")
         for row in rows_of(stream((plan.shards[int(at)] for at in todo), len(todo), recipe, size)):
             check()
@@ -234,7 +234,7 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
             figures.add(committed.record)
             if watch is not None:
                 watch.shard(committed)
-            show(line, figures)
+            show_figures(line, figures)
             run.check_errors()
     if changed:
         raise JobFailed(

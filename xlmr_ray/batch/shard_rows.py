@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from xlmr_ray.batch.cluster import on_gpu, resources
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.planning import SHARD_BYTES
-from xlmr_ray.batch.input.readers.raw import Damaged, Source
+from xlmr_ray.batch.input.readers.raw import BadFile, Source
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.job import Job
-from xlmr_ray.batch.stages.checkpoints import bound
+from xlmr_ray.batch.stages.checkpoints import bound_task
 from xlmr_ray.batch.stages.recipe import TaskRecipe
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import model_folder, read_config
@@ -50,15 +50,15 @@ def shard_rows(job: Job, recipes: Sequence[TaskRecipe]) -> int:
     room = RESULT_BYTES if on_gpu(job.engine.device) else RESULT_BYTES_CPU
     most = max(1, min(SHARD_ROWS, room // max(1, sum(map(result_bytes, recipes)))))
     if job.input.limit is not None:
-        most = min(most, max(FEWEST_ROWS, -(-job.input.limit // (EACH * workers(job)[0]))))
+        most = min(most, max(FEWEST_ROWS, -(-job.input.limit // (EACH * encoders_and_machines(job)[0]))))
     return most
 
 
-def shard_bytes(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: Sequence[Input]) -> int:
+def shard_bytes(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, inputs: Sequence[InputFile]) -> int:
     """Of the content that is read, for a job that reads these inputs."""
     if job.cluster.shard_rows != "auto":
         return SHARD_BYTES
-    encoders, machines = workers(job)
+    encoders, machines = encoders_and_machines(job)
     content = content_bytes(inputs, columns, job.input.readers)
     share = content // encoders
     gpu = on_gpu(job.engine.device)
@@ -67,7 +67,7 @@ def shard_bytes(job: Job, recipes: Sequence[TaskRecipe], columns: Columns, input
     return min(max(size, content // (MOST * machines), fewest), SHARD_BYTES)
 
 
-def workers(job: Job) -> tuple[int, int]:
+def encoders_and_machines(job: Job) -> tuple[int, int]:
     """How many encoders there will be, about, and machines."""
     there = resources()
     found = sum(there.gpus if on_gpu(job.engine.device) else there.cpus)
@@ -82,7 +82,7 @@ def minute_bytes(recipes: Iterable[TaskRecipe], speed: float) -> int:
     return int(MINUTE * speed / max(1.0, token) * TOKEN_BYTES)
 
 
-def content_bytes(inputs: Sequence[Input], columns: Columns, readers: Mapping[str, Reader]) -> int:
+def content_bytes(inputs: Sequence[InputFile], columns: Columns, readers: Mapping[str, Reader]) -> int:
     """Of all inputs, about: from the sizes of all, and a look into some."""
     total = 0.0
     for name in {one.format for one in inputs}:
@@ -90,7 +90,7 @@ def content_bytes(inputs: Sequence[Input], columns: Columns, readers: Mapping[st
         taken = files[:: max(1, len(files) // SAMPLE)][:SAMPLE]
         sizes = found = 0
         for one in taken:
-            with contextlib.suppress(Damaged, FileNotFoundError):  # planning tells of it
+            with contextlib.suppress(BadFile, FileNotFoundError):  # planning tells of it
                 found += readers[name].content_bytes(Source(one), columns)
                 sizes += one.size
         total += sum(one.size for one in files) * (found / sizes if sizes else 1.0)
@@ -110,7 +110,7 @@ def held_bytes(recipes: Sequence[TaskRecipe], rows: int) -> int:
 
 def result_bytes(recipe: TaskRecipe) -> int:
     """Bytes of the model's results for a text as long as the model takes; 0 where there is one result a sequence."""
-    task = bound(recipe)
+    task = bound_task(recipe)
     if not isinstance(task, EncoderTask) or task.unit == "sequence":
         return 0
     return 4 * task.result_width * task.longest_sequence(config_of(recipe))

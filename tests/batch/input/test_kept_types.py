@@ -8,9 +8,9 @@ from tests.batch.direct import job_of, rows_of, run_directly
 from tests.models import save_classifier
 from xlmr_ray import UserError
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.kept_types import KeptTypes, as_planned, from_text, to_text, wider
+from xlmr_ray.batch.input.kept_types import KeptTypes, as_planned, schema_from_text, schema_to_text, wider
 from xlmr_ray.batch.ledger.verify import verify
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.store.open import open_store
 
 
@@ -53,7 +53,7 @@ def test_compatible_types_are_one_column(model, tmp_path, columns, type):
     assert [row["kept"] for row in rows] == [
         {**fields, **value} if fields and value else value for column in columns for value in column.to_pylist()
     ]
-    plan = prepare(job, open_store(str(tmp_path / "out"))).plan
+    plan = prepare_run(job, open_store(str(tmp_path / "out"))).plan
     if plan.kept is not None:
         assert plan.kept.field("kept").type == type
 
@@ -82,7 +82,7 @@ def test_an_integer_that_a_double_cannot_hold_is_an_error_row(model, tmp_path):
 def test_incompatible_types_are_named_with_both_files(model, tmp_path, columns, told):
     job = job_of(model, write(tmp_path, columns), tmp_path / "out", keep="kept")
     with pytest.raises(UserError, match=f"^input.keep: column 'kept' is {told}, which do not go into one column"):
-        prepare(job, open_store(str(tmp_path / "out")))
+        prepare_run(job, open_store(str(tmp_path / "out")))
     assert not (tmp_path / "out" / "_runs").exists()
 
 
@@ -97,10 +97,10 @@ def test_what_is_added_to_a_table_fits_it_or_is_refused():
 
 def test_a_schema_of_any_type_survives_the_plan():
     schema = pa.schema([("a", pa.timestamp("us", "Europe/Berlin")), ("b", pa.struct({"c": pa.decimal128(10, 2)}))])
-    assert from_text(to_text(schema)) == schema
+    assert schema_from_text(schema_to_text(schema)) == schema
     for text in ("", "not base64", "AAAA"):
         with pytest.raises(ValueError, match=r"."):
-            from_text(text)
+            schema_from_text(text)
 
 
 def test_no_type_is_wider_than_both_of_two_that_differ():

@@ -15,7 +15,7 @@ from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.read_shard import read_shard
 from xlmr_ray.batch.input.readers import READERS
-from xlmr_ray.batch.input.readers.text import Text
+from xlmr_ray.batch.input.readers.text import PlainText
 from xlmr_ray.batch.input.source import find_inputs
 
 TEXT = Columns(text={"text": "text"})
@@ -90,7 +90,7 @@ def test_planning_ends_with_them(tmp_path):
 
 
 def test_a_format_that_is_not_cut_after_any_row(tmp_path):
-    class Whole(Text):
+    class Whole(PlainText):
         def plan(self, source, columns, *, shard_rows, shard_bytes):
             return super().plan(source, columns, shard_rows=100, shard_bytes=1 << 20)
 

@@ -17,8 +17,8 @@ from xlmr_ray.batch.done import earlier
 from xlmr_ray.batch.ledger.manifest import read_manifest
 from xlmr_ray.batch.ledger.status import status
 from xlmr_ray.batch.ledger.verify import verify
-from xlmr_ray.batch.observe.report.gather import gather
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.observe.report.gather import gather_report
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.run import TooManyErrors
 from xlmr_ray.batch.store.open import open_store
@@ -36,7 +36,9 @@ def folder(tmp_path):
 
 
 def plan_of(model, folder, **more):
-    return prepare(job_of(model, folder, folder.parent / "out", **more), open_store(str(folder.parent / "out"))).plan
+    return prepare_run(
+        job_of(model, folder, folder.parent / "out", **more), open_store(str(folder.parent / "out"))
+    ).plan
 
 
 def table(count, **more):
@@ -146,7 +148,7 @@ def test_everybody_counts_them(model, folder):
     with pytest.raises(TooManyErrors, match="30 of 90 rows"):
         run_directly(job_of(model, folder, out, max_fraction=0.3))
     store = open_store(str(out))
-    prepared = prepare(job, store)
+    prepared = prepare_run(job, store)
     (begun,) = status(store)
     assert (begun.rows, begun.rows_done, begun.rows_error, begun.rows_lost) == (90, 30, 1, 29)
     figures = Figures(90, 3)
@@ -160,7 +162,7 @@ def test_everybody_counts_them(model, folder):
     assert verify(store).ok
     (done,) = status(store)
     assert (done.rows, done.rows_done, done.rows_error, done.rows_lost) == (90, 90, 1, 29)
-    report = gather(store)
+    report = gather_report(store)
     assert (report.rows, report.rows_error, report.rows_lost) == (61, 1, 29)
     (error,) = rows_of(out, errors=True)
     assert (error["row"], error["code"]) == (-1, codes.MISSING_COLUMN)

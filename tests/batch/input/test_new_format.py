@@ -22,7 +22,7 @@ from xlmr_ray.batch.input.readers import READERS, csv
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job, check_job
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.store.open import open_store
 
 
@@ -87,12 +87,12 @@ def test_its_files_are_found_cut_and_read(tmp_path: Path) -> None:
 def test_its_options_are_checked_and_decide_the_run(tmp_path: Path, model: Path) -> None:
     write(tmp_path / "in" / "a.par", end="==")
     store = open_store(str(tmp_path / "out"))
-    whole = prepare(job(model, tmp_path), store).plan
+    whole = prepare_run(job(model, tmp_path), store).plan
     assert whole.rows == 1
-    cut_up = prepare(job(model, tmp_path, paragraphs={"end": "=="}), store).plan
+    cut_up = prepare_run(job(model, tmp_path, paragraphs={"end": "=="}), store).plan
     assert cut_up.rows == 10
     assert cut_up.run_id != whole.run_id
-    assert prepare(job(model, tmp_path, paragraphs={"end": "--"}), store).plan.run_id == whole.run_id
+    assert prepare_run(job(model, tmp_path, paragraphs={"end": "--"}), store).plan.run_id == whole.run_id
     with pytest.raises(UserError, match=r"^test: input\.paragraphs: unknown key 'ende', did you mean 'end'\?$"):
         job(model, tmp_path, paragraphs={"ende": "=="})
 

@@ -20,9 +20,9 @@ from xlmr_ray.batch.ledger.manifest import NotRead, manifest_key, read_manifest
 from xlmr_ray.batch.ledger.status import status
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.observe.printing import print_status
-from xlmr_ray.batch.observe.report.gather import gather
-from xlmr_ray.batch.observe.report.page import page
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.observe.report.gather import gather_report
+from xlmr_ray.batch.observe.report.page import report_page
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.store.filesystem import filesystem
 from xlmr_ray.batch.store.open import open_store
 
@@ -39,7 +39,7 @@ def test_everybody_names_them(folder, tmp_path, capsys):
         (folder / f"{number:02}.jsonl.bz2").write_bytes(b"BZh9")
     out, job = tmp_path / "out", job_of("embedded:mini", folder, tmp_path / "out")
     store = open_store(str(out))
-    prepare(job, store)
+    prepare_run(job, store)
     wanted = NotRead(30, tuple(str(folder / f"{number:02}.jsonl.bz2") for number in range(20)))
     (begun,) = status(store)
     assert begun.not_read == wanted
@@ -52,9 +52,9 @@ def test_everybody_names_them(folder, tmp_path, capsys):
     print_status(store, Console(width=1000))
     told = f"not read, no known ending: {', '.join(wanted.some[:3])} and 27 more"
     assert told in capsys.readouterr().out
-    report = gather(store)
+    report = gather_report(store)
     assert report.not_read == wanted
-    assert "files not read" in page(report)
+    assert "files not read" in report_page(report)
 
 
 def test_nothing_is_said_of_nothing(folder, tmp_path):

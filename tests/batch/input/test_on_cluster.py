@@ -62,9 +62,9 @@ def elsewhere(folder, error=None):
 
 def test_workers_plan_what_the_driver_would(ray_session, inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(on_cluster, "MANY", 100)
-    assert on_cluster.workers(len(inputs)) is None
+    assert on_cluster.planning_workers(len(inputs)) is None
     monkeypatch.setattr(on_cluster, "MANY", 10)
-    pool = on_cluster.workers(len(inputs))
+    pool = on_cluster.planning_workers(len(inputs))
     marks = tmp_path / "marks"
     marks.mkdir()
     assert planned(inputs, pool, elsewhere(marks)) == planned(inputs)

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.shard_table import ShardTable
 from xlmr_ray.batch.stream import packed, unpacked
 
 
 def inputs_of(count):
-    return [Input(f"s3://in/{place:04}.csv", "csv", "", 1000 + place, f"etag{place}") for place in range(count)]
+    return [InputFile(f"s3://in/{place:04}.csv", "csv", "", 1000 + place, f"etag{place}") for place in range(count)]
 
 
 def table_of(parts, rows=3, header=()):

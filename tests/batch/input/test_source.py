@@ -5,7 +5,7 @@ import botocore.exceptions
 import pytest
 from moto.server import ThreadedMotoServer
 
-from xlmr_ray.batch.input.file import Input, InputChanged, check_unchanged
+from xlmr_ray.batch.input.file import InputChanged, InputFile, check_unchanged
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.store.filesystem import filesystem, reading
 from xlmr_ray.errors import JobFailed, UserError
@@ -18,7 +18,7 @@ def touch(root: Path, *names: str) -> None:
         path.write_bytes(b"x\n")
 
 
-def names(root: Path, inputs: list[Input]) -> list[str]:
+def names(root: Path, inputs: list[InputFile]) -> list[str]:
     return [os.path.relpath(one.key, root) for one in inputs]
 
 

@@ -13,7 +13,7 @@ from tests.batch.days import launch, seen, whole
 from tests.batch.direct import job_of, rows_of, run_directly
 from tests.batch.lake.reading import columns_of, counted, read, tables_of
 from xlmr_ray.batch.input.source import find_inputs
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.errors import UserError
 
 deltalake = pytest.importorskip("deltalake")
@@ -128,7 +128,7 @@ def test_rows_that_a_table_moved_are_never_kept_twice(tmp_path, local):
     job = job_of("embedded:mini", where, tmp_path / "out")
     job = job.model_copy(update={"incremental": True})
     assert job.input.deleted == "keep"
-    assert prepare(job, local).found.changes.drop
+    assert prepare_run(job, local).found.changes.drop
 
 
 @pytest.mark.parametrize("options", [{"mode": "name"}, {"features": ["rowIdsOfTheFuture"]}, {"deleted": True}])

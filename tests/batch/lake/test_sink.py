@@ -126,12 +126,12 @@ def test_what_cannot_be_committed_is_one_line(corpus, tmp_path, local, monkeypat
     with pytest.raises(JobFailed, match=r"the Delta table cannot be committed to: .+ tries again"):
         commit_published(local, "delta")
     monkeypatch.setitem(sys.modules, "deltalake", None)
-    from xlmr_ray.batch.prepare import prepare
+    from xlmr_ray.batch.prepare import prepare_run
 
     job = job_of("embedded:mini", corpus, tmp_path / "out")
     job = job.model_copy(update={"output": job.output.model_copy(update={"table": "delta"})})
     with pytest.raises(UserError, match=r"output\.table: .*pip install 'xlmr-ray\[delta\]'"):
-        prepare(job, local)
+        prepare_run(job, local)
 
 
 def test_merged_files_and_a_table_exclude_each_other(corpus, tmp_path):

@@ -22,7 +22,7 @@ from xlmr_ray.batch.ledger.small_ids import Attempts, ShardIds
 from xlmr_ray.batch.ledger.status import status
 from xlmr_ray.batch.ledger.sweep import sweep
 from xlmr_ray.batch.ledger.verify import verify
-from xlmr_ray.batch.observe.report.gather import gather
+from xlmr_ray.batch.observe.report.gather import gather_report
 from xlmr_ray.batch.store import base
 from xlmr_ray.batch.store.local import LocalStore
 from xlmr_ray.bench.sizing import estimate
@@ -111,7 +111,7 @@ DOING = {
     "verify": lambda store, shards: verify(store, RUN).shards,
     "status": lambda store, shards: next(iter(status(store, RUN))).done,
     "sweep": lambda store, shards: len(shards) + len(sweep(store)),
-    "report": lambda store, shards: gather(store, RUN).shards,
+    "report": lambda store, shards: gather_report(store, RUN).shards,
 }
 
 
@@ -166,7 +166,7 @@ def test_requests_of_a_shard(behind_proxy, proxy):
         of["unfinished"] = counted(lambda run=run: list(status(behind_proxy, run)))
         of["finish"] = counted(lambda run=run, shards=shards: finish(behind_proxy, run, shards))
         of["verify"] = counted(lambda run=run: verify(behind_proxy, run))
-        of["report"] = counted(lambda run=run: gather(behind_proxy, run))
+        of["report"] = counted(lambda run=run: gather_report(behind_proxy, run))
         of["status"] = counted(lambda run=run: list(status(behind_proxy, run)))
         found.append(of)
     each = {name: tuple((m - f) / 5 for f, m in zip(found[0][name], found[1][name], strict=True)) for name in found[0]}

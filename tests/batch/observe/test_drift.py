@@ -21,8 +21,8 @@ from xlmr_ray.batch.observe import drift
 from xlmr_ray.batch.observe.drift import chance, number_bins, read_drift, scored_by, scored_until, shifts, stability
 from xlmr_ray.batch.observe.printing import print_status, status_lines
 from xlmr_ray.batch.observe.report.counts import Counts, Summary, summarize
-from xlmr_ray.batch.observe.report.gather import gather
-from xlmr_ray.batch.observe.report.page import page
+from xlmr_ray.batch.observe.report.gather import gather_report
+from xlmr_ray.batch.observe.report.page import report_page
 from xlmr_ray.batch.run import Drifted
 from xlmr_ray.batch.store.open import open_store
 
@@ -143,9 +143,9 @@ def test_a_job(tmp_path):
     assert current(store).run_id == second.run_id
     [third] = [json.loads(line) for line in status_lines(store) if not json.loads(line)["finished"]]
     assert third["drift"]["value"] == "de"
-    report = gather(store, third["run_id"])
+    report = gather_report(store, third["run_id"])
     assert report.to_json()["drift"]["shifts"][0] == third["drift"]
-    assert "Against what was scored before" in page(report)
+    assert "Against what was scored before" in report_page(report)
     with (tmp_path / "said").open("w") as file:
         print_status(store, Console(file=file, width=200))
     assert "largest change since run" in (tmp_path / "said").read_text()

@@ -6,7 +6,7 @@ import signal
 
 import pyarrow as pa
 
-from xlmr_ray.batch.stages.encode import Encode, Scored
+from xlmr_ray.batch.stages.encode import Encode, ScoredShard
 from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.stages.rows import good_rows
 from xlmr_ray.batch.stages.tokenize import Tokenize, Tokenized
@@ -50,6 +50,6 @@ class DeadlyTokenizeEach(TokenizeEach):
 
 
 class DeadlyEncode(Encode):
-    def scored(self, tables: dict[str, pa.Table], rows: pa.Table) -> Scored:
+    def scored(self, tables: dict[str, pa.Table], rows: pa.Table) -> ScoredShard:
         suffer(rows, "encode")
         return super().scored(tables, rows)

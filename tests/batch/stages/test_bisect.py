@@ -13,7 +13,7 @@ from tests.batch.test_run import job
 from tests.models import save_classifier
 from xlmr_ray import JobFailed, UserError
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.stages import encode, suspects, tokenize
 from xlmr_ray.batch.stages.bisect import by_halves
 from xlmr_ray.batch.stages.block import from_block, raise_failure, to_block
@@ -122,7 +122,7 @@ def scored(tmp_path, model, texts, tasks, *, wary=False, rows=100):
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)))
     content = job(model, path, tmp_path / "out", rows=rows, tasks=TASKS[tasks], input={"path": str(path), "id": "id"})
-    prepared = prepare(content, open_store(str(tmp_path / "out")))
+    prepared = prepare_run(content, open_store(str(tmp_path / "out")))
     tokenize, encode = DeadlyTokenize(prepared.recipe), DeadlyEncode(prepared.recipe)
     if wary:
         for step in (tokenize, encode):
@@ -193,7 +193,7 @@ def test_a_shard_whose_reading_kills_is_error_rows(tmp_path, model, monkeypatch)
     pq.write_table(pa.table({"text": ["a"] * 9, "year": [1] * 9}), tmp_path / "in.parquet", row_group_size=3)
     content = job(model, tmp_path / "in.parquet", tmp_path / "out", rows=3)
     content = content.model_copy(update={"input": content.input.model_copy(update={"id": None, "keep": ["year"]})})
-    prepared = prepare(content, open_store(str(tmp_path / "out")))
+    prepared = prepare_run(content, open_store(str(tmp_path / "out")))
     monkeypatch.setattr(suspects.Suspects, "unreadable", lambda _: (codes.KILLED_WORKER, "died"))
     monkeypatch.setattr(tokenize, "read_shard", lambda *_, **__: pytest.fail("read again"))
     encoded = encode.Encode(prepared.recipe)
@@ -212,7 +212,7 @@ def test_an_error_that_loses_the_gpu_ends_the_process(monkeypatch, model, tmp_pa
     (tmp_path / "in.txt").write_text("\n".join(texts))
     content = job(model, tmp_path / "in.txt", tmp_path / "out")
     content = content.model_copy(update={"input": content.input.model_copy(update={"id": None, "keep": []})})
-    step = encode.Encode(prepare(content, open_store(str(tmp_path / "out"))).recipe)
+    step = encode.Encode(prepare_run(content, open_store(str(tmp_path / "out"))).recipe)
     step.check_device(ValueError())  # a CPU is never lost
     ended = []
     monkeypatch.setattr(encode.os, "_exit", ended.append)

@@ -8,7 +8,7 @@ import pytest
 from tests.batch.test_run import job
 from tests.models import save_classifier
 from xlmr_ray.batch.ledger.record import read_record
-from xlmr_ray.batch.prepare import prepare
+from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.stages.block import COMMITTED, raise_failure
 from xlmr_ray.batch.stages.encode import Encode
 from xlmr_ray.batch.stages.shard_cost import Committed
@@ -29,7 +29,7 @@ def test_what_has_a_record_is_not_done_again(tmp_path, model, monkeypatch):
     path.write_bytes(gzip.compress("".join(lines).encode()))
     content = job(model, path, tmp_path / "out", rows=4, input={"path": str(path), "id": "id"})
     store = open_store(str(tmp_path / "out"))
-    recipe = (prepared := prepare(content, store)).recipe
+    recipe = (prepared := prepare_run(content, store)).recipe
     (pack,) = packs_for(prepared.plan.shards, 10, 1)
     tokenize, encode, write = TokenizeEach(recipe), Encode(recipe), Write(recipe)
     first = list(tokenize(pack))

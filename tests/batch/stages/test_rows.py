@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.stages.rows import error_table, fail, fail_empty, good_rows, output_table
+from xlmr_ray.batch.stages.rows import error_table, fail_empty, fail_rows, good_rows, output_table
 
 COLUMNS = Columns(text={"text": "body"}, id="key", keep=("lang",))
 
@@ -23,7 +23,7 @@ def rows():
 
 
 def test_every_row_is_output_or_error():
-    table = fail(fail_empty(rows(), ["text"]), {3: ("non_finite", "NaN")})
+    table = fail_rows(fail_empty(rows(), ["text"]), {3: ("non_finite", "NaN")})
     good = good_rows(table)
     errors = error_table(table, "file")
     result = pa.table({"score": [0.5]})
@@ -40,7 +40,7 @@ def test_every_row_is_output_or_error():
 
 
 def test_the_first_reason_of_a_row_stays_where_nothing_new_fails():
-    table = fail(rows(), {})
+    table = fail_rows(rows(), {})
     assert table.equals(rows())
     assert error_table(table, "f")["message"].to_pylist() == ["line 6: null"]
 

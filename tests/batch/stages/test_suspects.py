@@ -17,7 +17,7 @@ from tests.models import save_classifier
 from xlmr_ray import JobFailed
 from xlmr_ray.batch import run, stream
 from xlmr_ray.batch.ledger.verify import verify
-from xlmr_ray.batch.stages.suspects import ALONE, MOST_DEATHS, WARY, RowRange, Suspects, edges
+from xlmr_ray.batch.stages.suspects import ALONE, MOST_DEATHS, WARY, RowRange, Suspects, piece_edges
 from xlmr_ray.batch.store.open import open_store
 
 
@@ -179,7 +179,7 @@ def lives(tmp_path, actor):
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 7), (5, 13), (0, 8192), (17, 19)])
 def test_edges_cut_all_of_a_range(start, stop):
-    cuts = edges(start, stop)
+    cuts = piece_edges(start, stop)
     assert (cuts[0], cuts[-1]) == (start, stop)
     assert len(cuts) == min(8, stop - start) + 1
     assert cuts == sorted(set(cuts))

@@ -126,7 +126,7 @@ class Rows:
         """The rows so far. Lone surrogates, which JSON can spell and UTF-8 cannot, become U+FFFD and set `_changed`."""
         count = len(self.row)
         changed: set[int] = set()
-        ids, *values = (_strings(column, changed) for column in [self.id, *self.values])
+        ids, *values = (_string_array(column, changed) for column in [self.id, *self.values])
         codes = messages = [""] * count
         if self.problems:
             codes, messages = list(codes), list(messages)
@@ -142,7 +142,7 @@ class Rows:
         return pa.table([*head, ids, *values], [*SYSTEM, "id", *self.columns.extra, *self.columns.text])
 
 
-def _strings(values: list[Value], changed: set[int]) -> pa.Array:
+def _string_array(values: list[Value], changed: set[int]) -> pa.Array:
     try:
         return pa.array(values, pa.string())
     except UnicodeEncodeError:
@@ -158,7 +158,7 @@ def repair(text: str) -> str:
     return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def text_of(role: str, value: object, name: str, *, present: bool = True) -> str | Problem:
+def role_text(role: str, value: object, name: str, *, present: bool = True) -> str | Problem:
     """A role's value as it is carried, or what is wrong with it: a string, or for `LISTS` a list as JSON.
 
     `name` is the field, `present` whether the row has it.

@@ -22,7 +22,7 @@ def type_name(type: pa.DataType) -> str:
     return name if name in _TYPES else "null"
 
 
-def to_text(columns: Mapping[str, tuple[pa.Scalar | None, pa.DataType]]) -> str:
+def constants_to_text(columns: Mapping[str, tuple[pa.Scalar | None, pa.DataType]]) -> str:
     """By name a value, None for null, and its type. Raises ValueError, with the name, for a value of a type that is not
     written here.
     """
@@ -36,7 +36,7 @@ def to_text(columns: Mapping[str, tuple[pa.Scalar | None, pa.DataType]]) -> str:
     return json.dumps(lines, ensure_ascii=False, sort_keys=True, separators=(",", ":")) if lines else ""
 
 
-def from_text(text: str) -> dict[str, pa.Scalar]:
+def constants_from_text(text: str) -> dict[str, pa.Scalar]:
     found = json.loads(text) if text else {}
     return {
         name: pa.scalar(value, pa.string()).cast(_TYPES[kind]) if kind in _TYPES else pa.scalar(None, pa.null())

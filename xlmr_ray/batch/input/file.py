@@ -17,7 +17,7 @@ class InputChanged(JobFailed):
 
 
 @dataclass(frozen=True, slots=True)
-class Input:
+class InputFile:
     """One file to read. `key` is what `source` says in output rows: the full URL, or a local file's absolute path."""
 
     key: str
@@ -26,14 +26,14 @@ class Input:
     size: int
     etag: str
     table: str = ""  # the table or repository of the hub whose file it is, as `URL@version`
-    constants: str = ""  # columns of the table that are not in the file; see `constants.to_text`
+    constants: str = ""  # columns of the table that are not in the file; see `constants_to_text`
 
     def line(self) -> dict[str, Any]:
         """As plans have it, and runs are named after: files of no table as before there were tables."""
         return {name: value for name, value in asdict(self).items() if name not in ("table", "constants") or value}
 
 
-def check_unchanged(found: Input, info: Mapping[str, Any] | None) -> None:
+def check_unchanged(found: InputFile, info: Mapping[str, Any] | None) -> None:
     """Compare a fresh `info` of the object with the plan. Raises InputChanged; None says that the object is gone."""
     if info is None:
         raise InputChanged(f"{found.key}: deleted since the job was planned; start the job again to plan without it")

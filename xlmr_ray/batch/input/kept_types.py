@@ -38,8 +38,9 @@ class KeptTypes:
             both = wider(there, type)
             if both is None or (self.settled and both != there):
                 raise UserError(
-                    f"input.keep: column {name!r} is {_named(there)} in {first} and {_named(type)} in {file}, which do "
-                    "not go into one column; write one of the files anew, or leave the column out of input.keep"
+                    f"input.keep: column {name!r} is {_short_type(there)} in {first} and {_short_type(type)} in "
+                    f"{file}, which do not go into one column; write one of the files anew, or leave the column out of "
+                    "input.keep"
                 )
             self.differ = True
             if both != there:
@@ -86,12 +87,12 @@ def as_planned(table: pa.Table, kept: pa.Schema | None, names: Sequence[str]) ->
     return _with_errors(table, failed)
 
 
-def to_text(schema: pa.Schema) -> str:
+def schema_to_text(schema: pa.Schema) -> str:
     """For the plan's JSON, which must hold any type exactly."""
     return base64.b64encode(schema.serialize().to_pybytes()).decode()
 
 
-def from_text(text: str) -> pa.Schema:
+def schema_from_text(text: str) -> pa.Schema:
     """Raises ValueError for what is none."""
     try:
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True)))
@@ -139,5 +140,5 @@ def _written(type: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_null(type) else type
 
 
-def _named(type: pa.DataType) -> str:
+def _short_type(type: pa.DataType) -> str:
     return str(type)[:200]

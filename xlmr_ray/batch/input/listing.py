@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, cast
 
 from xlmr_ray.batch.input.table_formats import METADATA, check_no_table, check_no_tables, check_not_inside
-from xlmr_ray.batch.lake.at import Part, format_at, parts
+from xlmr_ray.batch.lake.at import FileAtVersion, files_at_version, format_at
 from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.store.filesystem import filesystem, scheme_of
 from xlmr_ray.errors import UserError
@@ -32,7 +32,7 @@ class Listed:
     """One file. `key`: its full URL, or its absolute path on this machine; `info`: what the file system says of it;
     `named`: the user named this very file. `same`: equal for two keys that are one file, such as `in/a` and
     `o/../in/a`, or two paths through a linked folder; the shortest such path is its own key. `format`, where
-    it is known otherwise than by the name, `table` and `constants` are those of `Input`.
+    it is known otherwise than by the name, `table` and `constants` are those of `InputFile`.
     """
 
     key: str
@@ -81,7 +81,9 @@ def _expand(
         info = None
     of_table = None if info is None or not _may_be_table(info) else format_at(fs, where)
     if of_table is not None:
-        yield from in_order(partial(_table_file, path, options), parts(of_table, path, version, wanted, options))
+        yield from in_order(
+            partial(_table_file, path, options), files_at_version(of_table, path, version, wanted, options)
+        )
         return
     if version is not None:
         raise UserError(f"input.version: {path} is no table, so it has no versions; leave it out")
@@ -158,7 +160,7 @@ def _may_be_table(info: Mapping[str, Any]) -> bool:
     return info["type"] == "directory" or str(info["name"]).endswith(METADATA)
 
 
-def _table_file(table: str, options: Mapping[str, object] | None, part: Part) -> Listed:
+def _table_file(table: str, options: Mapping[str, object] | None, part: FileAtVersion) -> Listed:
     fs, where = filesystem(part.url, options=options)
     try:
         found = _listed(fs, where, fs.info(where), named=True)

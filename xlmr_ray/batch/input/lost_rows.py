@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.planning import DeadLetter
 from xlmr_ray.batch.input.shard_table import INPUT, ROWS, ShardTable
 from xlmr_ray.text.plural import plural
@@ -40,7 +40,7 @@ def count_lost(letters: Sequence[DeadLetter], shards: ShardTable, indices: Mappi
     return [_with_message(counted(letter)) for letter in letters]
 
 
-def _kinds(one: Input) -> tuple[tuple[str, ...], ...]:
+def _kinds(one: InputFile) -> tuple[tuple[str, ...], ...]:
     """Of files like it, the most alike first."""
     return (one.format, one.compression), (one.format,), ()
 

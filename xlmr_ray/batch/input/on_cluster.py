@@ -20,7 +20,7 @@ MOST = 1000  # files under way
 
 
 @dataclass(frozen=True)
-class Planning:
+class WorkerPlanning:
     """A file that a worker plans."""
 
     answer: ray.ObjectRef
@@ -47,14 +47,14 @@ class Workers:
         self.under_way = max(8, min(MOST, int(2 * ray.cluster_resources().get("CPU", 0))))
         self._task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(_call)
 
-    def submit(self, plan: Callable[..., Planned], *arguments: Any, **options: Any) -> Planning:
-        return Planning(self._task.remote(plan, arguments, options), lambda: plan(*arguments, **options))
+    def submit(self, plan: Callable[..., Planned], *arguments: Any, **options: Any) -> WorkerPlanning:
+        return WorkerPlanning(self._task.remote(plan, arguments, options), lambda: plan(*arguments, **options))
 
 
 def _call(plan: Callable[..., Planned], arguments: tuple[Any, ...], options: dict[str, Any]) -> Planned:
     return plan(*arguments, **options)
 
 
-def workers(files: int) -> Workers | None:
+def planning_workers(files: int) -> Workers | None:
     """None where there is no cluster, or too little for it."""
     return Workers() if ray.is_initialized() and files >= MANY else None

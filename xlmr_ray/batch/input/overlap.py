@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from xlmr_ray.batch.input.listing import fixed_part, is_hidden, is_pattern
-from xlmr_ray.batch.store.filesystem import place
+from xlmr_ray.batch.store.filesystem import scheme_and_path
 from xlmr_ray.errors import UserError
 from xlmr_ray.text.redact import clean_url
 
@@ -39,7 +39,7 @@ def check_apart(paths: Sequence[str], output: str, *, entered: Iterable[str], ke
     if scheme == "file" and any(_is_below(folder, name) for folder in entered for name in written):
         raise _inside(output, ", ".join(paths))
     for key in keys:
-        other, where = place(key)
+        other, where = scheme_and_path(key)
         is_ours = other == scheme and where.startswith(tuple(f"{out}/{kind}/" for kind in KINDS))
         if is_ours and not any(where == one or where.startswith(f"{one}/") for one in named):
             raise _inside(output, key)
@@ -54,7 +54,7 @@ def _inside(output: str, path: str) -> UserError:
 
 def _real(path: str) -> tuple[str, str]:
     """Scheme and path; on disk without links, as far as the path is no pattern."""
-    scheme, where = place(path)
+    scheme, where = scheme_and_path(path)
     if scheme != "file":
         return scheme, where
     if Path(where).exists() or not is_pattern(where):

@@ -20,10 +20,10 @@ import pyarrow as pa
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.file import Input, check_unchanged
+from xlmr_ray.batch.input.file import InputFile, check_unchanged
 from xlmr_ray.batch.input.kept_types import KeptTypes
 from xlmr_ray.batch.input.readers import READERS
-from xlmr_ray.batch.input.readers.raw import Damaged, Source
+from xlmr_ray.batch.input.readers.raw import BadFile, Source
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.errors import UserError
@@ -75,7 +75,7 @@ class Pool(Submit, Protocol):
 
 
 def plan_shards(
-    inputs: Iterable[Input],
+    inputs: Iterable[InputFile],
     *,
     shard_rows: int,
     columns: Columns,
@@ -103,7 +103,7 @@ def plan_shards(
         most = 2 * workers if pool is None else pool.under_way
         planners: Submit = pool or stack.enter_context(ThreadPoolExecutor(workers))
         numbered = enumerate(inputs)
-        running: deque[tuple[Input, Planning]] = deque()
+        running: deque[tuple[InputFile, Planning]] = deque()
         try:
             while left:
                 for index, one in itertools.islice(numbered, most - len(running)):
@@ -130,7 +130,7 @@ def plan_shards(
 
 
 def plan_input(
-    one: Input,
+    one: InputFile,
     index: int,
     *,
     shard_rows: int,
@@ -150,9 +150,9 @@ def plan_input(
     rows = 0
     try:
         if (info := source.info()) is None:
-            raise Damaged(codes.FILE_GONE, "deleted after it was listed, or a link to nothing")
+            raise BadFile(codes.FILE_GONE, "deleted after it was listed, or a link to nothing")
         if one.size == 0:
-            raise Damaged(codes.EMPTY_FILE, "zero bytes")
+            raise BadFile(codes.EMPTY_FILE, "zero bytes")
         check_unchanged(one, info)
         cut = readers[one.format].plan(source, columns, shard_rows=shard_rows, shard_bytes=shard_bytes)
         kept = cut.kept
@@ -165,7 +165,7 @@ def plan_input(
                 break
     except FileNotFoundError:
         return Planned((), DeadLetter(one.key, codes.FILE_GONE, f"{one.key}: deleted while it was planned"), ())
-    except Damaged as error:
+    except BadFile as error:
         if error.code == codes.DECOMPRESSION_BOMB:
             shards, rows = [], 0
         partly = f" (the {rows} rows before it are read)" if rows and error.at else ""
@@ -173,7 +173,7 @@ def plan_input(
     return Planned(tuple(shards), dead, kept)
 
 
-def _lost(one: Input, error: Damaged, read: int) -> tuple[int | None, bool]:
+def _lost(one: InputFile, error: BadFile, read: int) -> tuple[int | None, bool]:
     """How many rows are lost, and whether that is an estimate. None where nothing in the file tells.
 
     After a damage in a file of which rows were `read`, as many to a byte as before it.

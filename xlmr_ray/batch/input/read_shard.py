@@ -10,7 +10,7 @@ from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import InputChanged
 from xlmr_ray.batch.input.kept_types import as_planned
 from xlmr_ray.batch.input.readers import READERS
-from xlmr_ray.batch.input.readers.raw import MAX_ROW_BYTES, Damaged, Source
+from xlmr_ray.batch.input.readers.raw import MAX_ROW_BYTES, BadFile, Source
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.errors import JobFailed
@@ -48,7 +48,7 @@ def read_shard(
         source.check()
     try:
         table = readers[shard.input.format].read(source, shard, columns, max_row_bytes)
-    except Damaged as error:
+    except BadFile as error:
         source.check()
         raise JobFailed(f"{shard.input.key}: readable when planned, now not: {error.message}") from None
     except OSError:

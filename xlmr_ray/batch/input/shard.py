@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.file import InputFile
 
 
 class Piece(NamedTuple):
@@ -30,7 +30,7 @@ class Shard:
     """A piece of an input. `id` depends only on the input's index in the list and the piece's index in the input."""
 
     id: str
-    input: Input
+    input: InputFile
     first_row: int
     rows: int
     start: int

@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.shard import Shard
 
 # The index of the input in the plan's list, the shard's number in the input: both in the shard's id. Then what is read.
@@ -22,7 +22,7 @@ class ShardTable(Sequence[Shard]):
     `inputs` is the plan's whole list, in its order; a shard's id has the index of its input.
     """
 
-    def __init__(self, inputs: Sequence[Input]) -> None:
+    def __init__(self, inputs: Sequence[InputFile]) -> None:
         self.inputs = inputs
         self.headers: dict[int, tuple[str, ...]] = {}  # by the index of the input, where its format has one
         self._numbers = array("q")
@@ -50,14 +50,14 @@ class ShardTable(Sequence[Shard]):
     def _add(self, index: int, part: int, first_row: int, rows: int, start: int, stop: int, lead: int) -> None:
         last = (self._numbers[-7], self._numbers[-6]) if self._numbers else (-1, -1)
         if (index, part) <= last or min(first_row, rows, start, stop, lead, start - lead) < 0:
-            raise ValueError(f"shard {_id(index, part)}: is out of order")
+            raise ValueError(f"shard {_shard_id(index, part)}: is out of order")
         self._numbers.extend((index, part, first_row, rows, start, stop, lead))
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Each shard as the plan has it; what is the input's is said once, in the list of inputs or the first line."""
         said = -1
         for index, part, first_row, rows, start, stop, lead in self._rows():
-            line = {"id": _id(index, part), "first_row": first_row, "rows": rows, "start": start, "stop": stop}
+            line = {"id": _shard_id(index, part), "first_row": first_row, "rows": rows, "start": start, "stop": stop}
             if index != said and index in self.headers:
                 line["header"] = list(self.headers[index])
             if lead and not self.inputs[index].compression:  # which is read from its start
@@ -81,7 +81,7 @@ class ShardTable(Sequence[Shard]):
         return int(self.columns[:, ROWS].max(initial=0))
 
     def ids(self) -> Iterator[str]:
-        return (_id(index, part) for index, part, *_ in self._rows())
+        return (_shard_id(index, part) for index, part, *_ in self._rows())
 
     def indices(self, ids: Iterable[str]) -> Iterator[int]:
         """Of each id its index in the table, -1 where it has none."""
@@ -109,14 +109,14 @@ class ShardTable(Sequence[Shard]):
         where = range(len(self))[at] * 7
         index, part, first_row, rows, start, stop, lead = self._numbers[where : where + 7]
         header = self.headers.get(index, ())
-        return Shard(_id(index, part), self.inputs[index], first_row, rows, start, stop, header, lead)
+        return Shard(_shard_id(index, part), self.inputs[index], first_row, rows, start, stop, header, lead)
 
     def _rows(self) -> Iterator[tuple[int, ...]]:
         for at in range(0, len(self._numbers), 7):
             yield tuple(self._numbers[at : at + 7])
 
 
-def _id(index: int, part: int) -> str:
+def _shard_id(index: int, part: int) -> str:
     return f"{index:07d}-{part:06d}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.file import Compression, Input
+from xlmr_ray.batch.input.file import Compression, InputFile
 from xlmr_ray.batch.input.listing import check_name, expand
 from xlmr_ray.batch.input.overlap import NAME, check_apart
 from xlmr_ray.batch.input.readers import READERS
@@ -26,10 +26,10 @@ def endings() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundInputs:
     """The inputs, sorted by key, each once; `ignored` are files in folders whose endings name no (wanted) format."""
 
-    inputs: list[Input]
+    inputs: list[InputFile]
     ignored: list[str]
 
 
@@ -41,7 +41,7 @@ def find_inputs(
     output: str | None = None,
     version: int | None = None,
     columns: Columns | None = None,
-) -> Found:
+) -> FoundInputs:
     """Files, folders (recursive), globs, or a list of them, on local disk, S3 or another fsspec store.
 
     In folders and globs, names that start with `.` or `_` (`_SUCCESS`, `_metadata`; not `_key=value`), and `.crc` files
@@ -59,13 +59,13 @@ def find_inputs(
     if version is not None and len(paths) > 1:
         raise UserError("input.version: is that of one table, and input.path names several; name one")
     wanted = columns.wanted if columns else ()
-    inputs: dict[str, Input] = {}  # by what is equal for two paths to one file
+    inputs: dict[str, InputFile] = {}  # by what is equal for two paths to one file
     ignored: set[str] = set()
     entered: set[str] = set()
     for one in paths:
         taken = 0
         for found in expand(one, options, entered=entered, version=version, wanted=wanted):
-            kind = _PARQUET if found.format else _kind(found.key, format, named=found.named)
+            kind = _PARQUET if found.format else _format_of(found.key, format, named=found.named)
             if kind is None:
                 ignored.add(printable(found.key))
                 continue
@@ -76,19 +76,19 @@ def find_inputs(
                 if found.info.get("size") is None:
                     raise UserError(f"{found.key}: its server does not say its length; copy it to a disk or bucket")
                 size, etag = int(found.info["size"]), etag_of(found.info)
-                inputs[found.same] = Input(found.key, *kind, size, etag, found.table, found.constants)
+                inputs[found.same] = InputFile(found.key, *kind, size, etag, found.table, found.constants)
         if not taken and ignored:
             example = min(ignored)
             raise UserError(f"{one}: nothing to read in format {format}, for example {example}; looked for {endings()}")
         if not taken:
             raise UserError(f"{one}: no file to read there; looked for {endings()}")
-    if output is not None and _kind(NAME, format, named=False) is not None:
+    if output is not None and _format_of(NAME, format, named=False) is not None:
         check_apart(paths, output, entered=entered, keys=inputs)
     read = {found.key for found in inputs.values()}
-    return Found(sorted(inputs.values(), key=lambda found: found.key), sorted(ignored - read))
+    return FoundInputs(sorted(inputs.values(), key=lambda found: found.key), sorted(ignored - read))
 
 
-def _kind(key: str, format: str, *, named: bool) -> tuple[str, Compression] | None:
+def _format_of(key: str, format: str, *, named: bool) -> tuple[str, Compression] | None:
     """Format and compression of a file; None: not to be read. Raises UserError for a named file of unknown ending."""
     name = key.rpartition("/")[2].lower()
     stem = name

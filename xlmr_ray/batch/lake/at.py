@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xlmr_ray.batch.input.constants import to_text
+from xlmr_ray.batch.input.constants import constants_to_text
 from xlmr_ray.batch.lake import TABLES
 from xlmr_ray.batch.lake.table import TableFormat
 from xlmr_ray.batch.store.filesystem import local_path, scheme_of
@@ -14,9 +14,9 @@ from xlmr_ray.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FileAtVersion:
     """A file of a table: its URL or absolute path, the table with its version, and its constant columns as
-    `Input.constants` has them.
+    `InputFile.constants` has them.
     """
 
     url: str
@@ -29,13 +29,13 @@ def format_at(fs: Any, where: str) -> TableFormat | None:
     return next((format for format in TABLES if format.is_table(fs, where)), None)
 
 
-def parts(
+def files_at_version(
     format: TableFormat,
     url: str,
     version: int | None,
     wanted: Sequence[str],
     options: Mapping[str, object] | None = None,
-) -> Iterator[Part]:
+) -> Iterator[FileAtVersion]:
     """The files of a table at a version, None for the newest. A `wanted` column that a file does not have is one of the
     table's partitions, or null: the table has got it since.
 
@@ -56,14 +56,14 @@ def parts(
     columns = {name: table.schema.field(name).type for name in wanted if name in table.schema.names}
     for file in table.files:
         try:
-            constants = to_text({name: (file.partition.get(name), type) for name, type in columns.items()})
+            constants = constants_to_text({name: (file.partition.get(name), type) for name, type in columns.items()})
         except ValueError as error:
             name = str(error)
             raise UserError(
                 f"{url}: the {format.name} table is partitioned by {name!r}, a column of type {columns[name]}, whose "
                 "values are not read; leave the column out"
             ) from None
-        yield Part(file.url, f"{whole}@{table.version}", constants)
+        yield FileAtVersion(file.url, f"{whole}@{table.version}", constants)
 
 
 def _tops(name: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from xlmr_ray.batch.lake.table import Table, TableFile, TableSink
+from xlmr_ray.batch.lake.table import TableFile, TableSink, TableVersion
 from xlmr_ray.batch.ledger.record import File
 from xlmr_ray.batch.store.filesystem import local_path, scheme_of
 from xlmr_ray.errors import JobFailed, UserError
@@ -35,12 +35,14 @@ class Delta(TableSink):
     def is_table(self, fs: Any, where: str) -> bool:
         return bool(fs.exists(f"{where.rstrip('/')}/{LOG}"))
 
-    def read(self, url: str, version: int | None, wanted: Sequence[str], options: Mapping[str, object] | None) -> Table:
+    def read(
+        self, url: str, version: int | None, wanted: Sequence[str], options: Mapping[str, object] | None
+    ) -> TableVersion:
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
 
         try:
-            table = DeltaTable(located(url), version=version, storage_options=settings(url, options))
+            table = DeltaTable(located(url), version=version, storage_options=delta_settings(url, options))
             _check_features(url, table)
             actions = pa.table(table.get_add_actions(flatten=False))
             schema = pa.schema(table.schema().to_arrow())
@@ -48,7 +50,7 @@ class Delta(TableSink):
             at = "" if version is None else f" at version {version}"
             reason = redacted(str(error).strip().splitlines()[0])
             raise UserError(f"{url}: the Delta table cannot be read{at}: {reason}") from None
-        return Table(table.version(), schema, _files(located(url).rstrip("/"), actions))
+        return TableVersion(table.version(), schema, _delta_files(located(url).rstrip("/"), actions))
 
     def check(self, schema: pa.Schema) -> None:
         import deltalake  # noqa: F401
@@ -66,7 +68,7 @@ class Delta(TableSink):
         if schema is not None:
             self.check(schema)
         try:
-            return _commit(located(url), settings(url, None), files, schema, run_id)
+            return _commit(located(url), delta_settings(url, None), files, schema, run_id)
         except CommitFailedError:
             return False
         except (DeltaError, OSError, ValueError, pa.ArrowException) as error:
@@ -143,7 +145,7 @@ def located(url: str) -> str:
     return local_path(url) if scheme_of(url) == "file" else url
 
 
-def settings(url: str, options: Mapping[str, object] | None) -> dict[str, str]:
+def delta_settings(url: str, options: Mapping[str, object] | None) -> dict[str, str]:
     """The store's, in delta-rs's names; the usual AWS variables and files hold."""
     if scheme_of(url) != "s3":
         return {}
@@ -182,7 +184,7 @@ def _check_features(url: str, table: DeltaTable) -> None:
         )
 
 
-def _files(root: str, actions: pa.Table) -> Iterator[TableFile]:
+def _delta_files(root: str, actions: pa.Table) -> Iterator[TableFile]:
     """Paths in the log are those of URLs: `%25` for a percent sign in a name."""
     partitions = actions["partition"] if "partition" in actions.column_names else [{}] * actions.num_rows
     for path, partition in zip(actions["path"].to_pylist(), partitions, strict=True):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from xlmr_ray.batch.lake.table import Table, TableFile, TableFormat
+from xlmr_ray.batch.lake.table import TableFile, TableFormat, TableVersion
 from xlmr_ray.batch.store.filesystem import filesystem, local_path, scheme_of
 from xlmr_ray.errors import UserError
 from xlmr_ray.text.redact import redacted
@@ -40,13 +40,15 @@ class Iceberg(TableFormat):
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def read(self, url: str, version: int | None, wanted: Sequence[str], options: Mapping[str, object] | None) -> Table:
+    def read(
+        self, url: str, version: int | None, wanted: Sequence[str], options: Mapping[str, object] | None
+    ) -> TableVersion:
         from pyiceberg.exceptions import NoSuchTableError, ValidationError
         from pyiceberg.io.pyarrow import schema_to_pyarrow
         from pyiceberg.table import StaticTable
 
         try:
-            table = StaticTable.from_metadata(metadata_file(url, options), settings(url, options))
+            table = StaticTable.from_metadata(metadata_file(url, options), iceberg_settings(url, options))
         except (OSError, ValueError, NoSuchTableError, ValidationError) as error:
             reason = redacted(str(error).strip().splitlines()[0])
             raise UserError(f"{url}: the Iceberg table cannot be read: {reason}") from None
@@ -60,8 +62,8 @@ class Iceberg(TableFormat):
         for name in wanted:
             _check_names(url, table, schema, name)
         number = -1 if snapshot is None else snapshot.snapshot_id
-        files = iter(()) if snapshot is None else _files(url, table, number, schema, wanted)
-        return Table(number, schema_to_pyarrow(schema, include_field_ids=False), files)
+        files = iter(()) if snapshot is None else _iceberg_files(url, table, number, schema, wanted)
+        return TableVersion(number, schema_to_pyarrow(schema, include_field_ids=False), files)
 
 
 def metadata_file(url: str, options: Mapping[str, object] | None) -> str:
@@ -85,7 +87,7 @@ def metadata_file(url: str, options: Mapping[str, object] | None) -> str:
     return f"{folder}/{name}" if scheme_of(url) == "file" else f"{url.rstrip('/')}/metadata/{name}"
 
 
-def settings(url: str, options: Mapping[str, object] | None) -> dict[str, str]:
+def iceberg_settings(url: str, options: Mapping[str, object] | None) -> dict[str, str]:
     """The store's, in pyiceberg's names; the usual AWS variables and files hold."""
     if scheme_of(url) != "s3":
         return {}
@@ -134,7 +136,7 @@ def _field(schema: Schema, name: str) -> int | None:
         return None
 
 
-def _files(
+def _iceberg_files(
     url: str, table: pyiceberg.table.Table, snapshot: int, schema: Schema, wanted: Sequence[str]
 ) -> Iterator[TableFile]:
     for task in table.scan(snapshot_id=snapshot).plan_files():

@@ -23,7 +23,7 @@ class TableFile:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableVersion:
     """A table at a version: the columns that it has then, and its files."""
 
     version: int
@@ -45,7 +45,9 @@ class TableFormat(ABC):
         """Whether a path is that of a table, by what lies there."""
 
     @abstractmethod
-    def read(self, url: str, version: int | None, wanted: Sequence[str], options: Mapping[str, object] | None) -> Table:
+    def read(
+        self, url: str, version: int | None, wanted: Sequence[str], options: Mapping[str, object] | None
+    ) -> TableVersion:
         """The table at a version, None for the newest; `options` are those of the store's file system.
 
         Raises ImportError where the library is missing, UserError for a table whose files, read by the names of the

@@ -37,10 +37,10 @@ def parsed(data: bytes, url: str) -> dict[str, Any]:
 
 def by_line(head: Mapping[str, Any], name: str, items: Iterable[Mapping[str, Any]]) -> bytes:
     """A JSON object whose last member is the list `name`, one item a line, so that it reads whole or by line."""
-    return b"".join(pieces_of({key: value for key, value in head.items() if key != name}, {name: items}))
+    return b"".join(json_pieces({key: value for key, value in head.items() if key != name}, {name: items}))
 
 
-def pieces_of(head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str, Any]]]) -> Iterator[bytes]:
+def json_pieces(head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str, Any]]]) -> Iterator[bytes]:
     """The same for several lists, in the order given, an item at a time; the head and the name of the first list are
     the first line.
     """
@@ -58,7 +58,7 @@ def pieces_of(head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str,
 
 
 def first_of(line: bytes, url: str) -> dict[str, Any]:
-    """The head of what `pieces_of` made, from its first line. Raises `Damaged`."""
+    """The head of what `json_pieces` made, from its first line. Raises `Damaged`."""
     if line.endswith(b'":[\n'):  # a list, an item a line, comes next
         line = line[: max(line.rfind(b',"'), 1)] + b"}"
     return parsed(line, url)

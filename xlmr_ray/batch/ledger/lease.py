@@ -107,7 +107,7 @@ def leased(
     Where another driver has it, waits for `wait` seconds at most until that one ends or gives no sign of life for its
     `ttl`; `tell` gets a line for each. Raises JobFailed that says who drives where it still does.
     """
-    own = _own(lease_ttl() if ttl is None else ttl)
+    own = _this_holder(lease_ttl() if ttl is None else ttl)
     etag = _acquire(store, run_id, own, wait=wait, tell=tell, clock=clock, sleep=sleep)
     lease = Lease(_hurried(store, own.ttl / 4), run_id, own, etag, clock=clock)
     stop = threading.Event()
@@ -253,7 +253,7 @@ def _hurried(store: Store, seconds: float) -> Store:
 # Processes
 
 
-def _own(ttl: float) -> Holder:
+def _this_holder(ttl: float) -> Holder:
     now = round(time.time(), 3)
     return Holder(new_attempt(), platform.node(), os.getpid(), _process(os.getpid()), now, now, ttl, False)
 

@@ -16,7 +16,7 @@ from xlmr_ray.batch.ledger.json_by_line import (
     digest_of,
     first_of,
     items_of,
-    pieces_of,
+    json_pieces,
 )
 from xlmr_ray.batch.ledger.record import File, Record, committed, orphans, plan_head, plan_key
 from xlmr_ray.batch.ledger.small_ids import Attempts, ShardIds
@@ -30,7 +30,7 @@ MOST_NAMES = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class TaskModel:
     """What a task's rows were scored by: digests of weights and tokenizer. `prefix` is that of the task's columns."""
 
     task: str
@@ -70,7 +70,7 @@ class Manifest:
     tokens: int
     bytes: int
     last_commit: float
-    models: tuple[Model, ...] = ()
+    models: tuple[TaskModel, ...] = ()
     code: str = ""
     job_file: str = ""
     rows_lost: int = 0
@@ -117,7 +117,7 @@ def finish(store: Store, run_id: str, shards: Iterable[str], *, code: str = "", 
         manifest = replace(sums, models=models_of(head), code=code, job_file=job_file, not_read=not_read_of(head))
         key = manifest_key(run_id)
         try:
-            with spooled(chain([head_of(manifest)], blocks_of(body))) as whole:
+            with spooled(chain([manifest_head(manifest)], blocks_of(body))) as whole:
                 create_file(store, key, whole)
         except Exists:
             manifest = as_finished(manifest, read_manifest(store, run_id))
@@ -132,12 +132,12 @@ def finish(store: Store, run_id: str, shards: Iterable[str], *, code: str = "", 
 
 def list_of(lines: Iterable[dict[str, object]]) -> Iterator[bytes]:
     """A manifest's list of what is committed, all that stands after its head, in pieces."""
-    return islice(pieces_of({}, {"committed": lines}), 1, None)
+    return islice(json_pieces({}, {"committed": lines}), 1, None)
 
 
 def is_manifest(store: Store, manifest: Manifest, rest: bytes) -> bool:
     """Whether the run's manifest in the store is this one, and has a list of which the SHA-256 is `rest`."""
-    digest, head = hashlib.sha256(), head_of(manifest)
+    digest, head = hashlib.sha256(), manifest_head(manifest)
     with store.open(manifest_key(manifest.run_id)) as file:
         if file.read(len(head)) != head:
             return False
@@ -156,7 +156,7 @@ def as_finished(manifest: Manifest, there: Manifest | None) -> Manifest:
     return replace(manifest, models=there.models and manifest.models, code=there.code, job_file=there.job_file)
 
 
-def head_of(manifest: Manifest) -> bytes:
+def manifest_head(manifest: Manifest) -> bytes:
     """What stands before the list in the manifest's object. What is not known is left out; what no record and no plan
     says has a checksum.
     """
@@ -166,10 +166,10 @@ def head_of(manifest: Manifest) -> bytes:
     return canonical({"version": VERSION, **content})[:-1] + b","
 
 
-def models_of(plan: Mapping[str, Any]) -> tuple[Model, ...]:
+def models_of(plan: Mapping[str, Any]) -> tuple[TaskModel, ...]:
     """The models that a plan's head names, task by task; none where it names none."""
     tasks = plan.get("identity", {}).get("tasks", [])
-    return tuple(Model(**{name: task[name] for name in Model.__dataclass_fields__}) for task in tasks)
+    return tuple(TaskModel(**{name: task[name] for name in TaskModel.__dataclass_fields__}) for task in tasks)
 
 
 def not_read_of(head: Mapping[str, Any]) -> NotRead | None:
@@ -231,7 +231,7 @@ def read_manifest(store: Store, run_id: str) -> Manifest | None:
     try:
         if content["version"] != VERSION:
             raise ValueError(content["version"])
-        models = tuple(Model(**model) for model in content.get("models", ()))
+        models = tuple(TaskModel(**model) for model in content.get("models", ()))
         # A later version may have added to it.
         known = {name: content[name] for name in Manifest.__dataclass_fields__ if name in content}
         return Manifest(**{**known, "models": models, "not_read": not_read_of(content)})

@@ -92,7 +92,7 @@ def merge_files(store: Store, run_id: str, of: Sequence[str], without: Collectio
     group = group_name(of, without)
     if (found := read_merged(store, run_id, group)) is not None:
         return found
-    data, rows = to_one(tables_of(store, of, without))
+    data, rows = to_one(merged_tables(store, of, without))
     file = File(f"merged/{run_id}/{group}-{new_attempt()}.parquet", len(data), hashlib.sha256(data).hexdigest(), rows)
     etag = store.put(file.key, data)
     entry = store.head(file.key)
@@ -111,7 +111,7 @@ def merge_files(store: Store, run_id: str, of: Sequence[str], without: Collectio
     return winner
 
 
-def tables_of(store: Store, of: Iterable[str], without: Collection[str]) -> Iterator[pa.Table]:
+def merged_tables(store: Store, of: Iterable[str], without: Collection[str]) -> Iterator[pa.Table]:
     left_out = pa.array(sorted(without), pa.string())
     schema: pa.Schema | None = None
     for key, data in in_order(lambda key: (key, store.get(key)[0]), of):

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.ledger.commit import ROW_GROUP
 from xlmr_ray.batch.ledger.json_by_line import Damaged, items_of
 from xlmr_ray.batch.ledger.manifest import manifest_key
@@ -103,12 +103,12 @@ def read_step(store: Store, run_id: str) -> Step | None:
         raise Damaged(f"{store.url(plan_key(run_id))}: is damaged: a step of another form") from None
 
 
-def planned_inputs(store: Store, run_id: str) -> Iterator[Input]:
+def planned_inputs(store: Store, run_id: str) -> Iterator[InputFile]:
     """What a run reads, in the order of its plan. Raises FileNotFoundError, `Damaged`."""
     key = plan_key(run_id)
     for line in items_of(store, key, "inputs"):
         try:
-            yield Input(**line)
+            yield InputFile(**line)
         except TypeError:
             raise Damaged(f"{store.url(key)}: is damaged: an input of another form") from None
 
@@ -153,12 +153,12 @@ def read_table(store: Store, run_id: str, *, merged: bool = True) -> Iterator[pa
     """
     if merged:
         try:
-            yield from _parts(store, merged_table_key(run_id))
+            yield from _stored_tables(store, merged_table_key(run_id))
             return
         except FileNotFoundError:
             pass
     try:
-        yield from _parts(store, table_key(run_id))
+        yield from _stored_tables(store, table_key(run_id))
         return
     except FileNotFoundError:
         key = table_key(run_id)
@@ -166,10 +166,10 @@ def read_table(store: Store, run_id: str, *, merged: bool = True) -> Iterator[pa
         if read_step(store, run_id) is not None:
             raise JobFailed(f"{store.url(key)}: is missing, so what run {run_id} adds to is not known") from None
         inputs = {one.key: one for one in planned_inputs(store, run_id)}
-        yield from _own(_committed(store, run_id), inputs, run_id)
+        yield from _own_inputs(_committed(store, run_id), inputs, run_id)
 
 
-def _parts(store: Store, key: str) -> Iterator[pa.Table]:
+def _stored_tables(store: Store, key: str) -> Iterator[pa.Table]:
     """A table out of the store. Raises FileNotFoundError, `Damaged`."""
     data = store.get(key)[0]
     try:
@@ -233,7 +233,7 @@ def _differences(store: Store, run_id: str, found: Head, got: pa.Table, *, merge
     return []
 
 
-def _out(store: Store, run_id: str, step: Step) -> tuple[dict[str, Input], set[str], pa.Array]:
+def _out(store: Store, run_id: str, step: Step) -> tuple[dict[str, InputFile], set[str], pa.Array]:
     """Of a run of a chain: the inputs that it has rows of, those that it has withdrawn, and what goes from the table
     before: what the run has, or has dropped. What it has withdrawn stays there as it was.
     """
@@ -308,7 +308,7 @@ def build_table(store: Store, run_id: str, *, merged: bool = True) -> tuple[Head
                 goes = pc.is_in(part["source"], out)
                 left.update(pc.unique(part["source"].filter(goes)).to_pylist())
                 write(_mended(store, run_id, part.filter(pc.invert(goes)), place))
-        for part in _own(_committed(store, run_id), own, run_id):
+        for part in _own_inputs(_committed(store, run_id), own, run_id):
             write(part)
         head = Head(
             run_id=run_id,
@@ -347,14 +347,16 @@ def _withdrawn(store: Store, run_id: str) -> set[str]:
     return {line["source_key"] for line in _committed(store, run_id) if not line["source_etag"]}
 
 
-def _own(lines: Iterable[dict[str, Any]], inputs: Mapping[str, Input], run_id: str) -> Iterator[pa.Table]:
+def _own_inputs(lines: Iterable[dict[str, Any]], inputs: Mapping[str, InputFile], run_id: str) -> Iterator[pa.Table]:
     """What a finished run itself has of its inputs, in the order of its shards; then the inputs that have no rows."""
-    rows = _rows(lines, inputs, run_id)
+    rows = _file_rows(lines, inputs, run_id)
     while part := list(islice(rows, ROW_GROUP)):
         yield pa.Table.from_pylist(part, schema=SCHEMA)
 
 
-def _rows(lines: Iterable[dict[str, Any]], inputs: Mapping[str, Input], run_id: str) -> Iterator[dict[str, Any]]:
+def _file_rows(
+    lines: Iterable[dict[str, Any]], inputs: Mapping[str, InputFile], run_id: str
+) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for line in lines:
         one = inputs.get(line["source_key"])

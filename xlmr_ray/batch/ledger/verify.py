@@ -73,10 +73,12 @@ def verify(store: Store, run_id: str | None = None) -> Report:
     if run_id is None:
         published = current(store)
         if published is None:
-            raise UserError(f"{store.url('')}: nothing is published there yet; name one of its runs: {_names(store)}")
+            raise UserError(
+                f"{store.url('')}: nothing is published there yet; name one of its runs: {_run_names(store)}"
+            )
         run_id = published.run_id
     elif run_id not in set(store.folders("_runs/")):
-        raise UserError(f"{store.url('')}: has no run {run_id}; its runs: {_names(store)}")
+        raise UserError(f"{store.url('')}: has no run {run_id}; its runs: {_run_names(store)}")
 
     problems: list[str] = []
     planned, plan_sha256, head = _read_plan(store, run_id, problems)
@@ -128,7 +130,9 @@ def verify(store: Store, run_id: str | None = None) -> Report:
         problems += table_problems(store, run_id)
         sizes[0] += len(merged := merged_files(store, run_id, problems))
         sizes[1] += sum(file.bytes for file in merged)
-        problems += [problem for found in in_order(lambda file: _check_file(store, file), merged) for problem in found]
+        problems += [
+            problem for found in in_order(lambda file: _check_committed(store, file), merged) for problem in found
+        ]
     return Report(
         run_id,
         sums.shards,
@@ -176,7 +180,7 @@ def _check_shard(store: Store, run_id: str, shard: str) -> tuple[str, Record | N
         return shard, None, [str(error)]
     if record is None:
         return shard, None, [f"{url}: is missing"]
-    problems = [problem for file in record.files for problem in _check_file(store, file)]
+    problems = [problem for file in record.files for problem in _check_committed(store, file)]
     if record.rows_in != record.rows_ok + record.rows_error:
         problems.append(f"{url}: {record.rows_in} rows in, but {record.rows_ok} out and {record.rows_error} errors")
     for folder, rows in (("data", record.rows_ok), ("errors", record.rows_error)):
@@ -186,7 +190,7 @@ def _check_shard(store: Store, run_id: str, shard: str) -> tuple[str, Record | N
     return shard, record, problems
 
 
-def _check_file(store: Store, file: File) -> list[str]:
+def _check_committed(store: Store, file: File) -> list[str]:
     url = store.url(file.key)
     digest = hashlib.sha256()
     size = 0
@@ -209,5 +213,5 @@ def _check_file(store: Store, file: File) -> list[str]:
     return [] if rows == file.rows else [f"{url}: has {rows} rows, its record says {file.rows}"]
 
 
-def _names(store: Store) -> str:
+def _run_names(store: Store) -> str:
     return ", ".join(store.folders("_runs/")) or "none"

@@ -131,7 +131,7 @@ def scored_by(store: Store, run_id: str) -> Summary:
 
 def shifts(before: Summary, after: Summary) -> Iterator[Shift]:
     """Every spread that both have rows of."""
-    yield from measured("", "", before, after)
+    yield from measured_shifts("", "", before, after)
     for column, values in after.groups.items():
         known = before.groups.get(column)
         if not values or not known:
@@ -140,10 +140,10 @@ def shifts(before: Summary, after: Summary) -> Iterator[Shift]:
                   (("before", known), ("after", values))}  # fmt: skip
         yield shift("", column, "", "classes", spread["before"], spread["after"])
         for value in sorted(values.keys() & known.keys()):
-            yield from measured(column, value, known[value], values[value])
+            yield from measured_shifts(column, value, known[value], values[value])
 
 
-def measured(column: str, value: str, before: Summary, after: Summary) -> Iterator[Shift]:
+def measured_shifts(column: str, value: str, before: Summary, after: Summary) -> Iterator[Shift]:
     for name, counts in after.measures.items():
         known = before.measures.get(name)
         if known is None or known.scale != counts.scale:
@@ -224,6 +224,6 @@ def chance(bins: int, before: int, after: int) -> float:
     return float(free * (1 - part + UNLIKELY * math.sqrt(part)) ** 3 * (1 / before + 1 / after))
 
 
-def as_json(drift: Drift) -> dict[str, Any]:
+def drift_as_json(drift: Drift) -> dict[str, Any]:
     """For a report, without what is kept for the next run."""
     return {"after": drift.after, "shifts": [asdict(one) for one in drift.shifts]}

@@ -22,7 +22,7 @@ WAITS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 60
 
 
 @dataclass(frozen=True)
-class Metric:
+class RunMetric:
     """`labels` beside `job_name` and `run`, which all have; `job` is Prometheus' own, for what it scrapes."""
 
     name: str
@@ -32,27 +32,27 @@ class Metric:
 
 
 P = "xlmr_ray_batch_"
-DOCUMENTS = Metric(P + "documents_total", "counter", "rows committed; outcome is ok or error", ("outcome",))
-ERRORS = Metric(P + "errors_total", "counter", "error rows committed, by code", ("code",))
-TOKENS = Metric(P + "tokens_total", "counter", "tokens through the encoder")
-PADDING = Metric(P + "padding_tokens_total", "counter", "tokens computed beyond those")
-OPERATIONS = Metric(P + "operations_total", "counter", "floating point operations of the encoder")
-ENGINE_SECONDS = Metric(P + "engine_seconds_total", "counter", "seconds of the encoders, added up")
-TOKENIZER_SECONDS = Metric(P + "tokenizer_seconds_total", "counter", "seconds of reading and tokenizing, added up")
-PEAK = Metric(
+DOCUMENTS = RunMetric(P + "documents_total", "counter", "rows committed; outcome is ok or error", ("outcome",))
+ERRORS = RunMetric(P + "errors_total", "counter", "error rows committed, by code", ("code",))
+TOKENS = RunMetric(P + "tokens_total", "counter", "tokens through the encoder")
+PADDING = RunMetric(P + "padding_tokens_total", "counter", "tokens computed beyond those")
+OPERATIONS = RunMetric(P + "operations_total", "counter", "floating point operations of the encoder")
+ENGINE_SECONDS = RunMetric(P + "engine_seconds_total", "counter", "seconds of the encoders, added up")
+TOKENIZER_SECONDS = RunMetric(P + "tokenizer_seconds_total", "counter", "seconds of reading and tokenizing, added up")
+PEAK = RunMetric(
     P + "peak_operations",
     "gauge",
     "operations a second of an encoder's device; 0 where not known",
     ("device",),
 )
-SHARDS = Metric(P + "shards", "gauge", "shards of the run; state is committed or left", ("state",))
-WAIT = Metric(P + "wait_seconds", "histogram", "waiting of a shard for a step: encoder or writer", ("step",))
-RETRIES = Metric(P + "store_retries_total", "counter", "requests to the output's store that were tried again")
-LAUNCHED = Metric(P + "launch_timestamp_seconds", "gauge", "when the driver was launched")
-LAST_COMMIT = Metric(
+SHARDS = RunMetric(P + "shards", "gauge", "shards of the run; state is committed or left", ("state",))
+WAIT = RunMetric(P + "wait_seconds", "histogram", "waiting of a shard for a step: encoder or writer", ("step",))
+RETRIES = RunMetric(P + "store_retries_total", "counter", "requests to the output's store that were tried again")
+LAUNCHED = RunMetric(P + "launch_timestamp_seconds", "gauge", "when the driver was launched")
+LAST_COMMIT = RunMetric(
     P + "last_commit_timestamp_seconds", "gauge", "when it last heard of a commit; at first, its launch"
 )
-DRIFT = Metric(
+DRIFT = RunMetric(
     P + "drift",
     "gauge",
     "how far an incremental run is from what was scored before, at most: the stability index or the share never seen, "
@@ -72,7 +72,7 @@ class RunMetrics:
     def __init__(self, *, job: str, run_id: str, figures: Figures) -> None:
         self.labels = {"job_name": job, "run": run_id}
         self.figures = figures
-        self.made = {metric.name: made(metric) for metric in TABLE}
+        self.made = {metric.name: ray_metric(metric) for metric in TABLE}
         self.retries = retries.total()
         now = time.time()
         self.set(LAUNCHED, now)
@@ -115,15 +115,15 @@ class RunMetrics:
         self.set(SHARDS, done, state="committed")
         self.set(SHARDS, self.figures.total_shards - done, state="left")
 
-    def add(self, metric: Metric, value: float, **labels: str) -> None:
+    def add(self, metric: RunMetric, value: float, **labels: str) -> None:
         if value > 0:  # Ray refuses to add nothing
             self.made[metric.name].inc(value, {**self.labels, **labels})
 
-    def set(self, metric: Metric, value: float, **labels: str) -> None:
+    def set(self, metric: RunMetric, value: float, **labels: str) -> None:
         self.made[metric.name].set(value, {**self.labels, **labels})
 
 
-def made(metric: Metric) -> Any:
+def ray_metric(metric: RunMetric) -> Any:
     """The metric, made with Ray, which itself puts `_total` after a counter's name."""
     labels = ("job_name", "run", *metric.labels)
     if metric.kind == "counter":

@@ -22,12 +22,12 @@ from xlmr_ray.text.plural import plural
 from xlmr_ray.text.progress_line import say
 
 if TYPE_CHECKING:  # it imports ray, for which nobody should wait who asks for a status
-    from xlmr_ray.batch.run import Outcome
+    from xlmr_ray.batch.run import RunOutcome
 
 MOST_RUNS = 20  # finished runs in a status, the latest ones
 
 
-def print_summary(outcome: Outcome, console: Console) -> None:
+def print_run_summary(outcome: RunOutcome, console: Console) -> None:
     manifest, figures, store = outcome.manifest, outcome.figures, outcome.store
     if outcome.changes is not None and not outcome.changes.any and not figures.shards:
         say(console, f"nothing is new; {outcome.changes}; the last run is {manifest.run_id}")
@@ -48,7 +48,7 @@ def print_summary(outcome: Outcome, console: Console) -> None:
     if outcome.changes is not None:
         say(console, str(outcome.changes))
     if (head := read_head(store, manifest.run_id)) is not None:
-        say(console, f"the table has {summed(head)}; its files: xlmr-ray files {store.url('').rstrip('/')}")
+        say(console, f"the table has {table_line(head)}; its files: xlmr-ray files {store.url('').rstrip('/')}")
     say(console, f"rows    {store.url(f'data/{manifest.run_id}/')}")
     if manifest.rows_error:
         say(console, f"errors  {store.url(f'errors/{manifest.run_id}/')}")
@@ -118,10 +118,10 @@ def published_line(seen: Published) -> str:
     since = ago(time.time() - now.published)
     if head is None:
         return f"published: run {now.run_id}, {since}"
-    return f"published: one table, the last run {now.run_id}, {since}: {summed(head)}"
+    return f"published: one table, the last run {now.run_id}, {since}: {table_line(head)}"
 
 
-def summed(head: Head) -> str:
+def table_line(head: Head) -> str:
     """A table in a line."""
     return f"{head.inputs:,} inputs by {len(head.runs):,} runs, rows {head.rows_ok:,} + errors {head.rows_error:,}"
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.stages.rows import fail
+from xlmr_ray.batch.stages.rows import fail_rows
 from xlmr_ray.errors import JobFailed, UserError
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ def by_halves(work: Callable[[pa.Table], T], rows: pa.Table, code: str) -> Itera
         raise culprit from None
     if count == 0:
         raise culprit
-    yield work(fail(rows, {0: failure_of(culprit, code)}))
+    yield work(fail_rows(rows, {0: failure_of(culprit, code)}))
 
 
 def of_a_row(error: BaseException) -> bool:

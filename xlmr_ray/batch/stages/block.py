@@ -59,12 +59,12 @@ def guarded(step: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"the pipeline failed: {described(error)} ({where.filename}:{where.lineno})"
+        reason = f"the pipeline failed: {described_error(error)} ({where.filename}:{where.lineno})"
         users = changed = False
     return pa.table({"shard": block["shard"], FAILURE: [reason], "users": [users], "changed": [changed]})
 
 
-def described(error: BaseException) -> str:
+def described_error(error: BaseException) -> str:
     """The kind of an error, and its words where it is of the system, a library that is missing, or torch: other errors
     may quote a document.
     """

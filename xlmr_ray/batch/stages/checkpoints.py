@@ -9,7 +9,7 @@ from xlmr_ray.tasks.registry import bind_task
 from xlmr_ray.tasks.task import Task
 
 
-def bound(recipe: TaskRecipe) -> Task:
+def bound_task(recipe: TaskRecipe) -> Task:
     """The task, its checkpoint fetched to this machine where it is not there yet."""
     return bind_task(recipe.task, resolve(recipe.model), recipe.options)
 

@@ -16,9 +16,9 @@ from xlmr_ray.batch import codes
 from xlmr_ray.batch.ledger.record import Stats
 from xlmr_ray.batch.observe.machine import device_name, host, operations
 from xlmr_ray.batch.stages.block import COMMITTED, from_block, guarded, to_block
-from xlmr_ray.batch.stages.checkpoints import bound, check_same, tried
+from xlmr_ray.batch.stages.checkpoints import bound_task, check_same, tried
 from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json
-from xlmr_ray.batch.stages.rows import error_table, fail, good_rows, output_table
+from xlmr_ray.batch.stages.rows import error_table, fail_rows, good_rows, output_table
 from xlmr_ray.batch.stages.shard_cost import ShardCost
 from xlmr_ray.batch.stages.suspects import Suspects, in_pieces, restarted_actor
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredShard:
     """Rows of a shard, and for each task the output rows of those without error."""
 
     rows: pa.Table
@@ -62,7 +62,7 @@ class Encode:
             torch.cuda.set_per_process_memory_fraction(recipe.gpus)  # others have the rest
         sources = []
         for task in recipe.tasks:
-            folder, one = resolve(task.model), bound(task)
+            folder, one = resolve(task.model), bound_task(task)
             # The files that the driver has hashed need no second reading.
             if files_stamp(folder, one.files) != task.stamp:
                 check_same(task.model, "weights", weights_digest(folder, one.files), task.weights)
@@ -120,7 +120,7 @@ class Encode:
         stats = [one.runner.stats for one in self.loaded]
         return sum(one.tokens for one in stats), sum(one.padded for one in stats)
 
-    def scored(self, tables: Mapping[str, pa.Table], rows: pa.Table) -> Scored:
+    def scored(self, tables: Mapping[str, pa.Table], rows: pa.Table) -> ScoredShard:
         """The outputs of the rows, all or a part of those that the encoded tables are of."""
         of_tables = tables["rows"]["_row"].take(good_rows(tables["rows"]))
         good = good_rows(rows)
@@ -134,9 +134,9 @@ class Encode:
             self.check_device(error)
             raise
         failures = {document: failure for output in outputs for document, failure in output.failed.items()}
-        rows = fail(rows, {int(good[document]): failure for document, failure in failures.items()})
+        rows = fail_rows(rows, {int(good[document]): failure for document, failure in failures.items()})
         kept = np.isin(good, good_rows(rows))
-        return Scored(rows, [kept_rows(output, kept) for output in outputs])
+        return ScoredShard(rows, [kept_rows(output, kept) for output in outputs])
 
     def outputs(self, encoded: list[pa.Table]) -> list[TaskOutput]:
         """Each task's output for its encoded table."""

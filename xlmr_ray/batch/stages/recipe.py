@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from xlmr_ray.batch.input.columns import Columns
-from xlmr_ray.batch.input.file import Input
+from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.store.base import Store
@@ -66,4 +66,4 @@ def shard_from_json(text: str) -> Shard:
 
 def shard_from_dict(values: Mapping[str, Any]) -> Shard:
     """A shard out of the plan."""
-    return Shard(**{**values, "input": Input(**values["input"]), "header": tuple(values["header"])})
+    return Shard(**{**values, "input": InputFile(**values["input"]), "header": tuple(values["header"])})

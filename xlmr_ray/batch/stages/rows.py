@@ -20,7 +20,7 @@ def good_rows(rows: pa.Table) -> NDArray[np.int64]:
     return indices
 
 
-def fail(rows: pa.Table, failures: dict[int, tuple[str, str]]) -> pa.Table:
+def fail_rows(rows: pa.Table, failures: dict[int, tuple[str, str]]) -> pa.Table:
     """The rows with some made error rows: index -> (code, message)."""
     if not failures:
         return rows
@@ -34,7 +34,7 @@ def fail(rows: pa.Table, failures: dict[int, tuple[str, str]]) -> pa.Table:
 
 def fail_all(rows: pa.Table, failure: tuple[str, str]) -> pa.Table:
     """The good ones of the rows made error rows, too."""
-    return fail(rows, dict.fromkeys(good_rows(rows).tolist(), failure))
+    return fail_rows(rows, dict.fromkeys(good_rows(rows).tolist(), failure))
 
 
 def fail_empty(rows: pa.Table, roles: Sequence[str]) -> pa.Table:
@@ -43,7 +43,7 @@ def fail_empty(rows: pa.Table, roles: Sequence[str]) -> pa.Table:
     for role in roles:
         for index in np.flatnonzero(pc.equal(rows[role], "").fill_null(False).to_numpy()).tolist():
             failures[index] = (codes.EMPTY_TEXT, f"the {role.replace('_', ' ')} is empty")
-    return fail(rows, failures)
+    return fail_rows(rows, failures)
 
 
 def error_table(rows: pa.Table, source: str) -> pa.Table:

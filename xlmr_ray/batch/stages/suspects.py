@@ -130,7 +130,7 @@ class Suspects:
         known = note.shards.setdefault(note.shard, Known())
         known.deaths += 1
         if note.stop - note.start > 1:
-            known.cuts += edges(note.start, note.stop)
+            known.cuts += piece_edges(note.start, note.stop)
             return note
         row = str(note.start)
         known.alone[row] = known.alone.get(row, 0) + 1
@@ -194,7 +194,7 @@ class Suspects:
             self.store.put(self.key, self.note.to_bytes())
 
 
-def edges(start: int, stop: int) -> list[int]:
+def piece_edges(start: int, stop: int) -> list[int]:
     """Where to cut rows [start, stop): ascending, both ends included."""
     count = min(PIECES, stop - start)
     return [start + (stop - start) * i // count for i in range(count + 1)]

@@ -12,9 +12,9 @@ from xlmr_ray.batch.input.read_shard import read_shard, unread_shard
 from xlmr_ray.batch.input.readers.raw import Source
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.stages.block import from_block, guarded, to_block
-from xlmr_ray.batch.stages.checkpoints import bound, check_same, tried
+from xlmr_ray.batch.stages.checkpoints import bound_task, check_same, tried
 from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json
-from xlmr_ray.batch.stages.rows import fail, fail_empty, good_rows
+from xlmr_ray.batch.stages.rows import fail_empty, fail_rows, good_rows
 from xlmr_ray.batch.stages.shard_cost import ShardCost
 from xlmr_ray.batch.stages.suspects import Suspects, in_pieces, restarted_actor
 from xlmr_ray.batch.stages.tokenized_once import TokenizedOnce
@@ -63,7 +63,7 @@ class Tokenize:
             # Of equal pieces, but with different lengths, each keeps its own.
             same = (task.tokenizer, tokenizer.model_max_length, tokenizer.truncation_side)
             self.tokenizers.append(known.setdefault(same, tokenizer))
-        self.tasks = [bound(task) for task in recipe.tasks]
+        self.tasks = [bound_task(task) for task in recipe.tasks]
 
     def tokenize(self, block: pa.Table) -> pa.Table:
         if self.broken:
@@ -103,7 +103,7 @@ class Tokenize:
         """Of some rows of a shard; those that cannot be tokenized are error rows then."""
         if not self.recipe.score_empty:
             rows = fail_empty(rows, list(self.recipe.columns.text))
-        return joined(in_pieces(self.tokenized, rows, codes.TOKENIZER_ERROR, self.suspects))
+        return joined_shard(in_pieces(self.tokenized, rows, codes.TOKENIZER_ERROR, self.suspects))
 
     def tokenized(self, rows: pa.Table) -> Tokenized:
         for tokenizer in self.tokenizers:
@@ -120,7 +120,7 @@ class Tokenize:
         return Tokenized(rows, tables)
 
 
-def joined(parts: list[Tokenized]) -> Tokenized:
+def joined_shard(parts: list[Tokenized]) -> Tokenized:
     """The parts of a shard as one; each numbers its documents from 0."""
     if len(parts) == 1:
         return parts[0]
@@ -149,9 +149,9 @@ def encoded_rows(task: Task, tokenizer: XLMRobertaTokenizer, rows: pa.Table) -> 
         try:
             return rows, task.prepare(rows.take(good), tokenizer)
         except UnfitRows as error:
-            rows = fail(rows, {int(good[index]): failure for index, failure in error.failures.items()})
+            rows = fail_rows(rows, {int(good[index]): failure for index, failure in error.failures.items()})
         except TokenizerError as error:
             # A panic of Rust quotes the text between these.
             reason = error.reason.partition("`")[0].strip()
-            rows = fail(rows, {int(good[error.index]): (codes.TOKENIZER_ERROR, reason)})
+            rows = fail_rows(rows, {int(good[error.index]): (codes.TOKENIZER_ERROR, reason)})
     raise RuntimeError(f"more than {MOST_TRIES - 1} texts that the tokenizer cannot take")

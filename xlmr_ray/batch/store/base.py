@@ -126,7 +126,7 @@ def create_file(store: Store, key: str, file: BinaryIO) -> str:
     return store.create(key, file.read()) if large is None else large.create_file(key, file)
 
 
-def copied(data: bytes | BinaryIO, target: BinaryIO) -> None:
+def copy_data(data: bytes | BinaryIO, target: BinaryIO) -> None:
     """Writes bytes, or all of a file, to another one."""
     if isinstance(data, bytes):
         target.write(data)

@@ -80,7 +80,7 @@ def scheme_of(url: str) -> str:
     return {"local": "file", "s3a": "s3", "s3n": "s3"}.get(scheme, scheme)
 
 
-def place(url: str) -> tuple[str, str]:
+def scheme_and_path(url: str) -> tuple[str, str]:
     """The scheme of a URL or path (`file`, `s3`, …), and where in it, without a slash at the end: to compare two."""
     scheme = scheme_of(url)
     return scheme, (local_path(url) if scheme == "file" else url.split("://", 1)[1]).rstrip("/")

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from xlmr_ray.batch.store.base import Entry, Exists, NoConditionalWrites, copied, etag_of, look_and_replace
+from xlmr_ray.batch.store.base import Entry, Exists, NoConditionalWrites, copy_data, etag_of, look_and_replace
 from xlmr_ray.batch.store.filesystem import open_filesystem
 from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.text.redact import clean_url
@@ -51,7 +51,7 @@ class FsspecStore:
                 fs.pipe_file(path, data)
             else:
                 with fs.open(path, "wb") as file:
-                    copied(data, file)
+                    copy_data(data, file)
             return etag_of(fs.info(path))
 
     def get(self, key: str) -> tuple[bytes, str]:

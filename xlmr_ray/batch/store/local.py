@@ -14,7 +14,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import BinaryIO
 
-from xlmr_ray.batch.store.base import Changed, Entry, Exists, NoConditionalWrites, copied, file_etag, probe_writes
+from xlmr_ray.batch.store.base import Changed, Entry, Exists, NoConditionalWrites, copy_data, file_etag, probe_writes
 from xlmr_ray.errors import JobFailed, UserError
 
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EXDEV}
@@ -145,7 +145,7 @@ class LocalStore:
             code = error.errno if isinstance(error, OSError) else None
             if code in NO_LINKS:
                 raise NoConditionalWrites(self.root) from None
-            text = str(error) if code is None else f"{self.root}: cannot be written: {_reason(code)}"
+            text = str(error) if code is None else f"{self.root}: cannot be written: {_os_reason(code)}"
             raise UserError(text) from None
 
     def check(self) -> None:
@@ -156,7 +156,7 @@ class LocalStore:
         except OSError as error:
             code = error.errno or 0
         if code:
-            raise UserError(f"{self.root}: cannot be written: {_reason(code)}")
+            raise UserError(f"{self.root}: cannot be written: {_os_reason(code)}")
 
     def _path(self, key: str) -> Path:
         return Path(self._name(key))
@@ -173,7 +173,7 @@ class LocalStore:
         _make_folder(path.parent)
         try:
             with path.open("xb") as file:
-                copied(data, file)
+                copy_data(data, file)
                 file.flush()
                 os.fsync(file.fileno())
             yield path
@@ -190,7 +190,7 @@ class LocalStore:
             yield
 
 
-def _reason(code: int) -> str:
+def _os_reason(code: int) -> str:
     return "a file is where a folder should be" if code in (errno.EEXIST, errno.ENOTDIR) else os.strerror(code)
 
 

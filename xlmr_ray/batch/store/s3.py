@@ -263,7 +263,7 @@ class S3Store:
 
         def tell(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
-            log.info("%s: %s failed (%s), try %d", url, verb, _reason(error), state.attempt_number)
+            log.info("%s: %s failed (%s), try %d", url, verb, _s3_reason(error), state.attempt_number)
             retries.count()
 
         retrying = Retrying(
@@ -363,7 +363,7 @@ def _throttled(error: Exception) -> bool:
     return _status(error) in (429, 503) or _code(error) in SLOW_CODES
 
 
-def _reason(error: BaseException | None) -> str:
+def _s3_reason(error: BaseException | None) -> str:
     """Only status and code: the store's own text may echo keys and signatures."""
     status = _status(error)
     code = _code(error)
@@ -388,14 +388,15 @@ def _explained(error: Exception, verb: str, url: str, deadline: float) -> Except
         return FileNotFoundError(url)
     if status == 403 or code in DENIED_CODES or isinstance(error, PermissionError):
         return JobFailed(
-            f"{url}: {verb} was refused ({_reason(error)}); check the credentials and what they may do here"
+            f"{url}: {verb} was refused ({_s3_reason(error)}); check the credentials and what they may do here"
         )
     if status == 501:
-        return _NotImplemented(f"{url}: the store cannot {verb} ({_reason(error)})")
+        return _NotImplemented(f"{url}: the store cannot {verb} ({_s3_reason(error)})")
     if status == 412:
         return JobFailed(f"{url}: changed while it was read; run the command again")
     if _transient(error):
         return JobFailed(
-            f"{url}: {verb} still failed after {deadline:.0f} s of retries ({_reason(error)}); start again, it resumes"
+            f"{url}: {verb} still failed after {deadline:.0f} s of retries ({_s3_reason(error)}); "
+            "start again, it resumes"
         )
-    return JobFailed(f"{url}: {verb} failed ({_reason(error)})")
+    return JobFailed(f"{url}: {verb} failed ({_s3_reason(error)})")

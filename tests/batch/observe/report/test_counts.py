@@ -18,7 +18,7 @@ from xlmr_ray.batch.observe.report.counts import (
     VALUES,
     Counts,
     Summary,
-    edges,
+    bin_edges,
     summarize,
 )
 
@@ -77,7 +77,9 @@ def test_bins_hold_what_is_in_them():
     counts = summarize(pa.table({"score": values}), [""], []).measures["score"]
     for value in values:
         [bin] = [
-            n for n in map(int, counts.by) if edges("linear", n)[0] - 1e-9 <= value <= edges("linear", n)[1] + 1e-9
+            n
+            for n in map(int, counts.by)
+            if bin_edges("linear", n)[0] - 1e-9 <= value <= bin_edges("linear", n)[1] + 1e-9
         ][:1]
         assert counts.by[str(bin)] > 0
     assert max(map(int, counts.by)) == 145  # 7.3 is the upper end of its bin, as 1.0 is of the highest score's

@@ -10,14 +10,14 @@ import pytest
 from tests.batch.observe.report.reports import RUN, finished, launch, plain_run, plan, rows, shard
 from xlmr_ray.batch.ledger.commit import commit_shard
 from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, Stats, committed, new_attempt
-from xlmr_ray.batch.observe.report.gather import EXAMPLES, at_work, gather, moments
+from xlmr_ray.batch.observe.report.gather import EXAMPLES, at_work, gather_report, moments
 from xlmr_ray.batch.observe.report.leave import leave_report, report_key, save_report
 from xlmr_ray.errors import UserError
 
 
 def test_sums_are_those_of_the_records(local):
     plain_run(local)
-    report = gather(local)
+    report = gather_report(local)
     records = list(committed(local, RUN))
     assert (report.run_id, report.name, report.state, report.planned) == (RUN, "labels", "published", None)
     assert (report.shards, report.sources) == (6, 6)
@@ -38,7 +38,7 @@ def test_sums_are_those_of_the_records(local):
 
 def test_errors_by_code_with_positions_and_no_text(local):
     plain_run(local)
-    first, second = gather(local).errors
+    first, second = gather_report(local).errors
     assert (first.code, first.rows, second.code, second.rows) == ("empty_text", 15, "malformed_json", 1)
     assert first.meaning == "the text is empty and the job says `errors.empty: error`"
     assert len(first.examples) == EXAMPLES
@@ -51,7 +51,7 @@ def test_what_a_device_did_and_its_share_of_the_peak(local):
     shard(local, "a", rows(["x"], ["de"]), device="NVIDIA H100 80GB HBM3")
     shard(local, "b", rows(["x"], ["de"]), device="Some Processor (CPU)")
     finished(local, ["a", "b"])
-    gpu, cpu = gather(local).devices
+    gpu, cpu = gather_report(local).devices
     assert (gpu.name, gpu.shards, gpu.hosts) == ("NVIDIA H100 80GB HBM3", 1, 1)
     assert gpu.utilization == pytest.approx(1e14 / 989e12)
     assert cpu.utilization is None
@@ -59,24 +59,24 @@ def test_what_a_device_did_and_its_share_of_the_peak(local):
 
 def test_cost_is_the_time_at_work_at_the_price(local):
     plain_run(local)
-    report = gather(local)
+    report = gather_report(local)
     assert (report.price, report.currency) == (3.6, "EUR")
     assert report.cost == pytest.approx(report.active / 1000)
-    assert gather(local, price=7.2).cost == pytest.approx(report.active / 500)
+    assert gather_report(local, price=7.2).cost == pytest.approx(report.active / 500)
 
 
 def test_an_unfinished_run_is_told_as_far_as_it_is(local):
     plan(local, ["a", "b", "c"])
     shard(local, "b", rows(["x", "y"], ["de", "en"]), codes=["empty_text"])
     with pytest.raises(UserError, match=f"nothing is published there yet; name one of its runs: {RUN}"):
-        gather(local)
-    report = gather(local, RUN)
+        gather_report(local)
+    report = gather_report(local, RUN)
     assert (report.state, report.shards, report.planned, report.rows) == ("unfinished", 1, 3, 3)
 
 
 def test_a_run_with_nothing_committed_has_a_report(local):
     plan(local, ["a"])
-    report = gather(local, RUN)
+    report = gather_report(local, RUN)
     assert (report.rows, report.moments, report.errors, report.cost) == (0, (), (), None)
     assert leave_report(local, RUN).endswith("report.html")
 
@@ -90,7 +90,7 @@ def test_records_without_counts_are_read(local):
         source_etag="", stats=Stats(1.0, 7),
     )  # fmt: skip
     finished(local, ["a"])
-    report = gather(local)
+    report = gather_report(local)
     assert (report.rows, report.tokens, report.summary.rows) == (1, 7, 0)
     assert leave_report(local)
 
@@ -98,7 +98,7 @@ def test_records_without_counts_are_read(local):
 def test_a_run_that_is_not_there_and_a_folder_that_cannot_be_written(local, tmp_path):
     plain_run(local)
     with pytest.raises(UserError, match=f"has no run feedfeedfeedfeed; its runs: {RUN}"):
-        gather(local, "feedfeedfeedfeed")
+        gather_report(local, "feedfeedfeedfeed")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/x: cannot be written: Not a directory"):
         save_report(local, None, tmp_path / "file" / "x")
@@ -109,7 +109,7 @@ def test_json_is_for_machines_and_made_anew_the_same(local, tmp_path):
     assert leave_report(local) == local.url(report_key(RUN))
     first = json.loads(local.get(report_key(RUN, "json"))[0])
     assert first["version"] == 1
-    assert first["devices"][0]["utilization"] == gather(local).devices[0].utilization
+    assert first["devices"][0]["utilization"] == gather_report(local).devices[0].utilization
     labels = Counter(("good", "bad", "none of these")[(i * j) % 3] for i in range(6) for j in range(40))
     assert first["summary"]["measures"]["label"]["counts"] == labels
     save_report(local, RUN, tmp_path / "to" / "here")
@@ -146,4 +146,4 @@ def test_moments_hold_every_row_once():
 def test_launches_are_told_in_their_order(local):
     plain_run(local)
     launch(local, started=9.0)
-    assert [one.started for one in gather(local).launches] == [0.0, 9.0]
+    assert [one.started for one in gather_report(local).launches] == [0.0, 9.0]

@@ -15,9 +15,9 @@ from tests.chromium import looks, needs_chromium, running_chromium
 from xlmr_ray.batch.ledger.manifest import finish
 from xlmr_ray.batch.ledger.published import publish
 from xlmr_ray.batch.observe.report import plots
-from xlmr_ray.batch.observe.report.gather import gather
+from xlmr_ray.batch.observe.report.gather import gather_report
 from xlmr_ray.batch.observe.report.leave import save_report
-from xlmr_ray.batch.observe.report.page import page
+from xlmr_ray.batch.observe.report.page import report_page
 from xlmr_ray.batch.store.open import open_store
 
 
@@ -71,7 +71,7 @@ def test_one_of_a_thing_is_one(tmp_path):
     commit(store, shards[0], ok=1, bad=1)
     finish(store, RUN, shards)
     publish(store, RUN)
-    text = " ".join("".join(Elements(page(gather(store))).text).split())
+    text = " ".join("".join(Elements(report_page(gather_report(store))).text).split())
     assert f"Run {RUN}: published, 1 shard of 1 file" in text
     assert "1 row and 1 error" in text
     assert "1 code" in text
@@ -142,8 +142,8 @@ def test_any_text_can_be_a_label_of_a_plot(name):
 def test_the_same_report_gives_the_same_page(tmp_path):
     store = open_store(str(tmp_path / "out"))
     plain_run(store, shards=2)
-    report = gather(store)
-    assert page(report) == page(report)
+    report = gather_report(store)
+    assert report_page(report) == report_page(report)
 
 
 @needs_chromium

@@ -4,6 +4,6 @@ from xlmr_ray.batch.input.readers.csv import Csv, Tsv
 from xlmr_ray.batch.input.readers.jsonl import JsonLines
 from xlmr_ray.batch.input.readers.parquet import Parquet
 from xlmr_ray.batch.input.readers.reader import Reader
-from xlmr_ray.batch.input.readers.text import Text
+from xlmr_ray.batch.input.readers.text import PlainText
 
-READERS: dict[str, Reader] = {reader.name: reader for reader in (Parquet(), JsonLines(), Csv(), Tsv(), Text())}
+READERS: dict[str, Reader] = {reader.name: reader for reader in (Parquet(), JsonLines(), Csv(), Tsv(), PlainText())}

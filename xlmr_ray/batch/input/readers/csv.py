@@ -21,13 +21,13 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.columns import LISTS, Columns, Problem, Rows, Value, text_of
+from xlmr_ray.batch.input.columns import LISTS, Columns, Problem, Rows, Value, role_text
 from xlmr_ray.batch.input.readers.dialect import Dialect, is_blank
 from xlmr_ray.batch.input.readers.line_shards import checked_content, cut
 from xlmr_ray.batch.input.readers.raw import (
     BOM,
     MAX_ROW_BYTES,
-    Damaged,
+    BadFile,
     Source,
     chunks,
     lines,
@@ -87,7 +87,7 @@ class Csv(Reader):
         return Cut((pa.string(),) * len(columns.extra), pieces)
 
     def counted(self, source: Source, columns: Columns) -> Iterator[tuple[bytes, int]]:
-        """The records. At their end raises Damaged with the number of lines that open quotes swallowed, if any."""
+        """The records. At their end raises BadFile with the number of lines that open quotes swallowed, if any."""
         dialect = self.dialect
         count = None if self.header is None else len(self.header)
         swallowed, first, number = 0, 0, 0
@@ -102,7 +102,7 @@ class Csv(Reader):
             if held > 1:
                 swallowed, first = swallowed + held - 1, first or number
         if swallowed:
-            raise Damaged(
+            raise BadFile(
                 codes.SWALLOWED_LINES,
                 f"malformed records of several lines, the first is record {first}: a quote that is not closed where "
                 f"its field ends swallows lines; mend it, or set input.{self.name}.quote: null if quotes are "
@@ -118,26 +118,26 @@ class Csv(Reader):
     def names(
         self, record: bytes, size: int, columns: Columns, partitions: Mapping[str, str | None]
     ) -> tuple[str, ...]:
-        """The header's names. Raises Damaged where there are none, or not those that the job reads."""
+        """The header's names. Raises BadFile where there are none, or not those that the job reads."""
         content = record.removeprefix(BOM)
         values = self.split(content, size - len(record) + len(content))
         if values is None:
-            raise Damaged(codes.WRONG_FORMAT, "the header is too long, or a quote in it is never closed")
+            raise BadFile(codes.WRONG_FORMAT, "the header is too long, or a quote in it is never closed")
         try:
             names = tuple(value.decode() for value in values)
         except UnicodeDecodeError:
-            raise Damaged(codes.WRONG_FORMAT, "the header is not UTF-8") from None
+            raise BadFile(codes.WRONG_FORMAT, "the header is not UTF-8") from None
         self.check_header(names, columns, partitions)
         return names
 
     def check_header(self, names: tuple[str, ...], columns: Columns, partitions: Mapping[str, str | None]) -> None:
-        """Raises Damaged unless each column that the job reads is there once, or is a partition. The header's own words
+        """Raises BadFile unless each column that the job reads is there once, or is a partition. The header's own words
         are not shown: where a file has no header, they are a document's. Only one that is nearly the name looked for is
         a name.
         """
         for wanted in columns.wanted:
             if (count := names.count(wanted)) > 1:
-                raise Damaged(codes.AMBIGUOUS_COLUMN, f"column {wanted!r} is there more than once in the header")
+                raise BadFile(codes.AMBIGUOUS_COLUMN, f"column {wanted!r} is there more than once in the header")
             if not count and wanted not in partitions:
                 near = difflib.get_close_matches(wanted, [name for name in names if len(name) < 40], 1, 0.75)
                 hint = f"if there is none, name the columns: input.{self.name}.header"
@@ -185,7 +185,7 @@ class Csv(Reader):
                 wrong = None
                 for index, role, name in checked:
                     value = taken[index]
-                    text = text_of(role, value.decode() if isinstance(value, bytes) else value, name)
+                    text = role_text(role, value.decode() if isinstance(value, bytes) else value, name)
                     if isinstance(text, Problem):
                         wrong = text
                     else:

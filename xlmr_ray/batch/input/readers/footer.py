@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.readers.raw import Damaged, Source
+from xlmr_ray.batch.input.readers.raw import BadFile, Source
 
 TAIL = 64 << 10  # read at once; most footers are smaller
 _KEY = b"\x0cARROW:schema"  # a Thrift string: its length, then its bytes
@@ -24,29 +24,29 @@ _NAME, _DISARMED = b"ARROW:extension:name", b"ARROW.extension.name"
 
 
 def check_footer(source: Source) -> None:
-    """Raises Damaged. The footer stays in `source`, so that Arrow's reading of it costs no second request."""
+    """Raises BadFile. The footer stays in `source`, so that Arrow's reading of it costs no second request."""
     tail = source.keep_tail(TAIL)
     if tail[-4:] == b"PARE":
-        raise Damaged(codes.WRONG_FORMAT, "the Parquet file is encrypted")
+        raise BadFile(codes.WRONG_FORMAT, "the Parquet file is encrypted")
     if tail[-4:] != b"PAR1" or len(tail) < 12:
         if source.range(0, 4) == b"PAR1":
-            raise Damaged(codes.CORRUPT_FOOTER, "the file starts as Parquet and is cut: it has no footer")
+            raise BadFile(codes.CORRUPT_FOOTER, "the file starts as Parquet and is cut: it has no footer")
         if source.range(0, 4).startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
-            raise Damaged(codes.WRONG_FORMAT, "the whole file is compressed: unpack it, Parquet is compressed inside")
-        raise Damaged(codes.WRONG_FORMAT, "the ending says Parquet, the content is not Parquet")
+            raise BadFile(codes.WRONG_FORMAT, "the whole file is compressed: unpack it, Parquet is compressed inside")
+        raise BadFile(codes.WRONG_FORMAT, "the ending says Parquet, the content is not Parquet")
     size = int.from_bytes(tail[-8:-4], "little")
     if size + 12 > source.input.size:
-        raise Damaged(codes.CORRUPT_FOOTER, f"the footer should have {size} bytes, the file has {source.input.size}")
+        raise BadFile(codes.CORRUPT_FOOTER, f"the footer should have {size} bytes, the file has {source.input.size}")
     if size + 8 > len(tail):
         tail = source.keep_tail(size + 8)
     try:
         names = list(extension_names(tail[-8 - size : -8]))
-    except Damaged:  # its writer's Arrow has types that this one has not
+    except BadFile:  # its writer's Arrow has types that this one has not
         hide_arrow_schema(source)
         return
     for name in names:
         if not name.startswith("arrow.") or name == _PICKLED:
-            raise Damaged(
+            raise BadFile(
                 codes.EXTENSION_TYPE, f"the file has a column of the extension type {name!r}; it is not loaded"
             )
 
@@ -65,9 +65,9 @@ def extension_names(footer: bytes) -> Iterator[str]:
             message = base64.b64decode(_thrift_string(footer, start), validate=True)
             schema = pa.ipc.read_schema(pa.py_buffer(message.replace(_NAME, _DISARMED)))
         except (ValueError, IndexError, OSError, pa.ArrowException):
-            raise Damaged(codes.CORRUPT_FOOTER, "the Arrow schema in the footer cannot be read") from None
+            raise BadFile(codes.CORRUPT_FOOTER, "the Arrow schema in the footer cannot be read") from None
         for field in schema:
-            yield from _names(field)
+            yield from _names_before(field)
         start = footer.find(_KEY, start)
 
 
@@ -88,8 +88,8 @@ def _thrift_string(data: bytes, position: int) -> bytes:
     return value
 
 
-def _names(field: pa.Field) -> Iterator[str]:
+def _names_before(field: pa.Field) -> Iterator[str]:
     if field.metadata and _DISARMED in field.metadata:
         yield field.metadata[_DISARMED].decode(errors="replace")
     for index in range(field.type.num_fields):
-        yield from _names(field.type.field(index))
+        yield from _names_before(field.type.field(index))

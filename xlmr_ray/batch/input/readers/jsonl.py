@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.columns import LISTS, Columns, Problem, Rows, json_type, kept_text, text_of
+from xlmr_ray.batch.input.columns import LISTS, Columns, Problem, Rows, json_type, kept_text, role_text
 from xlmr_ray.batch.input.readers.line_shards import checked_content, cut
-from xlmr_ray.batch.input.readers.raw import BOM, MAX_ROW_BYTES, Damaged, Source, chunks, lines
+from xlmr_ray.batch.input.readers.raw import BOM, MAX_ROW_BYTES, BadFile, Source, chunks, lines
 from xlmr_ray.batch.input.readers.reader import Cut, Reader
 from xlmr_ray.batch.input.shard import Shard
 
@@ -34,7 +34,7 @@ class JsonLines(Reader):
 
     def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
         records = lines(one_a_line(checked_content(source)))
-        pieces = cut(records, shard_rows=shard_rows, shard_bytes=shard_bytes, is_blank=is_blank)
+        pieces = cut(records, shard_rows=shard_rows, shard_bytes=shard_bytes, is_blank=is_blank_line)
         return Cut((pa.string(),) * len(columns.extra), pieces)
 
     def read(self, source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
@@ -43,7 +43,7 @@ class JsonLines(Reader):
         (role, name), *others = columns.text.items()
         only = name if not others and role not in LISTS and not keep and columns.id is None else None
         for number, (line, size) in enumerate(lines(chunks(source, shard.start, shard.stop)), shard.first_row):
-            if is_blank(line, size):
+            if is_blank_line(line, size):
                 continue
             value = parse(line, size, max_row_bytes)
             if isinstance(value, Problem):
@@ -54,10 +54,10 @@ class JsonLines(Reader):
                 continue
             named = {name: lookup(value, name, partitions) for name in columns.wanted}
             kept = [kept_text(None if named[name] is MISSING else named[name]) for name in keep]
-            id, problem = ("", None) if columns.id is None else _id(named[columns.id], columns.id)
+            id, problem = ("", None) if columns.id is None else _row_id(named[columns.id], columns.id)
             texts = []
             for role, name in columns.text.items():
-                text = text_of(role, named[name], name, present=named[name] is not MISSING)
+                text = role_text(role, named[name], name, present=named[name] is not MISSING)
                 if isinstance(text, Problem):
                     problem = problem or text
                 else:
@@ -70,19 +70,19 @@ class JsonLines(Reader):
 
 
 def one_a_line(content: Iterator[bytes]) -> Iterator[bytes]:
-    """The content. Raises Damaged where it begins as one JSON document over many lines does."""
+    """The content. Raises BadFile where it begins as one JSON document over many lines does."""
     first = True
     for block in content:
         if first:
             line, newline, _ = block.partition(b"\n")
             if newline and line.removeprefix(BOM).strip() in (b"[", b"{"):
                 message = "one JSON document over many lines; expected JSON Lines, an object a line"
-                raise Damaged(codes.WRONG_FORMAT, message)
+                raise BadFile(codes.WRONG_FORMAT, message)
             first = False
         yield block
 
 
-def is_blank(line: bytes, size: int) -> bool:
+def is_blank_line(line: bytes, size: int) -> bool:
     return not line or line.isspace()
 
 
@@ -130,7 +130,7 @@ def lookup(value: Mapping[str, Any], name: str, partitions: Mapping[str, Any] = 
     return partitions.get(name, MISSING)
 
 
-def _id(id: Any, name: str) -> tuple[str, Problem | None]:
+def _row_id(id: Any, name: str) -> tuple[str, Problem | None]:
     if id is None or id is MISSING:
         return "", None  # a row without an id is still found by its position
     if isinstance(id, str):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.readers.raw import Damaged, Source, chunks
+from xlmr_ray.batch.input.readers.raw import BadFile, Source, chunks
 from xlmr_ray.batch.input.shard import Piece
 
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200
@@ -24,7 +24,7 @@ _OTHERS = {
 
 
 def checked_content(source: Source) -> Iterator[bytes]:
-    """The file's decompressed content. Raises Damaged where it begins as another format does, or is a decompression
+    """The file's decompressed content. Raises BadFile where it begins as another format does, or is a decompression
     bomb: over `BOMB_BYTES`, and over `BOMB_RATIO` times the file.
     """
     one = source.input
@@ -33,10 +33,10 @@ def checked_content(source: Source) -> Iterator[bytes]:
         if size == 0:
             for magic, name in _OTHERS.items():
                 if block.startswith(magic):
-                    raise Damaged(codes.WRONG_FORMAT, f"read as {one.format}, but the content is {name}")
+                    raise BadFile(codes.WRONG_FORMAT, f"read as {one.format}, but the content is {name}")
         size += len(block)
         if one.compression and size > BOMB_BYTES and size > BOMB_RATIO * one.size:
-            raise Damaged(codes.DECOMPRESSION_BOMB, f"{one.size} bytes inflate to more than {size}")
+            raise BadFile(codes.DECOMPRESSION_BOMB, f"{one.size} bytes inflate to more than {size}")
         yield block
 
 
@@ -52,7 +52,7 @@ def cut(
     """Pieces of records (content, size with the line end). A blank record is counted and is no row.
 
     `header` reads the first record that is not blank, which is then no row and not counted; `names` are those of a file
-    without one. Gives what is before a damage, then raises Damaged.
+    without one. Gives what is before a damage, then raises BadFile.
     """
     start = position = first_row = number = rows = 0
     try:
@@ -69,7 +69,7 @@ def cut(
             if rows == shard_rows or (rows and position - start >= shard_bytes):
                 yield Piece(first_row, rows, start, position, names)
                 start, first_row, rows = position, number, 0
-    except Damaged:
+    except BadFile:
         if rows:
             yield Piece(first_row, rows, start, position, names)
         raise

@@ -20,16 +20,16 @@ from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.readers.footer import check_footer, hide_arrow_schema
 from xlmr_ray.batch.input.readers.int96 import finer
-from xlmr_ray.batch.input.readers.parquet_columns import Found, find_columns, needs_plain
+from xlmr_ray.batch.input.readers.parquet_columns import FoundColumn, find_columns, needs_plain
 from xlmr_ray.batch.input.readers.parquet_rows import (
     FINER,
     failed_rows,
+    row_tables,
     schema_of,
-    tables_of,
     without_views,
     written_type,
 )
-from xlmr_ray.batch.input.readers.raw import CHUNK, Damaged, Source
+from xlmr_ray.batch.input.readers.raw import CHUNK, BadFile, Source
 from xlmr_ray.batch.input.readers.reader import Cut, Reader
 from xlmr_ray.batch.input.shard import Piece, Shard
 
@@ -47,7 +47,7 @@ class Parquet(Reader):
 
     def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
         opened = open_file(source, columns)
-        return Cut(opened.kept, pieces_of(opened, shard_rows, shard_bytes))
+        return Cut(opened.kept, row_pieces(opened, shard_rows, shard_bytes))
 
     def read(self, source: Source, shard: Shard, columns: Columns, max_row_bytes: int) -> pa.Table:
         kept, source.opened = source.opened, None  # whoever breaks off leaves nothing behind
@@ -60,7 +60,7 @@ class Parquet(Reader):
                 if group is None or group.index != index or group.first > low:
                     group = RowGroup(index, _batches(opened, index, columns), start)
                 room = MAX_SHARD_BYTES - sum(table.nbytes for table in tables)
-                tables += _rows(opened, group, low, high, columns, max_row_bytes, room)
+                tables += _rows_of_group(opened, group, low, high, columns, max_row_bytes, room)
                 if high == start + count:
                     group = None
             start += count
@@ -74,7 +74,7 @@ class Parquet(Reader):
         return failed_rows(shard.start, shard.stop, code, message, schema_of(columns, open_file(source, columns).kept))
 
 
-def pieces_of(opened: Opened, shard_rows: int, shard_bytes: int) -> Iterator[Piece]:
+def row_pieces(opened: Opened, shard_rows: int, shard_bytes: int) -> Iterator[Piece]:
     groups = np.cumsum((0, *opened.row_groups))
     for start, stop in row_ranges(opened, shard_rows, shard_bytes):
         group = groups[np.searchsorted(groups, start, "right") - 1]
@@ -106,7 +106,7 @@ class Opened:
 
     source: Source
     file: pq.ParquetFile
-    columns: Mapping[str, Found]
+    columns: Mapping[str, FoundColumn]
     kept: tuple[pa.DataType, ...]
     row_groups: tuple[int, ...]  # rows of each
     row_group_bytes: tuple[int, ...]  # uncompressed, of the columns that are read
@@ -142,10 +142,10 @@ class RowGroup:
 
 
 def open_file(source: Source, columns: Columns) -> Opened:
-    """Read the footer. Raises Damaged with the reason why the whole file cannot be read."""
+    """Read the footer. Raises BadFile with the reason why the whole file cannot be read."""
     try:
         check_footer(source)
-    except Damaged as error:
+    except BadFile as error:
         if error.code == codes.EXTENSION_TYPE:
             hide_arrow_schema(source)
             error.rows = _opened(source).metadata.num_rows
@@ -153,7 +153,7 @@ def open_file(source: Source, columns: Columns) -> Opened:
     file = _opened(source)
     try:
         found = find_columns(file, columns, source.constants)
-    except Damaged as error:
+    except BadFile as error:
         error.rows = file.metadata.num_rows
         raise
     if any(needs_plain(file.schema_arrow.field(one.top).type) for one in found.values() if one.leaves):
@@ -184,10 +184,10 @@ def _opened(source: Source, *, unit: str = "us", ahead: bool = True) -> pq.Parqu
     except _ERRORS as error:
         if source.failure is not None:
             raise source.failure from None
-        raise Damaged(codes.CORRUPT_FOOTER, f"the footer cannot be read: {_first_line(error)}") from None
+        raise BadFile(codes.CORRUPT_FOOTER, f"the footer cannot be read: {_first_line(error)}") from None
 
 
-def _rows(
+def _rows_of_group(
     opened: Opened, group: RowGroup, low: int, high: int, columns: Columns, limit: int, room: int
 ) -> list[pa.Table]:
     """Rows [low, high) of the file, which lie in the row group."""
@@ -205,7 +205,7 @@ def _rows(
         named = {name: without_views(opened.columns[name].column(part)) for name in columns.wanted}
         if FINER in part.schema.names:
             named[FINER] = part.column(FINER)
-        tables += tables_of(named, first, columns, schema, limit)
+        tables += row_tables(named, first, columns, schema, limit)
         room -= part.nbytes
         first += part.num_rows
     return tables

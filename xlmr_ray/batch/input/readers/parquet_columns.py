@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import LISTS, SPANS, Columns
-from xlmr_ray.batch.input.readers.raw import Damaged, missing
+from xlmr_ray.batch.input.readers.raw import BadFile, missing
 
 TEXTS = (
     pa.string(),
@@ -30,7 +30,7 @@ _SHOWN = 20  # names of a file in a message
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundColumn:
     """Where a name is: in the column `top`, in its structs by the names `inside`, at the indices `leaves` of the file's
     leaf columns. A constant has no column, and one `value` in all rows. `type`: that of the values, with dictionaries
     as what they hold.
@@ -54,8 +54,8 @@ class Found:
         return _storage(column)
 
 
-def find_columns(file: pq.ParquetFile, columns: Columns, constants: Mapping[str, pa.Scalar]) -> dict[str, Found]:
-    """Each wanted name. Raises Damaged where one is missing, there more than once, or cannot be what it is read as."""
+def find_columns(file: pq.ParquetFile, columns: Columns, constants: Mapping[str, pa.Scalar]) -> dict[str, FoundColumn]:
+    """Each wanted name. Raises BadFile where one is missing, there more than once, or cannot be what it is read as."""
     schema = file.schema_arrow
     starts = list(_starts(schema))
     found = {name: _find(name, schema, starts, constants) for name in columns.wanted}
@@ -63,30 +63,30 @@ def find_columns(file: pq.ParquetFile, columns: Columns, constants: Mapping[str,
     for role, name in columns.text.items():
         type = found[name].type
         fits = is_list_of_spans(type) if LISTS.get(role) == SPANS else role in LISTS and is_list_of_text(type)
-        if not is_text(type) and not fits:
+        if not is_text_type(type) and not fits:
             wanted = f"a list of {LISTS[role]}" if role in LISTS else "a string"
-            raise Damaged(codes.WRONG_COLUMN_TYPE, f"column {name!r} is {str(type)[:200]}, not {wanted}")
+            raise BadFile(codes.WRONG_COLUMN_TYPE, f"column {name!r} is {str(type)[:200]}, not {wanted}")
     if columns.id is not None:
         id = found[columns.id]
-        if not (is_text(id.type) or pa.types.is_integer(id.type) or id.is_uuid):
+        if not (is_text_type(id.type) or pa.types.is_integer(id.type) or id.is_uuid):
             message = f"id column {columns.id!r} is {str(id.type)[:200]}, not a string, an integer or a UUID"
-            raise Damaged(codes.WRONG_COLUMN_TYPE, message)
+            raise BadFile(codes.WRONG_COLUMN_TYPE, message)
     return found
 
 
-def _find(name: str, schema: pa.Schema, starts: Sequence[int], constants: Mapping[str, pa.Scalar]) -> Found:
+def _find(name: str, schema: pa.Schema, starts: Sequence[int], constants: Mapping[str, pa.Scalar]) -> FoundColumn:
     for top, inside in _readings(name):
         index = schema.names.index(top) if top in schema.names else -1
         if index < 0:
             continue
         if schema.names.count(top) > 1:
-            raise Damaged(codes.AMBIGUOUS_COLUMN, f"column {name!r} is there more than once")
+            raise BadFile(codes.AMBIGUOUS_COLUMN, f"column {name!r} is there more than once")
         below = _below(schema.field(index).type, inside, starts[index])
         if below is not None:
             path, type, leaves = below
-            return Found(type, top, path, leaves)
+            return FoundColumn(type, top, path, leaves)
     if name in constants:
-        return Found(constants[name].type, value=constants[name])
+        return FoundColumn(constants[name].type, value=constants[name])
     shown = ", ".join(one[:64] for one in schema.names[:_SHOWN])
     raise missing(name, f"the file has: {shown}")
 
@@ -117,12 +117,12 @@ def _below(type: pa.DataType, rest: str, start: int) -> tuple[tuple[str, ...], p
     return None
 
 
-def _with_storage(one: Found, file: pq.ParquetFile) -> Found:
+def _with_storage(one: FoundColumn, file: pq.ParquetFile) -> FoundColumn:
     """With what only Parquet's own schema tells, and in the type without extensions, dictionaries and views."""
     leaves = [file.schema.column(index) for index in one.leaves]
     is_uuid = one.type.num_fields == 0 and any(leaf.logical_type.type == "UUID" for leaf in leaves)
     has_int96 = any(leaf.physical_type == "INT96" for leaf in leaves)
-    return Found(plain_type(one.type), one.top, one.inside, one.leaves, one.value, is_uuid, has_int96)
+    return FoundColumn(plain_type(one.type), one.top, one.inside, one.leaves, one.value, is_uuid, has_int96)
 
 
 def plain_type(type: pa.DataType) -> pa.DataType:
@@ -152,7 +152,7 @@ def needs_plain(type: pa.DataType) -> bool:
     return any(needs_plain(type.field(index).type) for index in range(type.num_fields))
 
 
-def is_text(type: pa.DataType) -> bool:
+def is_text_type(type: pa.DataType) -> bool:
     return plain_type(type) in TEXTS
 
 

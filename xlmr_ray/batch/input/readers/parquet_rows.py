@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.columns import LISTS, SYSTEM, Columns, Problem, repair, text_of
-from xlmr_ray.batch.input.readers.parquet_columns import is_list_of_text, is_text
+from xlmr_ray.batch.input.columns import LISTS, SYSTEM, Columns, Problem, repair, role_text
+from xlmr_ray.batch.input.readers.parquet_columns import is_list_of_text, is_text_type
 
 HALVE_OVER = 1 << 30  # a string column's offsets are 32 bits: batches over this are halved
 FINER = "\0finer"  # a column that the file cannot have: where a kept INT96 time is finer than microseconds
 
 
-def tables_of(
+def row_tables(
     named: dict[str, pa.Array], first: int, columns: Columns, schema: pa.Schema, limit: int
 ) -> list[pa.Table]:
     """A batch as tables, halved while its strings would overflow the 32-bit offsets of a string column."""
@@ -28,8 +28,8 @@ def tables_of(
         left = {name: column.slice(0, middle) for name, column in named.items()}
         right = {name: column.slice(middle) for name, column in named.items()}
         return [
-            *tables_of(left, first, columns, schema, limit),
-            *tables_of(right, first + middle, columns, schema, limit),
+            *row_tables(left, first, columns, schema, limit),
+            *row_tables(right, first + middle, columns, schema, limit),
         ]
     problems: dict[int, Problem] = {}  # by row of the batch; the first problem of a row counts
     if (pc.max(sizes).as_py() or 0) > limit:
@@ -52,11 +52,11 @@ def _table(
     out["id"] = empty
     if columns.id is not None:
         id = named[columns.id]
-        id = _uuids(id) if pa.types.is_fixed_size_binary(id.type) else _sound(_plain(id), columns.id, problems)
+        id = _uuids(id) if pa.types.is_fixed_size_binary(id.type) else _sound(_as_strings(id), columns.id, problems)
         out["id"] = id.cast(pa.string()).fill_null("")
     for name, of in zip(columns.extra, columns.extra_columns, strict=True):
         type = schema.field(name).type
-        column = _plain(named[of]) if type == pa.string() else named[of]
+        column = _as_strings(named[of]) if type == pa.string() else named[of]
         column = _sound(column, of, problems)
         out[name] = column if column.type == type else column.cast(type)
     if FINER in named:
@@ -64,7 +64,7 @@ def _table(
             problems.setdefault(row, Problem(codes.UNFIT_VALUE, "a kept INT96 time is finer than microseconds"))
     changed: set[int] = set()
     for role, name in columns.text.items():
-        out[role] = _sound(_plain(named[name]), name, problems)
+        out[role] = _sound(_as_strings(named[name]), name, problems)
         if role in LISTS:
             out[role] = _as_json(out[role], role, name, problems, changed)
         if out[role].null_count:
@@ -127,7 +127,7 @@ def _as_json(column: pa.Array, role: str, name: str, problems: dict[int, Problem
     """
     texts: list[str | None] = []
     for row, value in enumerate(column.to_pylist()):
-        text = None if row in problems else text_of(role, value, name)
+        text = None if row in problems else role_text(role, value, name)
         if isinstance(text, Problem):
             problems[row], text = text, None
         if text is not None and (repaired := repair(text)) != text:
@@ -162,7 +162,7 @@ def _row_bytes(named: dict[str, pa.Array]) -> pa.Array:
             inner = pc.binary_length(pc.list_flatten(column)).fill_null(0).to_numpy(zero_copy_only=False)
             parents = pc.list_parent_indices(column).to_numpy()
             lengths = pa.array(np.bincount(parents, inner, minlength=len(column)).astype(np.int64))
-        elif not is_text(column.type) or pa.types.is_null(column.type):
+        elif not is_text_type(column.type) or pa.types.is_null(column.type):
             continue
         else:
             lengths = pc.binary_length(column).cast(pa.int64()).fill_null(0)
@@ -170,7 +170,7 @@ def _row_bytes(named: dict[str, pa.Array]) -> pa.Array:
     return pa.nulls(len(next(iter(named.values()))), pa.int64()) if total is None else total
 
 
-def _plain(column: pa.Array) -> pa.Array:
+def _as_strings(column: pa.Array) -> pa.Array:
     """Any kind of string, or bytes that should be UTF-8, as a string column; other types as they are. Unchecked."""
     if column.type in (pa.large_string(), pa.large_binary()):
         column = column.cast(pa.binary())

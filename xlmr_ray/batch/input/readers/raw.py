@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, cast
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.constants import from_text
-from xlmr_ray.batch.input.file import Input, InputChanged, check_unchanged
+from xlmr_ray.batch.input.constants import constants_from_text
+from xlmr_ray.batch.input.file import InputChanged, InputFile, check_unchanged
 from xlmr_ray.batch.input.partitions import partitions_of
 from xlmr_ray.batch.input.readers import zstd
 from xlmr_ray.batch.store.filesystem import filesystem
@@ -23,7 +23,7 @@ BOM = b"\xef\xbb\xbf"
 _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 
 
-class Damaged(Exception):
+class BadFile(Exception):
     """The file, or the rest of it, cannot be read as what it is named. Never raised for an error of the store.
 
     `rows` are lost with it, where that is known, or `estimated`; else `at` says after how many bytes of the file.
@@ -36,9 +36,9 @@ class Damaged(Exception):
         self.code, self.message, self.rows, self.estimated, self.at = code, message, rows, estimated, at
 
 
-def missing(name: str, hint: str) -> Damaged:
+def missing(name: str, hint: str) -> BadFile:
     """What to raise where a column that the job reads is not in the file."""
-    return Damaged(codes.MISSING_COLUMN, f"column {name!r} is missing; {hint}")
+    return BadFile(codes.MISSING_COLUMN, f"column {name!r} is missing; {hint}")
 
 
 class Source:
@@ -52,13 +52,13 @@ class Source:
     which may be read ahead. `unchecked`: something was asked of the store since `check`.
     """
 
-    def __init__(self, found: Input, options: Mapping[str, object] | None = None) -> None:
+    def __init__(self, found: InputFile, options: Mapping[str, object] | None = None) -> None:
         self.input = found
         self.failure: BaseException | None = None
         self._fs, self._path = filesystem(found.key, options=options)
         self._position = 0
         self.tail = b""
-        self.content: Content | None = None
+        self.content: FileContent | None = None
         self.opened: Any = None
         self.until = 0
         self.unchecked = True
@@ -72,7 +72,7 @@ class Source:
     def constants(self) -> dict[str, pa.Scalar]:
         """Columns that are not in the file, with their values: those of the table that it is of, and of its path."""
         of_path = {name: pa.scalar(value, pa.string()) for name, value in self.partitions.items()}
-        return {**of_path, **from_text(self.input.constants)}
+        return {**of_path, **constants_from_text(self.input.constants)}
 
     def info(self) -> Mapping[str, Any] | None:
         """What the store says of the object now; None where it is gone."""
@@ -148,12 +148,12 @@ class Source:
 def chunks(source: Source, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """The content's bytes [start, stop), offsets counted after decompression. `stop=None`: to the end.
 
-    A stream that is cut or damaged gives what could be inflated, then raises Damaged. One that was read up to before
+    A stream that is cut or damaged gives what could be inflated, then raises BadFile. One that was read up to before
     `start` is read on, and left at `stop` to be read on from there.
     """
     content, source.content = source.content, None  # whoever breaks off leaves nothing behind
     if content is None or not content.reaches(start, stop):
-        content = Content(source, start, stop)
+        content = FileContent(source, start, stop)
     while stop is None or content.position < stop:
         block = content.next(stop)
         if block is None:
@@ -163,14 +163,14 @@ def chunks(source: Source, start: int = 0, stop: int | None = None) -> Iterator[
     source.content = content
 
 
-class Content:
+class FileContent:
     """A source's content, given out in order: blocks of it, of which the last one taken may be left in part."""
 
     def __init__(self, source: Source, start: int, stop: int | None) -> None:
         self.compressed = bool(source.input.compression)
         self.position = 0 if self.compressed else start  # up to which it was given out
         self.end = source.input.size if stop is None else max(stop, source.until)
-        self.blocks = _inflated(source) if self.compressed else _plain(source, start, self.end)
+        self.blocks = _inflated(source) if self.compressed else _uncompressed(source, start, self.end)
         self.held = b""
 
     def reaches(self, start: int, stop: int | None) -> bool:
@@ -190,7 +190,7 @@ class Content:
         return block
 
 
-def _plain(source: Source, start: int, stop: int) -> Iterator[bytes]:
+def _uncompressed(source: Source, start: int, stop: int) -> Iterator[bytes]:
     for position in range(start, stop, CHUNK):
         yield source.range(position, min(position + CHUNK, stop))
 
@@ -199,7 +199,7 @@ def _inflated(source: Source) -> Iterator[bytes]:
     name = source.input.compression
     start = source.range(0, len(_MAGIC["zstd"]))
     if not start.startswith(_MAGIC[name]) and not (name == "zstd" and zstd.is_skippable(start)):
-        raise Damaged(codes.WRONG_FORMAT, f"the ending says {name}, the content is not {name}")
+        raise BadFile(codes.WRONG_FORMAT, f"the ending says {name}, the content is not {name}")
     if name == "zstd":
         yield from _of_zstd(source)
         return
@@ -214,7 +214,7 @@ def _inflated(source: Source) -> Iterator[bytes]:
             if rest := _before_damage(source, position):
                 yield rest
             reason = f"{name} stream cut or damaged after {position + len(rest)} bytes of content: {error}"
-            raise Damaged(codes.CORRUPT_STREAM, reason, at=taken.count) from None
+            raise BadFile(codes.CORRUPT_STREAM, reason, at=taken.count) from None
         if not block:
             return
         position += len(block)
@@ -230,7 +230,7 @@ def _of_zstd(source: Source) -> Iterator[bytes]:
                 yield content[start : start + BLOCK]
     except zstd.NotZstd as error:
         reason = f"zstd stream cut or damaged after {position} bytes of content: {error}"
-        raise Damaged(codes.CORRUPT_STREAM, reason, at=error.at) from None
+        raise BadFile(codes.CORRUPT_STREAM, reason, at=error.at) from None
 
 
 class _Counted:

@@ -47,7 +47,7 @@ class Reader(Section, ABC):
         """Cut a file into pieces of at most `shard_rows` rows and about `shard_bytes` bytes in memory. Whatever these
         are, pieces that end with the same row have the same `stop`: so a job can be limited to its first rows.
 
-        Raises Damaged where the file cannot be read; iterating over the pieces raises it after those that can.
+        Raises BadFile where the file cannot be read; iterating over the pieces raises it after those that can.
         """
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Reader(Section, ABC):
         """The rows of a shard, good or with an error code; for the columns see `read_shard`."""
 
     def content_bytes(self, source: Source, columns: Columns) -> int:
-        """Bytes in memory of what `plan` would cut, as far as little reading tells. Raises Damaged as `plan` does."""
+        """Bytes in memory of what `plan` would cut, as far as little reading tells. Raises BadFile as `plan` does."""
         return source.input.size * (INFLATES if source.input.compression else 1)
 
     def unread(self, source: Source, shard: Shard, columns: Columns, code: str, message: str) -> pa.Table:

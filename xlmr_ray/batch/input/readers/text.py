@@ -7,14 +7,14 @@ from typing import ClassVar
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.columns import Columns, Problem, Rows, text_of
+from xlmr_ray.batch.input.columns import Columns, Problem, Rows, role_text
 from xlmr_ray.batch.input.readers.line_shards import checked_content, cut
 from xlmr_ray.batch.input.readers.raw import BOM, Source, chunks, lines, missing, without_return
 from xlmr_ray.batch.input.readers.reader import Cut, Reader
 from xlmr_ray.batch.input.shard import Shard
 
 
-class Text(Reader):
+class PlainText(Reader):
     name: ClassVar[str] = "text"
     endings: ClassVar[tuple[str, ...]] = (".txt",)
     compressed: ClassVar[bool] = True
@@ -35,7 +35,7 @@ class Text(Reader):
         rows = Rows(columns, lambda row: f"line {row + 1}")
         own, partitions = self.own(columns), source.partitions
         named = [*columns.extra_columns, *columns.text.values()]
-        of_path = [text_of(role, partitions[name], name) for role, name in columns.text.items() if name != own]
+        of_path = [role_text(role, partitions[name], name) for role, name in columns.text.items() if name != own]
         problem = next((one for one in of_path if isinstance(one, Problem)), None)
         id = partitions.get(columns.id or "") or ""
         for number, (line, size) in enumerate(lines(chunks(source, shard.start, shard.stop)), shard.first_row):

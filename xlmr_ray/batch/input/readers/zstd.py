@@ -39,7 +39,7 @@ def inflated(read: Read, size: int, chunk: int) -> Iterator[bytes]:
             try:
                 content = frame.decompress(piece)
             except zstandard.ZstdError as error:
-                yield from _before_damage(decompressor, read, begun, max(begun, at), end, chunk)
+                yield from _frame_before_damage(decompressor, read, begun, max(begun, at), end, chunk)
                 raise NotZstd(str(error), at) from None
             yield content
             piece = b""
@@ -58,7 +58,7 @@ def _pieces(read: Read, start: int, stop: int, chunk: int) -> Iterator[tuple[int
             yield first + offset, data[offset : offset + STEP]
 
 
-def _before_damage(
+def _frame_before_damage(
     decompressor: zstandard.ZstdDecompressor, read: Read, begun: int, start: int, stop: int, chunk: int
 ) -> Iterator[bytes]:
     """What the bytes [start, stop) of a frame give before the damage in them: a failed call loses its good part."""

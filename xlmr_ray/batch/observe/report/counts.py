@@ -54,7 +54,7 @@ class Counts:
     def bins(self) -> Iterator[tuple[float, float, int]]:
         """The bins of numbers in order: from, to, count."""
         for number in sorted(map(int, self.by)):
-            low, high = edges(self.scale, number)
+            low, high = bin_edges(self.scale, number)
             yield low, high, self.by[str(number)]
 
     def quantile(self, q: float) -> float:
@@ -124,7 +124,7 @@ class Summary:
         return cls(content["rows"], measures, groups)
 
 
-def edges(scale: Scale, number: int) -> tuple[float, float]:
+def bin_edges(scale: Scale, number: int) -> tuple[float, float]:
     """From where to where a bin goes."""
     if scale == "linear":
         return number * STEP, (number + 1) * STEP
@@ -156,8 +156,8 @@ def summarize(
     """
     output = output.combine_chunks()
     tasks = output.drop_columns([name for name in output.column_names if name in kept])
-    measured = [one for prefix in dict.fromkeys(prefixes) for one in measures(tasks, prefix)]
-    whole = Summary(output.num_rows, {one.name: Counts(one.scale, counted(one.keys)) for one in measured})
+    measured = [one for prefix in dict.fromkeys(prefixes) for one in measured_columns(tasks, prefix)]
+    whole = Summary(output.num_rows, {one.name: Counts(one.scale, value_counts(one.keys)) for one in measured})
     for column in columns:
         if column in output.column_names:
             whole.groups[column] = grouped(output[column], measured)
@@ -176,7 +176,7 @@ def grouped(column: pa.ChunkedArray, measured: Sequence[Measured]) -> dict[str, 
     if len(distinct) > SHARD_VALUES or any(len(value) > LONGEST for value in distinct):
         return None
     values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], pa.string())
-    found = {value: Summary(rows) for value, rows in counted(values).items()}
+    found = {value: Summary(rows) for value, rows in value_counts(values).items()}
     for one in measured:
         of = values if one.rows is None else values.take(pa.array(one.rows))
         pairs = pa.table({"of": of, "key": one.keys}).group_by(["of", "key"]).aggregate([([], "count_all")])
@@ -186,7 +186,7 @@ def grouped(column: pa.ChunkedArray, measured: Sequence[Measured]) -> dict[str, 
     return found
 
 
-def counted(keys: pa.Array) -> Counter[str]:
+def value_counts(keys: pa.Array) -> Counter[str]:
     """How often each key is there, nulls left out; of very many, those most often there."""
     found = pc.value_counts(keys)
     pairs = zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True)
@@ -198,7 +198,7 @@ def counted(keys: pa.Array) -> Counter[str]:
     return counts
 
 
-def measures(output: pa.Table, prefix: str) -> Iterator[Measured]:
+def measured_columns(output: pa.Table, prefix: str) -> Iterator[Measured]:
     """What is counted of one task's columns, by their names."""
     for column in output.column_names:
         name = column.removeprefix(prefix)
@@ -210,7 +210,7 @@ def measures(output: pa.Table, prefix: str) -> Iterator[Measured]:
         if name in ("label", "choice"):
             yield Measured(column, "classes", values.cast(pa.string()))
         elif name == "score":
-            yield Measured(column, "linear", linear(values))
+            yield Measured(column, "linear", linear_bins(values))
         elif name in ("perplexity", "tokens"):
             yield Measured(column, "log", logarithmic(values))
         elif name == "truncated":
@@ -227,7 +227,7 @@ def measures(output: pa.Table, prefix: str) -> Iterator[Measured]:
             best = first(values)
             if name == "labels":
                 yield Measured(f"{column} first", "classes", best.field("label"))
-            yield Measured(f"{column} first score", "linear", linear(best.field("score")))
+            yield Measured(f"{column} first score", "linear", linear_bins(best.field("score")))
         elif name == "entities" and pa.types.is_list(values.type):
             number = pc.list_value_length(values)
             yield Measured(
@@ -254,7 +254,7 @@ def norms(values: pa.Array) -> pa.Array:
     return pa.array(np.sqrt((flat.reshape(len(values), -1) ** 2).sum(1)) if len(values) else [], pa.float64())
 
 
-def linear(values: pa.Array) -> pa.Array:
+def linear_bins(values: pa.Array) -> pa.Array:
     """Numbers to bins of `STEP`; the upper end of a bin counts in it, so that scores of 1 are among the highest."""
     numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     known = np.isfinite(numbers)

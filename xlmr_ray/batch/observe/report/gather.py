@@ -23,7 +23,7 @@ from xlmr_ray.batch.codes import CATALOGUE
 from xlmr_ray.batch.ledger.manifest import NotRead, not_read_of, read_manifest
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed, plan_head, planned_shards
-from xlmr_ray.batch.observe.drift import Drift, as_json, read_drift
+from xlmr_ray.batch.observe.drift import Drift, drift_as_json, read_drift
 from xlmr_ray.batch.observe.launches import Launch, launches
 from xlmr_ray.batch.observe.report.counts import Summary
 from xlmr_ray.batch.store.base import Store
@@ -143,14 +143,14 @@ class RunReport:
         """`report.json`: the fields, and what is computed from them."""
         content = {"version": VERSION, **asdict(self)}
         content["summary"] = self.summary.to_json()
-        content["drift"] = None if self.drift is None else as_json(self.drift)
+        content["drift"] = None if self.drift is None else drift_as_json(self.drift)
         content["padding"], content["cost"] = self.padding, self.cost
         for one, device in zip(content["devices"], self.devices, strict=True):
             one["utilization"] = device.utilization
         return content
 
 
-def gather(store: Store, run_id: str | None = None, *, price: float | None = None) -> RunReport:
+def gather_report(store: Store, run_id: str | None = None, *, price: float | None = None) -> RunReport:
     """The report of a run, the published one where none is named, as far as it is. Raises UserError where there is no
     such run, `Damaged`.
 
@@ -247,7 +247,7 @@ def add_records(report: RunReport, store: Store) -> None:
         report.started, report.ended = work_time.started, float(ends.max())
         report.active = work_time.seconds
         report.moments = moments(work_time.since(ends), np.frombuffer(rows), np.frombuffer(tokens), report.active)
-    report.errors = errors(store, codes, files)
+    report.errors = error_counts(store, codes, files)
     report.devices = tuple(
         Device(name, len(hosts[name]), int(shards), int(of), float(spent), float(operations), peak(name))
         for name, (shards, of, spent, operations) in sorted(work.items())
@@ -298,7 +298,7 @@ def moments(times: Floats, rows: Floats, tokens: Floats, seconds: float) -> tupl
     return tuple(Moment(round(i * width, 3), round(width, 3), int(by_rows[i]), int(by_tokens[i])) for i in range(count))
 
 
-def errors(store: Store, codes: Counter[str], files: list[str]) -> tuple[Error, ...]:
+def error_counts(store: Store, codes: Counter[str], files: list[str]) -> tuple[Error, ...]:
     """Codes, those most often there first, each with the first positions found in the files."""
     found: dict[str, list[tuple[str, int]]] = {code: [] for code in codes}
     for key in files:

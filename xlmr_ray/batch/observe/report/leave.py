@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from xlmr_ray.batch.observe.report.gather import RunReport, gather
+from xlmr_ray.batch.observe.report.gather import RunReport, gather_report
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import UserError
 
@@ -18,7 +18,7 @@ def leave_report(store: Store, run_id: str | None = None, *, price: float | None
     """Makes the report anew, from the records, writes `report.html` and `report.json`, and says where the first is. Of
     a run that is not finished it tells how far it is. Raises UserError where there is no such run.
     """
-    report = gather(store, run_id, price=price)
+    report = gather_report(store, run_id, price=price)
     store.put(report_key(report.run_id, "json"), json_of(report))
     store.put(report_key(report.run_id), html_of(report).encode())
     return store.url(report_key(report.run_id))
@@ -26,7 +26,7 @@ def leave_report(store: Store, run_id: str | None = None, *, price: float | None
 
 def save_report(store: Store, run_id: str | None, folder: Path, *, price: float | None = None) -> str:
     """The same into a folder of this machine; the store is only read. Raises UserError where it cannot be written."""
-    report = gather(store, run_id, price=price)
+    report = gather_report(store, run_id, price=price)
     path = folder / "report.html"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,9 +38,11 @@ def save_report(store: Store, run_id: str | None, folder: Path, *, price: float 
 
 
 def html_of(report: RunReport) -> str:
-    from xlmr_ray.batch.observe.report.page import page  # here: to import matplotlib is half a second of every launch
+    from xlmr_ray.batch.observe.report.page import (
+        report_page,  # here: to import matplotlib is half a second of every launch
+    )
 
-    return page(report)
+    return report_page(report)
 
 
 def json_of(report: RunReport) -> bytes:

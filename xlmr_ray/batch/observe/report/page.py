@@ -19,7 +19,7 @@ from xlmr_ray.batch.observe.drift import Drift
 from xlmr_ray.batch.observe.report import plots
 from xlmr_ray.batch.observe.report.counts import OTHERS, Counts, Summary
 from xlmr_ray.batch.observe.report.gather import RunReport
-from xlmr_ray.batch.observe.report.plots import Bar, short
+from xlmr_ray.batch.observe.report.plots import Bar, short_number
 from xlmr_ray.text.duration import duration
 from xlmr_ray.text.plural import plural
 
@@ -40,7 +40,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """Cells as text; those of `numbers`, by index, are set flush right."""
 
     head: tuple[str, ...]
@@ -54,7 +54,7 @@ class Exhibit:
 
     title: str
     plot: Markup | None
-    table: Table
+    table: PageTable
     note: str = ""
 
 
@@ -64,7 +64,7 @@ class PageSection:
     exhibits: tuple[Exhibit, ...]
 
 
-def page(report: RunReport) -> str:
+def report_page(report: RunReport) -> str:
     """The page, HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -75,8 +75,8 @@ def page(report: RunReport) -> str:
     )
     return environment.get_template("report.html.jinja").render(
         report=report,
-        cards=cards(report),
-        sections=list(sections(report)),
+        cards=headline_cards(report),
+        sections=list(page_sections(report)),
         job=yaml.safe_dump(report.job, sort_keys=False, allow_unicode=True) if report.job else "",
         when=when,
         plural=plural,
@@ -87,7 +87,7 @@ def when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds)) if seconds else "—"
 
 
-def cards(report: RunReport) -> Iterator[Card]:
+def headline_cards(report: RunReport) -> Iterator[Card]:
     done = report.rows / max(report.active, 1e-9)
     yield Card(
         "documents", f"{report.rows:,}", f"{plural(report.rows_ok, 'row')} and {plural(report.rows_error, 'error')}"
@@ -98,10 +98,10 @@ def cards(report: RunReport) -> Iterator[Card]:
     if report.rows_lost:
         counted = "an estimate, " if report.lost_estimated else ""
         yield Card("lost rows", f"{report.rows_lost:,}", f"{counted}beside an error row a file that cannot be read")
-    yield Card("tokens", short(report.tokens), f"{report.tokens / max(1, report.rows_ok):,.0f} a document")
+    yield Card("tokens", short_number(report.tokens), f"{report.tokens / max(1, report.rows_ok):,.0f} a document")
     yield Card("time at work", duration(report.active), f"{when(report.started)} to {when(report.ended)}")
-    yield Card("documents a second", short(done), "over the time at work")
-    yield Card("tokens a second", short(report.tokens / max(report.active, 1e-9)), "over the time at work")
+    yield Card("documents a second", short_number(done), "over the time at work")
+    yield Card("tokens a second", short_number(report.tokens / max(report.active, 1e-9)), "over the time at work")
     yield Card("padding", f"{report.padding:.1%}", "of what was computed")
     shown: list[int] = []
     for name, counts in report.summary.measures.items():
@@ -112,12 +112,12 @@ def cards(report: RunReport) -> Iterator[Card]:
             yield Card(f"cut {task}".strip(), f"{share:.1%}", f"{plural(counts.total, 'text')} longer than allowed")
     for device in report.devices:
         if device.utilization is not None:
-            yield Card("MFU", f"{device.utilization:.1%}", f"of {short(device.peak or 0)}FLOP/s, {device.name}")
+            yield Card("MFU", f"{device.utilization:.1%}", f"of {short_number(device.peak or 0)}FLOP/s, {device.name}")
     if report.cost is not None:
         yield Card("cost", f"{report.cost:,.2f} {report.currency}", f"at {report.price:g} an hour")
 
 
-def sections(report: RunReport) -> Iterator[PageSection]:
+def page_sections(report: RunReport) -> Iterator[PageSection]:
     if report.moments and report.tokens:
         yield PageSection("How fast", tuple(speed(report)))
     if lengths := tuple(lengths_of(report)):
@@ -129,7 +129,7 @@ def sections(report: RunReport) -> Iterator[PageSection]:
     if report.drift and report.drift.shifts:
         yield PageSection("Against what was scored before", (drifted(report.drift),))
     if report.errors:
-        yield PageSection("Errors", (errors(report),))
+        yield PageSection("Errors", (errors_exhibit(report),))
     yield PageSection("What ran", tuple(what(report)))
 
 
@@ -138,7 +138,7 @@ def speed(report: RunReport) -> Iterator[Exhibit]:
     rows = tuple(
         (f"{one.start:,.1f} to {one.start + one.seconds:,.1f}", f"{one.rows:,}", f"{one.tokens:,}") for one in moments
     )
-    table = Table(("seconds at work", "documents", "tokens"), rows, frozenset({0, 1, 2}))
+    table = PageTable(("seconds at work", "documents", "tokens"), rows, frozenset({0, 1, 2}))
     for unit, values in (("documents", [one.rows for one in moments]), ("tokens", [one.tokens for one in moments])):
         rates = [value / moments[0].seconds for value in values]
         title = f"{unit.capitalize()} a second"
@@ -155,19 +155,24 @@ def lengths_of(report: RunReport) -> Iterator[Exhibit]:
         if name.endswith("tokens") and counts.total and counts not in shown:
             shown.append(counts)
             of = name.removesuffix("tokens").rstrip("_")
-            yield numbers(counts, "tokens", f"Documents by length{f' ({of})' if of else ''}")
+            yield histogram_exhibit(counts, "tokens", f"Documents by length{f' ({of})' if of else ''}")
 
 
-def numbers(counts: Counts, label: str, title: str) -> Exhibit:
+def histogram_exhibit(counts: Counts, label: str, title: str) -> Exhibit:
     """The histogram of a field of numbers."""
     bins = list(counts.bins())
     if len(bins) > 1:
-        note = "; ".join(f"{q:.0%} up to {short(counts.quantile(q))}" for q in QUANTILES)
+        note = "; ".join(f"{q:.0%} up to {short_number(counts.quantile(q))}" for q in QUANTILES)
     else:
-        note = f"All from {short(bins[0][0])} to {short(bins[0][1])}"
-    rows = tuple((short(low), short(high), f"{count:,}", f"{count / counts.total:.2%}") for low, high, count in bins)
+        note = f"All from {short_number(bins[0][0])} to {short_number(bins[0][1])}"
+    rows = tuple(
+        (short_number(low), short_number(high), f"{count:,}", f"{count / counts.total:.2%}")
+        for low, high, count in bins
+    )
     plot = plots.histogram(bins, log=counts.scale == "log", label=label, title=title) if len(bins) > 1 else None
-    return Exhibit(title, plot, Table(("from", "to", "documents", "share"), rows, frozenset({0, 1, 2, 3})), f"{note}.")
+    return Exhibit(
+        title, plot, PageTable(("from", "to", "documents", "share"), rows, frozenset({0, 1, 2, 3})), f"{note}."
+    )
 
 
 def results(summary: Summary, prefix: str) -> Iterator[Exhibit]:
@@ -182,7 +187,7 @@ def results(summary: Summary, prefix: str) -> Iterator[Exhibit]:
         if counts.scale == "classes" and counts.total:
             yield classes(counts, title)
         elif counts.scale in ("linear", "log") and counts.total:
-            yield numbers(counts, title, title)
+            yield histogram_exhibit(counts, title, title)
     for column, groups in summary.groups.items():
         if groups and len(groups) > 1 and 2 * len(groups) <= max(3, summary.rows):
             for name, counts in fields.items():
@@ -196,7 +201,7 @@ def classes(counts: Counts, title: str) -> Exhibit:
     rows = tuple((name, f"{count:,}", f"{count / counts.total:.2%}") for name, count in most)
     bars = [Bar(name, count, f"{count / counts.total:.1%}") for name, count in most[:MOST_BARS]]
     note = f"The {MOST_BARS} that came most often of {len(most)}." if len(most) > MOST_BARS else ""
-    table = Table((title, "count", "share"), rows, frozenset({1, 2}))
+    table = PageTable((title, "count", "share"), rows, frozenset({1, 2}))
     return Exhibit(title, plots.bars(bars, label="count", title=title), table, note)
 
 
@@ -223,7 +228,7 @@ def crossed(groups: dict[str, Summary], field: str, title: str, column: str) -> 
     note = "The stronger, the larger a share of the row's documents."
     if len(groups) > MOST_GROUPS or len(total.by) > MOST_COLUMNS:
         note += f" The largest of {len(groups)} rows and {len(total.by)} columns."
-    return Exhibit(what, plot, Table((column, title, "count", "share"), rows, frozenset({2, 3})), note)
+    return Exhibit(what, plot, PageTable((column, title, "count", "share"), rows, frozenset({2, 3})), note)
 
 
 def by_group(groups: dict[str, Summary], fields: dict[str, str], prefix: str, column: str) -> Exhibit:
@@ -234,10 +239,10 @@ def by_group(groups: dict[str, Summary], fields: dict[str, str], prefix: str, co
         head.append({"classes": f"{title}, most often", "share": title}.get(scale, f"{title}, median"))
     rows = []
     for value, group in largest(groups):
-        cells = [value, f"{group.rows:,}", middle(group, f"{prefix}tokens"), share(group, f"{prefix}truncated")]
+        cells = [value, f"{group.rows:,}", middle(group, f"{prefix}tokens"), share_of_rows(group, f"{prefix}truncated")]
         rows.append((*cells, *(cell(group, name) for name in fields.values())))
     note = f"The largest of {len(groups)}." if len(groups) > MOST_GROUPS else ""
-    return Exhibit(f"By {column}", None, Table(tuple(head), tuple(rows), frozenset(range(1, len(head)))), note)
+    return Exhibit(f"By {column}", None, PageTable(tuple(head), tuple(rows), frozenset(range(1, len(head)))), note)
 
 
 def cell(group: Summary, name: str) -> str:
@@ -245,19 +250,19 @@ def cell(group: Summary, name: str) -> str:
     if counts is None or not counts.total:
         return "—"
     if counts.scale == "share":
-        return share(group, name)
+        return share_of_rows(group, name)
     if counts.scale == "classes":
         label, count = next((item for item in counts.by.most_common() if item[0] != OTHERS), (OTHERS, 0))
-        return f"{plots.cut(label)} {count / counts.total:.0%}"
+        return f"{plots.short_label(label)} {count / counts.total:.0%}"
     return middle(group, name)
 
 
 def middle(group: Summary, name: str) -> str:
     counts = group.measures.get(name)
-    return short(counts.quantile(0.5)) if counts and counts.total else "—"
+    return short_number(counts.quantile(0.5)) if counts and counts.total else "—"
 
 
-def share(group: Summary, name: str) -> str:
+def share_of_rows(group: Summary, name: str) -> str:
     counts = group.measures.get(name)
     return f"{(counts.total if counts else 0) / max(1, group.rows):.1%}"
 
@@ -279,10 +284,10 @@ def drifted(drift: Drift) -> Exhibit:
         f"The largest of {len(drift.shifts)} spreads, this run against all that was scored until run {drift.after}; "
         "what chance explains is taken off the index. From 0.1 on it is some change, from 0.25 on much."
     )
-    return Exhibit("Largest changes", None, Table(head, rows, frozenset({2, 3, 4, 5})), note)
+    return Exhibit("Largest changes", None, PageTable(head, rows, frozenset({2, 3, 4, 5})), note)
 
 
-def errors(report: RunReport) -> Exhibit:
+def errors_exhibit(report: RunReport) -> Exhibit:
     rows = tuple(
         (
             one.code,
@@ -295,13 +300,13 @@ def errors(report: RunReport) -> Exhibit:
     )
     bars = [Bar(one.code, one.rows, f"{one.rows:,}") for one in report.errors[:MOST_BARS]]
     plot = plots.bars(bars, label="rows", title="Error rows by code") if len(bars) > 1 else None
-    table = Table(("code", "meaning", "rows", "of all", "the first of them"), rows, frozenset({2, 3}))
+    table = PageTable(("code", "meaning", "rows", "of all", "the first of them"), rows, frozenset({2, 3}))
     return Exhibit("Error rows by code", plot, table, "Positions only: no text of a document is in this report.")
 
 
 def what(report: RunReport) -> Iterator[Exhibit]:
     tasks = tuple(
-        (one.name, one.task, one.model, one.weights[:16], one.tokenizer[:16], options(one.options))
+        (one.name, one.task, one.model, one.weights[:16], one.tokenizer[:16], options_line(one.options))
         for one in report.tasks
     )
     yield table("Tasks and models", ("name", "task", "model", "weights", "tokenizer", "options"), tasks)
@@ -313,7 +318,7 @@ def what(report: RunReport) -> Iterator[Exhibit]:
                 f"{one.shards:,}",
                 f"{one.tokens:,}",
                 duration(one.seconds),
-                f"{short(one.operations / max(one.seconds, 1e-9))}FLOP/s",
+                f"{short_number(one.operations / max(one.seconds, 1e-9))}FLOP/s",
                 "—" if one.utilization is None else f"{one.utilization:.1%}",
             )
             for one in report.devices
@@ -338,9 +343,9 @@ def what(report: RunReport) -> Iterator[Exhibit]:
 def table(
     title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: frozenset[int] = frozenset()
 ) -> Exhibit:
-    return Exhibit(title, None, Table(head, tuple(rows), numbers))
+    return Exhibit(title, None, PageTable(head, tuple(rows), numbers))
 
 
-def options(given: dict[str, object]) -> str:
+def options_line(given: dict[str, object]) -> str:
     """Those that were given; the others are the task's own."""
     return ", ".join(f"{key}: {value}" for key, value in given.items() if value is not None) or "—"

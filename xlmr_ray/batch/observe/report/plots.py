@@ -71,10 +71,10 @@ def timeline(starts: Sequence[float], width: float, values: Sequence[float], *, 
         axes.set_ylim(0, max(*values, 1e-9) * 1.08)
         axes.set_xlabel(f"{name} at work")
         axes.set_ylabel(f"{unit}/s")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         axes.grid(visible=False, axis="x")
 
-    return svg(draw, 2.1, title, f"{unit} a second over {edges[-1]:.3g} {name}; at most {short(max(values))}.")
+    return svg(draw, 2.1, title, f"{unit} a second over {edges[-1]:.3g} {name}; at most {short_number(max(values))}.")
 
 
 def histogram(bins: Sequence[tuple[float, float, int]], *, log: bool, label: str, title: str) -> Markup:
@@ -87,17 +87,18 @@ def histogram(bins: Sequence[tuple[float, float, int]], *, log: bool, label: str
         if log and left[0] > 0:
             axes.set_xscale("log", base=2)
             axes.set_xlim(min(left), max(low + wide for low, wide in zip(left, widths, strict=True)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         axes.set_xlabel(label)
         axes.set_ylabel("documents")
         axes.grid(visible=False, axis="x")
 
     total = sum(count for _, _, count in bins)
     most = max(bins, key=lambda bin: bin[2])
-    text = f"{total:,} values from {short(bins[0][0])} to {short(bins[-1][1])}; most are near {short(most[0])}."
+    low, high, most_near = short_number(bins[0][0]), short_number(bins[-1][1]), short_number(most[0])
+    text = f"{total:,} values from {low} to {high}; most are near {most_near}."
     return svg(draw, 2.1, title, text)
 
 
@@ -107,7 +108,7 @@ def bars(given: Sequence[Bar], *, label: str, title: str) -> Markup:
     def draw(axes: Axes) -> None:
         positions = range(len(given))
         axes.barh(positions, [bar.value for bar in given], 0.72, color=FIRST, linewidth=0)
-        axes.set_yticks(positions, [cut(bar.name) for bar in given], color=INK)
+        axes.set_yticks(positions, [short_label(bar.name) for bar in given], color=INK)
         axes.set_ylim(len(given) - 0.5, -0.5)
         axes.set_xlim(0, max(*(bar.value for bar in given), 1e-9) * 1.16)
         for position, bar in enumerate(given):
@@ -120,12 +121,12 @@ def bars(given: Sequence[Bar], *, label: str, title: str) -> Markup:
                 color=SOFT,
                 fontsize=8.5,
             )
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(label)
         axes.grid(visible=False, axis="y")
 
-    longest = "; ".join(f"{cut(bar.name)} {bar.text}" for bar in given[:5])
+    longest = "; ".join(f"{short_label(bar.name)} {bar.text}" for bar in given[:5])
     return svg(draw, 0.65 + 0.235 * len(given), title, f"{len(given)} bars, the longest: {longest}.")
 
 
@@ -145,9 +146,9 @@ def heatmap(
                     )
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_yticks(range(len(rows)), [cut(name) for name in rows], color=INK)
+        axes.set_yticks(range(len(rows)), [short_label(name) for name in rows], color=INK)
         turned = 90 if max(map(len, columns)) > 3 or len(columns) > 26 else 0
-        axes.set_xticks(range(len(columns)), [cut(name, 16) for name in columns], rotation=turned, color=INK)
+        axes.set_xticks(range(len(columns)), [short_label(name, 16) for name in columns], rotation=turned, color=INK)
         axes.xaxis.tick_top()
         axes.tick_params(length=0, labelsize=8)
         axes.set_ylabel(down)
@@ -190,13 +191,13 @@ def themed(style: str) -> str:
     return re.sub(r"font: (?:\w+ )*([\d.]+)px [^;]*", r"font-size: \1px", style)
 
 
-def cut(text: str, most: int = LONGEST) -> str:
+def short_label(text: str, most: int = LONGEST) -> str:
     """A label as long as there is room for."""
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def short(value: float) -> str:
+def short_number(value: float) -> str:
     """A number in few characters: 1.2k, 3.4M."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
