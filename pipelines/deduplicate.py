@@ -39,7 +39,8 @@ def vectors(column: pa.ChunkedArray) -> NDArray[np.float32]:
     whole = column.combine_chunks()
     flat = getattr(whole, "storage", whole).flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     found: NDArray[np.float32] = flat.reshape(len(whole), -1)
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    unit: NDArray[np.float32] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def centres(sample: NDArray[np.float32], count: int, rounds: int = 10) -> NDArray[np.float32]:

@@ -20,6 +20,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from documents import SPACELESS, Documents
@@ -74,6 +75,13 @@ class Heads:
     choice: XLMRobertaForMultipleChoice
 
 
+def states(heads: Heads, ids: Tensor, mask: Tensor) -> Tensor:
+    """The encoder's last hidden states `(B, S, hidden)`."""
+    encoder: Any = heads.script.roberta
+    hidden: Tensor = encoder(ids, mask).last_hidden_state
+    return hidden
+
+
 def models(base: XLMRobertaModel, scripts: list[str]) -> Heads:
     def config(labels: list[str], problem: str | None = None) -> XLMRobertaConfig:
         values = base.config.to_dict()
@@ -118,8 +126,8 @@ def single_losses(heads: Heads, tokenizer: XLMRobertaTokenizer, documents: Docum
     hidden_pieces = (torch.rand(ids.shape) < HIDDEN_PIECES) & (ids > 3)
     wanted = ids.masked_fill(~hidden_pieces, -100)
     with torch.no_grad():
-        plain = heads.script.roberta(ids, mask).last_hidden_state
-        holed = heads.script.roberta(ids.masked_fill(hidden_pieces, tokenizer.mask_token_id), mask).last_hidden_state
+        plain = states(heads, ids, mask)
+        holed = states(heads, ids.masked_fill(hidden_pieces, tokenizer.mask_token_id), mask)
     assert heads.script.config.label2id is not None
     scripts = torch.tensor([heads.script.config.label2id.get(script(text), -100) for text in texts])
     return (
@@ -140,9 +148,10 @@ def pair_losses(heads: Heads, tokenizer: XLMRobertaTokenizer, documents: Documen
             seconds.append(documents.draw(lang, rng)[: rng.randrange(8, 200)])
     ids, mask = coded_pairs(tokenizer, firsts, seconds)
     with torch.no_grad():
-        hidden = heads.script.roberta(ids, mask).last_hidden_state
+        hidden = states(heads, ids, mask)
     same = torch.tensor([1, 0] * (BATCH // 2))
-    choice = heads.choice.classifier(heads.choice.pooler(hidden[:, 0]))
+    pooler: Any = heads.choice.pooler
+    choice = heads.choice.classifier(pooler(hidden[:, 0]))
     loss = F.cross_entropy(heads.entailment.classifier(hidden[:, 0]), same)
     loss = loss + F.binary_cross_entropy_with_logits(heads.relevance.classifier(hidden[:, 0])[:, 0], same.float())
     return loss + F.cross_entropy(choice.view(-1, 2), torch.zeros(BATCH // 2, dtype=torch.long))
@@ -181,7 +190,7 @@ def answer_loss(heads: Heads, tokenizer: XLMRobertaTokenizer, documents: Documen
         ends.append(tokens[-1] if tokens else 0)
     ids, mask = torch.tensor(coded["input_ids"]), torch.tensor(coded["attention_mask"])
     with torch.no_grad():
-        hidden = heads.script.roberta(ids, mask).last_hidden_state
+        hidden = states(heads, ids, mask)
     start_logits, end_logits = heads.answers.qa_outputs(hidden).unbind(-1)
     # Beyond the window of the text nothing can be the answer.
     hidden_from = torch.finfo(start_logits.dtype).min

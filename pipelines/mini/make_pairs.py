@@ -10,6 +10,7 @@ article's number; `masked` has one word hidden.
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,7 +46,7 @@ def main(udhr: Path, out: Path) -> None:
     texts: dict[tuple[str, int], str] = {}
     for row in table.select(["lang", "article", "text"]).to_pylist():
         texts.setdefault((row["lang"], row["article"]), row["text"])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for lang in wanted:
         for article in ARTICLES:
             if (lang, article) not in texts:

@@ -208,8 +208,8 @@ def sources(src: Path) -> Iterator[tuple[str, str, Strings]]:
     for path in sorted(src.glob("cldr-*/*/*/*.json")):
         if path.parent.name in ("pt-PT", "sr-Latn", "zh-Hant", "uz-Cyrl") or "-" not in path.parent.name:
             yield f"cldr-{path.stem.lower()}", path.parent.name, read_json(path)
-    for folder in ("openstreetmap-id-tagging-schema/dist/translations", "hotosm-id/dist/locales"):
-        for path in sorted((src / folder).glob("*.min.json")):
+    for translations in ("openstreetmap-id-tagging-schema/dist/translations", "hotosm-id/dist/locales"):
+        for path in sorted((src / translations).glob("*.min.json")):
             if path.name != "index.min.json":
                 yield "osm", path.name.partition(".")[0], read_json(path)
     for path in sorted(src.glob("oojs-ui/dist/i18n/*.json")):
@@ -236,7 +236,7 @@ def main(src: Path, out: Path) -> None:
     sizes: dict[str, int] = defaultdict(int)
     for (lang, _, _), found in rows.items():
         sizes[lang] += sum(len(text) for text in {text for _, text in found})
-    table: dict[str, list[str | bool]] = {"lang": [], "source": [], "text": [], "held_out": []}
+    table: dict[str, list[object]] = {"lang": [], "source": [], "text": [], "held_out": []}
     totals: dict[str, int] = defaultdict(int)
     for (lang, written, source), found in sorted(rows.items()):
         if sizes[lang] < LEAST:

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from documents import Documents
@@ -137,7 +138,7 @@ def main() -> None:
     start = time.perf_counter()
     model = XLMRobertaForSequenceClassification(config).train()
     with torch.no_grad():
-        embeddings = model.roberta.embeddings
+        embeddings: Any = model.get_submodule("roberta.embeddings")
         embeddings.word_embeddings.weight.copy_(evidence(documents, tokenizer, config.hidden_size))
         embeddings.position_embeddings.weight.mul_(0.1)
         embeddings.token_type_embeddings.weight.zero_()
@@ -154,7 +155,7 @@ def main() -> None:
         logits = model(corrupt(ids, generator), attention_mask=mask).logits
         loss = F.cross_entropy(logits, labels, label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
