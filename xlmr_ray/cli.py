@@ -112,7 +112,7 @@ def finetune(
     from xlmr_ray.batch.input.whole import read_whole
     from xlmr_ray.batch.job import with_settings
     from xlmr_ray.text.progress_line import ProgressLine
-    from xlmr_ray.train.display import print_summary
+    from xlmr_ray.train.display import print_train_summary
     from xlmr_ray.train.finetune import finetune as trained
     from xlmr_ray.train.job import check_finetune_job, read_finetune_job
 
@@ -124,7 +124,7 @@ def finetune(
     checked = check_finetune_job(with_settings(content, set, "--set"), str(job))
     with ProgressLine(Console(stderr=True), "steps", quiet=quiet) as display:
         outcome = trained(checked, read_whole, display)
-    print_summary(outcome.folder, outcome.progress, Console())
+    print_train_summary(outcome.folder, outcome.progress, Console())
 
 
 @app.command()

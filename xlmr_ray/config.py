@@ -99,8 +99,8 @@ class XLMRobertaConfig:
     model_type: str = "xlm-roberta"
 
     architectures: list[str] | None = None
-    id2label: dict[int, str] = field(default_factory=lambda: named(2))
-    label2id: dict[str, int] = field(default_factory=lambda: inverse(named(2)))
+    id2label: dict[int, str] = field(default_factory=lambda: numbered_labels(2))
+    label2id: dict[str, int] = field(default_factory=lambda: inverse(numbered_labels(2)))
     problem_type: str | None = None
     output_attentions: bool = False
     output_hidden_states: bool = False
@@ -183,7 +183,7 @@ class XLMRobertaConfig:
     @num_labels.setter
     def num_labels(self, count: int) -> None:
         if count != self.num_labels:
-            self.id2label = named(count)
+            self.id2label = numbered_labels(count)
 
     @property
     def dtype(self) -> "torch.dtype | None":
@@ -347,7 +347,7 @@ class XLMRobertaConfig:
                 raise UserError(f"config: {name}: expected a {type(before).__name__}, got {text!r}") from None
 
 
-def named(count: int) -> dict[int, str]:
+def numbered_labels(count: int) -> dict[int, str]:
     """Labels without names of their own, as transformers calls them."""
     return {i: f"LABEL_{i}" for i in range(count)}
 

@@ -78,12 +78,12 @@ def fields_at(model: type[BaseModel], path: list[Any]) -> list[str]:
     at = model
     for part in path:
         if isinstance(part, str) and part in at.model_fields:
-            at = next(iter(sections(at.model_fields[part].annotation)), at)
+            at = next(iter(section_types(at.model_fields[part].annotation)), at)
     return list(at.model_fields)
 
 
-def sections(annotation: Any) -> list[type[BaseModel]]:
+def section_types(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a field's type holds, through lists and alternatives."""
     if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, BaseModel) else []
-    return [found for inner in typing.get_args(annotation) for found in sections(inner)]
+    return [found for inner in typing.get_args(annotation) for found in section_types(inner)]

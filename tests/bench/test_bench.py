@@ -24,7 +24,7 @@ from xlmr_ray.bench.measure import dealt, measure
 from xlmr_ray.bench.result import PipelineRun, read_bench
 from xlmr_ray.bench.sample import take_sample
 from xlmr_ray.bench.shares import NAMES, shares
-from xlmr_ray.bench.show import show, svg
+from xlmr_ray.bench.show import chart_svg, print_bench
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.model.operations import attention_operations, matmul_operations
@@ -109,12 +109,12 @@ def test_other_files_are_refused_in_one_line(bench, tmp_path):
 
 
 def test_the_table_and_the_picture_say_the_shares(bench, capsys):
-    show(bench, Console(width=120))
+    print_bench(bench, Console(width=120))
     text = capsys.readouterr().out
     for name in ("products", "attention", "rest"):
         assert f"{bench.shares[name]:.1%}" in text
-        assert f"{bench.shares[name]:.1%}" in svg(bench)
-    ElementTree.fromstring(svg(replace(bench, work=replace(bench.work, model="a<b&c"))))
+        assert f"{bench.shares[name]:.1%}" in chart_svg(bench)
+    ElementTree.fromstring(chart_svg(replace(bench, work=replace(bench.work, model="a<b&c"))))
 
 
 def test_documents_are_dealt_out_whole_and_evenly():

@@ -21,7 +21,7 @@ from tests.benchmarks.gpu import lengths, shape
 from xlmr_ray import XLMRobertaConfig, XLMRobertaTokenizer
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.engine.engine import Engine
-from xlmr_ray.engine.parts import Part
+from xlmr_ray.engine.parts import BatchPart
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.attention.backends import attention as attention_back_end
 from xlmr_ray.model.attention.flash import PACKAGES
@@ -134,7 +134,7 @@ def waits(device: torch.device, config: XLMRobertaConfig) -> None:
         splits = np.concatenate([[0], np.cumsum(LENGTHS)])
         ids = np.arange(splits[-1], dtype=np.int32) % 900 + 4
         batch = pack(ids, splits, np.arange(len(LENGTHS)), model.config, targets=np.full(splits[-1], 7, np.int32))
-        parts = [Part(model.task, 0, 0, len(LENGTHS))]
+        parts = [BatchPart(model.task, 0, 0, len(LENGTHS))]
         engine.compute(batch, parts)
         try:
             if device.type == "cuda":

@@ -11,7 +11,7 @@ from torch import Tensor
 import xlmr_ray
 from tests.checkpoint.conftest import SIZES, Make
 from xlmr_ray.checkpoint import device_map
-from xlmr_ray.checkpoint.device_map import connect, device_of, moved, spread, unit_sizes
+from xlmr_ray.checkpoint.device_map import connect, device_of, moved, spread_modules, unit_sizes
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.layout import Packed, Padded
@@ -20,31 +20,31 @@ IDS = torch.arange(5, 29).reshape(2, 12)
 
 
 def test_one_device_that_holds_all() -> None:
-    assert spread({"a": 5, "b": 5, "c": 5}, {"cuda:0": 15}) == dict.fromkeys("abc", "cuda:0")
+    assert spread_modules({"a": 5, "b": 5, "c": 5}, {"cuda:0": 15}) == dict.fromkeys("abc", "cuda:0")
 
 
 def test_the_rest_is_the_cpu_s() -> None:
-    assert spread({"a": 5, "b": 5, "c": 5, "d": 1}, {"cuda:0": 12}) == {
+    assert spread_modules({"a": 5, "b": 5, "c": 5, "d": 1}, {"cuda:0": 12}) == {
         "a": "cuda:0",
         "b": "cuda:0",
         "c": "cpu",
         "d": "cpu",
     }
-    assert spread({"a": 5}, {}) == {"a": "cpu"}
+    assert spread_modules({"a": 5}, {}) == {"a": "cpu"}
 
 
 def test_shares_by_free_memory() -> None:
     layers = {f"layer.{i}": 10 for i in range(12)}
-    placed = spread(layers, {"cuda:0": 100, "cuda:1": 100, "cuda:2": 200})
+    placed = spread_modules(layers, {"cuda:0": 100, "cuda:1": 100, "cuda:2": 200})
     assert [list(placed.values()).count(f"cuda:{i}") for i in range(3)] == [3, 3, 6]
-    full = spread(layers, {"cuda:0": 35, "cuda:1": 45})
+    full = spread_modules(layers, {"cuda:0": 35, "cuda:1": 45})
     assert [list(full.values()).count(device) for device in ("cuda:0", "cuda:1", "cpu")] == [3, 4, 5]
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20), st.lists(st.integers(1, 120), max_size=4))
 def test_nothing_overflows_and_no_device_is_come_back_to(sizes: list[int], free: list[int]) -> None:
     room = {f"cuda:{i}": bytes_ for i, bytes_ in enumerate(free)}
-    placed = spread({f"m{i}": size for i, size in enumerate(sizes)}, room)
+    placed = spread_modules({f"m{i}": size for i, size in enumerate(sizes)}, room)
     assert list(placed) == [f"m{i}" for i in range(len(sizes))]
     order = [*room, "cpu"]
     places = [order.index(device) for device in placed.values()]

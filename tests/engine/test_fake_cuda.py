@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from xlmr_ray import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine, EngineStats
 from xlmr_ray.engine.memory import CutBudget
-from xlmr_ray.engine.parts import Part
+from xlmr_ray.engine.parts import BatchPart
 from xlmr_ray.model.lora import Spans
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch, pack
@@ -146,7 +146,7 @@ def run(name, *, attention="auto", dtype=torch.bfloat16, fp8=False, decoder=Fals
         engine.model, engine.tasks, engine.heads, engine.device = model, [task], [head], CUDA
         engine.max_tokens, engine.stats, engine.memory, engine.spans = 16384, EngineStats(), CutBudget(), Spans()
         with watched:
-            (out,) = engine.compute(batch, [Part(task, 0, 0, 4)])
+            (out,) = engine.compute(batch, [BatchPart(task, 0, 0, 4)])
     return tuple(out.shape), watched.seen
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xlmr_ray.tasks import answer_spans
-from xlmr_ray.tasks.answer_spans import NO_ANSWER, AnswerSpan, best_spans, merged, probabilities
+from xlmr_ray.tasks.answer_spans import NO_ANSWER, AnswerSpan, best_spans, merged_answers, probabilities
 
 
 @settings(max_examples=150, deadline=None)
@@ -45,6 +45,12 @@ def test_probabilities_are_among_the_allowed_tokens():
 
 def test_equal_texts_are_one_answer():
     spans = [([0, 4], [3, 7], [0.25, 0.125]), ([8], [10], [0.5])]
-    assert merged("Yes yes no", spans, None, 5) == [AnswerSpan("no", 0.5, 8, 10), AnswerSpan("Yes", 0.375, 0, 3)]
-    assert merged("Yes yes no", spans, 0.4375, 2) == [AnswerSpan("no", 0.5, 8, 10), AnswerSpan("", 0.4375, 0, 0)]
-    assert merged(" ", [([], [], [])], None, 3) == [NO_ANSWER]
+    assert merged_answers("Yes yes no", spans, None, 5) == [
+        AnswerSpan("no", 0.5, 8, 10),
+        AnswerSpan("Yes", 0.375, 0, 3),
+    ]
+    assert merged_answers("Yes yes no", spans, 0.4375, 2) == [
+        AnswerSpan("no", 0.5, 8, 10),
+        AnswerSpan("", 0.4375, 0, 0),
+    ]
+    assert merged_answers(" ", [([], [], [])], None, 3) == [NO_ANSWER]

@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.models import add_tokenizer, make_config
 from xlmr_ray.batch.input.whole import read_whole
 from xlmr_ray.text.progress_line import ProgressLine
-from xlmr_ray.train.finetune import Outcome, finetune
+from xlmr_ray.train.finetune import TrainOutcome, finetune
 from xlmr_ray.train.job import check_finetune_job
 
 TEXTS = [
@@ -51,7 +51,9 @@ def make_checkpoint(tmp_path_factory):
 def train(tmp_path):
     """Trains on rows: the outcome, with the record of what was done."""
 
-    def call(rows: dict[str, list], model: Path, *, output: str = "out", quiet: bool = True, **job: object) -> Outcome:
+    def call(
+        rows: dict[str, list], model: Path, *, output: str = "out", quiet: bool = True, **job: object
+    ) -> TrainOutcome:
         path = tmp_path / "rows.parquet"
         pq.write_table(pa.table(rows), path)
         columns = job.pop("train", {})
@@ -63,5 +65,5 @@ def train(tmp_path):
     return call
 
 
-def record(outcome: Outcome) -> dict:
+def record(outcome: TrainOutcome) -> dict:
     return json.loads((outcome.folder / "training.json").read_text("utf-8"))

@@ -21,7 +21,7 @@ from xlmr_ray import JobFailed, UserError
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.train.loop import Interrupted, Loop
 from xlmr_ray.train.rows import held_out, split_rows
-from xlmr_ray.train.steps import Steps, parts
+from xlmr_ray.train.steps import TrainSteps, parts_within
 
 ROWS = {"text": TEXTS, "label": LANGUAGES}
 JOB = {
@@ -174,7 +174,7 @@ def test_the_command(make_checkpoint, tmp_path):
 
 
 def test_steps_follow_from_the_seed():
-    steps = Steps.of(10, 4, 2.5, seed=3)
+    steps = TrainSteps.of(10, 4, 2.5, seed=3)
     assert (steps.count, steps.an_epoch) == (8, 3)
     first = np.concatenate([steps.chosen(step) for step in range(3)])
     second = np.concatenate([steps.chosen(step) for step in range(3, 6)])
@@ -185,7 +185,7 @@ def test_steps_follow_from_the_seed():
 
 def test_parts_keep_to_the_budget():
     tokens = np.array([5, 30, 7, 100, 12, 1])
-    found = list(parts(np.array([4, 3, 1, 0]), tokens, 40))
+    found = list(parts_within(np.array([4, 3, 1, 0]), tokens, 40))
     assert [part.tolist() for part in found] == [[3], [1], [4, 0]]
 
 

@@ -10,7 +10,7 @@ from xlmr_ray.bench.measure import load, measure, save
 from xlmr_ray.bench.pipeline import with_pipeline
 from xlmr_ray.bench.quality import quality, show_quality
 from xlmr_ray.bench.sample import take_sample
-from xlmr_ray.bench.show import save_chart, show
+from xlmr_ray.bench.show import print_bench, save_chart
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.vector_precision import write_ranges
@@ -34,7 +34,7 @@ def bench_command(
         say("a run with Ray")
         result = with_pipeline(result, job, take_sample(job, documents))
     save(result, output)
-    show(result, console)
+    print_bench(result, console)
     if chart is not None:
         save_chart(result, chart)
     console.print(f"written to {output}" + (f" and {chart}" if chart else ""))

@@ -63,7 +63,7 @@ def measure(job: Job, *, most: int, rounds: int, encoders: int | None, say: Say)
     matrix = matrix_rate(first.device, dtype, copies)
     layer = {"int8": Int8Linear, "fp8": Fp8Linear}.get(job.engine.quantization or "")
     say("where the time goes")
-    few = part_of(sample, np.arange(sample.documents) % max(1, sample.documents // PROFILED) == 0)
+    few = encoded_part(sample, np.arange(sample.documents) % max(1, sample.documents // PROFILED) == 0)
     if not on_gpu:
         torch.set_num_threads(threads)
     where = shares(lambda: first.results(few), first.device)
@@ -153,10 +153,10 @@ def dealt(sample: Sample, parts: int) -> list[list[pa.Table]]:
     for document in np.argsort(-tokens, kind="stable").tolist():
         owner[document] = totals.argmin()
         totals[owner[document]] += tokens[document]
-    return [part_of(sample, owner == index) for index in range(parts)]
+    return [encoded_part(sample, owner == index) for index in range(parts)]
 
 
-def part_of(sample: Sample, kept: NDArray[np.bool_]) -> list[pa.Table]:
+def encoded_part(sample: Sample, kept: NDArray[np.bool_]) -> list[pa.Table]:
     """Each task's encoded table of some documents."""
     return [keep_documents(table, kept)[0] for table in sample.encoded]
 

@@ -107,9 +107,9 @@ def quality(job: Job, *, most: int, say: Callable[[str], None]) -> Quality:
         of_articles = None
         if isinstance(task, Embedding) and articles is not None:
             found = engine.run(articles.encoded["input_ids"], tasks=[0]).raw[0]
-            of_articles = vectors(task, found, articles.encoded)
+            of_articles = float_vectors(task, found, articles.encoded)
             if wanted is None:
-                small = small_vectors(of_articles, vectors(task, got, sample.encoded[0]))
+                small = small_vectors(of_articles, float_vectors(task, got, sample.encoded[0]))
         wanted = got if wanted is None else wanted
         change = np.abs(got - wanted)
         costs.append(
@@ -119,13 +119,13 @@ def quality(job: Job, *, most: int, say: Callable[[str], None]) -> Quality:
                 float(np.nanmean(change)),
                 float(np.nanmax(np.abs(wanted))),
                 float((got.argmax(-1) == wanted.argmax(-1)).mean()),
-                None if articles is None or of_articles is None else retrieval(of_articles, articles),
+                None if articles is None or of_articles is None else cross_lingual_retrieval(of_articles, articles),
             )
         )
     return Quality(costs, small)
 
 
-def vectors(task: Embedding, raw: NDArray[np.float32], encoded: pa.Table) -> NDArray[np.float32]:
+def float_vectors(task: Embedding, raw: NDArray[np.float32], encoded: pa.Table) -> NDArray[np.float32]:
     """The vectors `(N, width)` of the documents of an encoded table in float32, of which `raw` are the results."""
     table = replace(task, precision="float32", ranges=None).postprocess(raw, encoded)
     found: NDArray[np.float32] = table["embedding"].combine_chunks().flatten().to_numpy()
@@ -168,7 +168,7 @@ def udhr(sample: Sample) -> Articles | None:
     return Articles(rows["lang"], rows["article"], task.prepare(rows.select(["text"]), sample.tokenizers[0]))
 
 
-def retrieval(found: NDArray[np.float32], articles: Articles) -> float:
+def cross_lingual_retrieval(found: NDArray[np.float32], articles: Articles) -> float:
     """The share of articles in another language whose nearest English article, by vectors `(N, width)`, is the same."""
     unit = torch.nn.functional.normalize(torch.tensor(found), dim=-1)
     english = np.array(pc.equal(articles.language, ENGLISH))

@@ -16,7 +16,7 @@ COLORS = {"products": "#3366cc", "attention": "#dc7a28", "quantizing": "#8a5fb5"
 WIDTH, HEIGHT, LEFT = 640, 30, 110
 
 
-def show(bench: Bench, console: Console) -> None:
+def print_bench(bench: Bench, console: Console) -> None:
     """Prints all of it."""
     machine, work = bench.machine, bench.work
     console.print(
@@ -75,7 +75,7 @@ def chart(bench: Bench) -> RenderableType:
     return Group(Text("an encoder's time"), table)
 
 
-def svg(bench: Bench) -> str:
+def chart_svg(bench: Bench) -> str:
     """The chart as a picture."""
     shown = [name for name in NAMES if bench.shares[name] > 0]
     title = (
@@ -105,4 +105,4 @@ def svg(bench: Bench) -> str:
 
 def save_chart(bench: Bench, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(svg(bench), "utf-8")
+    path.write_text(chart_svg(bench), "utf-8")

@@ -85,8 +85,8 @@ def recall(exact: NDArray[np.float32], small: NDArray[np.float32]) -> Recall:
         wanted = nearest(exact, k)
         candidates = nearest(small, min(CANDIDATES * k, len(exact) - 1))
         again = np.take_along_axis(candidates, nearest(np.take_along_axis(exact, candidates, 1), k), 1)
-        found.append(share(wanted, nearest(small, k)))
-        rescored.append(share(wanted, again))
+        found.append(found_share(wanted, nearest(small, k)))
+        rescored.append(found_share(wanted, again))
     return Recall(tuple(found), tuple(rescored))
 
 
@@ -96,7 +96,7 @@ def nearest(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     return places
 
 
-def share(wanted: NDArray[np.int64], got: NDArray[np.int64]) -> float:
+def found_share(wanted: NDArray[np.int64], got: NDArray[np.int64]) -> float:
     """How many of the wanted places `(N, k)` of each row are among those got."""
     return float((wanted[:, :, None] == got[:, None, :]).any(axis=2).mean())
 

@@ -53,10 +53,10 @@ def is_adapter(folder: Path) -> bool:
 
 def brings_head(folder: Path) -> bool:
     """Whether a head was trained, and saved, with the adapter. Raises UserError where there is none of LoRA's."""
-    return bool(head_of(read(folder), changes(folder)[1]))
+    return bool(adapter_head(read(folder), weight_changes(folder)[1]))
 
 
-def merged(folder: Path, base_of: Callable[[str], Path], cache: Path) -> Path:
+def merged_checkpoint(folder: Path, base_of: Callable[[str], Path], cache: Path) -> Path:
     """The base checkpoint with the adapter of `folder` in its weights, as `merge_and_unload` of peft makes it, under a
     name made of both in `cache`; made only once. `base_of` finds the base by the name that the adapter has for it.
 
@@ -69,7 +69,7 @@ def beside(folder: Path, base: Path, cache: Path) -> Path:
     """A folder as of a head beside its encoder, which is the `base`'s: what the adapter of `folder` has for the
     encoder's linear layers is in LORA, and its weights are not copied. For `Engine.load`; made only once, in `cache`.
 
-    Raises UserError, one line, as `merged` does, and for an adapter that changes more of the encoder than that.
+    Raises UserError, one line, as `merged_checkpoint` does, and for one that changes more of the encoder than that.
     """
     return made_once(folder, read(folder), base, cache, beside=True)
 
@@ -172,7 +172,7 @@ def merged_state(
     files = open_tensors(model_folder(base))
     state = {name: files.read(name).clone() for name in files.stored if wanted(bare(name))}
     by_bare = {bare(name): name for name in state}
-    pairs, whole = changes(folder)
+    pairs, whole = weight_changes(folder)
     for name, tensor in whole.items():
         if not wanted(bare(name)):
             continue
@@ -186,9 +186,9 @@ def merged_state(
         if place is None:
             raise UserError(f"{folder}: an adapter of {module}, which {base} has not")
         change = delta(folder, config, module.removesuffix(".weight"), parts)
-        check_shape(folder, module, change.shape, state[place].shape)
+        check_adapter_shape(folder, module, change.shape, state[place].shape)
         state[place] = state[place].float() + change  # in half precision the change would be lost in rounding
-    return {name: tensor.contiguous() for name, tensor in state.items()}, head_of(config, whole)
+    return {name: tensor.contiguous() for name, tensor in state.items()}, adapter_head(config, whole)
 
 
 def low_rank(folder: Path, config: Mapping[str, Any], base: Path) -> dict[str, Tensor]:
@@ -199,7 +199,7 @@ def low_rank(folder: Path, config: Mapping[str, Any], base: Path) -> dict[str, T
     """
     files = open_tensors(model_folder(base))
     on_disk = {bare(name): name for name in files.stored}
-    pairs, whole = changes(folder)
+    pairs, whole = weight_changes(folder)
     found: dict[str, Tensor] = {}
     for name, tensor in whole.items():
         plain = bare(name)
@@ -208,7 +208,7 @@ def low_rank(folder: Path, config: Mapping[str, Any], base: Path) -> dict[str, T
         if not plain.endswith(".bias") or plain not in on_disk:
             raise UserError(f"{folder}: {name} is another one than the base's; beside it only linear layers are: "
                             "set merge: true")  # fmt: skip
-        check_shape(folder, name, tensor.shape, files.stored[on_disk[plain]].shape)
+        check_adapter_shape(folder, name, tensor.shape, files.stored[on_disk[plain]].shape)
         if (change := tensor.float() - files.read(on_disk[plain]).float()).any():
             found[plain] = change
     for module, parts in pairs.items():
@@ -222,7 +222,7 @@ def low_rank(folder: Path, config: Mapping[str, Any], base: Path) -> dict[str, T
         name = module.removesuffix(".weight")
         first, second, scale = factors(folder, config, name, parts)
         out, width = files.stored[on_disk[plain]].shape
-        check_shape(folder, module, (second.shape[0], first.shape[1]), (out, width))
+        check_adapter_shape(folder, module, (second.shape[0], first.shape[1]), (out, width))
         found[f"{plain.removesuffix('.weight')}.A"] = first.contiguous()
         found[f"{plain.removesuffix('.weight')}.B"] = (second * scale).contiguous()
     return found
@@ -245,7 +245,7 @@ def without_decoder(folder: Path, base: Path, state: Mapping[str, Tensor]) -> di
     return kept
 
 
-def changes(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+def weight_changes(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """The adapter's pairs by the name of the weight that they change, and the tensors that it has whole."""
     pairs: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
@@ -260,7 +260,7 @@ def changes(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tenso
     return pairs, whole
 
 
-def check_shape(folder: Path, module: str, got: Sequence[int], expected: Sequence[int]) -> None:
+def check_adapter_shape(folder: Path, module: str, got: Sequence[int], expected: Sequence[int]) -> None:
     if tuple(got) != tuple(expected):
         raise UserError(
             f"{folder}: the adapter of {module} is of shape {list(got)}, the base's weight of {list(expected)}"
@@ -295,14 +295,14 @@ def by_pattern(patterns: Mapping[str, float] | None, module: str, usual: float) 
     return usual
 
 
-def head_of(config: Mapping[str, Any], whole: Mapping[str, Tensor]) -> dict[str, Any]:
+def adapter_head(config: Mapping[str, Any], whole: Mapping[str, Tensor]) -> dict[str, Any]:
     """The architecture of a head that came with the adapter, and how many labels it has; {} where none did."""
     ending = ARCHITECTURES.get(str(config.get("task_type")))
     outputs = (one for name, one in whole.items() if re.search(r"(classifier|out_proj|qa_outputs)\.weight$", name))
     out = min(outputs, key=len, default=None)
     if ending is None or out is None:
         return {}
-    return {"architectures": [f"XLMRoberta{ending}"]} | (own_head(config) or labels(len(out)))
+    return {"architectures": [f"XLMRoberta{ending}"]} | (own_head(config) or numbered_label_maps(len(out)))
 
 
 def own_head(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def own_head(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: kept[key] for key in ("id2label", "label2id", "problem_type") if key in kept}
 
 
-def labels(count: int) -> dict[str, Any]:
+def numbered_label_maps(count: int) -> dict[str, Any]:
     """The adapter's files keep none: they are called as transformers calls those without a name."""
     return {
         "id2label": {str(place): f"LABEL_{place}" for place in range(count)},

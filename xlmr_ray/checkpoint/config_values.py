@@ -17,7 +17,7 @@ def check_values(path: Path, values: Mapping[str, Any]) -> None:
     """
     for name, (fits, expected) in CHECKS.items():
         if name in values and not fits(values[name]):
-            raise UserError(f"{path}: {name}: got {shown(values[name])}, expected {expected}")
+            raise UserError(f"{path}: {name}: got {short_value(values[name])}, expected {expected}")
     if not (values.get("hidden_size", 768) % values.get("num_attention_heads", 12) == 0):
         raise UserError(
             f"{path}: hidden_size {values.get('hidden_size', 768)} cannot be split over "
@@ -25,7 +25,7 @@ def check_values(path: Path, values: Mapping[str, Any]) -> None:
         )
     labels = values.get("id2label")
     if labels is not None and len({int(key) for key in labels}) < len(labels):
-        raise UserError(f"{path}: id2label: two names for one label: {shown(labels)}")
+        raise UserError(f"{path}: id2label: two names for one label: {short_value(labels)}")
     check_padding(path, values)
 
 
@@ -44,23 +44,23 @@ def check_padding(path: Path, values: Mapping[str, Any]) -> None:
         )
 
 
-def shown(value: Any) -> str:
+def short_value(value: Any) -> str:
     """A value in a message, short."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-def whole(least: int, most: int = LARGEST) -> Callable[[Any], bool]:
+def whole_from(least: int, most: int = LARGEST) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """A number from 0 on that is one: JSON readers know NaN and infinity."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
-def share(value: Any) -> bool:
-    return number(value) and value <= 1
+def is_share(value: Any) -> bool:
+    return is_number(value) and value <= 1
 
 
 def or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -70,10 +70,10 @@ def or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 def one_or_several(value: Any) -> bool:
     """Token ids of which any ends a text."""
     several = value if isinstance(value, list) else [value]
-    return all(map(whole(0), several))
+    return all(map(whole_from(0), several))
 
 
-def strings(value: Any) -> bool:
+def are_strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
@@ -87,24 +87,24 @@ def names_by_number(value: Any) -> bool:
 
 
 def numbers_by_name(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(whole(0), value.values()))
+    return isinstance(value, dict) and all(map(whole_from(0), value.values()))
 
 
 def is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-SIZE = (whole(1), f"a whole number from 1 to {LARGEST}")
-TOKEN = (or_null(whole(0)), "a token's id, a whole number from 0 on, or null")
-RATE = (share, "a number from 0 to 1")
+SIZE = (whole_from(1), f"a whole number from 1 to {LARGEST}")
+TOKEN = (or_null(whole_from(0)), "a token's id, a whole number from 0 on, or null")
+RATE = (is_share, "a number from 0 to 1")
 SWITCH = (is_bool, "true or false")
 FLAG = (or_null(is_bool), "true, false or null")
 TEXT = (or_null(lambda value: isinstance(value, str)), "a string or null")
-NUMBER = (number, "a number from 0 on")
+NUMBER = (is_number, "a number from 0 on")
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "vocab_size": SIZE,
     "hidden_size": SIZE,
-    "num_hidden_layers": (whole(0, MOST_LAYERS), f"a whole number from 0 to {MOST_LAYERS}"),
+    "num_hidden_layers": (whole_from(0, MOST_LAYERS), f"a whole number from 0 to {MOST_LAYERS}"),
     "num_attention_heads": SIZE,
     "intermediate_size": SIZE,
     "max_position_embeddings": SIZE,
@@ -112,7 +112,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "hidden_act": (lambda value: isinstance(value, str), "a string"),
     "hidden_dropout_prob": RATE,
     "attention_probs_dropout_prob": RATE,
-    "classifier_dropout": (or_null(share), "a number from 0 to 1, or null"),
+    "classifier_dropout": (or_null(is_share), "a number from 0 to 1, or null"),
     "initializer_range": NUMBER,
     "layer_norm_eps": NUMBER,
     "pad_token_id": TOKEN,
@@ -126,10 +126,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "output_hidden_states": FLAG,
     "return_dict": FLAG,
     "use_return_dict": FLAG,
-    "architectures": (or_null(strings), "a list of strings, or null"),
+    "architectures": (or_null(are_strings), "a list of strings, or null"),
     "id2label": (or_null(names_by_number), "an object of whole numbers and names, or null"),
     "label2id": (or_null(numbers_by_name), "an object of names and whole numbers, or null"),
-    "num_labels": (or_null(whole(1, 10**6)), "a whole number from 1 on"),
+    "num_labels": (or_null(whole_from(1, 10**6)), "a whole number from 1 on"),
     "problem_type": TEXT,
     "dtype": TEXT,
     "torch_dtype": TEXT,

@@ -38,7 +38,7 @@ def checked_device(device: torch.device | str | int) -> torch.device:
     return found
 
 
-def spread(sizes: Mapping[str, int], free: Mapping[str, int]) -> dict[str, str]:
+def spread_modules(sizes: Mapping[str, int], free: Mapping[str, int]) -> dict[str, str]:
     """Modules in their order to devices: each GPU takes its share by free memory, and the CPU, which takes the rest,
     what goes beyond.
 
@@ -76,7 +76,7 @@ def automatic(
     if most:
         free = {device: min(size, most[device]) for device, size in free.items() if device in most}
     sizes, together = unit_sizes(model, float_bytes, linear_bytes)
-    placed = spread(sizes, free)
+    placed = spread_modules(sizes, free)
     return {name: placed[first] for name, first in together.items()}
 
 

@@ -4,7 +4,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from xlmr_ray.checkpoint.adapter import base_name, beside, is_adapter, merged
+from xlmr_ray.checkpoint.adapter import base_name, beside, is_adapter, merged_checkpoint
 from xlmr_ray.checkpoint.cache import cache_folder
 from xlmr_ray.checkpoint.digest import weights_digest
 from xlmr_ray.checkpoint.folder import HEADS, model_folder, read_config
@@ -64,7 +64,9 @@ def resolve(
         if not weights:
             return found
         cache = cache_folder(cache_dir)
-        return beside(folder, found, cache) if split[2] == "adapter" else merged(folder, lambda _: found, cache)
+        return (
+            beside(folder, found, cache) if split[2] == "adapter" else merged_checkpoint(folder, lambda _: found, cache)
+        )
     inside = subfolder.strip("/")
     usual = revision == "main"  # scripts name the hub's usual branch wherever the checkpoint is
     if isinstance(source, str) and not Path(source).expanduser().exists():
@@ -115,7 +117,7 @@ def resolve(
         base_of = partial(resolve, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
         if not weights:
             return base_of(base_name(folder), weights=False)
-        folder = merged(folder, base_of, cache_folder(cache_dir))
+        folder = merged_checkpoint(folder, base_of, cache_folder(cache_dir))
     if weights:
         where = model_folder(folder)
         read_config(where)

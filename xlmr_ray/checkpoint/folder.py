@@ -77,7 +77,7 @@ def class_of(kind: str, model_type: str) -> str:
     return {"BertForCausalLM": "BertLMHeadModel"}.get(name, name)
 
 
-def kind_of(name: str) -> str:
+def kind_of_class(name: str) -> str:
     """What one of transformers' classes is for, whatever its model type: `ForMaskedLM` for `BertForMaskedLM`."""
     if name == "BertLMHeadModel":
         return "ForCausalLM"

@@ -46,7 +46,7 @@ def save_head(module: nn.Module, encoder: str | Path, name: str, *, config: XLMR
         raise UserError(f"save_head: {type(module).__name__} has no head; save_pretrained writes the encoder")
     _check_frozen({key: tensor for key, tensor in state.items() if key not in head}, where)
 
-    config.architectures = [class_of(_kind(module, head, config), config.model_type)]
+    config.architectures = [class_of(_class_of_head(module, head, config), config.model_type)]
     config.dtype = next((str(t.dtype).removeprefix("torch.") for t in head.values() if t.dtype in FLOATS), None)
     config.extra[ENCODER_DIGEST] = encoder_digest(folder)
     target = folder / HEADS / name
@@ -73,7 +73,7 @@ def _check_frozen(state: dict[str, Tensor], where: Path) -> None:
             )
 
 
-def _kind(module: nn.Module, head: dict[str, Tensor], config: XLMRobertaConfig) -> str:
+def _class_of_head(module: nn.Module, head: dict[str, Tensor], config: XLMRobertaConfig) -> str:
     """Which of the model classes a head is of: the module's own, or the one that its names tell."""
     if type(module).__name__.startswith("XLMRobertaFor"):
         return type(module).__name__

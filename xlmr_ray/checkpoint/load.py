@@ -12,7 +12,7 @@ from xlmr_ray.checkpoint.device_map import Devices, device_of
 from xlmr_ray.checkpoint.folder import has_adapter
 from xlmr_ray.checkpoint.match import Slot, match_tensors, slot_groups
 from xlmr_ray.checkpoint.names import is_encoder
-from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, described, quantized_parameter, stored_parameter
+from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, quantization_of, quantized_parameter, stored_parameter
 from xlmr_ray.errors import UserError
 from xlmr_ray.text.plural import some
 
@@ -104,7 +104,7 @@ def load_tensors(
         fresh = match.missing + match.mismatched
         for group in fresh:
             where_to = device_of(device, group[0].name)
-            _put(group, torch.empty(group[0].parameter.shape, dtype=target, device=where_to))
+            _put_tensor(group, torch.empty(group[0].parameter.shape, dtype=target, device=where_to))
         # Before the files' own: a module's init sets all of its parameters, and those on the meta device take it
         # without effect.
         for owner in {id(slot.owner): slot.owner for group in fresh for slot in group}.values():
@@ -118,7 +118,7 @@ def load_tensors(
                 slot.put(quantized_parameter(slot.owner, content.to(target), there))
             else:
                 # A copy, not the mapped file: aligned, alive when the file is gone, in its dtype and on its device.
-                _put(match.members[slot], torch.empty(content.shape, dtype=target, device=there).copy_(content))
+                _put_tensor(match.members[slot], torch.empty(content.shape, dtype=target, device=there).copy_(content))
     left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if left:
         raise RuntimeError(f"still on the meta device after loading, no file fills them: {', '.join(left)}")
@@ -127,7 +127,7 @@ def load_tensors(
     if not match.layers:
         quantized_by = None
     elif beside:
-        quantized_by = match.stored_quantization or described(module)
+        quantized_by = match.stored_quantization or quantization_of(module)
     return LoadReport(
         folder=folder,
         files=tensors.files,
@@ -147,7 +147,7 @@ def load_tensors(
     )
 
 
-def _put(slots: list[Slot], tensor: Tensor) -> None:
+def _put_tensor(slots: list[Slot], tensor: Tensor) -> None:
     parameter = nn.Parameter(tensor, requires_grad=slots[0].parameter.requires_grad)
     for slot in slots:
         slot.put(parameter)

@@ -185,7 +185,7 @@ def quantize_layers(
 def quantized_parameter(layer: nn.Module, weight: Tensor, device: torch.device) -> nn.Parameter:
     """The parameter of an empty layer from a float weight `(out, in)`, in the dtype that the model is to have."""
     old: Any = layer.weight
-    layers = library()
+    layers = bnb_library()
     bnb = layers.bnb
     # Eight bits are made on the CPU, as transformers does: the same bits wherever the model goes.
     if not isinstance(layer, layers.Linear8bitLt):
@@ -202,7 +202,7 @@ def check_stored(layer: Any, shape: tuple[int, ...], dtype: torch.dtype, parts: 
     of this shape and dtype in a file, and `parts` by their names in the layer.
     """
     expected: tuple[int, int] = (layer.out_features, layer.in_features)
-    if isinstance(layer, library().Linear8bitLt):
+    if isinstance(layer, bnb_library().Linear8bitLt):
         scales = parts.get("SCB")
         if dtype is not torch.int8 or shape != expected:
             raise UserError(f"got {dtype} of shape {shape}, expected int8 of {expected}")
@@ -221,7 +221,7 @@ def check_stored(layer: Any, shape: tuple[int, ...], dtype: torch.dtype, parts: 
 
 def stored_parameter(layer: Any, weight: Tensor, parts: Mapping[str, Tensor], device: torch.device) -> nn.Parameter:
     """The parameter of an empty layer from what a file holds, `check_stored` before."""
-    layers = library()
+    layers = bnb_library()
     bnb = layers.bnb
     if isinstance(layer, layers.Linear8bitLt):
         copied = bnb.nn.Int8Params(weight.clone(), requires_grad=False, SCB=parts["SCB"].clone())
@@ -233,7 +233,7 @@ def stored_parameter(layer: Any, weight: Tensor, parts: Mapping[str, Tensor], de
     return _parameter(parameter)
 
 
-def described(module: nn.Module) -> BitsAndBytesConfig:
+def quantization_of(module: nn.Module) -> BitsAndBytesConfig:
     """How the layers are quantized that are, where no configuration came with them."""
     for layer in module.modules():
         if type(layer).__name__ == "Linear8bitLt":
@@ -249,7 +249,7 @@ def described(module: nn.Module) -> BitsAndBytesConfig:
     raise ValueError("no quantized layer")
 
 
-def library() -> ModuleType:
+def bnb_library() -> ModuleType:
     """`bnb_layers`, which imports bitsandbytes. Raises UserError where that is not installed."""
     try:
         from xlmr_ray.checkpoint import bnb_layers
@@ -261,7 +261,7 @@ def library() -> ModuleType:
 
 
 def _empty(old: nn.Linear, bits: int, kind: str, config: BitsAndBytesConfig, *, fp16: bool) -> nn.Module:
-    layers = library()
+    layers = bnb_library()
     sizes = (old.in_features, old.out_features, old.bias is not None)
     with torch.device("meta"):
         new: nn.Module

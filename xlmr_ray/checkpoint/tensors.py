@@ -57,7 +57,7 @@ class TensorFiles:
         self.stored: dict[str, Stored] = {}
         self._open: dict[Path, Any] = {}
         for file in files:
-            _check_file(file)
+            _check_weights(file)
             self._open[file] = _open_safetensors(file) if file.suffix == ".safetensors" else _open_torch(file)
             for name, shape, dtype in _describe(file, self._open[file]):
                 if only is None or only.get(name) == file:
@@ -102,7 +102,7 @@ def _open_folder(folder: Path) -> TensorFiles:
         return TensorFiles([path])
     try:
         weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
-        only = {str(name): folder / _plain(file) for name, file in weight_map.items()}
+        only = {str(name): folder / _file_name(file) for name, file in weight_map.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not an index with a weight_map of file names: {error}") from None
     return TensorFiles(sorted(set(only.values())), only)
@@ -127,14 +127,14 @@ def find_weights(folder: Path) -> Path:
     raise UserError(f"{folder}: no weights: looked for {', '.join(names)}{hint}")
 
 
-def _plain(name: object) -> str:
+def _file_name(name: object) -> str:
     """An index may name files beside it only: a path could lead anywhere."""
     if not isinstance(name, str) or Path(name).name != name:
         raise ValueError(f"{name!r} is no plain file name")
     return name
 
 
-def _check_file(file: Path) -> None:
+def _check_weights(file: Path) -> None:
     if not file.is_file():
         raise UserError(f"{file}: no such file, which the index names: the checkpoint is not whole")
     with file.open("rb") as f:

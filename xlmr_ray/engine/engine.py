@@ -26,7 +26,7 @@ from xlmr_ray.engine.device import check_fp8, check_int8, device_and_dtype, to_h
 from xlmr_ray.engine.error_codes import NO_TOKENS, NON_FINITE, OUT_OF_MEMORY, not_finite
 from xlmr_ray.engine.last_layer import rows_read
 from xlmr_ray.engine.memory import CutBudget, attempt, free
-from xlmr_ray.engine.parts import Part, part_of
+from xlmr_ray.engine.parts import BatchPart, part_of
 from xlmr_ray.engine.passes import passes_of
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.engine.results import Results, TaskOutput, TaskResults, output_of
@@ -38,7 +38,7 @@ from xlmr_ray.model.batch_invariance import keep_batch_invariance
 from xlmr_ray.model.encoder import Trace
 from xlmr_ray.model.heads import LMHead
 from xlmr_ray.model.linear import use_onednn
-from xlmr_ray.model.lora import Change, Spans, adapt, spans_of
+from xlmr_ray.model.lora import Change, Spans, adapt, adapter_spans
 from xlmr_ray.model.packed_batch import PackedBatch, pack
 from xlmr_ray.model.quantized.fp8 import eight_bit_floats
 from xlmr_ray.model.quantized.int8 import eight_bits
@@ -101,7 +101,7 @@ class Engine:
         kept = replace(self.stats)
         zero = np.zeros(1, np.int32)
         one = pack(zero, np.array([0, 1]), np.array([0]), self.model.config, targets=zero)
-        parts = [Part(task, head, 0, 1) for head, task in enumerate(self.tasks)]
+        parts = [BatchPart(task, head, 0, 1) for head, task in enumerate(self.tasks)]
         self.shapes = [tuple(output.shape[1:]) for output in self.compute(one, parts)]
         self.stats = kept
 
@@ -336,10 +336,10 @@ class Engine:
     ) -> list[Tensor]:
         """The `chosen` sequences as one batch through the `heads`."""
         batch = pack(ids, row_splits, chosen, self.model.config, targets=targets)
-        return self.compute(batch, [Part(self.tasks[head], head, 0, len(chosen)) for head in heads])
+        return self.compute(batch, [BatchPart(self.tasks[head], head, 0, len(chosen)) for head in heads])
 
     @torch.inference_mode()
-    def compute(self, batch: PackedBatch, parts: Sequence[Part]) -> list[Tensor]:
+    def compute(self, batch: PackedBatch, parts: Sequence[BatchPart]) -> list[Tensor]:
         """The results `(R, ...)` of each part of a batch, fp32 in the CPU's memory (on a GPU: once it is
         synchronized).
         """
@@ -349,7 +349,7 @@ class Engine:
             owners: list[int | None] = [None] * batch.sequences
             for part in parts:
                 owners[part.first : part.first + part.count] = [self.adapter(part.head)] * part.count
-            self.spans.now = spans_of(owners, [0, *accumulate(batch.lengths)])
+            self.spans.now = adapter_spans(owners, [0, *accumulate(batch.lengths)])
         last, trace = self.encode(batch, there, [part.task for part in parts])
         self.spans.now = []
         outputs = []

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlmr_ray.engine.engine import Engine
-from xlmr_ray.engine.parts import Part
+from xlmr_ray.engine.parts import BatchPart
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.model.packed_batch import IGNORED, pack
 from xlmr_ray.tasks.task import EncoderTask
@@ -55,7 +55,7 @@ def compute_together(engine: Engine, callers: Sequence[CallerSequences]) -> list
     parts, first = [], 0
     for group in groups:
         count = sum(len(callers[index].lengths) for index in group)
-        parts.append(Part(callers[group[0]].task, callers[group[0]].head, first, count))
+        parts.append(BatchPart(callers[group[0]].task, callers[group[0]].head, first, count))
         first += count
     lengths = np.concatenate([one.lengths for one in ordered])
     ids, splits = np.concatenate([one.ids for one in ordered]), np.concatenate([[0], np.cumsum(lengths)])

@@ -14,7 +14,7 @@ from xlmr_ray.tasks.task import EncoderTask
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchPart:
     """The `count` sequences of a batch from number `first` on, for one task. `head` is the index of its head in the
     engine.
     """
@@ -25,7 +25,7 @@ class Part:
     count: int
 
 
-def part_of(batch: PackedBatch, hidden: Tensor, part: Part) -> tuple[PackedBatch, Tensor]:
+def part_of(batch: PackedBatch, hidden: Tensor, part: BatchPart) -> tuple[PackedBatch, Tensor]:
     """A part's sequences as a separate batch, in the CPU's memory as `batch` is, and their hidden states
     `(…, M, hidden)` out of `hidden (…, T, hidden)`. Ids and positions, which only the encoder reads, are without
     filler.

@@ -14,7 +14,7 @@ from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.fork import compute_after_fork
-from xlmr_ray.engine.pipeline_arguments import is_stream, placed, settings, streamed
+from xlmr_ray.engine.pipeline_arguments import is_stream, placed, streamed, task_options
 from xlmr_ray.engine.runners import Runner, TaskSource, load_runners, runner_of
 from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.errors import UserError
@@ -65,11 +65,11 @@ class Pipeline:
             raise UserError(f"{self.name}: got {1 + len(values)} arguments, expected one; give options by keyword")
         if self.name == "rerank" and isinstance(inputs, Mapping) and "query" in inputs:
             return rerank(self, **inputs, **more)
-        more = settings(more, self.known)
+        more = task_options(more, self.known)
         if is_stream(inputs):
             return streamed(inputs, lambda some: self.answered(some, more))
         if more.pop("is_split_into_words", False):
-            inputs = joined(inputs, more.pop("delimiter", None))
+            inputs = joined_words(inputs, more.pop("delimiter", None))
         texts, single, options = self.taken(inputs, more)
         answers = self.answered(texts, options)
         if self.task.always_lists:
@@ -161,7 +161,7 @@ def columns(texts: Sequence[Text], roles: Sequence[str]) -> pa.Table:
     values: dict[str, list[str]] = {role: [] for role in roles}
     for index, text in enumerate(texts):
         parts = {roles[0]: text} if isinstance(text, str) else text
-        if not isinstance(parts, Mapping) or set(parts) != set(roles) or not all(map(is_text, parts.values())):
+        if not isinstance(parts, Mapping) or set(parts) != set(roles) or not all(map(is_text_input, parts.values())):
             expected = "a string" if len(roles) == 1 else f"a mapping of {', '.join(roles)} to strings"
             got = f"a mapping of {', '.join(map(str, text))}" if isinstance(text, Mapping) else type(text).__name__
             raise UserError(f"text {index}: expected {expected}, got {got}")
@@ -171,7 +171,7 @@ def columns(texts: Sequence[Text], roles: Sequence[str]) -> pa.Table:
     return pa.table({role: pa.array(column, pa.string()) for role, column in values.items()})
 
 
-def joined(inputs: Any, delimiter: str | None) -> list[str]:
+def joined_words(inputs: Any, delimiter: str | None) -> list[str]:
     """A text of each list of words, in a list though it be one. Raises UserError."""
     if delimiter not in (None, " "):
         raise UserError(f"pipeline: delimiter={delimiter!r} is not supported: words are parted by a space")
@@ -180,12 +180,12 @@ def joined(inputs: Any, delimiter: str | None) -> list[str]:
     return [" ".join(words) for words in ([inputs] if isinstance(inputs[0], str) else inputs)]
 
 
-def is_text(value: object) -> bool:
+def is_text_input(value: object) -> bool:
     lists = isinstance(value, list | tuple) and all(isinstance(one, str | list | tuple) for one in value)
     return isinstance(value, str) or lists
 
 
-def device_name(device: int | str | torch.device | None) -> str:
+def device_setting(device: int | str | torch.device | None) -> str:
     """As `EngineSettings` has it: transformers' numbers are GPUs, -1 the CPU, None the best there is."""
     if isinstance(device, int):
         return "cpu" if device < 0 else f"cuda:{device}"
@@ -229,7 +229,7 @@ def pipeline(
         "token": token,
     }
     where |= {key: found[key] for key in where if key in found}
-    options = settings(options, {one.name for one in option_fields(task_class(name))})
+    options = task_options(options, {one.name for one in option_fields(task_class(name))})
     if isinstance(model, Pretrained):
         if tokenizer is None:
             raise UserError(f"pipeline({task!r}): a model in memory needs a tokenizer=, too")
@@ -258,7 +258,7 @@ def pipeline(
     else:
         how = EngineSettings(
             dtype=str(found.get("dtype", "auto")).removeprefix("torch."),
-            device=device_name(found.get("device", "auto")),
+            device=device_setting(found.get("device", "auto")),
             attn_implementation=attn_implementation,
             max_tokens=max_tokens,
         )

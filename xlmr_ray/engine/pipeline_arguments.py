@@ -38,7 +38,7 @@ TOKENIZING = ("tokenize_kwargs", "tokenizer_kwargs", "tokenizer_encode_kwargs")
 AT_ONCE = 256  # texts of an input that is read as it comes
 
 
-def settings(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+def task_options(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """The options of a task, `known` by these names, among arguments of a pipeline, or of a call of it: what concerns
     the tokenizer by the options' names. Raises UserError.
     """

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from xlmr_ray.config import XLMRobertaConfig
 
 
-class Embeddings(nn.Module):
+class EmbeddingLayer(nn.Module):
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)

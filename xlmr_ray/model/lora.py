@@ -15,7 +15,7 @@ FUSED = ("query", "key", "value")  # parts of a layer `qkv`, in this order
 
 
 @dataclass(frozen=True)
-class Span:
+class AdapterSpan:
     """The tokens from `first` to before `last` of a batch, which are of the adapter of this number."""
 
     adapter: int
@@ -27,7 +27,7 @@ class Spans:
     """Whose the tokens are of the batch that is computed now; those in no span are the base's."""
 
     def __init__(self) -> None:
-        self.now: list[Span] = []
+        self.now: list[AdapterSpan] = []
 
 
 class Change(nn.Module):
@@ -95,15 +95,15 @@ def adapt(model: nn.Module, adapters: Sequence[Mapping[str, Tensor]], spans: Spa
             changes.append(Change(a, b, bias, first))
 
 
-def spans_of(owners: Sequence[int | None], row_splits: Sequence[int]) -> list[Span]:
+def adapter_spans(owners: Sequence[int | None], row_splits: Sequence[int]) -> list[AdapterSpan]:
     """Of sequences with these adapters, None for none, which begin and end at `row_splits`: neighbours are one span."""
-    spans: list[Span] = []
+    spans: list[AdapterSpan] = []
     for owner, (first, last) in zip(owners, pairwise(row_splits), strict=True):
         if owner is None:
             continue
         if spans and spans[-1].adapter == owner and spans[-1].last == first:
             first = spans.pop().first
-        spans.append(Span(owner, first, last))
+        spans.append(AdapterSpan(owner, first, last))
     return spans
 
 

@@ -11,7 +11,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.argument_checks import check_range, check_shape, values_unknown
 from xlmr_ray.model.attention.masks import visible
-from xlmr_ray.model.embeddings import Embeddings, positions_from_embeds, positions_from_ids
+from xlmr_ray.model.embeddings import EmbeddingLayer, positions_from_embeds, positions_from_ids
 from xlmr_ray.model.encoder import CrossSource, Encoder, Trace
 from xlmr_ray.model.generation.cache import DynamicCache, as_ours
 from xlmr_ray.model.generation.config import GenerationConfig
@@ -100,7 +100,7 @@ class XLMRobertaModel(PreTrainedModel):
 
     def __init__(self, config: XLMRobertaConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
-        self.embeddings = Embeddings(config)
+        self.embeddings = EmbeddingLayer(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config) if add_pooling_layer else None
         self.apply(self.init_weights)
@@ -213,7 +213,7 @@ class XLMRobertaForCausalLM(PreTrainedModel):
         """`logits (B, S, vocab)`, of the tokens to keep, and for `labels (B, S)` (-100 is ignored) the mean loss of
         each as its predecessor foretells it; logits are then made when they are read.
         """
-        hidden = kept(hidden, given.logits_to_keep)
+        hidden = kept_states(hidden, given.logits_to_keep)
         if given.labels is None:
             return CausalLMOutputWithCrossAttentions(logits=self.lm_head(hidden))
         labels = matching(given.labels, hidden)
@@ -223,7 +223,7 @@ class XLMRobertaForCausalLM(PreTrainedModel):
         )
 
 
-def kept(hidden: Tensor, which: int | Tensor) -> Tensor:
+def kept_states(hidden: Tensor, which: int | Tensor) -> Tensor:
     """The hidden states that `logits_to_keep` names (see `Arguments`), out of `(B, S, hidden)`."""
     if isinstance(which, int):
         return hidden[:, -which:] if which else hidden

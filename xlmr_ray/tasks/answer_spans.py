@@ -81,7 +81,7 @@ def _best_spans(
         yield begin[row] + first[real], begin[row] + last[real], scores[row, spans[real]]
 
 
-def merged(
+def merged_answers(
     context: str, spans: Sequence[tuple[list[int], list[int], list[float]]], null_score: float | None, top: int
 ) -> list[AnswerSpan]:
     """The `top` best answers out of a document's windows, each with spans as starts, ends and scores.

@@ -21,7 +21,7 @@ from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.pooling import POOLINGS, pool
 from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tasks.vector_precision import (
     BYTES,
     UNMEASURED,
@@ -87,13 +87,13 @@ class Embedding(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Embedding":
-        known = dict(checked(cls, NAME, options))
+        known = dict(checked_options(cls, NAME, options))
         known["ranges"] = read_ranges(NAME, known.get("ranges"))
         return cls(**known, config=config, folder=read_sentence_config(folder))
 
     def __post_init__(self) -> None:
-        one_of(NAME, "pooling", self.pooling, (None, *POOLINGS))
-        one_of(NAME, "normalize", self.normalize, (None, True, False))
+        check_choice(NAME, "pooling", self.pooling, (None, *POOLINGS))
+        check_choice(NAME, "normalize", self.normalize, (None, True, False))
         at_least_one(NAME, "dimensions", self.dimensions)
         at_least_one(NAME, "max_length", self.max_length)
         check_long(NAME, self.long, self.stride)

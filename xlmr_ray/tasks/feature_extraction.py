@@ -16,7 +16,7 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths, whole_documents
 from xlmr_ray.tasks.pooling import POOLINGS, pool
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "feature-extraction"
@@ -52,7 +52,7 @@ class FeatureExtraction(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "FeatureExtraction":
-        given = dict(checked(cls, NAME, options))
+        given = dict(checked_options(cls, NAME, options))
         if isinstance(given.get("layers"), list):
             given["layers"] = tuple(given["layers"])
         return cls(**given, config=config)
@@ -66,10 +66,10 @@ class FeatureExtraction(EncoderTask):
                 raise UserError(
                     f"task {NAME}: layers has {layer!r}, the model has 0 (embeddings) to {last}, or -1 to {-last - 1}"
                 )
-        one_of(NAME, "pooling", self.pooling, (None, *POOLINGS))
-        one_of(NAME, "precision", self.precision, ("float32", "float16"))
+        check_choice(NAME, "pooling", self.pooling, (None, *POOLINGS))
+        check_choice(NAME, "precision", self.precision, ("float32", "float16"))
         at_least_one(NAME, "max_length", self.max_length)
-        one_of(NAME, "return_tensors", self.return_tensors, (True, False))
+        check_choice(NAME, "return_tensors", self.return_tensors, (True, False))
 
     @property
     def width(self) -> int:

@@ -20,9 +20,17 @@ from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.likelihood import language_model
 from xlmr_ray.tasks.long_documents import check_long, length_fields
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked_options
 from xlmr_ray.tasks.unfit import NO_MASK, UnfitRows
-from xlmr_ray.tasks.windows import check_stride, default_stride, document_splits, joined, lists, summed, window_spans
+from xlmr_ray.tasks.windows import (
+    check_stride,
+    default_stride,
+    document_splits,
+    joined_parts,
+    lists,
+    summed,
+    window_spans,
+)
 from xlmr_ray.tokenizer.ragged import Ragged, Template, Truncation
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -70,7 +78,7 @@ class FillMask(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "FillMask":
-        return cls(**checked(cls, NAME, options), config=config, folder=folder)
+        return cls(**checked_options(cls, NAME, options), config=config, folder=folder)
 
     def __post_init__(self) -> None:
         if self.top_k is None:
@@ -194,7 +202,7 @@ class FillMask(EncoderTask):
             best[mask] = opens[text] + np.minimum(position - low[own], high[own] - 1 - position).argmax()
         chosen = np.unique(best)
         text, first, size = document[chosen], first[chosen], (last - first)[chosen]
-        ids, splits, _ = joined(
+        ids, splits, _ = joined_parts(
             [
                 (np.array(template.head, np.int32), 0, len(template.head)),
                 (texts.input_ids, begin[text] + first, size),

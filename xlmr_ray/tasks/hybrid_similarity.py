@@ -20,7 +20,7 @@ from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import lengths, whole_documents
 from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
 from xlmr_ray.tasks.sparse import largest_weights, with_terms
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked_options
 from xlmr_ray.tasks.token_heads import LexicalLayer, token_layer, token_vectors
 from xlmr_ray.tasks.windows import row_splits
 from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
@@ -60,7 +60,7 @@ class HybridSimilarity(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "HybridSimilarity":
-        known = checked(cls, NAME, options)
+        known = checked_options(cls, NAME, options)
         files = known.get("sparse_file", SPARSE_FILE), known.get("multi_vector_file", MULTI_VECTOR_FILE)
         return cls(
             **known,

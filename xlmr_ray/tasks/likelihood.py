@@ -46,14 +46,14 @@ def log_probabilities(head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Te
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class Likelihoods:
     """Of D documents: the sum of the log-probabilities of a document's targets `[D]`, and how many these are `[D]`."""
 
     log_likelihood: NDArray[np.float64]
     tokens: NDArray[np.int64]
 
     @classmethod
-    def of(cls, raw: NDArray[np.float32], encoded: pa.Table) -> "Likelihood":
+    def of(cls, raw: NDArray[np.float32], encoded: pa.Table) -> "Likelihoods":
         """From the log-probabilities `(R)` of all targets of an encoded table, in its order."""
         sequences = np.diff(document_splits(encoded))
         targets = encoded["targets"].combine_chunks()
@@ -76,6 +76,6 @@ class Likelihood:
         ]
 
 
-def answers(table: pa.Table) -> list[Any]:
+def likelihood_answers(table: pa.Table) -> list[Any]:
     """`{"perplexity": …, "log_likelihood": …, "tokens": …}` of each document of an output table."""
     return list(table.select([name for name, _ in FIELDS]).to_pylist())

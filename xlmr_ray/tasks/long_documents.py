@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.encoded import lengths, whole_documents
-from xlmr_ray.tasks.task import one_of
+from xlmr_ray.tasks.task import check_choice
 from xlmr_ray.tasks.windows import (
     averaged,
     check_stride,
     default_stride,
     document_splits,
     document_tokens,
-    joined,
+    joined_parts,
     lists,
     own_tokens,
     window_spans,
@@ -27,7 +27,7 @@ from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 def check_long(task: str, long: object, stride: object) -> None:
     """Raises UserError where `long` is neither `cut` nor `windows`, or `stride` is given without windows."""
-    one_of(task, "long", long, ("cut", "windows"))
+    check_choice(task, "long", long, ("cut", "windows"))
     if long == "cut" and stride is not None:
         raise UserError(f"task {task}: stride {stride!r} is for windows, and long is cut: say long: windows")
 
@@ -100,7 +100,7 @@ def pair_windows(
         (sides[1].input_ids, start[1], length[1]),
         (tail, 0, len(tail)),
     ]
-    ids, splits, _ = joined(parts, len(document))
+    ids, splits, _ = joined_parts(parts, len(document))
     once = length[short[document], each] + template.added
     return pa.table(
         {

@@ -24,7 +24,7 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import lengths
 from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tasks.token_heads import token_layer, token_vectors
 from xlmr_ray.tasks.windows import flat, row_splits, windows
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
@@ -71,7 +71,7 @@ class MultiVector(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "MultiVector":
-        known = checked(cls, NAME, options)
+        known = checked_options(cls, NAME, options)
         modules = read_multi_vector_modules(folder) if known.get("head_file") is None else None
         if modules is not None:
             layer, sentence, prompts = modules.head, None, modules.prompts
@@ -82,8 +82,8 @@ class MultiVector(EncoderTask):
         return cls(**known, layer=layer, modules=modules, prompts=prompts, config=config, folder=sentence)
 
     def __post_init__(self) -> None:
-        one_of(NAME, "normalize", self.normalize, (None, True, False))
-        one_of(NAME, "precision", self.precision, ("float32", "float16"))
+        check_choice(NAME, "normalize", self.normalize, (None, True, False))
+        check_choice(NAME, "precision", self.precision, ("float32", "float16"))
         at_least_one(NAME, "max_length", self.max_length)
         at_least_one(NAME, "dimensions", self.dimensions)
         if self.prompt is not None and self.prompt_name is not None:

@@ -18,7 +18,7 @@ from xlmr_ray.model.heads import Pooler
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import documents, length_limit, lengths, whole_documents
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked_options
 from xlmr_ray.tasks.unfit import WRONG_CHOICES, UnfitRows
 from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
 
@@ -47,7 +47,7 @@ class MultipleChoice(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "MultipleChoice":
-        return cls(**checked(cls, NAME, options), config=config)
+        return cls(**checked_options(cls, NAME, options), config=config)
 
     def __post_init__(self) -> None:
         at_least_one(NAME, "max_length", self.max_length)

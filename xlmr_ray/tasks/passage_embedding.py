@@ -19,7 +19,7 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import lengths
 from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tasks.unfit import WRONG_SPANS, UnfitRows
 from xlmr_ray.tasks.vector_precision import FLOATS, as_column, stored_type
 from xlmr_ray.tasks.windows import (
@@ -80,13 +80,13 @@ class PassageEmbedding(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "PassageEmbedding":
-        return cls(**checked(cls, NAME, options), config=config, folder=read_sentence_config(folder))
+        return cls(**checked_options(cls, NAME, options), config=config, folder=read_sentence_config(folder))
 
     def __post_init__(self) -> None:
-        one_of(NAME, "passage", self.passage, ("tokens", "sentences"))
-        one_of(NAME, "normalize", self.normalize, (None, True, False))
-        one_of(NAME, "spans", self.spans, (True, False))
-        one_of(NAME, "precision", self.precision, FLOATS)
+        check_choice(NAME, "passage", self.passage, ("tokens", "sentences"))
+        check_choice(NAME, "normalize", self.normalize, (None, True, False))
+        check_choice(NAME, "spans", self.spans, (True, False))
+        check_choice(NAME, "precision", self.precision, FLOATS)
         at_least_one(NAME, "passage_tokens", self.passage_tokens)
         at_least_one(NAME, "max_length", self.max_length)
         if self.passage == "sentences" and self.passage_tokens is not None:
@@ -141,7 +141,7 @@ class PassageEmbedding(EncoderTask):
         index = np.flatnonzero(counted)
         if self.spans:
             passage[index] = 0
-            given = spans_of(columns["spans"], columns["text"])
+            given = passage_spans(columns["spans"], columns["text"])
             own = np.searchsorted(document[index], np.arange(len(given) + 1))
             at = len(self.prompt)
             encoded = with_spans(encoded, given, own, start[index] - at, end[index] - at)
@@ -220,7 +220,7 @@ class PassageEmbedding(EncoderTask):
         return found
 
 
-def spans_of(column: pa.ChunkedArray, texts: pa.ChunkedArray) -> list[NDArray[np.int64]]:
+def passage_spans(column: pa.ChunkedArray, texts: pa.ChunkedArray) -> list[NDArray[np.int64]]:
     """The spans `(S, 2)` of each text, from lists or from their JSON. Raises UnfitRows."""
     found, failures = [], {}
     for place, (value, text) in enumerate(zip(column.to_pylist(), texts.to_pylist(), strict=True)):

@@ -14,10 +14,10 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
-from xlmr_ray.tasks.likelihood import FIELDS, Likelihood, answers, language_model, log_probabilities
+from xlmr_ray.tasks.likelihood import FIELDS, Likelihoods, language_model, likelihood_answers, log_probabilities
 from xlmr_ray.tasks.long_documents import check_long
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked
-from xlmr_ray.tasks.windows import document_splits, gather, lists, row_splits, window_spans
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked_options
+from xlmr_ray.tasks.windows import document_splits, gather_indices, lists, row_splits, window_spans
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "perplexity"
@@ -50,7 +50,7 @@ class Perplexity(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Perplexity":
-        task = cls(**checked(cls, NAME, options), config=config)
+        task = cls(**checked_options(cls, NAME, options), config=config)
         if not config.is_decoder:
             raise UserError(
                 f"task {NAME}: {folder} is no causal model (config.json: is_decoder is not true), its tokens see those "
@@ -81,7 +81,7 @@ class Perplexity(EncoderTask):
             truncation="longest_first" if self.long == "cut" else "do_not_truncate",
         )
         document, first, last = window_spans(ragged.lengths, limit, stride)
-        where = gather(ragged.row_splits[document] + first, last - first)
+        where = gather_indices(ragged.row_splits[document] + first, last - first)
         splits = row_splits(last - first)
         # A token's target is the one after it, unless that is in another window, or was in the one before.
         following = np.append(ragged.input_ids, np.int32(IGNORED))[where + 1]
@@ -106,11 +106,11 @@ class Perplexity(EncoderTask):
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         splits = document_splits(encoded)
-        columns = [*Likelihood.of(raw, encoded).columns(), encoded["truncated"].take(pa.array(splits[:-1]))]
+        columns = [*Likelihoods.of(raw, encoded).columns(), encoded["truncated"].take(pa.array(splits[:-1]))]
         if self.long == "windows":
             columns.append(pa.array(np.diff(splits).astype(np.int32)))
         return pa.table(columns, schema=self.schema)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         """`{"perplexity": …, "log_likelihood": …, "tokens": …}` of each text; transformers has no such pipeline."""
-        return answers(table)
+        return likelihood_answers(table)

@@ -14,10 +14,18 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
-from xlmr_ray.tasks.likelihood import FIELDS, Likelihood, answers, language_model, log_probabilities
+from xlmr_ray.tasks.likelihood import FIELDS, Likelihoods, language_model, likelihood_answers, log_probabilities
 from xlmr_ray.tasks.long_documents import check_long, text_room
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked
-from xlmr_ray.tasks.windows import check_stride, default_stride, document_splits, gather, lists, row_splits, windows
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked_options
+from xlmr_ray.tasks.windows import (
+    check_stride,
+    default_stride,
+    document_splits,
+    gather_indices,
+    lists,
+    row_splits,
+    windows,
+)
 from xlmr_ray.tokenizer.ragged import Template
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -67,7 +75,7 @@ class PseudoPerplexity(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "PseudoPerplexity":
-        task = cls(**checked(cls, NAME, options), config=config)
+        task = cls(**checked_options(cls, NAME, options), config=config)
         if config.is_decoder:
             raise UserError(
                 f"task {NAME}: {folder} is a causal model (config.json: is_decoder is true), its tokens do not see "
@@ -111,10 +119,10 @@ class PseudoPerplexity(EncoderTask):
                 "fewer passes, or fewer documents at a time"
             )
         flat = whole["input_ids"].combine_chunks().flatten().to_numpy()
-        ids = flat[gather(row_splits(sizes)[of_window], sizes[of_window])]
+        ids = flat[gather_indices(row_splits(sizes)[of_window], sizes[of_window])]
         targets = np.full(len(ids), IGNORED, np.int32)
         # Where each token that is scored stands in the one pass that masks it.
-        window, place = np.repeat(np.arange(len(scored)), scored), gather(np.zeros_like(scored), scored)
+        window, place = np.repeat(np.arange(len(scored)), scored), gather_indices(np.zeros_like(scored), scored)
         sequence = (np.cumsum(passes) - passes)[window] + place % passes[window]
         masked = splits[sequence] + len(template.head) + begin[window] + place
         targets[masked] = ids[masked]
@@ -139,14 +147,14 @@ class PseudoPerplexity(EncoderTask):
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         firsts = pa.array(document_splits(encoded)[:-1])
-        columns = [*Likelihood.of(raw, encoded).columns(), encoded["truncated"].take(firsts)]
+        columns = [*Likelihoods.of(raw, encoded).columns(), encoded["truncated"].take(firsts)]
         if self.long == "windows":
             columns.append(encoded["windows"].take(firsts))
         return pa.table(columns, schema=self.schema)
 
     def answers(self, table: pa.Table, columns: pa.Table | None = None) -> list[Any]:
         """`{"perplexity": …, "log_likelihood": …, "tokens": …}` of each text; transformers has no such pipeline."""
-        return answers(table)
+        return likelihood_answers(table)
 
 
 def scored_tokens(whole: pa.Table, added: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

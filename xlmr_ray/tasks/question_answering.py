@@ -15,17 +15,17 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
-from xlmr_ray.tasks.answer_spans import best_spans, merged, probabilities
+from xlmr_ray.tasks.answer_spans import best_spans, merged_answers, probabilities
 from xlmr_ray.tasks.encoded import length_limit, lengths
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tasks.windows import (
     check_stride,
     document_splits,
     document_tokens,
     first_rows,
     flat,
-    gather,
-    joined,
+    gather_indices,
+    joined_parts,
     lists,
     own_tokens,
     row_splits,
@@ -81,7 +81,7 @@ class QuestionAnswering(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "QuestionAnswering":
-        return cls(**checked(cls, NAME, options), config=config)
+        return cls(**checked_options(cls, NAME, options), config=config)
 
     def __post_init__(self) -> None:
         for name in ("top_k", "max_answer_len"):
@@ -95,7 +95,7 @@ class QuestionAnswering(EncoderTask):
                 "the model has positions for"
             )
         for name in ("align_to_words", "handle_impossible_answer"):
-            one_of(NAME, name, getattr(self, name), (True, False))
+            check_choice(NAME, name, getattr(self, name), (True, False))
 
     @property
     def answer(self) -> pa.StructType:
@@ -125,7 +125,7 @@ class QuestionAnswering(EncoderTask):
         asks = questions.row_splits[:-1] + len(single.head) + (asked - kept if left else 0)
         document, first, last = window_spans(contexts.lengths, room - kept, stride, left=left)
         head, middle, tail = (np.array(ids, np.int32) for ids in (template.head, template.middle, template.tail))
-        input_ids, splits, part = joined(
+        input_ids, splits, part = joined_parts(
             [
                 (head, 0, len(head)),
                 (questions.input_ids, asks[document], kept[document]),
@@ -187,7 +187,7 @@ class QuestionAnswering(EncoderTask):
         splits = document_splits(encoded)
         opening = encoded.take(pa.array(splits[:-1]))
         found = [
-            merged(context, spans, null_score, self.top_k)
+            merged_answers(context, spans, null_score, self.top_k)
             for context, (spans, null_score) in zip(
                 opening["context"].to_pylist(), self.candidates(raw, encoded, splits), strict=True
             )
@@ -284,7 +284,7 @@ class Contexts:
         `(N)`, and where one ends that ends with it; with `words`, as much of its word as is among them.
         """
         begin = self.begins[document] + first
-        tokens = gather(begin, last - first)
+        tokens = gather_indices(begin, last - first)
         if not words:
             return self.start[tokens], self.end[tokens]
         opens = np.maximum(self.word_first[tokens], np.repeat(begin, last - first))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xlmr_ray.checkpoint.folder import kind_of, read_config
+from xlmr_ray.checkpoint.folder import kind_of_class, read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.activations import activation
@@ -69,7 +69,7 @@ def task_class(name: str) -> type[Task]:
 
 def default_tasks(folder: Path, config: XLMRobertaConfig) -> tuple[str, ...]:
     """What the checkpoint in a folder is for, by its architecture. Raises UserError where that says nothing."""
-    architecture = kind_of(next(iter(config.architectures or []), ""))
+    architecture = kind_of_class(next(iter(config.architectures or []), ""))
     if (folder / "modules.json").exists():
         architecture = "Model"
     names = [name for name, task in TASKS.items() if task.is_default(architecture, config)]

@@ -19,7 +19,7 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import check_long, encode_documents, length_columns, length_fields
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tasks.text_classifier import classifier, logits_of
 from xlmr_ray.tasks.windows import document_splits
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
@@ -66,12 +66,12 @@ class Rerank(EncoderTask):
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Rerank":
         if len(config.labels) != 1:
             raise UserError(f"task {NAME}: {folder} scores {len(config.labels)} labels, expected one")
-        known = checked(cls, NAME, options)
+        known = checked_options(cls, NAME, options)
         own = read_cross_encoder_config(folder, config)
         return cls(**known, config=config, folder=own, temperature=read_temperature(folder, NAME))
 
     def __post_init__(self) -> None:
-        one_of(NAME, "function_to_apply", self.function_to_apply, (None, "sigmoid", "none"))
+        check_choice(NAME, "function_to_apply", self.function_to_apply, (None, "sigmoid", "none"))
         at_least_one(NAME, "max_length", self.max_length)
         check_long(NAME, self.long, self.stride)
 

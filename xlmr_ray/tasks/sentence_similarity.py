@@ -17,7 +17,7 @@ from xlmr_ray.tasks import embedding
 from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.encoded import documents
 from xlmr_ray.tasks.long_documents import length_fields
-from xlmr_ray.tasks.task import EncoderTask, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, check_choice, checked_options
 from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
 
 NAME = "sentence-similarity"
@@ -55,7 +55,7 @@ class SentenceSimilarity(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "SentenceSimilarity":
-        known = checked(cls, NAME, options)
+        known = checked_options(cls, NAME, options)
         try:
             inner = Embedding.bind(folder, config, {k: v for k, v in known.items() if k != "similarity"})
         except UserError as error:
@@ -63,8 +63,8 @@ class SentenceSimilarity(EncoderTask):
         return cls(**known, embedding=inner)
 
     def __post_init__(self) -> None:
-        one_of(NAME, "similarity", self.similarity, (None, *FUNCTIONS))
-        one_of(NAME, "similarity_fn_name of the folder", self.function, FUNCTIONS)
+        check_choice(NAME, "similarity", self.similarity, (None, *FUNCTIONS))
+        check_choice(NAME, "similarity_fn_name of the folder", self.function, FUNCTIONS)
 
     @property
     def function(self) -> str:
@@ -134,17 +134,17 @@ class SentenceSimilarity(EncoderTask):
 def similarities(function: str, first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
     """A number a pair `(N)` of vectors `(N, width)` each. The cosine of a vector of zeros is 0."""
     if function == "euclidean":
-        return -sizes(first - second)
+        return -norms_of(first - second)
     if function == "manhattan":
         distances: NDArray[np.float64] = np.abs(first - second).sum(axis=1)
         return -distances
     dots: NDArray[np.float64] = (first * second).sum(axis=1)
     if function == "dot":
         return dots
-    return dots / np.maximum(sizes(first) * sizes(second), 1e-12)
+    return dots / np.maximum(norms_of(first) * norms_of(second), 1e-12)
 
 
-def sizes(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def norms_of(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """The Euclidean norm `(N)` of each of `(N, width)`."""
     norms: NDArray[np.float64] = np.sqrt(np.square(vectors).sum(axis=1))
     return norms

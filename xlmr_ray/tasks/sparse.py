@@ -17,7 +17,7 @@ from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import documents, lengths
 from xlmr_ray.tasks.long_documents import check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tasks.token_heads import LexicalLayer
 from xlmr_ray.tasks.windows import flat, row_splits
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
@@ -59,12 +59,12 @@ class Sparse(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Sparse":
-        known = checked(cls, NAME, options)
+        known = checked_options(cls, NAME, options)
         layer = read_token_head(folder, known.get("head_file", SPARSE_FILE), config.hidden_size, 1)
         return cls(**known, layer=layer, config=config, folder=read_sentence_config(folder))
 
     def __post_init__(self) -> None:
-        one_of(NAME, "pieces", self.pieces, (True, False))
+        check_choice(NAME, "pieces", self.pieces, (True, False))
         at_least_one(NAME, "max_length", self.max_length)
         check_long(NAME, self.long, self.stride)
 

@@ -262,7 +262,7 @@ def option_fields(task: Task | type[Task]) -> list[Field[Any]]:
     return [one for one in fields(cast(Any, task)) if one.init and one.metadata.get("option", True)]
 
 
-def checked(cls: type[Task], task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+def checked_options(cls: type[Task], task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """The options, if the dataclass has a public field for each. Raises UserError that names the nearest one."""
     known = [one.name for one in option_fields(cls)]
     for name in options:
@@ -275,7 +275,7 @@ def checked(cls: type[Task], task: str, options: Mapping[str, Any]) -> Mapping[s
     return options
 
 
-def one_of(task: str, name: str, value: object, allowed: tuple[object, ...]) -> None:
+def check_choice(task: str, name: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raises UserError where the option's value is none of those allowed."""
     if value not in allowed:
         raise UserError(f"task {task}: {name} {value!r} is none of {', '.join(map(str, allowed))}")

@@ -16,7 +16,7 @@ from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.softmax import softmax
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tasks.text_classifier import classifier, logits_of
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
@@ -65,16 +65,16 @@ class TextClassification(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "TextClassification":
-        known = checked(cls, NAME, options)
+        known = checked_options(cls, NAME, options)
         thresholds = read_thresholds(folder, NAME, config.labels)
         return cls(**known, config=config, temperature=read_temperature(folder, NAME), thresholds=thresholds)
 
     def __post_init__(self) -> None:
         at_least_one(NAME, "top_k", self.top_k)
         at_least_one(NAME, "max_length", self.max_length)
-        one_of(NAME, "pairs", self.pairs, (True, False))
+        check_choice(NAME, "pairs", self.pairs, (True, False))
         check_long(NAME, self.long, self.stride)
-        one_of(NAME, "function_to_apply", self.function_to_apply, (None, "softmax", "sigmoid", "none"))
+        check_choice(NAME, "function_to_apply", self.function_to_apply, (None, "softmax", "sigmoid", "none"))
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.generation.config import GenerationConfig
-from xlmr_ray.tasks.task import GenerationTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.task import GenerationTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 NAME = "text-generation"
@@ -101,11 +101,11 @@ class TextGeneration(GenerationTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "TextGeneration":
-        return cls(**checked(cls, NAME, options), config=config, folder=folder)
+        return cls(**checked_options(cls, NAME, options), config=config, folder=folder)
 
     def __post_init__(self) -> None:
         at_least_one(NAME, "max_length", self.max_length)
-        one_of(NAME, "positions", self.positions, ("generate", "forward"))
+        check_choice(NAME, "positions", self.positions, ("generate", "forward"))
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise UserError(f"task {NAME}: seed must be a whole number, got {self.seed!r}")
         if self.max_length is not None and self.max_length > self.room:

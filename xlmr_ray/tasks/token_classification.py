@@ -17,7 +17,7 @@ from xlmr_ray.model.meta_device import shapes_only
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.softmax import softmax
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tasks.windows import (
     check_stride,
     default_stride,
@@ -25,7 +25,7 @@ from xlmr_ray.tasks.windows import (
     document_tokens,
     first_rows,
     flat,
-    gather,
+    gather_indices,
     row_splits,
     windows,
 )
@@ -71,11 +71,11 @@ class TokenClassification(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "TokenClassification":
-        return cls(**checked(cls, NAME, options), config=config)
+        return cls(**checked_options(cls, NAME, options), config=config)
 
     def __post_init__(self) -> None:
-        one_of(NAME, "aggregation_strategy", self.aggregation_strategy, ("none", "simple", *WORDS))
-        one_of(NAME, "long", self.long, ("windows", "cut"))
+        check_choice(NAME, "aggregation_strategy", self.aggregation_strategy, ("none", "simple", *WORDS))
+        check_choice(NAME, "long", self.long, ("windows", "cut"))
         at_least_one(NAME, "max_length", self.max_length)
         given = self.ignore_labels
         if given is not None and (not isinstance(given, list | tuple) or not all(isinstance(x, str) for x in given)):
@@ -120,7 +120,7 @@ class TokenClassification(EncoderTask):
         document = np.repeat(encoded["document"].to_numpy(), lengths(encoded))
         unknown = (ids == tokenizer.unk_token_id) & (start >= 0)
         splits = encoded["input_ids"].combine_chunks().offsets
-        pieces = pieces_of(tokenizer, ids, unknown, texts, document, start, end)
+        pieces = token_pieces(tokenizer, ids, unknown, texts, document, start, end)
         encoded = encoded.append_column("pieces", pa.ListArray.from_arrays(splits, pieces))
         encoded = encoded.append_column("text", first_rows(texts, encoded))
         if self.aggregation_strategy in WORDS:
@@ -169,14 +169,14 @@ class TokenClassification(EncoderTask):
         start = flat(encoded["start"]).to_numpy()
         is_text = start >= 0
         if self.aggregation_strategy == "none":
-            is_text &= once(encoded, document, window, is_text)
+            is_text &= counted_once(encoded, document, window, is_text)
         tokens = np.flatnonzero(is_text)
         window, start, end = window[tokens], start[tokens], flat(encoded["end"]).to_numpy()[tokens]
         scores = softmax(raw[tokens])
         # Units: tokens or words, each with a label and a score, of the tokens `first` to `last`.
         if self.aggregation_strategy in WORDS:
             inside = flat(encoded["inside"]).to_numpy(zero_copy_only=False)[tokens]
-            opens = ~inside | changes(window)
+            opens = ~inside | value_changes(window)
             scores = self.word_scores(scores, np.flatnonzero(opens))
         else:
             opens = np.ones(len(tokens), np.bool_)
@@ -185,7 +185,7 @@ class TokenClassification(EncoderTask):
         names = np.array(self.config.labels, object)
         if self.aggregation_strategy != "none":
             begins, tags, names = read_labels(self.config.labels)
-            heads = np.flatnonzero(changes(window[first]) | begins[label] | changes(tags[label]))
+            heads = np.flatnonzero(value_changes(window[first]) | begins[label] | value_changes(tags[label]))
             score = np.add.reduceat(score.astype(np.float64), heads) / np.diff(np.append(heads, len(first)))
             first, label = first[heads], label[heads]
         last = np.append(first[1:], len(tokens))[: len(first)] - 1
@@ -195,11 +195,15 @@ class TokenClassification(EncoderTask):
             several = np.bincount(document, minlength=1) > 1
             kept = without_overlaps(kept, owner, several, start[first], end[last], score)
         first, last, owner = first[kept], last[kept], owner[kept]
-        within = gather(first, last - first + 1)
+        within = gather_indices(first, last - first + 1)
         pieces = flat(encoded["pieces"]).take(pa.array(tokens[within]))
         if self.aggregation_strategy != "none":
             # As transformers joins them: the words of the strategies about words without a space between them.
-            opens = opens[within] if self.aggregation_strategy in WORDS else changes(np.repeat(first, last - first + 1))
+            opens = (
+                opens[within]
+                if self.aggregation_strategy in WORDS
+                else value_changes(np.repeat(first, last - first + 1))
+            )
             inner = pc.replace_substring(pieces, SPACE, " ")
             pieces = pc.if_else(pa.array(opens), pc.replace_substring(pieces, SPACE, ""), inner)
         word = pa.ListArray.from_arrays(pa.array(row_splits(last - first + 1), pa.int32()), pieces)
@@ -247,7 +251,7 @@ class Entities:
     index: NDArray[np.int64]
 
 
-def pieces_of(
+def token_pieces(
     tokenizer: XLMRobertaTokenizer,
     ids: NDArray[np.int32],
     unknown: NDArray[np.bool_],
@@ -281,12 +285,12 @@ def inside_words(texts: pa.StringArray, document: NDArray[np.int32], start: NDAr
     return result
 
 
-def once(
+def counted_once(
     encoded: pa.Table, document: NDArray[np.int64], window: NDArray[np.int64], is_text: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     """Which tokens `(T)` stand for themselves: of those that two windows share, the first half is the earlier one's."""
     text = np.bincount(window[is_text], minlength=encoded.num_rows)
-    shared = np.where(changes(document), 0, text - encoded["own"].to_numpy())
+    shared = np.where(value_changes(document), 0, text - encoded["own"].to_numpy())
     following = np.append(shared[1:], 0)
     within = np.cumsum(is_text) - 1
     within = within - (np.cumsum(text) - text)[window]
@@ -297,7 +301,7 @@ def once(
 def places_in_documents(encoded: pa.Table, document: NDArray[np.int64]) -> NDArray[np.int64]:
     """The index `(T)` of each token in its document, as if that were one sequence."""
     length, own = lengths(encoded).astype(np.int64), encoded["own"].to_numpy().astype(np.int64)
-    opens = changes(document)
+    opens = value_changes(document)
     again = length - own  # special tokens and shared ones; none in a first window
     before = np.cumsum(own) - own
     of_document = np.maximum.accumulate(np.where(opens, before, 0))
@@ -316,7 +320,7 @@ def without_overlaps(
     """Of the entities `kept`, in the documents with `several` windows, the longest, else surest, of those that overlap;
     in the order of their documents, there also in that of their starts.
     """
-    splits = np.append(np.flatnonzero(changes(owner[kept])), len(kept))
+    splits = np.append(np.flatnonzero(value_changes(owner[kept])), len(kept))
     chosen = []
     for mine in np.split(kept, splits[1:-1]):
         if len(mine) and several[owner[mine[0]]]:
@@ -350,7 +354,7 @@ def read_labels(labels: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.in
     return begins, numbers, np.array([label.split("-", 1)[-1] for label in labels], object)
 
 
-def changes(values: NDArray[Any]) -> NDArray[np.bool_]:
+def value_changes(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Where a value is another one than that before it; the first one is."""
     result = np.ones(len(values), np.bool_)
     result[1:] = values[1:] != values[:-1]

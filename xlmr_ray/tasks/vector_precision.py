@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xlmr_ray.errors import UserError
-from xlmr_ray.tasks.task import one_of
+from xlmr_ray.tasks.task import check_choice
 
 FLOATS = ("float32", "float16")
 BYTES = ("int8", "uint8")  # 255 steps between the smallest and the largest number of each dimension
@@ -45,7 +45,7 @@ def check_precision(task: str, precision: object, ranges: Ranges | None, width: 
     """Raises UserError for a precision that there is not, or that needs ranges where there are none, or those of
     vectors of another width or kind.
     """
-    one_of(task, "precision", precision, PRECISIONS)
+    check_choice(task, "precision", precision, PRECISIONS)
     if precision not in BYTES:
         return
     if ranges is None:

@@ -65,7 +65,7 @@ def windows(
     splits = ragged.row_splits
     if len(document) > len(lengths):
         begin, end = begins[document], ragged.row_splits[1:][document]
-        where = gather(
+        where = gather_indices(
             np.stack([begin, begin + head + first, end - tail], axis=1),
             np.stack([np.full_like(first, head), last - first, np.full_like(first, tail)], axis=1),
         )
@@ -114,14 +114,14 @@ def own_tokens(
     return own
 
 
-def gather(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def gather_indices(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """The indices of all spans, one after another."""
     starts, lengths = starts.ravel(), lengths.ravel()
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
-def joined(
+def joined_parts(
     parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int64] | int, NDArray[np.int64] | int]], rows: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
     """Sequences `(rows)` made of parts, each some ids, and which of them: from where, and how many, a number or one a
@@ -130,7 +130,7 @@ def joined(
     bases = row_splits(np.array([len(ids) for ids, _, _ in parts]))
     begins = np.stack([np.broadcast_to(base + begin, rows) for base, (_, begin, _) in zip(bases, parts, strict=False)])
     counts = np.stack([np.broadcast_to(count, rows) for _, _, count in parts])
-    where = gather(begins.T, counts.T)
+    where = gather_indices(begins.T, counts.T)
     part = np.repeat(np.tile(np.arange(len(parts)), rows), counts.T.ravel())
     return np.concatenate([ids for ids, _, _ in parts])[where], row_splits(counts.sum(axis=0)), part
 

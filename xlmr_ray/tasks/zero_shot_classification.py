@@ -18,14 +18,14 @@ from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.long_documents import check_long, length_fields
 from xlmr_ray.tasks.softmax import softmax
-from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked, one_of
+from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tasks.text_classifier import classifier, logits_of
 from xlmr_ray.tasks.windows import (
     averaged,
     check_stride,
     default_stride,
     document_splits,
-    joined,
+    joined_parts,
     lists,
     own_tokens,
     summed,
@@ -80,7 +80,7 @@ class ZeroShotClassification(EncoderTask):
 
     @classmethod
     def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "ZeroShotClassification":
-        task = cls(**checked(cls, NAME, options), config=config)
+        task = cls(**checked_options(cls, NAME, options), config=config)
         if entailment(config) == -1:
             log.warning(
                 "%s: no label of %s begins with 'entail' (%s): the last one is taken for it",
@@ -93,7 +93,7 @@ class ZeroShotClassification(EncoderTask):
     def __post_init__(self) -> None:
         at_least_one(NAME, "max_length", self.max_length)
         check_long(NAME, self.long, self.stride)
-        one_of(NAME, "multi_label", self.multi_label, (True, False))
+        check_choice(NAME, "multi_label", self.multi_label, (True, False))
         given = self.candidate_labels
         if not isinstance(given, str | list | tuple) or not all(isinstance(label, str) for label in given):
             raise UserError(f"task {NAME}: candidate_labels must be a list of labels or a string, got {given!r}")
@@ -168,7 +168,7 @@ class ZeroShotClassification(EncoderTask):
         kept = np.minimum((last - first)[:, None], rooms)
         start = (last[:, None] - kept if left else np.broadcast_to(first[:, None], kept.shape)).ravel()
         of_text, of_label = np.repeat(document, len(rooms)), np.tile(np.arange(len(rooms)), len(document))
-        ids, splits, _ = joined(
+        ids, splits, _ = joined_parts(
             [
                 (np.array(pair.head, np.int32), 0, len(pair.head)),
                 (texts.input_ids, texts.row_splits[:-1][of_text] + len(single.head) + start, kept.ravel()),

@@ -132,7 +132,7 @@ def encode_batch(
             except BaseException as culprit:
                 if not _of_the_library(culprit):
                     raise
-                raise TokenizerError(index // texts_an_item, _reason(item, culprit)) from None
+                raise TokenizerError(index // texts_an_item, _why_not(item, culprit)) from None
         raise RuntimeError(f"the tokenizer failed on {len(items)} texts, of which each one passes: {error}") from None
 
 
@@ -143,8 +143,8 @@ def _of_the_library(error: BaseException) -> bool:
     ).__name__ == "PanicException"
 
 
-def _reason(item: object, error: BaseException) -> str:
-    for text in _strings(item):
+def _why_not(item: object, error: BaseException) -> str:
+    for text in _texts_in(item):
         if not isinstance(text, str):
             return f"expected str, got {type(text).__name__}"
         try:
@@ -156,11 +156,11 @@ def _reason(item: object, error: BaseException) -> str:
     return str(error) if type(error) is Exception else f"{type(error).__name__}: {error}"
 
 
-def _strings(item: object) -> Iterator[object]:
+def _texts_in(item: object) -> Iterator[object]:
     """The texts of an item: itself, those of a pair, the words of either."""
     if isinstance(item, (tuple, list)):
         for part in item:
-            yield from _strings(part)
+            yield from _texts_in(part)
     else:
         yield item
 

@@ -34,7 +34,7 @@ class NamedToken:
         return self if tokenizer is None else cast("str", tokenizer._special[self.name])
 
     def __set__(self, tokenizer: _Owner, token: Token | None) -> None:
-        tokenizer._special[self.name] = None if token is None else text_of(token, self.name)
+        tokenizer._special[self.name] = None if token is None else token_text(token, self.name)
 
 
 class NamedTokenId:
@@ -60,7 +60,7 @@ class NamedTokenId:
         tokenizer._special[self.name] = token
 
 
-def text_of(token: Any, name: str) -> str:
+def token_text(token: Any, name: str) -> str:
     if not isinstance(token, (str, AddedToken)):
         raise UserError(f"{name}: expected a str or an AddedToken, got {type(token).__name__}")
     text = content(token)

@@ -32,11 +32,11 @@ from xlmr_ray.tokenizer.call.settings import (
     SIDES,
     TRUNCATIONS,
     Side,
+    check_length,
     check_multiple,
     check_room,
     cut_to,
     one_of,
-    whole,
 )
 from xlmr_ray.tokenizer.files import (
     CAMEMBERT,
@@ -50,7 +50,7 @@ from xlmr_ray.tokenizer.files import (
 from xlmr_ray.tokenizer.ragged import Ragged, TokenizerError, Truncation, as_strings, encode_ragged
 from xlmr_ray.tokenizer.saved import Saved
 from xlmr_ray.tokenizer.sentencepiece import Vocabulary, camembert_vocabulary, read_sentencepiece
-from xlmr_ray.tokenizer.special_tokens import NAMED, Token, as_added, text_of
+from xlmr_ray.tokenizer.special_tokens import NAMED, Token, as_added, token_text
 from xlmr_ray.tokenizer.vocabulary import (
     PRE_TOKENIZERS,
     PreTokenizer,
@@ -129,7 +129,7 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
             raise UserError("give one of vocab, vocab_file and tokenizer_file")
         named = (bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token)
         given: dict[str, Token | None] = dict(zip(NAMED, named, strict=True))
-        self._special = {name: None if token is None else text_of(token, name) for name, token in given.items()}
+        self._special = {name: None if token is None else token_text(token, name) for name, token in given.items()}
         extra = extra_special_tokens or additional_special_tokens
         extra = list(extra.values() if isinstance(extra, Mapping) else extra)
         self.extra_special_tokens = extra
@@ -245,7 +245,7 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
         elif tokenizer_class(file.parent) == CAMEMBERT:
             model = read_sentencepiece(file)
             own = {
-                name: text_of(settings[name], name)
+                name: token_text(settings[name], name)
                 for name in ("pad_token", "unk_token", "mask_token")
                 if settings.get(name)
             }
@@ -303,7 +303,7 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
             items, batched = as_items(text, text_pair, words=is_split_into_words)
             pairs = has_pairs(items, words=is_split_into_words)
             added = self.num_special_tokens_to_add(pairs) if add_special_tokens else 0
-            whole("max_length", max_length, 0)
+            check_length("max_length", max_length, 0)
             limit = self.model_max_length if max_length is None else max_length
             # A length by itself asks for truncation, unless it is for padding.
             how = True if max_length is not None and padding is False and truncation is None else truncation

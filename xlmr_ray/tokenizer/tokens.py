@@ -12,11 +12,11 @@ from xlmr_ray.tokenizer.arguments import warn_unknown
 from xlmr_ray.tokenizer.backends import Clones, Pad, with_tokens
 from xlmr_ray.tokenizer.batch_encoding import BatchEncoding
 from xlmr_ray.tokenizer.call.padding import pad
-from xlmr_ray.tokenizer.call.settings import SIDES, Side, one_of, pad_to, whole
+from xlmr_ray.tokenizer.call.settings import SIDES, Side, check_length, one_of, pad_to
 from xlmr_ray.tokenizer.decode import TokenIds, as_ids, clean_up_tokenization, decode
 from xlmr_ray.tokenizer.ragged import Template
 from xlmr_ray.tokenizer.safe_prefix import LongText
-from xlmr_ray.tokenizer.special_tokens import NAMED, NamedToken, NamedTokenId, Token, as_added, text_of
+from xlmr_ray.tokenizer.special_tokens import NAMED, NamedToken, NamedTokenId, Token, as_added, token_text
 
 
 class Tokens:
@@ -90,8 +90,8 @@ class Tokens:
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """The id of a piece, or a list of ids; the unknown token's for a piece that is not in the vocabulary."""
         if not isinstance(tokens, str):
-            return [self.convert_tokens_to_ids(text_of(token, "tokens")) for token in tokens]
-        token = self._backend.token_to_id(text_of(tokens, "tokens"))
+            return [self.convert_tokens_to_ids(token_text(token, "tokens")) for token in tokens]
+        token = self._backend.token_to_id(token_text(tokens, "tokens"))
         if token is None and (unknown := self._special["unk_token"]) is not None:
             token = self._backend.token_to_id(unknown)
             if token is None:
@@ -135,7 +135,7 @@ class Tokens:
 
     @extra_special_tokens.setter
     def extra_special_tokens(self, tokens: Sequence[Token]) -> None:
-        self._extra = [text_of(token, "extra_special_tokens") for token in tokens]
+        self._extra = [token_text(token, "extra_special_tokens") for token in tokens]
 
     @property
     def extra_special_tokens_ids(self) -> list[int]:
@@ -206,7 +206,7 @@ class Tokens:
 
         `labels` and other columns are left as they are.
         """
-        whole("max_length", max_length, 0)
+        check_length("max_length", max_length, 0)
         to_pad = self._pad_to(padding, max_length, pad_to_multiple_of, padding_side)
         return pad(
             encoded_inputs,
@@ -237,7 +237,7 @@ class Tokens:
         """
         several = [new_tokens] if isinstance(new_tokens, (str, AddedToken)) else list(new_tokens)
         for token in several:
-            text_of(token, "add_tokens")
+            token_text(token, "add_tokens")
         if not several:
             return 0
         backend, added = with_tokens(self._backend, several, special=special_tokens)
@@ -264,15 +264,15 @@ class Tokens:
             several: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
             asked[name] = several
             if not replace_extra_special_tokens and name not in NAMED:
-                several = [token for token in several if text_of(token, name) not in self.extra_special_tokens]
-            to_add += [as_added(token) for token in several if text_of(token, name)]
+                several = [token for token in several if token_text(token, name) not in self.extra_special_tokens]
+            to_add += [as_added(token) for token in several if token_text(token, name)]
         added = self.add_tokens(to_add, special_tokens=True)
         for name, several in asked.items():
             if name in NAMED:
                 setattr(self, name, several[0])
                 continue
             kept = [] if replace_extra_special_tokens and several else self.extra_special_tokens
-            new = [text_of(token, name) for token in several]
+            new = [token_text(token, name) for token in several]
             self.extra_special_tokens = [*kept, *(token for token in new if token not in kept)]
         return added
 

@@ -33,7 +33,7 @@ from xlmr_ray.train.measures.by_task import scores_of
 from xlmr_ray.train.measures.calibration_error import calibration_error
 from xlmr_ray.train.objectives.label_names import hot_of, indices, single_names
 from xlmr_ray.train.objectives.rerank import relevance
-from xlmr_ray.train.rows import Reader, read_rows
+from xlmr_ray.train.rows import WholeReader, read_rows
 from xlmr_ray.train.thresholds import SURE, Target, Threshold, least_rows, threshold_of
 
 TASKS = ("text-classification", "rerank")
@@ -63,7 +63,13 @@ class Calibration:
 
 
 def calibrate(
-    task: str, model: str, data: DataSection, read: Reader, *, options: Mapping[str, Any], target: Target | None = None
+    task: str,
+    model: str,
+    data: DataSection,
+    read: WholeReader,
+    *,
+    options: Mapping[str, Any],
+    target: Target | None = None,
 ) -> Calibration:
     """Fits a temperature, and with a target thresholds, to labelled rows and writes them into the checkpoint's folder,
     in place of what was there. Raises UserError.
@@ -104,7 +110,7 @@ def calibrate(
     results = engine.results([encoded])[0]
     for code, message in results.failed.values():
         raise UserError(f"data: {code}: {message}")
-    logits = logits_of(plain.postprocess(results.raw, encoded), config.labels)
+    logits = output_logits(plain.postprocess(results.raw, encoded), config.labels)
     chosen = temperature_of(logits, labels)
     order = np.random.default_rng(0).permutation(len(rows))
     halves = order[::2], order[1::2]
@@ -120,7 +126,7 @@ def calibrate(
     if target is not None:
         assert isinstance(plain, TextClassification)
         scored = replace(plain, function_to_apply=None, temperature=chosen if better else None)
-        scores = logits_of(scored.postprocess(results.raw, encoded), config.labels)
+        scores = output_logits(scored.postprocess(results.raw, encoded), config.labels)
         hot = labels > 0.5 if labels.ndim == 2 else labels[:, None] == np.arange(len(config.labels))
         each = zip(config.labels, scores.T, hot.T, strict=True)
         thresholds = [threshold_of(label, own, has, target) for label, own, has in each]
@@ -129,7 +135,7 @@ def calibrate(
     return Calibration(chosen, len(rows), skipped, before, after, has_best, better, target, thresholds, file)
 
 
-def logits_of(table: pa.Table, labels: Sequence[str]) -> NDArray[np.float32]:
+def output_logits(table: pa.Table, labels: Sequence[str]) -> NDArray[np.float32]:
     """The numbers in an output: of all labels `(N, labels)`, of reranking `(N, 1)`."""
     if "labels" in table.column_names:
         return scores_of(table, labels)
@@ -185,7 +191,7 @@ def print_calibration(found: Calibration, console: Console) -> None:
         for name in ("label", "rows", "threshold", "above", "precision", "recall"):
             table.add_column(name, justify="left" if name == "label" else "right", overflow="fold")
         for one in found.thresholds:
-            shares = share(one.right, one.above), share(one.right, one.rows)
+            shares = fraction(one.right, one.above), fraction(one.right, one.rows)
             value = "none" if one.value is None else f"{one.value:.4f}"
             table.add_row(one.label, f"{one.rows:,}", value, f"{one.above:,}", *shares)
         console.print(table, highlight=False, markup=False)
@@ -201,5 +207,5 @@ def print_calibration(found: Calibration, console: Console) -> None:
     say(console, str(found.file) if found.file else "nothing was written")
 
 
-def share(part: int, whole: int) -> str:
+def fraction(part: int, whole: int) -> str:
     return f"{part / whole:.3f}" if whole else ""

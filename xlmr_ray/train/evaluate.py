@@ -18,7 +18,7 @@ from xlmr_ray.text.plural import plural
 from xlmr_ray.train.job import DataSection
 from xlmr_ray.train.measures.bootstrap import Difference, Figure, difference, draw, figure
 from xlmr_ray.train.measures.by_task import LABELLED, OPTIONS, SCIKIT, Measure, Rows, measures_of, metrics
-from xlmr_ray.train.rows import Reader, read_rows
+from xlmr_ray.train.rows import WholeReader, read_rows
 
 ALL = "all"
 
@@ -48,14 +48,14 @@ class Evaluation:
 
     def to_json(self) -> str:
         """As JSON; a figure that there is none of is null."""
-        return json.dumps(plain(asdict(self)), indent=2, ensure_ascii=False)
+        return json.dumps(without_nan(asdict(self)), indent=2, ensure_ascii=False)
 
 
 def evaluate(
     task: str,
     models: Sequence[str],
     data: DataSection,
-    read: Reader,
+    read: WholeReader,
     *,
     by: Sequence[str],
     options: Mapping[str, Any],
@@ -128,12 +128,12 @@ def texts(column: pa.ChunkedArray) -> pa.Table:
     return pa.table({"text": column})
 
 
-def plain(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """With null in place of NaN, which JSON has not."""
     if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
+        return {key: without_nan(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [plain(one) for one in value]
+        return [without_nan(one) for one in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -145,7 +145,7 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
     for group in found.groups:
         start = (group.column, group.value, f"{group.rows:,}")
         for index, model in enumerate(found.models):
-            cells = [shown(own[index]) for own in group.figures.values()]
+            cells = [figure_in_words(own[index]) for own in group.figures.values()]
             table.add_row(*(start if index == 0 else ("", "", "")), model, *cells)
         if group.differences:
             cells = [f"{d.value:+.4f} ({d.low:+.4f} to {d.high:+.4f}), p {d.p:.3f}" for d in group.differences.values()]
@@ -155,5 +155,5 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
         console.print(f"{plural(found.skipped, 'row')} skipped", highlight=False, markup=False)
 
 
-def shown(one: Figure) -> str:
+def figure_in_words(one: Figure) -> str:
     return "none" if math.isnan(one.value) else f"{one.value:.4f} ({one.low:.4f} to {one.high:.4f})"

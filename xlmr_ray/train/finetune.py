@@ -19,16 +19,16 @@ from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.text.plural import plural, some
 from xlmr_ray.text.progress_line import ProgressLine
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
-from xlmr_ray.train.display import show
+from xlmr_ray.train.display import show_step
 from xlmr_ray.train.frozen import frozen, frozen_engine
 from xlmr_ray.train.job import FinetuneJob
-from xlmr_ray.train.loop import Loop, Part
-from xlmr_ray.train.lora import KINDS, library, with_adapter
+from xlmr_ray.train.loop import ExamplePart, Loop
+from xlmr_ray.train.lora import KINDS, peft_library, with_adapter
 from xlmr_ray.train.model import load_trained
 from xlmr_ray.train.objectives.objective import Examples, Objective
 from xlmr_ray.train.objectives.registry import objective_class
 from xlmr_ray.train.output import is_head, made_by, save_trained
-from xlmr_ray.train.rows import Reader, read_rows, split_rows
+from xlmr_ray.train.rows import WholeReader, read_rows, split_rows
 from xlmr_ray.train.state import Progress, StateFolder, identity_of
 
 # Tokens computed at a time: activations are kept for the gradients.
@@ -38,7 +38,7 @@ NO_MATTER = {"name", "output", "checkpoint_every", "train", "validation", "devic
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainOutcome:
     """A finished training: where it is, and what was done, None where an earlier call had finished it."""
 
     folder: Path
@@ -46,7 +46,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedTraining:
     """A job's checkpoint, and its rows as examples."""
 
     folder: Path
@@ -57,11 +57,11 @@ class Prepared:
     skipped: int
 
 
-def finetune(job: FinetuneJob, read: Reader, display: ProgressLine) -> Outcome:
+def finetune(job: FinetuneJob, read: WholeReader, display: ProgressLine) -> TrainOutcome:
     """Trains, or goes on with it where it stopped. Raises UserError, and JobFailed with what was done kept."""
     kind = objective_class(job.task)
     if job.method == "lora":
-        library()  # before anything is read
+        peft_library()  # before anything is read
         if job.task not in KINDS:
             raise UserError(f"method: lora is for {', '.join(KINDS)}, not for task {job.task}")
     if job.method == "head" and not kind.frozen:
@@ -71,7 +71,7 @@ def finetune(job: FinetuneJob, read: Reader, display: ProgressLine) -> Outcome:
     output = Path(job.output.path.removeprefix("file://")).expanduser()
     if "://" in job.output.path and not job.output.path.startswith("file://"):
         raise UserError(f"output.path: {job.output.path}: expected a folder of this machine; copy it from there")
-    prepared = prepare(job, kind, read)
+    prepared = prepare_training(job, kind, read)
     objective, examples = prepared.objective, prepared.train
     device, _ = device_and_dtype(job.device, "auto")
     identity = identity_of(
@@ -87,7 +87,7 @@ def finetune(job: FinetuneJob, read: Reader, display: ProgressLine) -> Outcome:
     if (maker := made_by(output)) is not None:
         if maker != identity:
             raise UserError(f"output.path: {output} is there, made by another training; name another one or remove it")
-        return Outcome(output, None)
+        return TrainOutcome(output, None)
     if is_head(output, prepared.folder) and job.method != "head":
         raise UserError(f"output.path: {output}: a head beside its encoder is for method: head; name another folder")
     trained = load_trained(prepared.folder, objective, seed=job.seed, device=device, frozen=job.method == "head")
@@ -102,7 +102,7 @@ def finetune(job: FinetuneJob, read: Reader, display: ProgressLine) -> Outcome:
     )
     state = StateFolder.of(output, identity)
     train, validation = parts_of(job, prepared, display)
-    loop = Loop(job, objective, trained, train, validation, state, budget, partial(show, display))
+    loop = Loop(job, objective, trained, train, validation, state, budget, partial(show_step, display))
     if loop.resume():
         display.say(f"going on after step {loop.progress.step} of {loop.steps.count}")
     try:
@@ -135,10 +135,10 @@ def finetune(job: FinetuneJob, read: Reader, display: ProgressLine) -> Outcome:
         loop.keep()
         raise
     state.remove()
-    return Outcome(output, loop.progress)
+    return TrainOutcome(output, loop.progress)
 
 
-def prepare(job: FinetuneJob, kind: type[Objective], read: Reader) -> Prepared:
+def prepare_training(job: FinetuneJob, kind: type[Objective], read: WholeReader) -> PreparedTraining:
     """Reads the rows and makes examples of them."""
     folder = resolve(job.model)
     config = XLMRobertaConfig.from_dict(read_config(folder))
@@ -158,16 +158,18 @@ def prepare(job: FinetuneJob, kind: type[Objective], read: Reader) -> Prepared:
     objective = kind.of(job, folder, config, labelled)
     train = objective.encode(rows, tokenizer)
     validation = None if held is None else objective.encode(held, tokenizer)
-    return Prepared(folder, tokenizer, objective, train, validation, skipped)
+    return PreparedTraining(folder, tokenizer, objective, train, validation, skipped)
 
 
-def parts_of(job: FinetuneJob, prepared: Prepared, display: ProgressLine) -> tuple[Part, Part | None]:
+def parts_of(
+    job: FinetuneJob, prepared: PreparedTraining, display: ProgressLine
+) -> tuple[ExamplePart, ExamplePart | None]:
     """The examples, for `method: head` with the vectors of their sequences."""
     if job.method != "head":
-        return Part(prepared.train), None if prepared.validation is None else Part(prepared.validation)
+        return ExamplePart(prepared.train), None if prepared.validation is None else ExamplePart(prepared.validation)
     engine = frozen_engine(prepared.folder, prepared.objective.task, device=job.device, max_tokens=job.max_tokens)
     whole = [one for one in (prepared.train, prepared.validation) if one is not None]
-    parts = [Part(*frozen(engine, one)) for one in whole]
+    parts = [ExamplePart(*frozen(engine, one)) for one in whole]
     display.say(f"the encoder's vectors: {engine.stats.tokens:,} tokens in {engine.stats.seconds:,.1f} s")
     return parts[0], parts[1] if len(parts) > 1 else None
 

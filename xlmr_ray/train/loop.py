@@ -24,8 +24,8 @@ from xlmr_ray.train.job import FinetuneJob
 from xlmr_ray.train.model import Trained
 from xlmr_ray.train.objectives.objective import Examples, Objective
 from xlmr_ray.train.optimizer import clip, optimizer_of, rate_at
-from xlmr_ray.train.state import Progress, StateFolder, copied
-from xlmr_ray.train.steps import Steps, parts
+from xlmr_ray.train.state import Progress, StateFolder, copied_tensors
+from xlmr_ray.train.steps import TrainSteps, parts_within
 
 VALIDATION = 1 << 30  # in place of an epoch, for what is drawn in a validation
 
@@ -35,7 +35,7 @@ class Interrupted(JobFailed):
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ExamplePart:
     """Examples, with the `vectors` of their sequences where the encoder is frozen."""
 
     examples: Examples
@@ -49,18 +49,18 @@ class Loop:
     job: FinetuneJob
     objective: Objective
     trained: Trained
-    train: Part
-    validation: Part | None
+    train: ExamplePart
+    validation: ExamplePart | None
     state: StateFolder
     max_tokens: int
-    show: Callable[[Progress, Steps], None]
+    show: Callable[[Progress, TrainSteps], None]
     progress: Progress = field(default_factory=Progress)
     best: dict[str, Tensor] | None = None
     seen: tuple[int, Examples] | None = None
 
     @cached_property
-    def steps(self) -> Steps:
-        return Steps.of(len(self.train.examples), self.job.batch_size, self.job.epochs, self.job.seed)
+    def steps(self) -> TrainSteps:
+        return TrainSteps.of(len(self.train.examples), self.job.batch_size, self.job.epochs, self.job.seed)
 
     @cached_property
     def module(self) -> nn.Module:
@@ -132,7 +132,7 @@ class Loop:
             group["lr"] = rate_at(number, self.steps.count, self.job)
         loss = 0.0
         for part in self.parts(chosen, examples):
-            one = self.loss(Part(examples, self.train.vectors), part)[0] / max(total, 1e-12)
+            one = self.loss(ExamplePart(examples, self.train.vectors), part)[0] / max(total, 1e-12)
             one.backward()  # type: ignore[no-untyped-call]
             loss += float(one.detach())
         norm = clip([p for p in self.module.parameters() if p.grad is not None], self.job.clip)
@@ -156,9 +156,9 @@ class Loop:
 
     def parts(self, chosen: NDArray[np.int64], examples: Examples) -> Iterator[NDArray[np.int64]]:
         """The chosen examples in parts that are computed together."""
-        return iter([chosen]) if self.objective.together else parts(chosen, examples.tokens, self.max_tokens)
+        return iter([chosen]) if self.objective.together else parts_within(chosen, examples.tokens, self.max_tokens)
 
-    def loss(self, part: Part, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def loss(self, part: ExamplePart, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """The summed loss of examples that are computed together, and what it is made of."""
         examples, device = part.examples, self.trained.device
         sequences = examples.sequences(chosen)
@@ -193,10 +193,10 @@ class Loop:
         sign = -1 if name == "loss" else 1
         if progress.best is None or sign * found[name] > sign * progress.history[progress.best][name]:
             progress.best = len(progress.history) - 1
-            self.best = copied(self.module.state_dict())
+            self.best = copied_tensors(self.module.state_dict())
 
     @torch.no_grad()
-    def validate(self, part: Part) -> dict[str, float]:
+    def validate(self, part: ExamplePart) -> dict[str, float]:
         """The mean loss of a part, as `loss`, and the objective's measures."""
         self.module.eval()
         examples = self.objective.epoch(part.examples, (self.job.seed, VALIDATION))
@@ -207,15 +207,15 @@ class Loop:
         groups = np.array_split(np.arange(len(examples)), max(1, len(examples) // self.job.batch_size))
         for group in groups if self.objective.together else [np.arange(len(examples))]:
             for chosen in self.parts(group, examples):
-                loss, raw = self.loss(Part(examples, part.vectors), chosen)
+                loss, raw = self.loss(ExamplePart(examples, part.vectors), chosen)
                 total += float(loss)
-                for example, own in zip(chosen, np.split(numbers(raw), np.cumsum(counts[chosen])[:-1]), strict=True):
+                for example, own in zip(chosen, np.split(as_numpy(raw), np.cumsum(counts[chosen])[:-1]), strict=True):
                     outputs[example] = own
         measures = self.objective.measures(outputs, examples)
         return {**measures, "loss": total / max(float(examples.weights.sum()), 1e-12)}
 
 
-def numbers(raw: Tensor) -> NDArray[np.float32]:
+def as_numpy(raw: Tensor) -> NDArray[np.float32]:
     found: NDArray[np.float32] = raw.float().cpu().numpy()
     return found
 

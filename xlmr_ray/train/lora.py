@@ -23,7 +23,7 @@ KINDS = {
 }
 
 
-def library() -> Any:
+def peft_library() -> Any:
     """Peft. Raises UserError where it is not installed."""
     try:
         import peft
@@ -39,17 +39,17 @@ def with_adapter(trained: Trained, objective: Objective, job: FinetuneJob) -> Tr
     config = objective.config
     head = [name for name, _ in trained.head.named_children()]
     torch.manual_seed(job.seed)
-    settings = library().LoraConfig(
+    settings = peft_library().LoraConfig(
         task_type=KINDS[job.task],
         r=job.lora.rank,
         lora_alpha=job.lora.alpha,
         lora_dropout=job.lora.dropout,
         target_modules=job.lora.modules,
         modules_to_save=list(head) or None,  # peft adds names to the list
-        auto_mapping=named(config.to_dict()) if head else None,
+        auto_mapping=label_config(config.to_dict()) if head else None,
     )
     try:
-        adapter = library().get_peft_model(trained.model, settings)
+        adapter = peft_library().get_peft_model(trained.model, settings)
     except ValueError as error:
         raise UserError(f"lora.modules: {', '.join(job.lora.modules)}: {' '.join(str(error).split())}") from None
     adapter.peft_config["default"].base_model_name_or_path = base_of(job.model)
@@ -67,6 +67,6 @@ def base_of(model: str) -> str:
     return str(path.resolve()) if path.exists() else model
 
 
-def named(config: Mapping[str, Any]) -> dict[str, Any]:
+def label_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """What `checkpoint/adapter.py` reads of a head's labels."""
     return {key: config[key] for key in ("id2label", "label2id", "problem_type") if config.get(key) is not None}

@@ -13,14 +13,14 @@ from xlmr_ray.text.plural import plural
 from xlmr_ray.train.job import DataSection
 
 
-class Reader(Protocol):
+class WholeReader(Protocol):
     """What reads whole inputs: see `batch/input/whole.py`, which stands to the right of this room."""
 
     def __call__(self, path: Sequence[str], *, format: str, text: dict[str, str], keep: Sequence[str]) -> pa.Table: ...
 
 
 def read_rows(
-    read: Reader,
+    read: WholeReader,
     section: DataSection,
     roles: Sequence[str],
     *,
@@ -62,7 +62,7 @@ def read_rows(
         first = table.slice(int(bad.argmax()), 1).to_pylist()[0]
         why = first["_message"] or f"column {section.label!r} is null"
         raise UserError(
-            f"{place(first)}: {why}; {plural(count, 'row')} of {len(table)} cannot be used: mend them, or say "
+            f"{row_location(first)}: {why}; {plural(count, 'row')} of {len(table)} cannot be used: mend them, or say "
             f"{where}.bad_rows: skip"
         )
     kept = table.filter(pa.array(~bad)).drop_columns(["_code", "_message"]).combine_chunks()
@@ -71,7 +71,7 @@ def read_rows(
     return kept, count
 
 
-def place(row: dict[str, object]) -> str:
+def row_location(row: dict[str, object]) -> str:
     """Where a row is, for messages."""
     return f"{row['_source']} row {row['_row']}"
 
@@ -93,13 +93,13 @@ def groups_of(rows: pa.Table) -> NDArray[np.int64]:
     if "document" in rows.column_names:
         keys = rows["document"].cast(pa.string())
     else:
-        texts = [name for name in rows.column_names if pa.types.is_string(rows[name].type) and is_text(name)]
+        texts = [name for name in rows.column_names if pa.types.is_string(rows[name].type) and is_text_role(name)]
         keys = pc.binary_join_element_wise(*(rows[name] for name in texts), "\x00")
     codes: NDArray[np.int64] = keys.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     return codes.astype(np.int64)
 
 
-def is_text(name: str) -> bool:
+def is_text_role(name: str) -> bool:
     return name not in ("label", "language", "document") and not name.startswith(("_", "by "))
 
 

@@ -89,6 +89,6 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
 
 
-def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copied_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that what is trained on does not change, in the CPU's memory."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}

@@ -10,7 +10,7 @@ from xlmr_ray.engine.batching import longest_first, next_batch
 
 
 @dataclass(frozen=True)
-class Steps:
+class TrainSteps:
     """The steps of a training: `count` of them, `an_epoch` in each pass over E examples, of `batch_size` each (the
     last one of a pass has the rest). They follow from `seed` and the step's number, so that any can be made again.
     """
@@ -21,7 +21,7 @@ class Steps:
     seed: int
 
     @classmethod
-    def of(cls, examples: int, batch_size: int, epochs: float, seed: int) -> "Steps":
+    def of(cls, examples: int, batch_size: int, epochs: float, seed: int) -> "TrainSteps":
         """As many steps as make so many passes, at least one."""
         an_epoch = -(-examples // batch_size)
         return cls(examples, batch_size, max(1, round(epochs * an_epoch)), seed)
@@ -44,7 +44,7 @@ class Steps:
         return order[place * self.batch_size : (place + 1) * self.batch_size]
 
 
-def parts(chosen: NDArray[np.int64], tokens: NDArray[np.int64], max_tokens: int) -> Iterator[NDArray[np.int64]]:
+def parts_within(chosen: NDArray[np.int64], tokens: NDArray[np.int64], max_tokens: int) -> Iterator[NDArray[np.int64]]:
     """The chosen of E examples, with so many `tokens (E)` each, in parts of at most `max_tokens`, the longest first."""
     order = longest_first(tokens[chosen])
     while len(order):

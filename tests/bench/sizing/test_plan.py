@@ -19,7 +19,7 @@ from xlmr_ray.bench.result import Bench, Machine, PipelineRun, Rate, Work
 from xlmr_ray.bench.sizing.command import SHAPES, plan_command, size
 from xlmr_ray.bench.sizing.estimate import RECORD_BYTES, Amount, estimate
 from xlmr_ray.bench.sizing.hardware import HARDWARE, hardware
-from xlmr_ray.bench.sizing.rates import PIPELINE_SHARE, START_SECONDS, UTILIZATION, Rates, estimated, measured
+from xlmr_ray.bench.sizing.rates import PIPELINE_SHARE, START_SECONDS, UTILIZATION, Rates, estimated, measured_rates
 
 RATES = Rates(
     tokens_per_second=1000.0,
@@ -112,12 +112,12 @@ def test_what_makes_no_sense(arguments, message):
 
 
 def test_a_measured_run_counts_more_than_the_engine():
-    alone = measured(BENCH)
+    alone = measured_rates(BENCH)
     assert alone.tokens_per_second == PIPELINE_SHARE * 3000
     assert alone.start_seconds == START_SECONDS
     assert alone.estimated
     run = PipelineRun(documents=10, seconds=9.0, first_commit_seconds=8.5, steady_tokens_per_second=2900.0)
-    with_run = measured(replace(BENCH, pipeline=run))
+    with_run = measured_rates(replace(BENCH, pipeline=run))
     assert with_run.tokens_per_second == 2900
     assert with_run.start_seconds == pytest.approx(9 - 3000 / 2900)
     assert not with_run.estimated
@@ -179,7 +179,7 @@ def test_the_command(tmp_path, capsys):
     content = json.loads(capsys.readouterr().out)
     assert content["documents"] == 27_000
     assert content["shards"] == math.ceil(27_000 / content["shard_rows"])
-    rates = measured(BENCH)
+    rates = measured_rates(BENCH)
     assert content["shard_rows"] == int(60 * rates.tokens_per_second / rates.cores / 300)  # a core's minute
     call(on="h100", documents=1e9, tokens_per_document=300.0, model="large", vectors=True)
     assert "798 TFLOP/s" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from xlmr_ray.model.generation.steps import Steps
+from xlmr_ray.model.generation.steps import DecodingSteps
 from xlmr_ray.serve.queue.generation import GenerationQueue
 from xlmr_ray.serve.requests import BackendFailed, TimedOut, Unavailable
 from xlmr_ray.serve.task_request import TaskRequest
@@ -22,7 +22,7 @@ def held(monkeypatch):
     class Held:
         steps, begun, go = 0, threading.Event(), threading.Event()
 
-    plain = Steps.logits
+    plain = DecodingSteps.logits
 
     def logits(self, ids):
         Held.steps += 1
@@ -31,7 +31,7 @@ def held(monkeypatch):
             assert Held.go.wait(60)
         return plain(self, ids)
 
-    monkeypatch.setattr(Steps, "logits", logits)
+    monkeypatch.setattr(DecodingSteps, "logits", logits)
     return Held
 
 
@@ -74,7 +74,7 @@ def test_a_device_that_fails_makes_it_unhealthy(service, monkeypatch):
     def lost(self, ids):
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(Steps, "logits", lost)
+    monkeypatch.setattr(DecodingSteps, "logits", lost)
     (only,) = (queue for queue in service.resident.queues if isinstance(queue, GenerationQueue))
     monkeypatch.setattr(only, "broken", None)  # and again afterwards: other tests share the service
 

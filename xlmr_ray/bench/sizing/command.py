@@ -11,7 +11,7 @@ from xlmr_ray.batch.shard_rows import FEWEST_ROWS, MINUTE, MOST, SHARD_ROWS
 from xlmr_ray.bench.result import read_bench
 from xlmr_ray.bench.sizing.estimate import Amount, Estimate, estimate
 from xlmr_ray.bench.sizing.hardware import hardware
-from xlmr_ray.bench.sizing.rates import Rates, estimated, measured
+from xlmr_ray.bench.sizing.rates import Rates, estimated, measured_rates
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.config import XLMRobertaConfig
@@ -49,7 +49,7 @@ def plan_command(
     if bench is not None:
         if model is not None or vectors:
             raise UserError("plan: --model and --vectors go with --on; a measurement has its model and output")
-        rates = measured(read_bench(bench))
+        rates = measured_rates(read_bench(bench))
     else:
         assert on is not None
         if tokens_per_document is None and documents and tokens:

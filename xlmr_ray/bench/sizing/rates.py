@@ -34,7 +34,7 @@ class Rates:
     sources: tuple[str, ...]
 
 
-def measured(bench: Bench) -> Rates:
+def measured_rates(bench: Bench) -> Rates:
     """Those of the machine of a `bench.json`. The pipeline's where a run was measured, else a part of the engine's."""
     work, run = bench.work, bench.pipeline
     sources = [

@@ -49,11 +49,11 @@ def flash_back_end(name: str) -> Callable[[Tensor, Tensor, Tensor, Layout, float
         except (ImportError, AttributeError, OSError) as error:  # OSError: a library that the package links to
             failures.append(str(error))
             continue
-        return bound(name, package, function)
+        return backend_over(name, package, function)
     raise UserError(f"attn_implementation {name} needs the package {INSTALL[name]} ({'; '.join(failures)})")
 
 
-def bound(
+def backend_over(
     name: str, package: Package, function: Callable[..., Any]
 ) -> Callable[[Tensor, Tensor, Tensor, Layout, float], tuple[Tensor, None]]:
     """The back end over a package's `flash_attn_varlen_func`."""

@@ -99,10 +99,10 @@ def check_tensors(
     name: str, device: torch.device, dtype: torch.dtype, head_dim: int, dtypes: tuple[torch.dtype, ...]
 ) -> None:
     """Raises UserError where the kernels cannot do such tensors: one line with got and expected."""
-    expected = " or ".join(short(dtype) for dtype in dtypes)
+    expected = " or ".join(dtype_name(dtype) for dtype in dtypes)
     if device.type not in DEVICES or dtype not in dtypes:
         raise UserError(
-            f"{name}: got {short(dtype)} on {device}, expected {expected} on a GPU; use attn_implementation sdpa"
+            f"{name}: got {dtype_name(dtype)} on {device}, expected {expected} on a GPU; use attn_implementation sdpa"
         )
     if head_dim > HEAD_DIM:
         raise UserError(
@@ -116,7 +116,7 @@ def check_tensors(
         )
 
 
-def short(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -153,7 +153,7 @@ def unpad(name: str, layout: Padded, q: Tensor, k: Tensor) -> Unpadded:
         return Unpadded(Lengths(every_q, every_k, queries, keys), None, None)
     if mask.dtype is not torch.bool or mask.dim() != 4 or mask.shape[1:] != (1, 1, keys):
         raise UserError(
-            f"{name}: got an attention_mask of shape {tuple(mask.shape)} and {short(mask.dtype)}, "
+            f"{name}: got an attention_mask of shape {tuple(mask.shape)} and {dtype_name(mask.dtype)}, "
             f"expected (batch, length) of ones and zeros; use attn_implementation sdpa"
         )
     kept_k = mask[:, 0, 0].expand(batch, keys)

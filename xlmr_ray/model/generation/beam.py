@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xlmr_ray.model.generation.config import GenerationConfig
 from xlmr_ray.model.generation.scores import Stop
-from xlmr_ray.model.generation.steps import Draw, Steps
+from xlmr_ray.model.generation.steps import DecodingSteps, Draw
 from xlmr_ray.model.generation.warpers import Processor
 
 OUT = -1e9
@@ -44,7 +44,7 @@ def rows(x: Tensor, chosen: Tensor) -> Tensor:
 
 
 def beam_search(
-    steps: Steps,
+    steps: DecodingSteps,
     ids: Tensor,
     settings: GenerationConfig,
     max_length: int,

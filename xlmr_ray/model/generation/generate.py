@@ -16,8 +16,8 @@ from xlmr_ray.model.generation.beam import beam_search
 from xlmr_ray.model.generation.cache import Borrowed, DynamicCache, as_ours
 from xlmr_ray.model.generation.config import GenerationConfig
 from xlmr_ray.model.generation.sampling import Streamer, sample
-from xlmr_ray.model.generation.scores import Allowed, Pieces, Stop, ended, processors, stop_strings
-from xlmr_ray.model.generation.steps import Kept, LanguageModel, Steps, drawing
+from xlmr_ray.model.generation.scores import Allowed, Pieces, Stop, at_end_token, processors, stop_strings
+from xlmr_ray.model.generation.steps import DecodingSteps, Kept, LanguageModel, drawing
 from xlmr_ray.model.generation.warpers import Processor
 from xlmr_ray.model.outputs import ModelOutput
 
@@ -180,7 +180,7 @@ def generate(
         [] if chosen.output_attentions and rich else None,
         [] if chosen.output_hidden_states and rich else None,
     )
-    steps = Steps(
+    steps = DecodingSteps(
         model,
         hidden,
         each(position_ids),
@@ -213,10 +213,10 @@ def generate(
     for name, value in vars(kept).items():
         setattr(output, name, None if value is None else tuple(value))
     output.past_key_values = past_key_values if isinstance(steps.cache, Borrowed) else steps.cache
-    return in_order(output)
+    return fields_in_order(output)
 
 
-def in_order(output: ModelOutput) -> ModelOutput:
+def fields_in_order(output: ModelOutput) -> ModelOutput:
     """The output with its entries in the order of its class's fields."""
     return type(output)(**{f.name: output[f.name] for f in fields(cast(Any, output)) if f.name in output})
 
@@ -241,7 +241,7 @@ def guidance(model: LanguageModel, scale: float, negative: Tensor | None) -> Pro
             positions = torch.arange(prompts.shape[1], device=ids.device) + model.config.first_position
             other.update(
                 ids=prompts,
-                steps=Steps(model, None, positions.expand(len(prompts), -1), None, None, None, DynamicCache()),
+                steps=DecodingSteps(model, None, positions.expand(len(prompts), -1), None, None, None, DynamicCache()),
             )
         else:
             other["ids"] = torch.cat([other["ids"], ids[:, -1:]], 1)
@@ -329,7 +329,7 @@ def stops(
         end = time.monotonic() + settings.max_time
         found.append(lambda ids, scores: torch.full((len(ids),), time.monotonic() > end, device=device))
     if settings.eos:
-        found.append(ended(torch.tensor(settings.eos, device=device)))
+        found.append(at_end_token(torch.tensor(settings.eos, device=device)))
     if settings.stop_strings is not None:
         if tokenizer is None:
             raise UserError("generate: stop_strings need tokenizer=, to compare texts with them")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from xlmr_ray.model.generation.config import GenerationConfig
 from xlmr_ray.model.generation.scores import Stop
-from xlmr_ray.model.generation.steps import Draw, Steps
+from xlmr_ray.model.generation.steps import DecodingSteps, Draw
 from xlmr_ray.model.generation.warpers import Processor
 
 
@@ -23,7 +23,7 @@ class Streamer(Protocol):
 
 
 def sample(
-    steps: Steps,
+    steps: DecodingSteps,
     ids: Tensor,
     settings: GenerationConfig,
     process: Sequence[Processor],

@@ -191,7 +191,7 @@ def decaying_length(start: int, factor: float, eos: Tensor) -> Processor:
     return process
 
 
-def ended(eos: Tensor) -> Stop:
+def at_end_token(eos: Tensor) -> Stop:
     """The last token is an end."""
     return lambda ids, scores: torch.isin(ids[:, -1], eos)
 

@@ -42,7 +42,7 @@ class Kept:
 
 
 @dataclass
-class Steps:
+class DecodingSteps:
     """Scores of the next token, and what grows with the text: cache, mask and positions.
 
     `attention_mask` (None: nothing is hidden), `position_ids` and `token_type_ids` are `(B, S)` of the prompt; the

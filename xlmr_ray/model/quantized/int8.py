@@ -33,7 +33,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.long))
         self.register_buffer("sums", codes.long().sum(1).float() * scales)
         self.register_buffer("bias", torch.zeros(len(scales)) if layer.bias is None else layer.bias.detach().float())
-        self.packed = _prepacked(codes)  # no buffer: a tensor in this layout can be neither moved nor saved
+        self.packed = _prepacked_codes(codes)  # no buffer: a tensor in this layout can be neither moved nor saved
 
     def forward(self, x: Tensor) -> Tensor:
         """`(T, in)` to `(T, out)`."""
@@ -48,7 +48,7 @@ class Int8Linear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.packed = _prepacked(self.packed.contiguous())
+        self.packed = _prepacked_codes(self.packed.contiguous())
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -72,7 +72,7 @@ def int8_matmul(codes: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) ->
     return out
 
 
-def _prepacked(codes: Tensor) -> Tensor:
+def _prepacked_codes(codes: Tensor) -> Tensor:
     packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
     return packed
 
@@ -91,7 +91,7 @@ def check_exact() -> None:
     codes = torch.full((rows, 64), LARGEST, dtype=torch.uint8)
     weights = torch.full((rows, 64), LARGEST, dtype=torch.int8)
     try:
-        packed = _prepacked(weights)
+        packed = _prepacked_codes(weights)
         got = int8_matmul(codes, packed, torch.ones(rows), torch.zeros(rows, dtype=torch.long))
     except (AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

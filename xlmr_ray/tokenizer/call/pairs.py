@@ -68,7 +68,7 @@ def check_windows(
     """Raise TokenizerError for the first pair that has too many windows to make them all."""
     room = max(cut.max_length - added, 1)
     for index in _long(items, cut, added, words=words):
-        first, second = map(len, _parts(whole, items, index, words=words))
+        first, second = map(len, _encoded_parts(whole, items, index, words=words))
         tokens = 4 * first * second // room
         if 2 * min(first, second) > room and tokens > _MOST_ASKED:
             raise TokenizerError(
@@ -98,7 +98,7 @@ def _characters(part: Any) -> int:
     return sum(map(_characters, part)) if isinstance(part, (list, tuple)) else 0
 
 
-def _parts(whole: Tokenizer, items: list[Any], index: int, *, words: bool) -> list[Encoding]:
+def _encoded_parts(whole: Tokenizer, items: list[Any], index: int, *, words: bool) -> list[Encoding]:
     try:
         return encode_batch(
             whole,
@@ -116,7 +116,7 @@ def _cut_alone(
     whole: Tokenizer, items: list[Any], index: int, cut: TruncationSettings, added: int, *, special: bool, words: bool
 ) -> Encoding:
     """The first of the windows that the library would make."""
-    parts = _parts(whole, items, index, words=words)
+    parts = _encoded_parts(whole, items, index, words=words)
     length = np.array([[len(part) for part in parts]], np.int64)
     keep = kept_tokens(length, cut.max_length - added, cut.strategy)[0].tolist()
     first, second = (_span(part, count, cut.direction == "right") for part, count in zip(parts, keep, strict=True))

@@ -17,7 +17,7 @@ PADDINGS = ("longest", "max_length", "do_not_pad")
 
 def cut_to(truncation: bool | str | None, limit: int, stride: int, side: Side, added: int) -> TruncationSettings | None:
     """The truncation asked for, None for none. Without a limit nothing is cut. `added`: a sequence's special tokens."""
-    whole("stride", stride, 0)
+    check_length("stride", stride, 0)
     how = ("longest_first" if truncation else "do_not_truncate") if isinstance(truncation, bool) else truncation
     how = one_of("truncation", "do_not_truncate" if how is None else how, TRUNCATIONS, also="True or False")
     if how == "do_not_truncate" or limit > _LIMITS:
@@ -30,7 +30,7 @@ def pad_to(
     padding: bool | str, limit: int, multiple: int | None, side: Side, pad_token: str | None, pad_id: int
 ) -> Pad | None:
     """The padding asked for, None for none. "max_length" without a limit pads nothing."""
-    whole("pad_to_multiple_of", multiple, 1)
+    check_length("pad_to_multiple_of", multiple, 1)
     how = ("longest" if padding else "do_not_pad") if isinstance(padding, bool) else padding
     how = one_of("padding", how, PADDINGS, also="True or False")
     if how == "do_not_pad" or (how == "max_length" and limit > _LIMITS):
@@ -62,7 +62,7 @@ def one_of(name: str, value: Any, choices: tuple[_Choice, ...], also: str = "") 
     raise UserError(f"{name}={value!r}: expected one of {', '.join(choices)}" + (f", or {also}" if also else ""))
 
 
-def whole(name: str, value: Any, least: int) -> None:
+def check_length(name: str, value: Any, least: int) -> None:
     """Raise UserError where a length is neither None nor an integer of at least `least`."""
     integer = hasattr(value, "__index__") and not isinstance(value, bool)
     if value is not None and (not integer or value < least):

@@ -12,7 +12,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.train.measures.calibration_error import calibration_error
 from xlmr_ray.train.measures.spans import best_of, exact, f1, span_counts, word_f1
-from xlmr_ray.train.objectives.label_names import hot_of, indices, numbers, single_names
+from xlmr_ray.train.objectives.label_names import hot_of, indices, label_numbers, single_names
 from xlmr_ray.train.objectives.multiple_choice import right_choices
 from xlmr_ray.train.objectives.question_answering import squad_answers
 from xlmr_ray.train.objectives.rerank import relevance
@@ -72,9 +72,9 @@ def measures_of(
     if task == "rerank":
         return ranking(rows, table["score"].to_numpy())
     if task == "sentence-similarity":
-        return correlation(table["score"].to_numpy(), numbers(rows))
+        return correlation(table["score"].to_numpy(), label_numbers(rows))
     assert pairs is not None
-    return retrieval(rows, vectors(table), vectors(pairs))
+    return retrieval(rows, unit_vectors(table), unit_vectors(pairs))
 
 
 def classification(config: XLMRobertaConfig, rows: pa.Table, table: pa.Table) -> dict[str, Measure]:
@@ -82,7 +82,7 @@ def classification(config: XLMRobertaConfig, rows: pa.Table, table: pa.Table) ->
     labels = config.labels
     scores = scores_of(table, labels).astype(np.float64)
     if config.problem_type == "regression":
-        return correlation(scores[:, 0], numbers(rows))
+        return correlation(scores[:, 0], label_numbers(rows))
     if config.problem_type == "multi_label_classification" or len(labels) == 1:
         hot = hot_of(rows, labels).astype(np.int64)
         found = (scores > 0.5).astype(np.int64)
@@ -180,7 +180,7 @@ def retrieval(rows: pa.Table, first: NDArray[np.float32], second: NDArray[np.flo
     return {f"recall_at_{most}": mean_of(place < most) for most in (1, 10)}
 
 
-def vectors(table: pa.Table) -> NDArray[np.float32]:
+def unit_vectors(table: pa.Table) -> NDArray[np.float32]:
     """The vectors `(N, width)` of an output, brought to length 1."""
     column = table["embedding"].combine_chunks()
     column = getattr(column, "storage", column)

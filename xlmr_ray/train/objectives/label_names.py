@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xlmr_ray.errors import UserError
 from xlmr_ray.text.plural import some
-from xlmr_ray.train.rows import place
+from xlmr_ray.train.rows import row_location
 
 LONGEST = 40  # characters of a label in a message
 SINGLE, MULTI, REGRESSION = "single", "multi", "regression"
@@ -38,22 +38,22 @@ def problem_of(rows: pa.Table, asked: str) -> str:
         return REGRESSION
     if not pa.types.is_string(kind):
         return SINGLE
-    if all(value.lstrip().startswith("[") for value in values) and all(is_list(value) for value in values):
+    if all(value.lstrip().startswith("[") for value in values) and all(is_json_list(value) for value in values):
         return MULTI
-    numbers = [number(value) for value in values]
+    numbers = [finite_number(value) for value in values]
     if all(n is not None for n in numbers) and not all(n is not None and n.is_integer() for n in numbers):
         raise UserError("train.label: the labels are fractions written as text: say problem: regression or single")
     return SINGLE
 
 
-def is_list(value: str) -> bool:
+def is_json_list(value: str) -> bool:
     try:
         return isinstance(json.loads(value), list)
     except ValueError:
         return False
 
 
-def number(value: object) -> float | None:
+def finite_number(value: object) -> float | None:
     """A value as a finite number, None where it is none."""
     try:
         found = float(value)  # type: ignore[arg-type]
@@ -100,9 +100,9 @@ def hot_of(rows: pa.Table, known: Sequence[str]) -> NDArray[np.float32]:
     return hot
 
 
-def numbers(rows: pa.Table) -> NDArray[np.float32]:
+def label_numbers(rows: pa.Table) -> NDArray[np.float32]:
     """The number `(N)` of each row. Raises UserError."""
-    found = [number(value) for value in rows["label"].to_pylist()]
+    found = [finite_number(value) for value in rows["label"].to_pylist()]
     for index, value in enumerate(found):
         if value is None:
             raise UserError(f"{at(rows, index)}: the label is no finite number")
@@ -111,10 +111,10 @@ def numbers(rows: pa.Table) -> NDArray[np.float32]:
 
 def at(rows: pa.Table, index: int) -> str:
     """Where a row is, for messages."""
-    return place(rows.slice(index, 1).select(["_source", "_row"]).to_pylist()[0])
+    return row_location(rows.slice(index, 1).select(["_source", "_row"]).to_pylist()[0])
 
 
-def quoted(name: str) -> str:
+def quoted_label(name: str) -> str:
     """A label for messages; a long one may be a document, of a column that was named by mistake."""
     return repr(name) if len(name) <= LONGEST else f"of {len(name)} characters"
 
@@ -126,13 +126,13 @@ def indices(rows: pa.Table, names: Sequence[str], known: Sequence[str]) -> NDArr
     if (found < 0).any():
         first = int((found < 0).argmax())
         raise UserError(
-            f"{at(rows, first)}: label {quoted(names[first])} is none of the checkpoint's: {some(known, 12)}"
+            f"{at(rows, first)}: label {quoted_label(names[first])} is none of the checkpoint's: {some(known, 12)}"
         )
     return found
 
 
-def in_order(found: Sequence[str], before: Sequence[str]) -> list[str]:
+def labels_in_order(found: Sequence[str], before: Sequence[str]) -> list[str]:
     """The labels in the checkpoint's order where it has the same ones, or more, by name; sorted else."""
     if set(found) <= set(before):
         return list(before)
-    return sorted(set(found), key=lambda name: (number(name) is None, number(name) or 0.0, name))
+    return sorted(set(found), key=lambda name: (finite_number(name) is None, finite_number(name) or 0.0, name))

@@ -19,8 +19,8 @@ from xlmr_ray.tasks.multiple_choice import MultipleChoice
 from xlmr_ray.tasks.windows import document_splits
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.train.job import FinetuneJob
-from xlmr_ray.train.objectives.label_names import at, number
-from xlmr_ray.train.objectives.objective import Examples, Objective, texts_of
+from xlmr_ray.train.objectives.label_names import at, finite_number
+from xlmr_ray.train.objectives.objective import Examples, Objective, role_columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class MultipleChoiceObjective(Objective):
         return self.task.config
 
     def encode(self, rows: pa.Table, tokenizer: XLMRobertaTokenizer) -> Examples:
-        encoded = self.task.prepare(texts_of(rows, MultipleChoice.roles), tokenizer)
+        encoded = self.task.prepare(role_columns(rows, MultipleChoice.roles), tokenizer)
         splits = document_splits(encoded)
         return Examples.of(encoded, splits=splits, labels=right_choices(rows, np.diff(splits).tolist()))
 
@@ -72,7 +72,7 @@ class MultipleChoiceObjective(Objective):
 
 def right_choices(rows: pa.Table, counts: Sequence[int]) -> NDArray[np.int64]:
     """The index `(N)` of each row's right choice, of so many. Raises UserError."""
-    found = [number(value) for value in rows["label"].to_pylist()]
+    found = [finite_number(value) for value in rows["label"].to_pylist()]
     for index, (value, count) in enumerate(zip(found, counts, strict=True)):
         if value is None or not value.is_integer() or not 0 <= value < count:
             raise UserError(f"{at(rows, index)}: the label is no index of one of the {count} choices, from 0")

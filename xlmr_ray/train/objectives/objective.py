@@ -141,7 +141,7 @@ def classified(head: nn.Module, hidden: Tensor, batch: PackedBatch, config: XLMR
     return logits
 
 
-def texts_of(rows: pa.Table, roles: Sequence[str]) -> pa.Table:
+def role_columns(rows: pa.Table, roles: Sequence[str]) -> pa.Table:
     """The columns that a task's `prepare` reads."""
     return rows.select(list(roles))
 

@@ -22,7 +22,7 @@ from xlmr_ray.tasks.windows import flat
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.train.job import FinetuneJob
 from xlmr_ray.train.objectives.label_names import at
-from xlmr_ray.train.objectives.objective import Examples, Objective, texts_of, with_labels
+from xlmr_ray.train.objectives.objective import Examples, Objective, role_columns, with_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class QuestionAnsweringObjective(Objective):
     def of(
         cls, job: FinetuneJob, folder: Path, config: XLMRobertaConfig, rows: pa.Table
     ) -> "QuestionAnsweringObjective":
-        if all(span is None for span in answers(rows)):
+        if all(span is None for span in first_answers(rows)):
             raise UserError("train.label: no row has an answer")
         names = config.labels if len(config.labels) == 2 else ["LABEL_0", "LABEL_1"]
         options = {"align_to_words": False, **job.options}
@@ -54,10 +54,10 @@ class QuestionAnsweringObjective(Objective):
         return self.task.config
 
     def encode(self, rows: pa.Table, tokenizer: XLMRobertaTokenizer) -> Examples:
-        encoded = self.task.prepare(texts_of(rows, QuestionAnswering.roles), tokenizer)
+        encoded = self.task.prepare(role_columns(rows, QuestionAnswering.roles), tokenizer)
         start, end = (flat(encoded[name]).to_numpy() for name in ("start", "end"))
         splits = encoded["input_ids"].combine_chunks().offsets.to_numpy()
-        spans = answers(rows)
+        spans = first_answers(rows)
         labels = np.zeros((len(encoded), 2), np.int64)
         for window, document in enumerate(encoded["document"].to_pylist()):
             own = slice(splits[window], splits[window + 1])
@@ -85,7 +85,7 @@ class QuestionAnsweringObjective(Objective):
         return {"exact": float((found == examples.labels).all(1).mean())}
 
 
-def answers(rows: pa.Table) -> list[tuple[int, int] | None]:
+def first_answers(rows: pa.Table) -> list[tuple[int, int] | None]:
     """First character and last one + 1 of each row's answer, the first of several, None where there is none. Raises
     UserError for another form than SQuAD's, and where the text does not stand there.
     """
@@ -107,7 +107,7 @@ def squad_answers(rows: pa.Table) -> list[tuple[list[str], list[int]]]:
     for index, value in enumerate(rows["label"].to_pylist()):
         try:
             given = json.loads(value) if isinstance(value, str) else value
-            texts, starts = listed(given["text"]), listed(given["answer_start"])
+            texts, starts = in_a_list(given["text"]), in_a_list(given["answer_start"])
             found.append(([str(text) for text in texts], [int(start) for start in starts]))
         except (TypeError, ValueError, KeyError):
             raise UserError(
@@ -116,5 +116,5 @@ def squad_answers(rows: pa.Table) -> list[tuple[list[str], list[int]]]:
     return found
 
 
-def listed(value: Any) -> Sequence[Any]:
+def in_a_list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else [value]

@@ -17,8 +17,8 @@ from xlmr_ray.modeling.xlm_roberta import XLMRobertaForSequenceClassification
 from xlmr_ray.tasks.rerank import Rerank
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.train.job import FinetuneJob
-from xlmr_ray.train.objectives.label_names import at, number
-from xlmr_ray.train.objectives.objective import Examples, Objective, classified, texts_of, with_labels
+from xlmr_ray.train.objectives.label_names import at, finite_number
+from xlmr_ray.train.objectives.objective import Examples, Objective, classified, role_columns, with_labels
 
 BOOLEANS = {"true": 1.0, "false": 0.0}
 
@@ -51,7 +51,7 @@ class RerankObjective(Objective):
         return self.task.config
 
     def encode(self, rows: pa.Table, tokenizer: XLMRobertaTokenizer) -> Examples:
-        return Examples.of(self.task.prepare(texts_of(rows, Rerank.roles), tokenizer), labels=relevance(rows))
+        return Examples.of(self.task.prepare(role_columns(rows, Rerank.roles), tokenizer), labels=relevance(rows))
 
     def outputs(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         return classified(head, hidden, batch, self.config)[:, 0]
@@ -72,7 +72,7 @@ def relevance(rows: pa.Table) -> NDArray[np.float32]:
     found = []
     for index, value in enumerate(rows["label"].to_pylist()):
         one = BOOLEANS.get(value) if isinstance(value, str) else None
-        one = number(value) if one is None else one
+        one = finite_number(value) if one is None else one
         if one is None or not 0 <= one <= 1:
             raise UserError(f"{at(rows, index)}: the label is no number from 0 (does not answer) to 1")
         found.append(one)

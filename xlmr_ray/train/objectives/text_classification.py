@@ -15,7 +15,7 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.modeling.xlm_roberta import XLMRobertaForSequenceClassification
-from xlmr_ray.tasks.task import checked
+from xlmr_ray.tasks.task import checked_options
 from xlmr_ray.tasks.text_classification import NAME, TextClassification
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.train.job import FinetuneJob
@@ -25,11 +25,11 @@ from xlmr_ray.train.objectives.label_names import (
     REGRESSION,
     SINGLE,
     hot_of,
-    in_order,
     indices,
-    numbers,
+    label_numbers,
+    labels_in_order,
     problem_of,
-    quoted,
+    quoted_label,
     several_names,
     single_names,
 )
@@ -37,7 +37,7 @@ from xlmr_ray.train.objectives.objective import (
     Examples,
     Objective,
     classified,
-    texts_of,
+    role_columns,
     weights_of,
     with_labels,
 )
@@ -68,7 +68,7 @@ class TextClassificationObjective(Objective):
             if job.class_weights is not None:
                 raise UserError("class_weights: a number has no classes (problem: regression)")
             names = config.labels if len(config.labels) == 1 else ["score"]
-            values = numbers(rows)
+            values = label_numbers(rows)
             if (values == values[0]).all():
                 raise UserError(f"train.label: all {len(rows)} rows have the same number: there is nothing to learn")
         elif problem == MULTI:
@@ -76,21 +76,23 @@ class TextClassificationObjective(Objective):
             found = sorted({name for own in several for name in own})
             if not found:
                 raise UserError("train.label: no row has a label")
-            names = in_order(found, before)
+            names = labels_in_order(found, before)
             counts = np.array([sum(name in own for own in several) for name in names])
             weights = weights_of(job, names, counts, len(several) - counts)
         else:
             each = single_names(rows)
             if len(set(each)) < 2:
                 raise UserError(
-                    f"train.label: all {len(rows)} rows have the label {quoted(each[0])}: expected at least two"
+                    f"train.label: all {len(rows)} rows have the label {quoted_label(each[0])}: expected at least two"
                 )
-            names = in_order(each, before)
+            names = labels_in_order(each, before)
             weights = weights_of(job, names, np.array([each.count(name) for name in names]))
         made = with_labels(config, names, PROBLEM_TYPES[problem])
         options = {"pairs": True, **job.options} if job.train.text_pair is not None else job.options
         # Not bound to the folder, whose calibration is of the weights and labels as they were.
-        return cls(TextClassification(**checked(TextClassification, NAME, options), config=made), problem, weights)
+        return cls(
+            TextClassification(**checked_options(TextClassification, NAME, options), config=made), problem, weights
+        )
 
     @classmethod
     def roles(cls, job: FinetuneJob) -> tuple[str, ...]:
@@ -101,9 +103,9 @@ class TextClassificationObjective(Objective):
         return self.task.config
 
     def encode(self, rows: pa.Table, tokenizer: XLMRobertaTokenizer) -> Examples:
-        encoded = self.task.prepare(texts_of(rows, self.task.roles), tokenizer)
+        encoded = self.task.prepare(role_columns(rows, self.task.roles), tokenizer)
         if self.problem == REGRESSION:
-            return Examples.of(encoded, labels=numbers(rows))
+            return Examples.of(encoded, labels=label_numbers(rows))
         if self.problem == SINGLE:
             labels = indices(rows, single_names(rows), self.config.labels)
             weights = None if self.weights is None else np.array(self.weights)[labels]

@@ -24,7 +24,7 @@ from xlmr_ray.tasks.windows import flat
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.train.job import FinetuneJob
 from xlmr_ray.train.objectives.label_names import at
-from xlmr_ray.train.objectives.objective import Examples, Objective, texts_of, weights_of, with_labels
+from xlmr_ray.train.objectives.objective import Examples, Objective, role_columns, weights_of, with_labels
 
 Span = tuple[int, int, str]  # first character, last character + 1, kind
 
@@ -66,7 +66,7 @@ class TokenClassificationObjective(Objective):
         return self.task.config
 
     def encode(self, rows: pa.Table, tokenizer: XLMRobertaTokenizer) -> Examples:
-        encoded = self.task.prepare(texts_of(rows, TokenClassification.roles), tokenizer)
+        encoded = self.task.prepare(role_columns(rows, TokenClassification.roles), tokenizer)
         places = {name: index for index, name in enumerate(self.config.labels)}
         start, end = (flat(encoded[name]).to_numpy() for name in ("start", "end"))
         ends = np.concatenate([[0], np.cumsum(lengths(encoded))])
@@ -119,7 +119,7 @@ def entities(rows: pa.Table) -> list[list[Span]]:
     found = []
     for index, value in enumerate(rows["label"].to_pylist()):
         try:
-            spans = sorted(map(span, json.loads(value) if isinstance(value, str) else value))
+            spans = sorted(map(labelled_span, json.loads(value) if isinstance(value, str) else value))
         except (TypeError, ValueError, KeyError):
             raise UserError(
                 f"{at(rows, index)}: the entities are no list of start, end (characters) and label, nor the JSON of one"
@@ -136,5 +136,5 @@ def entities(rows: pa.Table) -> list[list[Span]]:
     return found
 
 
-def span(value: Any) -> Span:
+def labelled_span(value: Any) -> Span:
     return int(value["start"]), int(value["end"]), str(value["label"])
