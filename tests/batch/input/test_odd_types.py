@@ -106,7 +106,7 @@ def test_a_schema_that_cannot_be_read_is_hidden(tmp_path, monkeypatch):
     kept(tmp_path, pa.array([1, 2]))
 
     def unreadable(data):
-        raise footer.Damaged(codes.CORRUPT_FOOTER, "no")
+        raise footer.BadFile(codes.CORRUPT_FOOTER, "no")
         yield
 
     monkeypatch.setattr(footer, "extension_names", unreadable)
