@@ -37,7 +37,10 @@ ORDER = [
 # Files that find a checkpoint and know its files, but neither configuration nor tokenizer, which look there for theirs.
 FINDING = {
     f"xlmr_ray.checkpoint.{name}"
-    for name in ("adapter", "cache", "config_values", "digest", "fetch", "files", "folder", "names", "push", "tensors")
+    for name in (
+        *("adapter", "adapter_files", "cache", "config_values", "digest", "fetch"),
+        *("files", "folder", "names", "push", "tensors"),
+    )
 }
 # The stores that jobs and the service's batches are kept in know of neither.
 STORES = "xlmr_ray.batch.store"

@@ -14,6 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from xlmr_ray.checkpoint.adapter_files import (
+    MODULES,
+    SENTENCES,
+    TOKENIZER,
+    VOCABULARIES,
+    has_tokenizer,
+    own_files,
+)
 from xlmr_ray.checkpoint.digest import encoder_digest, weights_digest
 from xlmr_ray.checkpoint.folder import (
     CALIBRATION,
@@ -31,7 +39,6 @@ from xlmr_ray.errors import UserError
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-VOCABULARIES = ("tokenizer.json", "sentencepiece.bpe.model")  # megabytes, which are read from the encoder's folder
 # Other kinds of LoRA, which compute something else; each is off where it is absent, false or empty.
 OTHER_KINDS = ("use_dora", "use_qalora", "lora_bias", "layer_replication", "alora_invocation_tokens", "megatron_config",
                "corda_config", "eva_config", "lora_ga_config", "loftq_config", "use_bdlora", "arrow_config",
@@ -77,11 +84,15 @@ def beside(folder: Path, base: Path, cache: Path) -> Path:
 def made_once(folder: Path, config: Mapping[str, Any], base: Path, cache: Path, *, beside: bool) -> Path:
     """The folder of the base with the adapter, merged or `beside` it."""
     sources = [*filter(None, (encoder_folder(base), base))]  # a head's tokenizer is its encoder's
+    own = own_files(folder)
+    modules = MODULES in own
     content = hashlib.sha256((folder / WEIGHTS).read_bytes() + json.dumps(config, sort_keys=True).encode())
     for source in sources:  # the same weights may come with another tokenizer or other labels
         for file in sorted(file for file in source.rglob("*") if file.suffix in (".json", ".model")):
             if HEADS not in file.relative_to(source).parts and file.name != CALIBRATION:
                 content.update(file.read_bytes())
+    for name, file in own.items():
+        content.update(name.encode() + file.read_bytes())
     if beside:
         content.update(f"beside {sources[0].resolve()}".encode())
     target = cache / "adapters" / f"{weights_digest(base)[:16]}-{content.hexdigest()[:16]}"
@@ -97,10 +108,12 @@ def made_once(folder: Path, config: Mapping[str, Any], base: Path, cache: Path, 
     made = Path(tempfile.mkdtemp(prefix=".merging.", dir=target.parent))
     try:
         # What was measured of the base's scores does not hold of those with the adapter.
-        left = shutil.ignore_patterns("*.safetensors", "*.bin", HEADS, CALIBRATION, *(VOCABULARIES if beside else ()))
+        left = ["*.safetensors", "*.bin", HEADS, CALIBRATION]
+        left += [*(VOCABULARIES if beside or has_tokenizer(folder) else ()), *(SENTENCES if modules else ())]
         for source in sources:
-            shutil.copytree(source, made, dirs_exist_ok=True, ignore=left)
-        inner = made / model_folder(base).relative_to(base)
+            copied = model_folder(source) if modules else source
+            shutil.copytree(copied, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*left))
+        inner = made if modules else made / model_folder(base).relative_to(base)
         for index in (INDEX, BIN_INDEX):
             (inner / index).unlink(missing_ok=True)
         described = json.loads((inner / "config.json").read_text("utf-8"))
@@ -118,8 +131,12 @@ def made_once(folder: Path, config: Mapping[str, Any], base: Path, cache: Path, 
         save_file(state, inner / SINGLE, metadata={"format": "pt"})
         for file in (f for pattern in ("*.safetensors", "*.bin") for f in base.rglob(pattern)):
             inside = file.relative_to(base)
-            if file.parent != model_folder(base) and HEADS not in inside.parts:  # dense layers of sentence models
-                shutil.copyfile(file, made / inside)
+            if file.parent != model_folder(base) and not modules and HEADS not in inside.parts:
+                shutil.copyfile(file, made / inside)  # dense layers of sentence models
+        for name, file in own.items():
+            where = (inner if name in TOKENIZER else made) / name
+            where.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, where)
         made.chmod(0o755)
         made.rename(target)
     except OSError:

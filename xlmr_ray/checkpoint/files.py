@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from xlmr_ray.checkpoint.adapter import base_name, beside, is_adapter, merged_checkpoint
+from xlmr_ray.checkpoint.adapter_files import has_tokenizer
 from xlmr_ray.checkpoint.cache import cache_folder
 from xlmr_ray.checkpoint.digest import weights_digest
 from xlmr_ray.checkpoint.folder import HEADS, model_folder, read_config
@@ -28,6 +29,7 @@ def resolve(
     weights: bool = True,
     subfolder: str = "",
     force_download: bool = False,
+    tokenizer: bool = False,
 ) -> Path:
     """A local folder for what the user named, or for a `subfolder` of it.
 
@@ -41,7 +43,8 @@ def resolve(
 
     `force_download` fetches anew what the hub's cache has; what comes from a store is always compared by its etags.
     `token` is the hub's; None is the one that `HF_TOKEN` or `hf auth login` set. With `weights=False` (only a
-    configuration or a tokenizer) no weights are downloaded and the folder's content is not looked at.
+    configuration or a tokenizer) no weights are downloaded and the folder's content is not looked at; for an adapter it
+    is the base's folder, or with `tokenizer` its own where it has one.
     Raises UserError, one line, when there is no such thing, it may not or cannot be had, or it is no XLM-R checkpoint.
     """
     name = str(source)
@@ -115,6 +118,8 @@ def resolve(
         raise UserError(f"{folder}: {what}")
     if is_adapter(folder):
         base_of = partial(resolve, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+        if tokenizer and has_tokenizer(folder):
+            return folder
         if not weights:
             return base_of(base_name(folder), weights=False)
         folder = merged_checkpoint(folder, base_of, cache_folder(cache_dir))

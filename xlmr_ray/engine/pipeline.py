@@ -22,6 +22,7 @@ from xlmr_ray.modeling.pretrained import Pretrained
 from xlmr_ray.tasks.registry import canonical_task, task_class
 from xlmr_ray.tasks.rerank import rerank
 from xlmr_ray.tasks.task import Task, option_fields
+from xlmr_ray.tokenizer.files import tokenizer_folder
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.tokenizer.vocabulary import PreTokenizer
 
@@ -241,20 +242,27 @@ def pipeline(
         names = [f"{model}[adapter={adapter}]" for adapter in adapters.values()] if adapters else [model]
         folders = [resolve(one, **where) for one in names]
         folder = folders[0]
-    if not isinstance(tokenizer, XLMRobertaTokenizer):
-        source = folder if tokenizer is None else tokenizer
-        tokenizer = XLMRobertaTokenizer.from_pretrained(source, pre_tokenizer=pre_tokenizer)
-    elif pre_tokenizer is not None:
-        raise UserError(f"pipeline({task!r}): a tokenizer in memory has its pre_tokenizer; give it to from_pretrained")
+    if isinstance(tokenizer, XLMRobertaTokenizer):
+        if pre_tokenizer is not None:
+            raise UserError(
+                f"pipeline({task!r}): a tokenizer in memory has its pre_tokenizer; give it to from_pretrained"
+            )
+        tokenizers = [tokenizer] * len(folders)
+    else:
+        sources = [tokenizer_folder(one) if tokenizer is None else tokenizer for one in folders]
+        known = {
+            one: XLMRobertaTokenizer.from_pretrained(one, pre_tokenizer=pre_tokenizer) for one in dict.fromkeys(sources)
+        }
+        tokenizers = [known[one] for one in sources]
     configs = [
         model.config if isinstance(model, Pretrained) else XLMRobertaConfig.from_dict(read_config(one))
         for one in folders
     ]
     tasks = [task_class(name).bind(one, config, options) for one, config in zip(folders, configs, strict=True)]
-    for one in tasks:
-        one.read_with(tokenizer)
+    for one, own in zip(tasks, tokenizers, strict=True):
+        one.read_with(own)
     if isinstance(model, Pretrained):
-        engine = runner_of(model, tasks[0], tokenizer, max_tokens=max_tokens)
+        engine = runner_of(model, tasks[0], tokenizers[0], max_tokens=max_tokens)
     else:
         how = EngineSettings(
             dtype=str(found.get("dtype", "auto")).removeprefix("torch."),
@@ -262,14 +270,14 @@ def pipeline(
             attn_implementation=attn_implementation,
             max_tokens=max_tokens,
         )
-        sources = [TaskSource(one, place, name, tokenizer) for one, place in zip(tasks, folders, strict=True)]
-        engine = load_runners(sources, how)[0].runner
+        bound = zip(tasks, folders, tokenizers, strict=True)
+        engine = load_runners([TaskSource(one, place, name, own) for one, place, own in bound], how)[0].runner
     each = [
-        Pipeline(name, place, config, options, one, engine, tokenizer, index)
-        for index, (place, config, one) in enumerate(zip(folders, configs, tasks, strict=True))
+        Pipeline(name, place, config, options, one, engine, own, index)
+        for index, (place, config, one, own) in enumerate(zip(folders, configs, tasks, tokenizers, strict=True))
     ]
     if not adapters:
         return each[0]
-    front = Pipeline(name, folders[0], configs[0], options, tasks[0], engine, tokenizer)
+    front = Pipeline(name, folders[0], configs[0], options, tasks[0], engine, tokenizers[0])
     front.adapters = dict(zip(adapters, each, strict=True))
     return front

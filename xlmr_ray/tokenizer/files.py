@@ -9,7 +9,8 @@ from typing import Any, TypedDict
 
 from tokenizers import AddedToken, Tokenizer
 
-from xlmr_ray.checkpoint.folder import model_folder
+from xlmr_ray.checkpoint.adapter_files import has_tokenizer
+from xlmr_ray.checkpoint.folder import encoder_folder, has_adapter, model_folder
 from xlmr_ray.errors import UserError
 from xlmr_ray.tokenizer.call.settings import Side
 from xlmr_ray.tokenizer.sentencepiece import write_sentencepiece
@@ -49,6 +50,14 @@ class Settings(TypedDict, total=False):
     clean_up_tokenization_spaces: bool
     split_special_tokens: bool
     model_input_names: list[str]
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where a checkpoint's tokenizer is: in its folder, or for a head, and an adapter that brings none, in that of its
+    encoder.
+    """
+    own = has_adapter(folder) and has_tokenizer(folder)
+    return folder if own else encoder_folder(folder) or folder
 
 
 def vocabulary_file(folder: Path, source: str) -> Path:

@@ -17,7 +17,6 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import Unigram
 
 from xlmr_ray.checkpoint.files import resolve
-from xlmr_ray.checkpoint.folder import encoder_folder
 from xlmr_ray.checkpoint.push import Pushed
 from xlmr_ray.errors import UserError
 from xlmr_ray.stand_in import StandIn
@@ -45,6 +44,7 @@ from xlmr_ray.tokenizer.files import (
     check_kind,
     stored_settings,
     tokenizer_class,
+    tokenizer_folder,
     vocabulary_file,
 )
 from xlmr_ray.tokenizer.ragged import Ragged, TokenizerError, Truncation, as_strings, encode_ragged
@@ -225,8 +225,9 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
             token=token,
             weights=False,
             subfolder=subfolder,
+            tokenizer=True,
         )
-        file = vocabulary_file(encoder_folder(folder) or folder, source)  # a head's tokenizer is its encoder's
+        file = vocabulary_file(tokenizer_folder(folder), source)
         settings = stored_settings(file.parent)
         if "additional_special_tokens" in overrides:
             del settings["extra_special_tokens"]
