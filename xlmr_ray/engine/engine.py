@@ -154,9 +154,12 @@ class Engine:
             for child in head.children():
                 if isinstance(child, LMHead) and config.tie_word_embeddings:
                     child.decoder.register_parameter("weight", None)  # the encoder's, below
-            load_tensors(head, place, dtype=report.dtype, device=where)
+            load_tensors(head, place, dtype=torch.float32 if in_float32(head) else report.dtype, device=where)
             for child in head.children():
                 tie(child, model)
+        if report.dtype is not torch.float32 and report.quantization is None:
+            for head in filter(in_float32, parts.joined):
+                load_tensors(head, folder, dtype=torch.float32, device=where)
         model.encoder.fuse()
         if matmuls:
             matmuls(model.encoder)
@@ -193,7 +196,7 @@ class Engine:
         base = computing.base_model
         assert isinstance(base, XLMRobertaModel)
         heads = [task.head() for task in tasks]
-        for task, head in zip(tasks, heads, strict=True):
+        for index, (task, head) in enumerate(zip(tasks, heads, strict=True)):
             for name, child in list(head.named_children()):
                 source = computing if hasattr(model, name) else base
                 own = getattr(model if source is computing else base, name, None)
@@ -203,6 +206,8 @@ class Engine:
                     raise UserError(f"{type(task).__name__}: the model is a {type(model).__name__}, without {name!r}")
                 else:
                     setattr(head, name, getattr(source, name))
+            if in_float32(head) and model.dtype is not torch.float32:
+                heads[index] = head = copy.deepcopy(head).float()
             use_onednn(head, prepack=False)
         budget = token_budget(max_tokens, base.device, MAX_TOKENS)
         engine = cls(base, tasks, heads, base.device, budget, model.load_report)
@@ -357,6 +362,8 @@ class Engine:
             hidden, own = last, there
             if part.task.layers and trace.hidden_states is not None:
                 hidden = torch.stack([trace.hidden_states[layer] for layer in part.task.layers])
+            if hidden.dtype is not torch.float32 and in_float32(self.heads[part.head]):
+                hidden = hidden.float()
             if part.count < batch.sequences:
                 own, hidden = part_of(batch, hidden, part)
                 own = own.pin_memory().to(self.device) if on_gpu else own
@@ -391,6 +398,15 @@ class Engine:
         self.max_tokens = self.memory.cut(self.max_tokens, tokens)
         log.warning("out of memory with %d tokens in a batch: going on with at most %d", tokens, self.max_tokens)
         free(self.device)
+
+
+def in_float32(head: nn.Module) -> bool:
+    """Whether a head is computed in float32, whatever the encoder is: scores of 16 bits would often be equal where they
+    are not. Not what is quantized, nor a last layer over the vocabulary, which is the larger part of its pass and has
+    the encoder's weights; nor where there is nothing to compute.
+    """
+    plain = [parameter.is_floating_point() for parameter in head.parameters()]
+    return bool(plain) and all(plain) and not any(isinstance(module, LMHead) for module in head.modules())
 
 
 def computed(device: torch.device) -> torch.cuda.Event | None:

@@ -205,7 +205,8 @@ class EncoderTask(Task):
     @abstractmethod
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Hidden states of a packed batch, `(T, hidden)`, or `(layers, T, hidden)` where `layers` are named, to a
-        result a unit `(R, ...)`, on the model's device. A result may not depend on the rest of the batch.
+        result a unit `(R, ...)`, on the model's device. A result may not depend on the rest of the batch. Where the
+        encoder is of 16 bits, `hidden` and the head are float32, but for a head over the vocabulary.
         """
 
     @abstractmethod
