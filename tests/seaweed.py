@@ -47,7 +47,7 @@ class SeaweedFS:
         }
 
     def new_folder(self) -> str:
-        """A fresh folder's URL. One bucket serves all: each new one would take volumes of its own."""
+        """A fresh folder's URL. One bucket serves all: each new one would take its own volumes."""
         return f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
 
 

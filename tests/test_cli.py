@@ -97,28 +97,28 @@ def test_usage(call, arguments):
 def test_a_job_from_run_to_sweep(ray_session, call, model, corpus, tmp_path):
     out = tmp_path / "out"
     run = ["run", "text-classification", "--model", model, "--input", corpus, "--output", out]
-    code, told, err = call(*run, "--set", "cluster.shard_rows=2")
+    code, printed, err = call(*run, "--set", "cluster.shard_rows=2")
     assert code == 0, err
-    assert "rows in 5 = out 5 + errors 0" in told
+    assert "rows in 5 = out 5 + errors 0" in printed
     assert "5 documents of 1 file in 3 shards" in err
-    code, told, _ = call(*run)
+    code, printed, _ = call(*run)
     assert code == 0
-    assert "nothing left to do" in told
-    code, told, _ = call("status", out)
-    assert (code, "published" in told, "3/3" in told) == (0, True, True)
-    code, told, _ = call("verify", out)
+    assert "nothing left to do" in printed
+    code, printed, _ = call("status", out)
+    assert (code, "published" in printed, "3/3" in printed) == (0, True, True)
+    code, printed, _ = call("verify", out)
     assert code == 0
-    assert told.rstrip().endswith("verified")
+    assert printed.rstrip().endswith("verified")
     orphan = next(out.glob("data/*/*.parquet"))
     (orphan.parent / f"{orphan.name.rsplit('-', 1)[0]}-{'0' * 16}.parquet").write_bytes(b"left over")
-    code, told, _ = call("sweep", out, "--dry-run")
-    assert "would remove" in told
-    code, told, _ = call("sweep", out)
-    assert "1 file, 9 bytes" in told
+    code, printed, _ = call("sweep", out, "--dry-run")
+    assert "would remove" in printed
+    code, printed, _ = call("sweep", out)
+    assert "1 file, 9 bytes" in printed
     orphan.write_bytes(b"damaged")
-    code, told, err = call("verify", out)
+    code, printed, err = call("verify", out)
     assert code == 1
-    assert orphan.name in told
+    assert orphan.name in printed
     assert err.startswith(f"xlmr-ray: {out}: run ")
 
 

@@ -57,6 +57,12 @@ ONCE = {
     "deltalake",
     "pyiceberg",
 }
+# Names that several files have on purpose, since whoever calls them calls each file's in the same way.
+SHARED = {
+    "router": "the application takes the routes of each protocol, and of the page, from a function of this name",
+    "errors": "the application asks each protocol whether an error on a path is its own to shape",
+    "error_body": "what `errors` of a protocol gives: an error in the shape that its clients read",
+}
 # Oracles of the tests: never in the package.
 NEVER = {"transformers", "sentence_transformers", "onnxruntime", "sentencepiece", "tests"}
 
@@ -139,6 +145,27 @@ def test_serve_knows_no_task_by_its_class() -> None:
                 name.name for node in nodes if str(node.module).startswith("xlmr_ray.tasks") for name in node.names
             }
             assert not named & classes, f"{path} imports {named & classes}"
+
+
+def test_a_name_stands_for_one_idea() -> None:
+    """A class or function at the top level of two files is one idea twice, or two ideas of one name. A command of
+    `cli.py` may be called as the function that it runs.
+    """
+    files: dict[str, list[Path]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                files.setdefault(node.name, []).append(path)
+    cli = PACKAGE / "cli.py"
+    commands = set(re.findall(r"@app\.command\(\)\ndef (\w+)", cli.read_text("utf-8")))
+    twice = {
+        name: " and ".join(str(path.relative_to(ROOT)) for path in where)
+        for name, where in files.items()
+        if len(where) > 1 and name not in SHARED and not (name in commands and len(where) == 2 and cli in where)
+    }
+    said = "; ".join(f"{name} is in {where}" for name, where in twice.items())
+    assert not twice, f"{said}: rename one so that it says what it is, or make them one; an interface goes into SHARED"
+    assert all(len(files[name]) > 1 for name in SHARED)
 
 
 def lines_of_code(path: Path) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 from rich.console import Console
 
-from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.errors import Interrupted, JobFailed, UserError
 from xlmr_ray.text.plural import plural
 from xlmr_ray.text.printable import printable
 from xlmr_ray.text.redact import redacted
@@ -458,7 +458,7 @@ def main() -> None:
     except UserError as error:
         fail(error, 2)
     except JobFailed as error:
-        fail(error, INTERRUPTED if type(error).__name__ == "Interrupted" else 1)
+        fail(error, INTERRUPTED if isinstance(error, Interrupted) else 1)
     except KeyboardInterrupt:
         fail(JobFailed("stopped"), INTERRUPTED)
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""The two ways a run ends badly. Both carry one line that says what, where and what to do; the command line prints only
+"""How a run ends badly. All carry one line that says what, where and what to do; the command line prints only
 it.
 """
 
@@ -9,3 +9,7 @@ class UserError(ValueError):
 
 class JobFailed(RuntimeError):
     """The job started and could not be finished (exit code 1)."""
+
+
+class Interrupted(JobFailed):
+    """Stopped by ^C or SIGTERM: what was done is kept, and the same command goes on from there (exit code 130)."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from xlmr_ray.errors import UserError
 
@@ -53,16 +54,32 @@ def checked(model: type[M], content: Mapping[str, Any], where: str) -> M:
         raise UserError(f"{where}: {explained(error, model)}") from None
 
 
+def unknown_key(key: str, known: list[str]) -> PydanticCustomError:
+    """For a validator of a section that looks at its keys itself."""
+    near = difflib.get_close_matches(key, known, 1)
+    there = f", did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
+    return PydanticCustomError("unknown_key", "{there}", {"key": key, "there": there})
+
+
+def error_of_key(key: str, message: str) -> PydanticCustomError:
+    """As `unknown_key`, of a key that is known."""
+    return PydanticCustomError("error_of_key", "{message}", {"key": key, "message": message})
+
+
 def explained(error: ValidationError, model: type[BaseModel]) -> str:
     """The first thing that is wrong, in one line."""
     # A union reports each of its members; the last says what a value that is not `auto` must be.
-    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[-1])
+    first = next((e for e in error.errors() if e["type"] in ("extra_forbidden", "unknown_key")), error.errors()[-1])
     path = [part for part in first["loc"] if isinstance(part, int) or part.replace("_", "").isalpha()]
-    key = ".".join(map(str, path))
     if first["type"] == "extra_forbidden":
-        known = fields_at(model, path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), known, 1)
-        return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}")
+        of_key = unknown_key(str(path.pop()), fields_at(model, path))
+        first = {**first, "type": "unknown_key", "ctx": of_key.context or {}}
+    context = first.get("ctx", {})
+    key = ".".join(map(str, [*path, *([context["key"]] if "key" in context else [])]))
+    if first["type"] == "unknown_key":
+        return f"unknown key {key!r}{context['there']}"
+    if first["type"] == "error_of_key":
+        return f"{key}: {context['message']}"
     if first["type"] == "missing":
         return f"{key!r} is missing"
     if isinstance(reason := first.get("ctx", {}).get("error"), UserError):  # it names the key itself

@@ -42,7 +42,7 @@ FAULTS: dict[int, tuple[str, Case]] = {
 
 
 def run(lab: Lab, case: Case) -> tuple[Tally, float]:
-    """The tally of one fault and the seconds it took; what breaks the harness is a problem of its own."""
+    """The tally of one fault and the seconds it took; what breaks the harness is a separate problem."""
     began = time.monotonic()
     try:
         tally = case(lab)

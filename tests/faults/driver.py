@@ -96,7 +96,7 @@ def at(step: Step, kill: Callable[[], object]) -> Callable[[str, str], Callable[
 
 
 def two_drivers(lab: Lab) -> Tally:
-    """10: two drivers started together on one job, each on a cluster of its own, with the lease and without."""
+    """10: two drivers started together on one job, each on its own cluster, with the lease and without."""
     tally = Tally()
     for pair in range(PAIRS):
         for leased in (True, False):

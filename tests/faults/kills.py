@@ -3,7 +3,7 @@
 A round is one job from an empty output to its published rows. One to three times something is killed at a random
 moment: the driver, an actor that tokenizes, encodes or writes, or a node with all that runs on it. A driver that was
 killed is launched again, a node replaced. At the end the rows must be a clean run's, byte for byte. Rounds alternate
-between a bucket and a local folder. Each depends on the seed and its number alone; those that a `--log` has are not
+between a bucket and a local folder. Each depends only on the seed and its number; those that a `--log` has are not
 done again.
 """
 

@@ -102,7 +102,7 @@ class Lab:
         return url
 
     def work(self, source: str | None = None, *, output: str | None = None) -> Work:
-        """A new job with an output of its own in the bucket, or where `output` says."""
+        """A new job with its own output in the bucket, or where `output` says."""
         source = source or self.folder_of_input()
         self._works += 1
         output = output or self.seaweed.new_folder()

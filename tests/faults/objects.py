@@ -70,7 +70,7 @@ def verified(store: Store, run_id: str | None) -> tuple[str, ...]:
 
 
 def orphans(lab: Lab) -> Tally:
-    """18: files of attempts that never committed lie about: readers see none of them, `sweep` removes them alone."""
+    """18: files of attempts that never committed lie about: readers see none of them, `sweep` removes only them."""
     work = lab.work()
     lab.proxy.clear()
     tally = Tally()

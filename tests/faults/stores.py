@@ -44,9 +44,9 @@ def throttled(lab: Lab) -> Tally:
     code = driver.wait(DEADLINE + PATIENCE)
     took, struck = time.monotonic() - began, len(lab.proxy.injected)
     lab.proxy.clear()
-    told = code == 1 and "503 SlowDown" in driver.last_line and "Traceback" not in driver.said
-    tally.expect(told, f"503 for 100%: exit code {code} after {took:.0f} s: {driver.last_line}")
-    tally.struck(struck, lab.finish(tally, work) and told, "503 for 100%")
+    reported = code == 1 and "503 SlowDown" in driver.last_line and "Traceback" not in driver.said
+    tally.expect(reported, f"503 for 100%: exit code {code} after {took:.0f} s: {driver.last_line}")
+    tally.struck(struck, lab.finish(tally, work) and reported, "503 for 100%")
     return tally
 
 
@@ -139,12 +139,12 @@ def credentials_expire(lab: Lab) -> Tally:
     code = driver.wait(PATIENCE)
     took, struck = time.monotonic() - began, len(lab.proxy.injected)
     lab.proxy.clear()
-    told = code == 1 and bool(REFUSED.search(driver.last_line))
-    told &= tally.expect(not secrets_in(lab, work), f"a secret is in {secrets_in(lab, work)}")
-    tally.expect(told, f"exit code {code} after {took:.0f} s: {driver.last_line}")
+    reported = code == 1 and bool(REFUSED.search(driver.last_line))
+    reported &= tally.expect(not secrets_in(lab, work), f"a secret is in {secrets_in(lab, work)}")
+    tally.expect(reported, f"exit code {code} after {took:.0f} s: {driver.last_line}")
     # a request a shard under way in each actor, the lease, and the driver's own
     tally.expect(struck <= 20, f"{struck} requests after the first refusal")
-    tally.struck(struck, lab.finish(tally, work) and told and struck <= 20, "403")
+    tally.struck(struck, lab.finish(tally, work) and reported and struck <= 20, "403")
     return tally
 
 
@@ -170,10 +170,12 @@ def disk_full(lab: Lab) -> Tally:
         lab.proxy.clear()
         driver = lab.launch(work)
         code = driver.wait(PATIENCE)
-        told = code == 1 and "the disk is full; free some space" in driver.last_line and "Traceback" not in driver.said
-        tally.expect(told, f"exit code {code}: {driver.last_line}")
+        reported = (
+            code == 1 and "the disk is full; free some space" in driver.last_line and "Traceback" not in driver.said
+        )
+        tally.expect(reported, f"exit code {code}: {driver.last_line}")
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        tally.struck(1, lab.finish(tally, work) and told, "a full disk")
+        tally.struck(1, lab.finish(tally, work) and reported, "a full disk")
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)
     return tally
@@ -194,8 +196,8 @@ def refused(lab: Lab, tally: Tally, work: Work, name: str, endpoint: str) -> Non
     driver = lab.launch(work, AWS_ENDPOINT_URL=endpoint)
     code = driver.wait(PATIENCE)
     one_line = len(driver.said.strip().splitlines()) == 1 and "this store has no conditional writes" in driver.said
-    told = tally.expect(code == 2 and one_line, f"{name}: exit code {code}: {driver.last_line}")
+    reported = tally.expect(code == 2 and one_line, f"{name}: exit code {code}: {driver.last_line}")
     again = lab.launch(work, "--at-least-once", AWS_ENDPOINT_URL=endpoint)
     code = again.wait(PATIENCE)
     said = tally.expect(code == 0 and "at least once" in again.said, f"{name}: exit code {code}: {again.last_line}")
-    tally.struck(1, told and said and lab.check(tally, work), name)
+    tally.struck(1, reported and said and lab.check(tally, work), name)

@@ -119,7 +119,7 @@ def test_three_drivers_at_once(processes, clean, tmp_path, seaweed, where):
 
 @pytest.fixture(scope="module")
 def faulty(seaweed):
-    """A store behind a proxy of its own, for all faults: its connection costs more than they do."""
+    """A store behind a separate proxy, for all faults: its connection costs more than they do."""
     with running_proxy(seaweed.endpoint) as proxy:
         options = {"endpoint_url": proxy.endpoint, "key": ACCESS_KEY, "secret": SECRET_KEY}
         yield open_store(seaweed.new_folder(), options=options, deadline=30.0), proxy

@@ -1,4 +1,4 @@
-"""Losses against the reference's own loss functions, values and gradients."""
+"""Losses against transformers' own loss functions, values and gradients."""
 
 import pytest
 import torch
@@ -113,10 +113,10 @@ def test_labels_that_are_none_are_refused(head):
     hidden = torch.zeros(2, 3, 12)
     with pytest.raises(UserError, match=r"labels: got shape \(2, 2\), expected one for each token, \(2, 3\)"):
         lm_loss(hidden, torch.zeros(2, 2, dtype=torch.long), head)
-    for wrong, told in ((VOCAB, "0 to 61"), (-1, "-1 to 0")):
+    for wrong, least_to_most in ((VOCAB, "0 to 61"), (-1, "-1 to 0")):
         labels = torch.zeros(2, 3, dtype=torch.long)
         labels[0, 0] = wrong
-        with pytest.raises(UserError, match=f"0 to 60, got {told}"):
+        with pytest.raises(UserError, match=f"0 to 60, got {least_to_most}"):
             lm_loss(hidden, labels, head)
 
 

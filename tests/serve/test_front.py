@@ -1,4 +1,4 @@
-"""Through the real front, from start to end: `xlmr-ray serve` in a process of its own, two of them on one machine."""
+"""Through the real front, from start to end: `xlmr-ray serve` in its own process, two of them on one machine."""
 
 import json
 import os
@@ -208,9 +208,9 @@ def test_one_request_id(one):
         headers = {} if given is None else {"x-request-id": given.encode()}
         answer = httpx.post(f"{one.url}/tasks/text-classification", json=BODY, headers=headers)
         assert answer.status_code == 200
-        (told,) = answer.headers.get_list("x-request-id")
-        assert (told == given) == kept
-        until(lambda: told in [line["request_id"] for line in one.requests()])  # noqa: B023
+        (answered,) = answer.headers.get_list("x-request-id")
+        assert (answered == given) == kept
+        until(lambda: answered in [line["request_id"] for line in one.requests()])  # noqa: B023
 
 
 def test_head_is_get_without_the_body(one):
@@ -319,7 +319,7 @@ def test_a_body_of_60_mb(one):
 
 @pytest.mark.parametrize("count", [300, pytest.param(4200, marks=pytest.mark.slow)])
 def test_half_sent_requests_stop_nobody(one, count):
-    """From one address: those beyond its number are closed, the others are told 408 after `header_s`."""
+    """From one address: those beyond its number are closed, the others are answered 408 after `header_s`."""
     with httpx.Client(timeout=30) as client:
         assert label(one.url, client).status_code == 200
         began = time.monotonic()
@@ -349,7 +349,7 @@ def test_half_sent_requests_stop_nobody(one, count):
 
 
 def test_more_connections_than_a_client_may_have(one):
-    """Those a little beyond are told so in JSON."""
+    """Those a little beyond are answered so in JSON."""
     idle = [
         socket.create_connection(("127.0.0.1", one.port), source_address=("127.0.0.3", 0))
         for _ in range(HTTP["client_connections"] + 1)
@@ -368,7 +368,7 @@ def test_more_connections_than_a_client_may_have(one):
 
 
 def test_ends_when_the_group_is_signalled(services, tmp_path: Path):
-    """What was accepted is answered, everybody else told 503, and nothing is left; the same port can be had again."""
+    """What was accepted is answered, everybody else gets 503, and nothing is left; the same port can be had again."""
     two = services[1]
     everything = psutil.Process(two.process.pid).children(recursive=True)
     answers: Counter[object] = Counter()

@@ -319,7 +319,7 @@ def test_models_are_replaced_without_a_refusal():
 
 
 def test_a_request_that_has_begun_keeps_its_model(monkeypatch):
-    """Other models take the place of its own while its texts are tokenized, before it waits for the engine.
+    """Other models take the place of its model while its texts are tokenized, before it waits for the engine.
     They warm up with the other tokenizer.
     """
     settings = ServeSettings.model_validate({"models": ["embedded:mini"], "engine": {"threads": 1, "tokenizers": 2}})

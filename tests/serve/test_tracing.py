@@ -39,7 +39,7 @@ def collector():
 
 @pytest.fixture
 def provider(monkeypatch):
-    """What `export_spans` sets up, for this test alone: OpenTelemetry's own is for good."""
+    """What `export_spans` sets up, only for this test: OpenTelemetry's own is for good."""
     made = []
     monkeypatch.setattr(trace, "set_tracer_provider", made.append)
     monkeypatch.setattr(trace, "get_tracer", lambda name: made[0].get_tracer(name))

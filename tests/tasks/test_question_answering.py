@@ -38,7 +38,7 @@ def test_the_references_answers(pipe, case):
     assert len(got) == len(wanted) == len(pairs)
     for (_, context), mine, theirs in zip(pairs, got, wanted, strict=True):
         mine = mine if isinstance(mine, list) else [mine]
-        # Beyond the real ones, the reference may tell some of no score, whichever its sorting comes upon.
+        # Beyond the real ones, transformers may have some of no score, whichever its sorting comes upon.
         theirs = [one for one in theirs if one[0] > 0] or theirs[:1]
         assert [(one["start"], one["end"], one["answer"]) for one in mine] == [tuple(one[1:]) for one in theirs]
         assert [one["score"] for one in mine] == pytest.approx([one[0] for one in theirs], abs=1e-5)

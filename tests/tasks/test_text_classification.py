@@ -8,7 +8,7 @@ from tests.models import TOKENIZER
 from xlmr_ray import UserError, pipeline
 
 TEXTS = ["Hello World!", "人人生而自由", "", "many words " * 60, "Все люди рождаются свободными", "a <pad><pad> b"]
-# Without the empty text: alone in a call, the reference takes an empty second text for none; in a batch it does not.
+# Without the empty text: by itself in a call, transformers takes an empty second text for none; in a batch it does not.
 FULL = [text for text in TEXTS if text]
 PAIRS = [{"text": text, "text_pair": other} for text, other in zip(FULL, reversed(FULL), strict=True)]
 LABELS = {"id2label": {0: "no", 1: "maybe", 2: "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}}

@@ -107,7 +107,7 @@ def test_the_last_label_for_want_of_a_better_is_said(make_classifier, nli, caplo
 
 def test_the_output_table(nli):
     pipe = pipeline("zero-shot-classification", nli, device="cpu", candidate_labels=LABELS)
-    # 24 words of one piece: with the longest hypothesis alone they do not fit.
+    # 24 words of one piece: with only the longest hypothesis they do not fit.
     texts = ["a", "", "a " * 44, "many words " * 60]
     table = pipe.table(texts)
     label = pa.struct([("label", pa.string()), ("score", pa.float32())])

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from tests.train.conftest import LANGUAGES, TEXTS, record
 from xlmr_ray import JobFailed, UserError
+from xlmr_ray.errors import Interrupted
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
-from xlmr_ray.train.loop import Interrupted, Loop
+from xlmr_ray.train.loop import Loop
 from xlmr_ray.train.rows import held_out, split_rows
 from xlmr_ray.train.steps import TrainSteps, parts_within
 

@@ -2,7 +2,6 @@
 known one.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -10,9 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializeAsAny,
     SkipValidation,
@@ -21,7 +18,7 @@ from pydantic import (
 
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
-from xlmr_ray.engine.section import EngineKeys
+from xlmr_ray.engine.section import EngineKeys, RoleKeys, TaskKeys
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.registry import TASKS
 from xlmr_ray.validation import Auto, Count, Section, checked, listed, named_task, read_yaml
@@ -33,20 +30,14 @@ def known_format(name: str) -> str:
     return name
 
 
-def roles() -> dict[str, None]:
-    """Those of all tasks, each once."""
-    return dict.fromkeys(role for task in TASKS.values() for role in task.possible_roles())
-
-
 def whole_above_one(gpus: float) -> float:
     if gpus > 1 and gpus != int(gpus):
         raise ValueError("expected a part of one GPU, or a whole number of them")
     return gpus
 
 
-class InputSection(Section):
-    """`path`: a file, folder, glob, or a list of them; or a table, read at its `version`. Any role of a task (`text`,
-    `text_pair`, `question`, …) is a key whose value is a column; those that the job's tasks do not need are not read.
+class InputSection(RoleKeys):
+    """`path`: a file, folder, glob, or a list of them; or a table, read at its `version`.
 
     `keep`: names of columns, or by name what each is called in the output. The column of `choices` holds lists of
     strings, that of `spans` lists of [start, end], or their JSON; kept beside, they come out as JSON. A row of more
@@ -55,8 +46,6 @@ class InputSection(Section):
     or go. `limit`: only the first so many rows, in the order of the plan. A format that has options takes them under
     its name: `csv: {delimiter: ";"}`.
     """
-
-    model_config = ConfigDict(extra="allow")
 
     path: Annotated[list[str], BeforeValidator(listed)]
     version: int | None = None
@@ -80,26 +69,6 @@ class InputSection(Section):
         found = {name: checked(type(READERS[name]), given[name], f"input.{name}") for name in READERS if name in given}
         return {**{key: value for key, value in content.items() if key not in named}, "formats": found}
 
-    @model_validator(mode="after")
-    def other_keys_are_roles(self) -> Self:
-        known = roles()
-        for key, value in (self.model_extra or {}).items():
-            if key not in known:
-                names = sorted({*type(self).model_fields, *known})
-                near = difflib.get_close_matches(key, names, 1)
-                raise UserError(
-                    f"unknown key 'input.{key}'"
-                    + (f", did you mean {near[0]!r}?" if near else f"; there are: {', '.join(names)}")
-                )
-            if not isinstance(value, str | None):
-                raise UserError(f"input.{key}: expected the name of a column, got {value!r}")
-        return self
-
-    def column(self, role: str) -> str | None:
-        """The column of a role; None where none is named."""
-        column: str | None = self.text if role == "text" else (self.model_extra or {}).get(role)
-        return column
-
     @property
     def kept(self) -> dict[str, str]:
         """The kept columns of the input, each with its name in the output. Raises UserError for one that is there
@@ -117,19 +86,12 @@ class InputSection(Section):
         return {**READERS, **self.formats}
 
 
-class TaskSection(BaseModel):
-    """A task; keys other than these four are the task's own options. `adapter` is one of the job's, by name."""
+class TaskSection(TaskKeys):
+    """`adapter` is one of the job's, by name."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    task: str
     name: str | None = None
     model: str | None = None
     adapter: str | None = None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class OutputSection(Section):
@@ -196,7 +158,7 @@ class LineageSection(Section):
 
 class Job(Section):
     """`adapters`: LoRA adapters of the model, by name the folder of each, which tasks name; all on the model's one
-    encoder, or with `merge` each in weights of its own.
+    encoder, or with `merge` each in separate weights.
 
     `incremental`: score only the inputs that the published table of the same job has not, and add them to it. It
     stands beside the sections because it says what a launch does, not how something is read.

@@ -40,7 +40,7 @@ from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
 from xlmr_ray.engine.cpu_precision import cpu_capabilities, precision_hint
-from xlmr_ray.errors import JobFailed
+from xlmr_ray.errors import Interrupted, JobFailed
 from xlmr_ray.text.plural import plural, some
 from xlmr_ray.text.progress_line import ProgressLine, say
 
@@ -57,10 +57,6 @@ class RunOutcome:
     store: Store
     changes: Changes | None = None
     limited: bool = False
-
-
-class Interrupted(JobFailed):
-    """Stopped by the user. What is committed stays, and the same command goes on from there."""
 
 
 class Drifted(JobFailed):

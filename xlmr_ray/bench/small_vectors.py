@@ -20,7 +20,7 @@ SAMPLED = 4  # one vector in so many gives the ranges
 @dataclass(frozen=True)
 class Recall:
     """Shares of the nearest `NEAREST` by float32, each text of a set looking for the others: found by small vectors
-    alone, and among their first candidates, `rescored`.
+    only, and among their first candidates, `rescored`.
     """
 
     found: tuple[float, ...]

@@ -333,8 +333,8 @@ def own_head(config: Mapping[str, Any]) -> dict[str, Any]:
 def numbered_label_maps(count: int) -> dict[str, Any]:
     """The adapter's files keep none: they are called as transformers calls those without a name."""
     return {
-        "id2label": {str(place): f"LABEL_{place}" for place in range(count)},
-        "label2id": {f"LABEL_{place}": place for place in range(count)},
+        "id2label": {str(index): f"LABEL_{index}" for index in range(count)},
+        "label2id": {f"LABEL_{index}": index for index in range(count)},
     }
 
 

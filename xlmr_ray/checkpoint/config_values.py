@@ -54,13 +54,13 @@ def whole_from(least: int, most: int = LARGEST) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def is_number(value: Any) -> bool:
+def is_amount(value: Any) -> bool:
     """A number from 0 on that is one: JSON readers know NaN and infinity."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
 def is_share(value: Any) -> bool:
-    return is_number(value) and value <= 1
+    return is_amount(value) and value <= 1
 
 
 def or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -100,7 +100,7 @@ RATE = (is_share, "a number from 0 to 1")
 SWITCH = (is_bool, "true or false")
 FLAG = (or_null(is_bool), "true, false or null")
 TEXT = (or_null(lambda value: isinstance(value, str)), "a string or null")
-NUMBER = (is_number, "a number from 0 on")
+NUMBER = (is_amount, "a number from 0 on")
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "vocab_size": SIZE,
     "hidden_size": SIZE,

@@ -12,7 +12,7 @@ from xlmr_ray.checkpoint.device_map import Devices, device_of
 from xlmr_ray.checkpoint.folder import has_adapter
 from xlmr_ray.checkpoint.match import Slot, match_tensors, slot_groups
 from xlmr_ray.checkpoint.names import is_encoder
-from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, quantization_of, quantized_parameter, stored_parameter
+from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, quantization_in, quantized_parameter, stored_parameter
 from xlmr_ray.errors import UserError
 from xlmr_ray.text.plural import some
 
@@ -127,7 +127,7 @@ def load_tensors(
     if not match.layers:
         quantized_by = None
     elif beside:
-        quantized_by = match.stored_quantization or quantization_of(module)
+        quantized_by = match.stored_quantization or quantization_in(module)
     return LoadReport(
         folder=folder,
         files=tensors.files,

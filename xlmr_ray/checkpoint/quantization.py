@@ -233,7 +233,7 @@ def stored_parameter(layer: Any, weight: Tensor, parts: Mapping[str, Tensor], de
     return _parameter(parameter)
 
 
-def quantization_of(module: nn.Module) -> BitsAndBytesConfig:
+def quantization_in(module: nn.Module) -> BitsAndBytesConfig:
     """How the layers are quantized that are, where no configuration came with them."""
     for layer in module.modules():
         if type(layer).__name__ == "Linear8bitLt":

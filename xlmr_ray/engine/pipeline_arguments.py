@@ -90,7 +90,7 @@ def placed(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_stream(inputs: Any) -> bool:
-    """Whether texts are read as they are asked for: a generator, or a data set with a length and places."""
+    """Whether texts are read as they are asked for: a generator, or a data set with a length and items."""
     if isinstance(inputs, str | Mapping | Sequence):
         return False
     return isinstance(inputs, Iterator) or (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"))
@@ -98,6 +98,6 @@ def is_stream(inputs: Any) -> bool:
 
 def streamed(inputs: Any, answers: Callable[[list[Any]], Iterable[Any]]) -> Iterator[Any]:
     """The answers to the texts of a stream, some of which are read at once."""
-    texts = inputs if isinstance(inputs, Iterator) else (inputs[place] for place in range(len(inputs)))
+    texts = inputs if isinstance(inputs, Iterator) else (inputs[index] for index in range(len(inputs)))
     while some := list(islice(texts, AT_ONCE)):
         yield from answers(some)

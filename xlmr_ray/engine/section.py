@@ -1,9 +1,12 @@
-"""The keys of `engine:` that job files and a service's settings have in common."""
+"""What sections of job files and of a service's settings have in common."""
 
-from typing import Literal
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from xlmr_ray.engine.settings import EngineSettings
-from xlmr_ray.validation import Auto, Count, Section
+from xlmr_ray.tasks.registry import TASKS
+from xlmr_ray.validation import Auto, Count, Section, error_of_key, unknown_key
 
 
 class EngineKeys(Section):
@@ -27,3 +30,38 @@ class EngineKeys(Section):
             quantization=self.quantization,
             compile=self.compile,
         )
+
+
+class TaskKeys(BaseModel):
+    """A task; other keys are the task's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    task: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class RoleKeys(Section):
+    """Which columns of an input are read: any role of a task (`text`, `text_pair`, `question`, …) is a key whose value
+    is a column; those that the tasks at hand do not need are not read.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def other_keys_are_roles(self) -> Self:
+        known = {role for task in TASKS.values() for role in task.possible_roles()}
+        for key, value in (self.model_extra or {}).items():
+            if key not in known:
+                raise unknown_key(key, sorted({*type(self).model_fields, *known}))
+            if not isinstance(value, str | None):
+                raise error_of_key(key, f"expected the name of a column, got {value!r}")
+        return self
+
+    def column(self, role: str) -> str | None:
+        """The column of a role; None where none is named."""
+        column: str | None = getattr(self, role, None)
+        return column

@@ -35,7 +35,7 @@ def pad_rows(x: Tensor) -> Tensor:
 
 
 def keep_batch_invariance(layers: nn.ModuleList, heads: nn.Module, hidden_size: int, dtype: torch.dtype) -> None:
-    """Looks whether this CPU's kernels give a sequence another result beside others than alone. If so, linear layers
+    """Looks whether this CPU's kernels give a sequence other results beside others than by itself. If so, linear layers
     are computed in tiles of a fixed number of rows; where that does not help, one line warns.
 
     `layers` are an encoder's, `(T, hidden)` and a layout to a tuple whose first is `(T, hidden)`; one stands for all.
@@ -65,7 +65,7 @@ def keep_batch_invariance(layers: nn.ModuleList, heads: nn.Module, hidden_size: 
 
 @torch.inference_mode()
 def largest_difference(layer: nn.Module, heads: nn.Module, hidden_size: int, dtype: torch.dtype) -> float:
-    """Between results alone and beside others; 0.0 where all are equal to the last bit."""
+    """Between results by itself and beside others; 0.0 where all are equal to the last bit."""
     random = torch.Generator().manual_seed(0)
     # Enough rows in all for kernels of large batches: MKL splits sums up to half as many rows as a layer has outputs.
     lengths = [5, 37, 37, 130, hidden_size // 2 + 64]

@@ -19,14 +19,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from xlmr_ray.serve import page
-from xlmr_ray.serve.batches.runner import Runner
+from xlmr_ray.serve.batches.runner import BatchRunner
 from xlmr_ray.serve.json_body import PARSED, Parser
 from xlmr_ray.serve.keys import PUBLIC, Keys
 from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.members import check_members
 from xlmr_ray.serve.metrics import CONTENT_TYPE, FAILURES, IN_FLIGHT, LATENCY, REQUESTS
-from xlmr_ray.serve.protocols.documented import HEADERS
-from xlmr_ray.serve.protocols.explain import explained
+from xlmr_ray.serve.protocols.documented import HEADERS, with_names_of_tasks
+from xlmr_ray.serve.protocols.explain import explained_request
 from xlmr_ray.serve.requests import (
     BACKGROUND,
     CURRENT,
@@ -99,14 +99,15 @@ def build_app(service: Service, settings: ServeSettings) -> FastAPI:
 
     async def failed(request: Request, error: Exception) -> Response:
         if isinstance(error, RequestValidationError):
-            error = explained(error, request)
+            error = explained_request(error, request)
         if isinstance(error, HTTPException) and error.status_code == 405:
             error = WrongMethod(allowed(routes, request.url.path))
         return answer_to(understood(error), request.url.path, shapes)
 
     for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, failed)
-    paths = frozenset([*app.openapi()["paths"], *page.PATHS])
+    app.openapi_schema = with_names_of_tasks(app.openapi())
+    paths = frozenset([*app.openapi_schema["paths"], *page.PATHS])
     app.add_middleware(Front, service=service, shapes=shapes, paths=paths)
     if settings.cors.origins:
         app.add_middleware(
@@ -123,7 +124,7 @@ async def compute_batches(app: App, service: Service) -> None:
     """Computes what batches there are, as long as it is not cancelled; nothing where the settings name no folder."""
     if service.shelf is None:
         return
-    runner, loop = Runner(app, service, service.shelf), asyncio.get_running_loop()
+    runner, loop = BatchRunner(app, service, service.shelf), asyncio.get_running_loop()
 
     def wake() -> None:
         loop.call_soon_threadsafe(runner.woken.set)
@@ -178,7 +179,7 @@ def understood(error: Exception) -> ServiceError:
     return ServiceError("the service failed; its log has more under this request's id")
 
 
-def once(body: bytes) -> Receive:
+def replayed(body: bytes) -> Receive:
     """A body that has been read, to be read again."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -204,7 +205,7 @@ def answer_to(error: ServiceError, path: str, shapes: list[Callable[[str], Error
     return JSONResponse(dict(body(error)), error.status, headers=error.headers)
 
 
-def parsed(body: bytes, depth: int) -> Any:
+def parsed_body(body: bytes, depth: int) -> Any:
     """The body's JSON. Raises Invalid or TooLarge."""
     value = Parser(depth).parse(body)
     check_members(value)
@@ -279,7 +280,7 @@ class Front:
         token = CURRENT.set(Context(request_id(None), None, background=True))
         try:
             body = await self.body(scope, headers, receive)
-            await self.app(scope, once(body), send)
+            await self.app(scope, replayed(body), send)
         except Exception as error:
             await answer_to(understood(error), scope["path"], self.shapes)(scope, receive, send)
         finally:
@@ -355,7 +356,7 @@ class Front:
                 raise WrongType("the body must be JSON: content-type: application/json")
             if headers.get("content-encoding", "identity") != "identity":
                 raise WrongType("the body must not be compressed")
-            parse = partial(parsed, body, self.service.limits.json_depth)
+            parse = partial(parsed_body, body, self.service.limits.json_depth)
             scope[PARSED] = await self.service.in_pool(parse) if len(body) > IN_LOOP else parse()
         return body
 

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from xlmr_ray.serve.app import build_app, compute_batches
 from xlmr_ray.serve.keys import Keys
 from xlmr_ray.serve.logs import log_as_json, log_stream
-from xlmr_ray.serve.metrics import TABLE, Metric, Metrics
+from xlmr_ray.serve.metrics import TABLE, Metrics, ServiceMetric
 from xlmr_ray.serve.service import MOST_TOKENIZERS, Service
 from xlmr_ray.serve.settings import LimitsSection, ServeSettings
 from xlmr_ray.serve.tracing import export_spans
@@ -200,7 +200,7 @@ class RayMetrics:
                 kind = Counter if metric.kind == "counter" else Gauge
                 self.made[metric.name] = kind(metric.name, metric.help, tag_keys=metric.labels)
 
-    def __call__(self, metric: Metric, labels: tuple[str, ...], value: float) -> None:
+    def __call__(self, metric: ServiceMetric, labels: tuple[str, ...], value: float) -> None:
         tags = dict(zip(metric.labels, labels, strict=True))
         made = self.made[metric.name]
         if isinstance(made, Counter):

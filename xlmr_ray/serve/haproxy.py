@@ -161,7 +161,7 @@ class HAProxy:
             raise UserError("http: no haproxy on the PATH; install it (it comes with ray[serve] on Linux)") from None
         self.folder = folder
         self.servers: dict[str, int] = {}
-        (self.folder / "haproxy.cfg").write_text(configuration(http, self.folder, port.fileno(), token))
+        (self.folder / "haproxy.cfg").write_text(haproxy_config(http, self.folder, port.fileno(), token))
         said = self.folder / "said"
         with said.open("wb") as stderr:
             self.process = subprocess.Popen(
@@ -170,7 +170,7 @@ class HAProxy:
                 stdout=log,
                 stderr=stderr,
                 pass_fds=[port.fileno()],
-                preexec_fn=end_with_parent,
+                preexec_fn=kill_with_parent,
             )
         end = time.monotonic() + 30
         while not (self.folder / "admin.sock").exists():
@@ -239,7 +239,7 @@ class HAProxy:
         self.stop()
 
 
-def configuration(http: HttpSection, folder: Path, listener: int, token: str) -> str:
+def haproxy_config(http: HttpSection, folder: Path, listener: int, token: str) -> str:
     """HAProxy's configuration. Its errors are files beside it: those for what is not HTTP it reads from files only."""
     errors = []
     for status, (reason, kind, message, headers) in ERRORS.items():
@@ -283,7 +283,7 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "") + "'"
 
 
-def end_with_parent() -> None:
+def kill_with_parent() -> None:
     """In a child, before it becomes another program: it is killed when its parent is gone (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -15,6 +15,7 @@ from xlmr_ray.serve.settings import LimitsSection
 from xlmr_ray.serve.task_request import TaskRequest
 from xlmr_ray.tasks.encoded import documents, lengths, ragged
 from xlmr_ray.tasks.task import Task
+from xlmr_ray.text.json_type import json_type
 
 # Characters of texts that a task turns into many times their tokens.
 EXPANDED = 32_768
@@ -60,9 +61,11 @@ def check_columns(task: Task, request: TaskRequest, limits: LimitsSection) -> pa
     for role in task.roles:
         several = role in task.list_roles
         if role in task.span_roles:
-            table[role] = pa.array([spans_of(one, f"{names[role]}.{i}") for i, one in enumerate(columns[role])])
+            table[role] = pa.array([spans_as_json(one, f"{names[role]}.{i}") for i, one in enumerate(columns[role])])
             continue
-        texts = [text_of(one, f"{names[role]}.{i}", limits, several=several) for i, one in enumerate(columns[role])]
+        texts = [
+            checked_text(one, f"{names[role]}.{i}", limits, several=several) for i, one in enumerate(columns[role])
+        ]
         table[role] = pa.array(texts, pa.string())
     if (sequences := task.sequences(columns)) > limits.sequences:
         raise TooLarge(f"{sequences} sequences to compute, at most {limits.sequences} are allowed")
@@ -72,7 +75,7 @@ def check_columns(task: Task, request: TaskRequest, limits: LimitsSection) -> pa
     return pa.table(table)
 
 
-def spans_of(value: Any, field: str) -> str:
+def spans_as_json(value: Any, field: str) -> str:
     """A document's list of [start, end] as JSON."""
     lists = isinstance(value, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 2 for one in value)
     if not lists or not all(type(number) is int for one in value for number in one):
@@ -80,7 +83,7 @@ def spans_of(value: Any, field: str) -> str:
     return json.dumps(value)
 
 
-def text_of(value: Any, field: str, limits: LimitsSection, *, several: bool) -> str:
+def checked_text(value: Any, field: str, limits: LimitsSection, *, several: bool) -> str:
     """A document's text of a role as tasks read it, or its list of `several` texts as JSON."""
     if several:
         if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
@@ -96,19 +99,6 @@ def text_of(value: Any, field: str, limits: LimitsSection, *, several: bool) -> 
         raise Empty("the text is empty", field=field)
     check_text(value, field)
     return value
-
-
-def json_type(value: Any) -> str:
-    """The name that JSON has for it."""
-    names = {
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-        type(None): "null",
-    }
-    return names.get(type(value), type(value).__name__)
 
 
 def check_overlap(task: Task, request: TaskRequest, config: XLMRobertaConfig) -> None:

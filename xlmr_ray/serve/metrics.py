@@ -19,7 +19,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @dataclass(frozen=True)
-class Metric:
+class ServiceMetric:
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
@@ -28,27 +28,35 @@ class Metric:
 
 
 P = "xlmr_ray_serve_"
-REQUESTS = Metric(P + "requests_total", "counter", "HTTP requests that ended", ("route", "status"))
-FAILURES = Metric(P + "failures_total", "counter", "requests that ended badly, by the kind of failure", ("kind",))
-LATENCY = Metric(P + "request_seconds", "histogram", "a request from its first byte to its last", ("route",), SECONDS)
-IN_FLIGHT = Metric(P + "in_flight_requests", "gauge", "requests that are being answered")
-INPUTS = Metric(P + "inputs_total", "counter", "documents answered", ("task", "model"))
-TASK_TOKENS = Metric(P + "tokens_total", "counter", "tokens computed for answers", ("task", "model"))
-TOKENIZE = Metric(P + "tokenize_seconds", "histogram", "tokenizing and checking", ("task", "model"), SECONDS)
-QUEUE = Metric(P + "queue_seconds", "histogram", "waiting for the engine", ("task", "model"), SECONDS)
-INFERENCE = Metric(P + "inference_seconds", "histogram", "first batch to last result", ("task", "model"), SECONDS)
-QUEUE_REQUESTS = Metric(P + "queue_requests", "gauge", "requests that wait for the engine", ("engine",))
-QUEUE_TOKENS = Metric(P + "queue_tokens", "gauge", "tokens that wait or are computed", ("engine",))
-BATCHES = Metric(P + "batch_seconds", "histogram", "a forward pass with its heads", ("engine",), SECONDS)
-BATCH_TOKENS = Metric(P + "batch_tokens", "histogram", "tokens in a batch", ("engine",), TOKENS)
+REQUESTS = ServiceMetric(P + "requests_total", "counter", "HTTP requests that ended", ("route", "status"))
+FAILURES = ServiceMetric(
+    P + "failures_total", "counter", "requests that ended badly, by the kind of failure", ("kind",)
+)
+LATENCY = ServiceMetric(
+    P + "request_seconds", "histogram", "a request from its first byte to its last", ("route",), SECONDS
+)
+IN_FLIGHT = ServiceMetric(P + "in_flight_requests", "gauge", "requests that are being answered")
+INPUTS = ServiceMetric(P + "inputs_total", "counter", "documents answered", ("task", "model"))
+TASK_TOKENS = ServiceMetric(P + "tokens_total", "counter", "tokens computed for answers", ("task", "model"))
+TOKENIZE = ServiceMetric(P + "tokenize_seconds", "histogram", "tokenizing and checking", ("task", "model"), SECONDS)
+QUEUE = ServiceMetric(P + "queue_seconds", "histogram", "waiting for the engine", ("task", "model"), SECONDS)
+INFERENCE = ServiceMetric(
+    P + "inference_seconds", "histogram", "first batch to last result", ("task", "model"), SECONDS
+)
+QUEUE_REQUESTS = ServiceMetric(P + "queue_requests", "gauge", "requests that wait for the engine", ("engine",))
+QUEUE_TOKENS = ServiceMetric(P + "queue_tokens", "gauge", "tokens that wait or are computed", ("engine",))
+BATCHES = ServiceMetric(P + "batch_seconds", "histogram", "a forward pass with its heads", ("engine",), SECONDS)
+BATCH_TOKENS = ServiceMetric(P + "batch_tokens", "histogram", "tokens in a batch", ("engine",), TOKENS)
 FEW = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
-BATCH_REQUESTS = Metric(P + "batch_requests", "histogram", "requests in a batch", ("engine",), FEW)
-BATCH_SEQUENCES = Metric(P + "batch_sequences", "histogram", "sequences in a batch", ("engine",), (*FEW, 256.0, 512.0))
-COMPUTED = Metric(P + "computed_tokens_total", "counter", "tokens of sequences through the encoder", ("engine",))
-PADDING = Metric(P + "padding_tokens_total", "counter", "tokens computed beyond those", ("engine",))
-READY = Metric(P + "ready", "gauge", "1 where the models are loaded and warm")
-HEALTHY = Metric(P + "healthy", "gauge", "1 where no engine hangs or is broken")
-MODEL = Metric(P + "model_info", "gauge", "1 for each model that is resident", ("model", "digest", "dtype"))
+BATCH_REQUESTS = ServiceMetric(P + "batch_requests", "histogram", "requests in a batch", ("engine",), FEW)
+BATCH_SEQUENCES = ServiceMetric(
+    P + "batch_sequences", "histogram", "sequences in a batch", ("engine",), (*FEW, 256.0, 512.0)
+)
+COMPUTED = ServiceMetric(P + "computed_tokens_total", "counter", "tokens of sequences through the encoder", ("engine",))
+PADDING = ServiceMetric(P + "padding_tokens_total", "counter", "tokens computed beyond those", ("engine",))
+READY = ServiceMetric(P + "ready", "gauge", "1 where the models are loaded and warm")
+HEALTHY = ServiceMetric(P + "healthy", "gauge", "1 where no engine hangs or is broken")
+MODEL = ServiceMetric(P + "model_info", "gauge", "1 for each model that is resident", ("model", "digest", "dtype"))
 
 TABLE = (
     REQUESTS, FAILURES, LATENCY, IN_FLIGHT, INPUTS, TASK_TOKENS, TOKENIZE, QUEUE, INFERENCE, QUEUE_REQUESTS,
@@ -59,7 +67,7 @@ TABLE = (
 class Mirror(Protocol):
     """Another place to which every number goes: `value` is added to a counter, set in a gauge, observed else."""
 
-    def __call__(self, metric: Metric, labels: tuple[str, ...], value: float) -> None: ...
+    def __call__(self, metric: ServiceMetric, labels: tuple[str, ...], value: float) -> None: ...
 
 
 class Metrics:
@@ -78,7 +86,7 @@ class Metrics:
                 kind = Counter if metric.kind == "counter" else Gauge
                 self.made[metric.name] = kind(metric.name, metric.help, metric.labels, registry=self.registry)
 
-    def tell(self, metric: Metric, value: float, *labels: str) -> None:
+    def tell(self, metric: ServiceMetric, value: float, *labels: str) -> None:
         made = self.made[metric.name]
         one = made.labels(*labels) if labels else made
         if isinstance(one, Counter):
@@ -106,7 +114,7 @@ class Metrics:
         self.tell(COMPUTED, stats.tokens, engine)
         self.tell(PADDING, stats.padded, engine)
 
-    def forget(self, gauge: Metric) -> None:
+    def forget(self, gauge: ServiceMetric) -> None:
         """Of a gauge, all labels that it had."""
         made = self.made[gauge.name]
         assert isinstance(made, Gauge)

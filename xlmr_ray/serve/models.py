@@ -131,7 +131,7 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
     configs: dict[str, XLMRobertaConfig] = {}
     tokenizers: dict[str, XLMRobertaTokenizer] = {}
     every: list[Wanted] = []
-    for section in sections(settings):
+    for section in model_sections(settings):
         name, folder = section.called, resolve(section.model)
         folders[name] = folder
         tokenizers[name] = XLMRobertaTokenizer.from_pretrained(folder, pre_tokenizer=settings.engine.pre_tokenizer)
@@ -171,7 +171,7 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
             digest=weights_digest(folders[section.called]),
             dtype=dtypes[section.called],
         )
-        for section in sections(settings)
+        for section in model_sections(settings)
     }
     served = [
         Served(one.task, models[one.model], one.options, one.bound, *queues[index]) for index, one in enumerate(every)
@@ -183,7 +183,7 @@ def check_models(settings: ServeSettings) -> None:
     """Raises what `load_models` would for checkpoints, tasks and options, without reading more of the weights than
     their shapes.
     """
-    for section in sections(settings):
+    for section in model_sections(settings):
         folder = resolve(section.model)
         tokenizer = XLMRobertaTokenizer.from_pretrained(folder, pre_tokenizer=settings.engine.pre_tokenizer)
         for one in wanted_tasks(section, folder, XLMRobertaConfig.from_dict(read_config(folder))):
@@ -191,7 +191,7 @@ def check_models(settings: ServeSettings) -> None:
             check_weights(one.bound, folder)
 
 
-def sections(settings: ServeSettings) -> list[ModelSection]:
+def model_sections(settings: ServeSettings) -> list[ModelSection]:
     """The models, each adapter one of them. Raises UserError for a folder that has no adapter."""
     out = []
     for base in settings.models:

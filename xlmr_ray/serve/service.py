@@ -209,7 +209,7 @@ class Service:
         try:
             task = self.bound.find(served, request.options)
         except UserError as error:
-            raise refused(error, request) from None
+            raise as_invalid(error, request) from None
         table = check_columns(task, request, self.limits)
         check_overlap(task, request, served.model.config)
         role = request.field(task.roles[0])
@@ -221,7 +221,7 @@ class Service:
         except TokenizerError as error:
             raise Invalid(f"{role}.{error.index}", error.reason) from None
         except UserError as error:
-            raise refused(error, request) from None
+            raise as_invalid(error, request) from None
         check_encoded(task, encoded, self.limits, served.model.config, role)
         if request.cutting.whole:
             check_whole(encoded, request.field(task.roles[-1]), served.model.max_length, request.cutting.hint)
@@ -267,7 +267,7 @@ class Service:
                 raise UserError(f"model {served.model.name}, task {served.task}: {error}") from None
 
 
-def refused(error: UserError, request: TaskRequest) -> Invalid:
+def as_invalid(error: UserError, request: TaskRequest) -> Invalid:
     """The error of a task as the request's: of the option that its message is about, by the caller's name for it, and
     without the task's name, which the request has said.
     """

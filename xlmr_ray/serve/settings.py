@@ -6,32 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from xlmr_ray.engine.section import EngineKeys
+from xlmr_ray.engine.section import EngineKeys, TaskKeys
 from xlmr_ray.errors import UserError
 from xlmr_ray.validation import Auto, Count, Section, checked, listed, named_task, read_yaml
 
 Seconds = Annotated[float, Field(gt=0)]
 
 
-class TaskSection(BaseModel):
-    """A task of a model; other keys are the task's own options, in force where a request does not say otherwise."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    task: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
 def named_model(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
 
-Tasks = Annotated[tuple[Annotated[TaskSection, BeforeValidator(named_task)], ...], BeforeValidator(listed)]
+# A task's options are in force where a request does not say otherwise.
+Tasks = Annotated[tuple[Annotated[TaskKeys, BeforeValidator(named_task)], ...], BeforeValidator(listed)]
 
 
 class AdapterSection(Section):
@@ -46,7 +35,7 @@ class AdapterSection(Section):
 class ModelSection(Section):
     """`model` is a checkpoint as everywhere; `name` is what clients call it, the last part of `model` if not said.
     Without `tasks` it has the one of its architecture. `adapters` are served beside it, on its weights; with `merge`
-    one of them in its place, in weights of its own.
+    one of them in its place, in separate weights.
     """
 
     model: str
@@ -73,7 +62,7 @@ class ModelSection(Section):
         return self.model.partition("@")[0].rstrip("/").rpartition("/")[2].rpartition(":")[2] or self.model
 
 
-class EngineSection(EngineKeys):
+class ReplicaEngineSection(EngineKeys):
     """As in a job file. `threads` of the CPU for the model and `tokenizers` threads beside it; `auto`: as many as the
     replica's cores, and 4 at most of the latter.
     """
@@ -188,7 +177,7 @@ class ServeSettings(Section):
     name: str = "xlmr-ray"
     version: str | None = None
     models: Annotated[list[Annotated[ModelSection, BeforeValidator(named_model)]], Field(min_length=1)]
-    engine: EngineSection = EngineSection()
+    engine: ReplicaEngineSection = ReplicaEngineSection()
     limits: LimitsSection = LimitsSection()
     keys: KeysSection = KeysSection()
     cors: CorsSection = CorsSection()

@@ -23,7 +23,7 @@ from xlmr_ray.serve.metrics import (
     QUEUE_REQUESTS,
     REQUESTS,
     TOKENIZE,
-    Metric,
+    ServiceMetric,
 )
 
 Made = Mapping[str, Counter | Gauge | Histogram]
@@ -64,7 +64,7 @@ class TeiNames(Collector):
         for name, metric in HISTOGRAMS.items():
             yield self.histogram(name, metric)
 
-    def values(self, metric: Metric, *labels: str) -> Tally[tuple[str, ...]]:
+    def values(self, metric: ServiceMetric, *labels: str) -> Tally[tuple[str, ...]]:
         """The metric's values by these labels, summed over the others."""
         found: Tally[tuple[str, ...]] = Tally()
         for sample in chain.from_iterable(family.samples for family in self.made[metric.name].collect()):
@@ -72,7 +72,7 @@ class TeiNames(Collector):
                 found[tuple(sample.labels[label] for label in labels)] += sample.value  # type: ignore[assignment]
         return found
 
-    def histogram(self, name: str, metric: Metric) -> Family:
+    def histogram(self, name: str, metric: ServiceMetric) -> Family:
         """The metric under another name, summed over its labels; without requests for health and metrics."""
         buckets: Tally[str] = Tally()
         total = 0.0

@@ -57,8 +57,8 @@ class Likelihoods:
         """From the log-probabilities `(R)` of all targets of an encoded table, in its order."""
         sequences = np.diff(document_splits(encoded))
         targets = encoded["targets"].combine_chunks()
-        place = np.repeat(np.arange(len(sequences)), sequences)
-        owner = np.repeat(place, targets.value_lengths().to_numpy())[targets.flatten().to_numpy() != IGNORED]
+        document = np.repeat(np.arange(len(sequences)), sequences)
+        owner = np.repeat(document, targets.value_lengths().to_numpy())[targets.flatten().to_numpy() != IGNORED]
         return cls(
             np.bincount(owner, weights=raw, minlength=len(sequences)).astype(np.float64),
             np.bincount(owner, minlength=len(sequences)),

@@ -223,20 +223,20 @@ class PassageEmbedding(EncoderTask):
 def passage_spans(column: pa.ChunkedArray, texts: pa.ChunkedArray) -> list[NDArray[np.int64]]:
     """The spans `(S, 2)` of each text, from lists or from their JSON. Raises UnfitRows."""
     found, failures = [], {}
-    for place, (value, text) in enumerate(zip(column.to_pylist(), texts.to_pylist(), strict=True)):
+    for index, (value, text) in enumerate(zip(column.to_pylist(), texts.to_pylist(), strict=True)):
         try:
             given = json.loads(value) if isinstance(value, str) else value
             if any(list(map(type, span)) != [int, int] for span in given):
                 raise TypeError
             spans = np.array(given, np.int64).reshape(-1, 2)
         except (ValueError, TypeError, OverflowError, RecursionError):
-            failures[place] = (WRONG_SPANS, "the spans are no list of [start, end]")
+            failures[index] = (WRONG_SPANS, "the spans are no list of [start, end]")
             continue
         bad = (spans[:, 0] < 0) | (spans[:, 0] >= spans[:, 1]) | (spans[:, 1] > len(text))
         if bad.any():
             one = int(bad.argmax())
             got = f"[{spans[one, 0]}, {spans[one, 1]}]"
-            failures[place] = (WRONG_SPANS, f"span {one} is {got} in a text of {len(text)} characters")
+            failures[index] = (WRONG_SPANS, f"span {one} is {got} in a text of {len(text)} characters")
         found.append(spans)
     if failures:
         raise UnfitRows(failures)

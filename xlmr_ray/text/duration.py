@@ -6,7 +6,7 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    place = next(i for i, (_, length) in enumerate(units) if seconds >= length)
-    (name, length), (smaller, part) = units[place], units[place + 1]
+    index = next(i for i, (_, length) in enumerate(units) if seconds >= length)
+    (name, length), (smaller, part) = units[index], units[index + 1]
     whole, rest = divmod(round(seconds / part), length // part)
     return f"{whole} {name} {rest} {smaller}"

@@ -98,7 +98,7 @@ def group_of(
 def roles_of(task: str, data: DataSection) -> tuple[str, ...]:
     """The text columns that a task's evaluation reads."""
     if task == "text-classification":
-        return ("text",) if data.text_pair is None else ("text", "text_pair")
+        return ("text",) if data.column("text_pair") is None else ("text", "text_pair")
     return {
         "question-answering": ("question", "context"),
         "multiple-choice": ("text", "choices"),

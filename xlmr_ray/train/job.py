@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from xlmr_ray.engine.section import RoleKeys
 from xlmr_ray.validation import Auto, Count, Section, checked, listed, read_yaml
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -13,8 +14,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class DataSection(Section):
-    """`path`: a file, folder, glob, or a list of them, as in a job. The other keys name columns.
+class DataSection(RoleKeys):
+    """`path`: a file, folder, glob, or a list of them, as in a job. `label`, `language`, `document` are columns, too.
 
     `language` stratifies a split and parts the figures; rows of one `document` stay on one side of a split. What a row
     that cannot be used does is said by `bad_rows`: it ends the call, or it is skipped and counted.
@@ -23,19 +24,10 @@ class DataSection(Section):
     path: Annotated[list[str], BeforeValidator(listed)]
     format: str = "auto"
     text: str = "text"
-    text_pair: str | None = None
-    question: str | None = None
-    context: str | None = None
-    choices: str | None = None
     label: str = "label"
     language: str | None = None
     document: str | None = None
     bad_rows: Literal["error", "skip"] = "error"
-
-    def column(self, role: str) -> str | None:
-        """The column of a text role."""
-        named: str | None = getattr(self, role)
-        return named
 
 
 class ValidationSection(Section):
@@ -70,7 +62,7 @@ class LoraSection(Section):
     modules: list[str] = Field(default=["query", "value"], min_length=1)
 
 
-class OutputSection(Section):
+class FolderSection(Section):
     path: str
 
 
@@ -89,7 +81,7 @@ class FinetuneJob(Section):
     validation: ValidationSection | None = None
     method: Literal["full", "head", "lora"] = "full"
     lora: LoraSection = LoraSection()
-    output: OutputSection
+    output: FolderSection
     epochs: Annotated[float, Field(gt=0)] = 3
     batch_size: Count = 32
     learning_rate: Auto | Positive = "auto"

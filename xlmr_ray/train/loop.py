@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xlmr_ray.engine.result_rows import ResultRows
-from xlmr_ray.errors import JobFailed
+from xlmr_ray.errors import Interrupted, JobFailed
 from xlmr_ray.model.packed_batch import pack
 from xlmr_ray.train.frozen import FrozenVectors
 from xlmr_ray.train.job import FinetuneJob
@@ -28,10 +28,6 @@ from xlmr_ray.train.state import Progress, StateFolder, copied_tensors
 from xlmr_ray.train.steps import TrainSteps, parts_within
 
 VALIDATION = 1 << 30  # in place of an epoch, for what is drawn in a validation
-
-
-class Interrupted(JobFailed):
-    """Stopped by ^C or SIGTERM; what was done is kept."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.manifest import read_manifest
 from xlmr_ray.batch.observe.lineage import dataset
 from xlmr_ray.batch.observe.telemetry import watched
+from xlmr_ray.errors import Interrupted
 
 
 def job(out, **lineage):
@@ -84,10 +85,6 @@ def test_a_launch_that_ends_well(local, tmp_path):
     assert tags["run_id"] == RUN
     assert tags["weights of embedded:mini"] == "ab" * 32
     assert tags["code"].startswith("0.1.0")
-
-
-class Interrupted(JobFailed):
-    pass
 
 
 @pytest.mark.parametrize(

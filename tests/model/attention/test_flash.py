@@ -67,7 +67,9 @@ def flash_2(
     block_table=None,
 ):
     out = compute(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal)
-    return torch.nn.functional.dropout(out, dropout_p)  # not where the real one drops: enough to see that it is told
+    return torch.nn.functional.dropout(
+        out, dropout_p
+    )  # not where the real one drops: enough to see that it is passed on
 
 
 def flash_3(
@@ -301,16 +303,16 @@ def test_tensors_on_the_cpu_are_refused_in_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("flash_attention_2", r"needs the package flash-attn: pip install 'xlmr-ray\[flash\]'"),
         ("flash_attention_3", "needs the package fa3-fwd: pip install fa3-fwd"),
         ("flash_attention_4", "needs the package flash-attn-4: pip install --pre flash-attn-4"),
     ],
 )
-def test_a_package_that_is_not_there_is_named(name, told, monkeypatch):
+def test_a_package_that_is_not_there_is_named(name, message, monkeypatch):
     install(monkeypatch)
-    with pytest.raises(UserError, match=f"^attn_implementation {name} {told}") as error:
+    with pytest.raises(UserError, match=f"^attn_implementation {name} {message}") as error:
         xlmr_ray.XLMRobertaModel(xlmr_ray.XLMRobertaConfig(**TINY, attn_implementation=name))
     assert "\n" not in str(error.value)
 

@@ -21,7 +21,7 @@ PAD, EOS = 1, 2
 
 
 class Generating(transformers.XLMRobertaForMaskedLM, transformers.GenerationMixin):
-    """What the reference's document calls `generate` on; its own class has none."""
+    """What transformers' documentation calls `generate` on; its own class has none."""
 
 
 def pair(reference=transformers.XLMRobertaForCausalLM, ours=XLMRobertaForCausalLM, **values):

@@ -8,19 +8,19 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from tests.serve.batches.test_shelf import batch_of, shelf
-from xlmr_ray.serve.batches.runner import Runner
+from xlmr_ray.serve.batches.runner import BatchRunner
 from xlmr_ray.serve.batches.shelf import Shelf
 from xlmr_ray.serve.service import Service
 
 
-def runner(kept: Shelf, answer: Callable[[str], Awaitable[tuple[int, bytes]]]) -> Runner:
+def runner(kept: Shelf, answer: Callable[[str], Awaitable[tuple[int, bytes]]]) -> BatchRunner:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         body = (await receive())["body"]
         status, answered = await answer(json.loads(body)["input"])
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": answered})
 
-    return Runner(app, cast(Service, SimpleNamespace(ready=True, closing=False)), kept)
+    return BatchRunner(app, cast(Service, SimpleNamespace(ready=True, closing=False)), kept)
 
 
 def test_an_answer_is_one_line(tmp_path: Path) -> None:

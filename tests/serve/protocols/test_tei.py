@@ -32,7 +32,7 @@ def service_of(*models: Any) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def prompted(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """A sentence-transformers folder with prompts, served for embeddings alone."""
+    """A sentence-transformers folder with prompts, served only for embeddings."""
     folder = tmp_path_factory.mktemp("prompted")
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(mini / name, folder / name)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from xlmr_ray.batch import codes
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.registry import TASKS
+from xlmr_ray.text.json_type import json_type
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 Value = str | bytes | None
@@ -195,16 +196,6 @@ def _list_as_json(role: str, value: object, name: str) -> str | Problem:
 
 def _is_span(item: object) -> bool:
     return isinstance(item, list) and len(item) == 2 and all(type(one) is int for one in item)
-
-
-def json_type(value: object) -> str:
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, int | float):
-        return "a number"
-    if isinstance(value, list):
-        return "an array"
-    return "an object" if isinstance(value, dict) else "a string" if isinstance(value, str) else "null"
 
 
 def kept_text(value: object) -> str | None:

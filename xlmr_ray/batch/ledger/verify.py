@@ -195,7 +195,7 @@ def _check_committed(store: Store, file: File) -> list[str]:
     digest = hashlib.sha256()
     size = 0
     try:
-        # Opening takes requests of its own.
+        # Opening takes more requests.
         with io.BytesIO(store.get(file.key)[0]) if file.bytes <= WHOLE else store.open(file.key) as source:
             for block in blocks_of(source):
                 digest.update(block)

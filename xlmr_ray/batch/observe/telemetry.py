@@ -21,7 +21,7 @@ from xlmr_ray.batch.observe.report.leave import leave_report, report_key
 from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.stages.shard_cost import Committed
 from xlmr_ray.batch.store.base import Store
-from xlmr_ray.errors import JobFailed
+from xlmr_ray.errors import Interrupted, JobFailed
 from xlmr_ray.text.progress_line import say
 from xlmr_ray.text.redact import redacted
 
@@ -96,7 +96,7 @@ def watched(
         yield watch
     except JobFailed as error:
         reason = str(error)
-        stopped = type(error).__name__ == "Interrupted"
+        stopped = isinstance(error, Interrupted)
         watch.emit(lambda lineage: lineage.abort(reason) if stopped else lineage.fail(reason))
         raise
     except BaseException as error:

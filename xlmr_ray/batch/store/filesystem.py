@@ -52,7 +52,7 @@ def open_filesystem(url: str, options: Mapping[str, object] | None) -> tuple[fss
             fsspec.core.url_to_fs(url, use_listings_cache=False, **dict(options or {})),
         )
     except Exception as error:  # credentials that are missing or wrong: each package has other exceptions
-        reason = redacted(_first_line(error))
+        reason = redacted(first_line(error))
         raise UserError(f"{clean_url(url)}: {scheme}:// cannot be opened: {reason}") from None
 
 
@@ -67,11 +67,11 @@ def reading(what: str) -> Iterator[None]:
         # botocore's own exceptions share no base with OSError, and importing botocore takes longer than most calls.
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("botocore", "aiobotocore")):
             raise
-        reason = redacted(_first_line(error))
+        reason = redacted(first_line(error))
         raise JobFailed(f"{what}: cannot be read: {reason}; run the job again to go on") from None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

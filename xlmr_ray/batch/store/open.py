@@ -18,14 +18,14 @@ def local(address: Address) -> Store:
 
 
 def s3(address: Address) -> Store:
-    from xlmr_ray.batch.store.s3 import S3Store, checked_options  # here, so that a local run does not wait for botocore
+    from xlmr_ray.batch.store.s3 import S3Store, known_options  # here, so that a local run does not wait for botocore
 
     if carries_secret(address.url):
         raise UserError(
             f"{clean_url(address.url)}: keys do not belong in a URL; set AWS_ACCESS_KEY_ID, …, or a profile"
         )
     if address.at_least_once:
-        return FsspecStore(address.url, checked_options(address.options), True)
+        return FsspecStore(address.url, known_options(address.options), True)
     return S3Store(address.url, options=address.options, deadline=address.deadline)
 
 

@@ -61,7 +61,7 @@ class Access:
 
 def access(options: Mapping[str, object] | None = None) -> Access:
     """By the options of `s3_filesystem`, else by the usual AWS variables and files."""
-    given = cast(dict[str, str | None], checked_options(options))
+    given = cast(dict[str, str | None], known_options(options))
     session = botocore.session.Session(profile=given.get("profile"))
     region = session.get_config_variable("region")
     endpoint = given.get("endpoint_url")
@@ -74,7 +74,7 @@ def access(options: Mapping[str, object] | None = None) -> Access:
 
 def s3_filesystem(options: Mapping[str, object] | None = None) -> s3fs.S3FileSystem:
     """S3 for reading input: no listing cache, retried by botocore, which also slows down when the store throttles."""
-    return _filesystem(checked_options(options), RETRIES)
+    return _filesystem(known_options(options), RETRIES)
 
 
 class S3Store:
@@ -93,7 +93,7 @@ class S3Store:
         self.bucket = bucket
         self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self.deadline = deadline
-        self._options = checked_options(options)
+        self._options = known_options(options)
         self._opened: tuple[int, s3fs.S3FileSystem] | None = None
 
     def __repr__(self) -> str:
@@ -324,7 +324,7 @@ def _filesystem(options: Mapping[str, Any], retries: Mapping[str, object]) -> s3
     return s3fs.S3FileSystem(**settings, config_kwargs=config, use_listings_cache=False)
 
 
-def checked_options(options: Mapping[str, object] | None) -> dict[str, object]:
+def known_options(options: Mapping[str, object] | None) -> dict[str, object]:
     """s3fs's options, with the endpoint from the environment; s3fs itself would only trip over a misspelt one later."""
     known = {*inspect.signature(s3fs.S3FileSystem.__init__).parameters, "profile"} - {"self", "kwargs"}
     if unknown := set(options or ()) - known:

@@ -86,14 +86,14 @@ class GenerationConfig:
     return_dict_in_generate: bool = False
 
     def __post_init__(self) -> None:
-        check_whole("max_new_tokens", self.max_new_tokens, 1)
-        check_whole("max_length", self.max_length, 1)
-        check_whole("min_new_tokens", self.min_new_tokens, 0)
-        check_whole("min_length", self.min_length, 0)
-        check_whole("top_k", self.top_k, 0)
-        check_whole("num_beams", self.num_beams, 1)
-        check_whole("num_return_sequences", self.num_return_sequences, 1)
-        check_whole("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
+        check_setting("max_new_tokens", self.max_new_tokens, 1)
+        check_setting("max_length", self.max_length, 1)
+        check_setting("min_new_tokens", self.min_new_tokens, 0)
+        check_setting("min_length", self.min_length, 0)
+        check_setting("top_k", self.top_k, 0)
+        check_setting("num_beams", self.num_beams, 1)
+        check_setting("num_return_sequences", self.num_return_sequences, 1)
+        check_setting("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
         if self.do_sample and self.temperature is not None and not self.temperature > 0:
             raise UserError(f"generate: temperature must be above 0, got {self.temperature}; greedy is do_sample=False")
         shares = ("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -192,7 +192,7 @@ class GenerationConfig:
         (Path(folder) / FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def check_whole(name: str, value: object, least: int) -> None:
+def check_setting(name: str, value: object, least: int) -> None:
     """Raises UserError where the setting is there and no whole number from `least` on."""
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
         raise UserError(f"generate: {name} must be a whole number from {least} on, got {value!r}")

@@ -21,7 +21,7 @@ AT_ONCE = 8  # requests that are tokenized, or wait for the engine
 LOOK_S = 2.0  # how often it is looked for what others were asked
 
 
-class Runner:
+class BatchRunner:
     """Of one replica. `woken` where a batch was made or cancelled here."""
 
     def __init__(self, app: ASGIApp, service: Service, shelf: Shelf) -> None:
@@ -91,7 +91,7 @@ class Runner:
 
     async def answer(self, line: Line, endpoint: str) -> tuple[bool, str]:
         """Whether the request was answered, and its line."""
-        status, body = await asked(self.app, endpoint, json.dumps(line.body).encode())
+        status, body = await post(self.app, endpoint, json.dumps(line.body).encode())
         if status in (429, 503):  # says nothing of the request: the service ends, or its engine has
             raise Unavailable(f"a request of a batch was answered {status}")
         # Numbers go in as they stand: to read and write a million of them would hold up the event loop. In other texts
@@ -112,7 +112,7 @@ def not_run(line: Line) -> str:
     return answer_line(line, error=json.dumps(error))
 
 
-async def asked(app: ASGIApp, path: str, body: bytes) -> tuple[int, bytes]:
+async def post(app: ASGIApp, path: str, body: bytes) -> tuple[int, bytes]:
     """Status and body of the application's answer to a POST."""
     status = 500
     parts: list[bytes] = []

@@ -96,7 +96,7 @@ class Shelf:
 
     def file(self, name: str) -> dict[str, Any]:
         """Raises NotFound."""
-        return public(self.read(f"files/{plain(name)}.json", "file", name))
+        return public(self.read(f"files/{checked_name(name)}.json", "file", name))
 
     def files(self) -> list[dict[str, Any]]:
         keys = [one.key for one in self.store.list("files/") if one.key.endswith(".json")]
@@ -105,7 +105,7 @@ class Shelf:
 
     def content(self, name: str) -> Iterator[bytes]:
         """The pieces of a file's content. Raises NotFound, at once."""
-        described = self.read(f"files/{plain(name)}.json", "file", name)
+        described = self.read(f"files/{checked_name(name)}.json", "file", name)
         return self.answers(described["batch"], described["kind"]) if "batch" in described else self.pieces(name)
 
     def pieces(self, name: str) -> Iterator[bytes]:
@@ -186,7 +186,7 @@ class Shelf:
 
     def batch(self, name: str) -> dict[str, Any]:
         """A batch as it stands. Raises NotFound."""
-        asked = self.read(f"batches/{plain(name)}/batch.json", "batch", name)
+        asked = self.read(f"batches/{checked_name(name)}/batch.json", "batch", name)
         done = self.maybe(f"batches/{name}/done.json") or {}
         cancelled = self.maybe(f"batches/{name}/cancelled")
         status = done.get("status") or ("cancelling" if cancelled else "in_progress")
@@ -343,7 +343,7 @@ class Shelf:
         return True
 
 
-def plain(name: str) -> str:
+def checked_name(name: str) -> str:
     """A name that leads nowhere else. Raises NotFound."""
     if len(name) > LONGEST_NAME or not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise NotFound(f"no file or batch {name[:64]!r}", field="id")

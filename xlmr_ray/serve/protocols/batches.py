@@ -62,7 +62,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         order: Literal["asc", "desc"] = "desc",
     ) -> JSONResponse:
         found = [one for one in await run_in_threadpool(shelf().files) if purpose in (None, one["purpose"])]
-        return JSONResponse(page(found if order == "desc" else found[::-1], after, limit))
+        return JSONResponse(page_of_list(found if order == "desc" else found[::-1], after, limit))
 
     @routes.get("/v1/files/{name}", summary="A file's description")
     async def file(name: str) -> JSONResponse:
@@ -87,7 +87,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
     @routes.get("/v1/batches", summary="The batches")
     async def batches(after: str | None = None, limit: Annotated[int, Query(ge=1, le=MOST)] = 20) -> JSONResponse:
-        return JSONResponse(page(await run_in_threadpool(shelf().batches), after, limit))
+        return JSONResponse(page_of_list(await run_in_threadpool(shelf().batches), after, limit))
 
     @routes.get("/v1/batches/{name}", summary="How far a batch is")
     async def batch(name: str) -> JSONResponse:
@@ -102,7 +102,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     return routes
 
 
-def page(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
+def page_of_list(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
     """Those behind the one of the id `after`. Raises NotFound where that is not there."""
     names = [one["id"] for one in found]
     if after is not None and after not in names:

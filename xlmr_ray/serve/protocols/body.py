@@ -1,6 +1,5 @@
 """What the bodies of all protocols are made of: strict types, no unknown field, options by name."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Query
@@ -20,7 +19,7 @@ def lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-def refused(value: Any) -> None:
+def refuse(value: Any) -> None:
     if value is not None and value is not False:
         raise ValueError("this service has no such option: leave it out")
 
@@ -32,7 +31,7 @@ Direction = Annotated[
 ]
 # An option of the protocol that nothing here stands behind. It is refused by its own name; null and false say nothing.
 Refused = Annotated[
-    None, BeforeValidator(refused), Field(description="Not supported: anything but null or false is refused.")
+    None, BeforeValidator(refuse), Field(description="Not supported: anything but null or false is refused.")
 ]
 Count = Annotated[int, Field(ge=1, le=100_000)]
 # vLLM's way to have texts cut.
@@ -99,7 +98,3 @@ class Parameters(Body):
     def options(self) -> dict[str, Any]:
         """What was said; null is the same as nothing."""
         return {name: value for name in self.model_fields_set if (value := getattr(self, name)) is not None}
-
-
-def listed(inputs: str | Sequence[str]) -> list[str]:
-    return [inputs] if isinstance(inputs, str) else list(inputs)

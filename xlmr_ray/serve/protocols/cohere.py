@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols.body import Cut, ForModel, Model, Refused, Several
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.reply import ask, counted, reply
+from xlmr_ray.serve.protocols.reply import ask, check_count, reply
 from xlmr_ray.serve.protocols.responses import CohereError, Rerankings
 from xlmr_ray.serve.requests import ErrorBody, Invalid, ServiceError
 from xlmr_ray.serve.service import Service
@@ -23,7 +23,7 @@ from xlmr_ray.tasks.rerank import rerank
 PATHS = ("/v1/rerank", "/v2/rerank")
 
 
-class Document(BaseModel):
+class DocumentInput(BaseModel):
     """Its `text` is read; its other fields come back with it."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
@@ -38,7 +38,7 @@ class Reranking(ForModel):
     """
 
     query: str
-    documents: Several[str | Document]
+    documents: Several[str | DocumentInput]
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool | None = None
     truncation: bool | None = None
@@ -77,7 +77,7 @@ async def reranked(service: Service, body: Reranking, model: str | None, *, plai
     """`plain`: in infinity's form, in which a document that is a text comes back as a text."""
     served = service.find("rerank", model)
     most = service.limits.cohere_inputs
-    counted(service, body.documents, "documents", most)
+    check_count(service, body.documents, "documents", most)
     check(body, served.model.max_length)
     length = None if body.truncate_prompt_tokens == -1 else body.truncate_prompt_tokens
     texts = [one if isinstance(one, str) else one.text for one in body.documents]

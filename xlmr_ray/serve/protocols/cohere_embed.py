@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import Response
-from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
 from xlmr_ray.serve.answer import Answer
@@ -15,14 +14,14 @@ from xlmr_ray.serve.protocols.body import Body, ForModel, Model, Refused, Severa
 from xlmr_ray.serve.protocols.cohere import error_body
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import embedded, prompt_for
-from xlmr_ray.serve.protocols.openai import as_base64
+from xlmr_ray.serve.protocols.openai import in_encoding
 from xlmr_ray.serve.protocols.reply import reply
 from xlmr_ray.serve.protocols.responses import CohereError, CohereVectors
 from xlmr_ray.serve.requests import ErrorBody, Invalid
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.serve.task_request import Cutting, TaskRequest
-from xlmr_ray.tasks.vector_precision import BITS, BYTES, stored
+from xlmr_ray.tasks.vector_precision import BYTES
 
 PATHS = ("/v1/embed", "/v2/embed")
 
@@ -73,16 +72,16 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
     @routes.post("/v1/embed", **documented("POST /v1/embed", CohereVectors, CohereError, summary=summary))
     async def v1_embed(body: CohereEmbed, model: Model = None) -> Response:
-        return await vectors(service, body, body.which(model), bare=body.embedding_types is None)
+        return await cohere_vectors(service, body, body.which(model), bare=body.embedding_types is None)
 
     @routes.post("/v2/embed", **documented("POST /v2/embed", CohereVectors, CohereError, summary=summary))
     async def v2_embed(body: CohereEmbed, model: Model = None) -> Response:
-        return await vectors(service, body, body.which(model), bare=False)
+        return await cohere_vectors(service, body, body.which(model), bare=False)
 
     return routes
 
 
-async def vectors(service: Service, body: CohereEmbed, model: str | None, *, bare: bool) -> Response:
+async def cohere_vectors(service: Service, body: CohereEmbed, model: str | None, *, bare: bool) -> Response:
     """`bare`: a list of vectors, as the first version gives where no encoding is named."""
     served = service.find("embedding", model)
     field, texts = given(body)
@@ -112,7 +111,9 @@ async def vectors(service: Service, body: CohereEmbed, model: str | None, *, bar
         )
         answers[precision] = await embedded(service, request, service.limits.cohere_inputs)
     answer = next(iter(answers.values()))
-    by_kind = {kind: encoded(answers.get(kind, answers.get("float32", answer)), kind) for kind in kinds}
+    by_kind = {
+        kind: in_encoding(np.asarray(answers.get(kind, answers.get("float32", answer)).answers), kind) for kind in kinds
+    }
     return reply(
         {
             "response_type": "embeddings_floats" if bare else "embeddings_by_type",
@@ -132,11 +133,3 @@ def given(body: CohereEmbed) -> tuple[str, list[str]]:
     if body.texts is not None:
         return "texts", body.texts
     return "inputs", [" ".join(part.text for part in one.content) for one in body.inputs or []]
-
-
-def encoded(answer: Answer, kind: str) -> Any:
-    """Vectors `(texts, width)` in an encoding, of an answer of its precision."""
-    vectors: NDArray[Any] = np.asarray(answer.answers)
-    if kind == "base64":
-        return [as_base64(vector) for vector in vectors]
-    return stored(vectors, kind, None) if kind in BITS else vectors

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.models import Model
-from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, cut_indices, texts_of
+from xlmr_ray.serve.protocols.reply import ask, check_count, check_ids, cut_indices, texts_of_ids
 from xlmr_ray.serve.requests import Invalid, NotFound, ServiceError
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.task_request import TaskRequest
@@ -39,12 +39,12 @@ async def given_texts(
     if isinstance(inputs, str):
         return [inputs], True
     ids = [one for one in inputs if isinstance(one, int)]
-    counted(service, [ids] if ids else inputs, field, most)
+    check_count(service, [ids] if ids else inputs, field, most)
     rows = [ids] if ids else [one for one in inputs if isinstance(one, list)]
     if not rows:
         return [one for one in inputs if isinstance(one, str)], False
     check_ids(service, rows, field)
-    return await service.in_pool(lambda: texts_of(model.tokenizer, rows, field)), bool(ids)
+    return await service.in_pool(lambda: texts_of_ids(model.tokenizer, rows, field)), bool(ids)
 
 
 async def embedded(service: Service, request: TaskRequest, most: int | None = None) -> Answer:
@@ -99,7 +99,7 @@ async def similar(service: Service, request: TaskRequest) -> Answer:
     """How near each of the request's pairs is, by the model's own measure: of a model that is not served for
     `sentence-similarity`, from its embeddings.
     """
-    counted(service, request.columns["text_pair"], request.field("text_pair"))
+    check_count(service, request.columns["text_pair"], request.field("text_pair"))
     try:
         served = service.find("sentence-similarity", request.model)
     except NotFound as missing:

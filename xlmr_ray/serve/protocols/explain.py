@@ -35,7 +35,7 @@ SCALARS = {"bool", "float", "int", "none", "str"}
 LONGEST = 64
 
 
-def explained(error: RequestValidationError, request: Request) -> Invalid:
+def explained_request(error: RequestValidationError, request: Request) -> Invalid:
     """The first thing that is wrong; of a union, whose members each have an error, the one that got furthest."""
     errors = error.errors()
     unknown = [e for e in errors if e["type"] == "extra_forbidden"]

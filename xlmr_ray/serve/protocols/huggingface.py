@@ -14,12 +14,12 @@ from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols import responses
 from xlmr_ray.serve.protocols import task_bodies as bodies
 from xlmr_ray.serve.protocols.any_task import add_route
-from xlmr_ray.serve.protocols.body import Model, listed
+from xlmr_ray.serve.protocols.body import Model
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import embedded
 from xlmr_ray.serve.protocols.info import Info, info
 from xlmr_ray.serve.protocols.openai import as_base64
-from xlmr_ray.serve.protocols.reply import ask, counted, in_parameters, reply
+from xlmr_ray.serve.protocols.reply import ask, check_count, in_parameters, reply
 from xlmr_ray.serve.protocols.tei import error_body, nearness
 from xlmr_ray.serve.requests import ErrorBody, Invalid
 from xlmr_ray.serve.service import Service
@@ -27,6 +27,7 @@ from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.serve.task_request import TaskRequest
 from xlmr_ray.tasks.registry import TASKS
 from xlmr_ray.tasks.rerank import rerank
+from xlmr_ray.validation import listed
 
 LABELS = list[list[responses.Label]]
 ENTITIES = list[responses.Entity] | list[list[responses.Entity]]
@@ -42,10 +43,14 @@ STATES = VECTORS | list[float] | list[list[list[float]]] | list[list[list[list[f
 
 
 OfTexts = (
-    bodies.TokenClassification | bodies.FillMask | bodies.TextGeneration | bodies.Perplexity | bodies.PseudoPerplexity
+    bodies.TokenClassificationBody
+    | bodies.FillMaskBody
+    | bodies.TextGenerationBody
+    | bodies.PerplexityBody
+    | bodies.PseudoPerplexityBody
 )
 WithParameters = (
-    OfTexts | bodies.TextClassification | bodies.QuestionAnswering | bodies.ZeroShot | bodies.MultipleChoice
+    OfTexts | bodies.TextClassificationBody | bodies.QuestionAnsweringBody | bodies.ZeroShot | bodies.MultipleChoiceBody
 )
 
 
@@ -65,33 +70,33 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
     async def texts(task: str, body: OfTexts, model: str | None) -> tuple[Any, Answer]:
         """Of one text its answer, of a list a list."""
-        answer = await asked(service, task, body, model, {"text": listed(body.inputs)})
+        answer = await ask_task(service, task, body, model, {"text": listed(body.inputs)})
         return (answer.answers[0] if isinstance(body.inputs, str) else answer.answers), answer
 
     @routes.post("/tasks/text-classification", **described("text-classification", LABELS, "Labels of texts or pairs"))
-    async def text_classification(body: bodies.TextClassification, model: Model = None) -> Response:
+    async def text_classification(body: bodies.TextClassificationBody, model: Model = None) -> Response:
         return await labelled(service, body, body.which(model))
 
     @routes.post("/tasks/token-classification", **described("token-classification", ENTITIES, "Entities in texts"))
-    async def token_classification(body: bodies.TokenClassification, model: Model = None) -> Response:
+    async def token_classification(body: bodies.TokenClassificationBody, model: Model = None) -> Response:
         return reply(*await texts("token-classification", body, body.which(model)))
 
     @routes.post("/tasks/fill-mask", **described("fill-mask", FILLS, "What fits in place of <mask>"))
-    async def fill_mask(body: bodies.FillMask, model: Model = None) -> Response:
+    async def fill_mask(body: bodies.FillMaskBody, model: Model = None) -> Response:
         return reply(*await texts("fill-mask", body, body.which(model)))
 
     @routes.post("/tasks/question-answering", **described("question-answering", SPANS, "Answers found in a context"))
-    async def question_answering(body: bodies.QuestionAnswering, model: Model = None) -> Response:
+    async def question_answering(body: bodies.QuestionAnsweringBody, model: Model = None) -> Response:
         given = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         columns = {"question": [one.question for one in given], "context": [one.context for one in given]}
-        answer = await asked(service, "question-answering", body, body.which(model), columns)
+        answer = await ask_task(service, "question-answering", body, body.which(model), columns)
         return reply(answer.answers if isinstance(body.inputs, list) else answer.answers[0], answer)
 
     @routes.post(
         "/tasks/zero-shot-classification", **described("zero-shot-classification", SCORED, "Labels of the caller's own")
     )
     async def zero_shot(body: bodies.ZeroShot, model: Model = None) -> Response:
-        answer = await asked(
+        answer = await ask_task(
             service, "zero-shot-classification", body, body.which(model), {"text": listed(body.inputs)}
         )
         scored = [
@@ -103,37 +108,37 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     @routes.post(
         "/tasks/multiple-choice", **described("multiple-choice", CHOSEN, "Which of several choices fits a text")
     )
-    async def multiple_choice(body: bodies.MultipleChoice, model: Model = None) -> Response:
+    async def multiple_choice(body: bodies.MultipleChoiceBody, model: Model = None) -> Response:
         given = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         columns: dict[str, list[Any]] = {
             "text": [one.text for one in given],
             "choices": [one.choices for one in given],
         }
-        answer = await asked(service, "multiple-choice", body, body.which(model), columns)
+        answer = await ask_task(service, "multiple-choice", body, body.which(model), columns)
         return reply(answer.answers if isinstance(body.inputs, list) else answer.answers[0], answer)
 
     @routes.post("/tasks/text-generation", **described("text-generation", WRITTEN, "What follows on a prompt"))
-    async def text_generation(body: bodies.TextGeneration, model: Model = None) -> Response:
+    async def text_generation(body: bodies.TextGenerationBody, model: Model = None) -> Response:
         return reply(*await texts("text-generation", body, body.which(model)))
 
     @routes.post("/tasks/perplexity", **described("perplexity", LIKELY, "How well a causal model foretells texts"))
-    async def perplexity(body: bodies.Perplexity, model: Model = None) -> Response:
+    async def perplexity(body: bodies.PerplexityBody, model: Model = None) -> Response:
         return reply(*await texts("perplexity", body, body.which(model)))
 
     @routes.post(
         "/tasks/pseudo-perplexity", **described("pseudo-perplexity", LIKELY, "How well a masked model guesses texts")
     )
-    async def pseudo_perplexity(body: bodies.PseudoPerplexity, model: Model = None) -> Response:
+    async def pseudo_perplexity(body: bodies.PseudoPerplexityBody, model: Model = None) -> Response:
         return reply(*await texts("pseudo-perplexity", body, body.which(model)))
 
     @routes.post("/tasks/embedding", **described("embedding", VECTORS, "A vector a text"))
-    async def embedding(body: bodies.Embedding, model: Model = None) -> Response:
-        return await vectors(service, body, body.which(model))
+    async def embedding(body: bodies.EmbeddingBody, model: Model = None) -> Response:
+        return await text_vectors(service, body, body.which(model))
 
     @routes.post("/tasks/feature-extraction", **described("feature-extraction", STATES, "Vectors of texts or tokens"))
     async def feature_extraction(body: bodies.Extraction, model: Model = None) -> Response:
         pooled = body.parameters is None and service.has("embedding", body.which(model))
-        return await (vectors if pooled else states)(service, body, body.which(model))
+        return await (text_vectors if pooled else states)(service, body, body.which(model))
 
     @routes.post(
         "/tasks/sentence-similarity",
@@ -161,7 +166,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     return routes
 
 
-async def asked(
+async def ask_task(
     service: Service,
     task: str,
     body: WithParameters,
@@ -179,7 +184,7 @@ async def asked(
     return await ask(service, TaskRequest(task, columns, {**said, **(options or {})}, model, fields, once))
 
 
-async def labelled(service: Service, body: bodies.TextClassification, model: str | None) -> Response:
+async def labelled(service: Service, body: bodies.TextClassificationBody, model: str | None) -> Response:
     """A list of labels a text, also where one text came without a list: so the client expects it."""
     given = body.inputs if isinstance(body.inputs, list) else [body.inputs]
     pairs = [one for one in given if isinstance(one, bodies.Pair)]
@@ -187,11 +192,11 @@ async def labelled(service: Service, body: bodies.TextClassification, model: str
     if pairs:
         columns = {"text": [one.text for one in pairs], "text_pair": [one.text_pair for one in pairs]}
     top_k = body.parameters.top_k if body.parameters else None
-    answer = await asked(service, "text-classification", body, model, columns, {"top_k": top_k})
+    answer = await ask_task(service, "text-classification", body, model, columns, {"top_k": top_k})
     return reply([[one] if isinstance(one, dict) else one for one in answer.answers], answer)
 
 
-async def vectors(service: Service, body: bodies.Vectors, model: str | None) -> Response:
+async def text_vectors(service: Service, body: bodies.WithVectorOptions, model: str | None) -> Response:
     request = TaskRequest(
         "embedding",
         {"text": listed(body.inputs)},
@@ -235,7 +240,7 @@ async def ranked(service: Service, body: bodies.Ranking, model: str | None) -> R
     top_n, with_documents = said.pop("top_n", None), said.pop("return_documents", None)
     given = body.inputs
     if isinstance(given, bodies.Query):
-        counted(service, given.documents, "inputs.documents")
+        check_count(service, given.documents, "inputs.documents")
         columns = {"text": [given.query] * len(given.documents), "text_pair": given.documents}
         names = {"text": "inputs.query", "text_pair": "inputs.documents"}
     else:

@@ -9,15 +9,16 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from xlmr_ray.serve.json_body import JsonRoute
-from xlmr_ray.serve.protocols.body import ForModel, Model, Texts, listed
+from xlmr_ray.serve.protocols.body import ForModel, Model, Texts
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.openai import TRUNCATE, Embeddings, cards, error_body, usage, vectors
+from xlmr_ray.serve.protocols.openai import TRUNCATE, Embeddings, error_body, model_cards, openai_vectors, usage
 from xlmr_ray.serve.protocols.reply import ask, reply
 from xlmr_ray.serve.protocols.responses import Classifications, ModelCards, OpenAIError, Vectors
 from xlmr_ray.serve.requests import ErrorBody, Invalid
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.serve.task_request import Cutting, TaskRequest
+from xlmr_ray.validation import listed
 
 PATHS = ("/embeddings", "/classify", "/models")
 
@@ -54,7 +55,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
             raise Invalid("output_dimension", "is another than dimensions")
         chosen = body.model_copy(update={"dimensions": body.dimensions or body.output_dimension})
         cutting = Cutting(whole=body.truncate is False, side=body.truncation_side, hint=TRUNCATE)
-        return await vectors(service, chosen, body.which(model), cutting)
+        return await openai_vectors(service, chosen, body.which(model), cutting)
 
     @routes.post(
         "/classify", **documented("POST /classify", Classifications, OpenAIError, summary="Scores of all labels")
@@ -78,6 +79,6 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
     @routes.get("/models", **documented("GET /models", ModelCards, OpenAIError, summary="The models"))
     async def models() -> ModelCards:
-        return cards(service)
+        return model_cards(service)
 
     return routes

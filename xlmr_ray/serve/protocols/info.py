@@ -67,7 +67,7 @@ def info(service: Service, served: Served) -> Info:
         sha=None,
         docker_label=None,
         settings_version=service.settings.version,
-        tasks=[card(service.find(task, one.name)) for one in service.models.values() for task in one.tasks],
+        tasks=[task_card(service.find(task, one.name)) for one in service.models.values() for task in one.tasks],
     )
 
 
@@ -87,19 +87,19 @@ def names(model: Model) -> dict[str, Any]:
     }
 
 
-def card(served: Served) -> TaskCard:
+def task_card(served: Served) -> TaskCard:
     labels, prompts = served.bound.output_labels, served.bound.known_prompts
     return TaskCard(
         task=served.task,
         model=served.model.name,
-        roles={role: kind_of(served.bound, role) for role in served.bound.roles},
+        roles={role: role_kind(served.bound, role) for role in served.bound.roles},
         labels=None if labels is None else list(labels),
         dimensions=served.bound.vector_width,
         prompts=None if prompts is None else list(prompts),
     )
 
 
-def kind_of(task: Task, role: str) -> Literal["text", "texts", "spans"]:
+def role_kind(task: Task, role: str) -> Literal["text", "texts", "spans"]:
     if role in task.span_roles:
         return "spans"
     return "texts" if role in task.list_roles else "text"

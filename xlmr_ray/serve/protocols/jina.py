@@ -13,14 +13,13 @@ from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols.body import Body, ForModel, Model, Several
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import prompt_among
-from xlmr_ray.serve.protocols.openai import as_base64, usage
+from xlmr_ray.serve.protocols.openai import in_encoding, usage
 from xlmr_ray.serve.protocols.reply import ask, reply
 from xlmr_ray.serve.protocols.responses import JinaError, MultiVectors
 from xlmr_ray.serve.requests import ErrorBody, ServiceError
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.serve.task_request import Cutting, TaskRequest
-from xlmr_ray.tasks.vector_precision import BITS, stored
 
 PATH = "/v1/multi-vector"
 
@@ -34,7 +33,7 @@ class Text(Body):
     id: str | None = None
 
 
-class MultiVector(ForModel):
+class MultiVectorBody(ForModel):
     """Vectors have length 1. Texts longer than the model are cut, as there, which the header `x-truncated` tells;
     `truncate: false` refuses them. `input_type` chooses among the prompts of the model's folder: of a model without
     prompts, queries and documents have the same vectors. `embedding_type` (or `encoding_format`) is that of the
@@ -63,13 +62,13 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     described = documented(f"POST {PATH}", MultiVectors, JinaError, summary="A vector a token of each text")
 
     @routes.post(PATH, **described)
-    async def multi_vector(body: MultiVector, model: Model = None) -> Response:
-        return await vectors(service, body, body.which(model))
+    async def multi_vector(body: MultiVectorBody, model: Model = None) -> Response:
+        return await multi_vectors(service, body, body.which(model))
 
     return routes
 
 
-async def vectors(service: Service, body: MultiVector, model: str | None) -> Response:
+async def multi_vectors(service: Service, body: MultiVectorBody, model: str | None) -> Response:
     served = service.find("multi-vector", model)
     given = [body.input] if isinstance(body.input, str) else body.input
     options = {
@@ -90,16 +89,14 @@ async def vectors(service: Service, body: MultiVector, model: str | None) -> Res
     answer = await ask(service, request, service.limits.cohere_inputs)
     kinds = body.embedding_type or body.encoding_format or "float"
     data = [
-        {"object": "embeddings", "index": index, "embeddings": encoded(one, kinds)}
+        {"object": "embeddings", "index": index, "embeddings": in_encodings(one, kinds)}
         for index, one in enumerate(answer.answers)
     ]
     return reply({"object": "list", "model": served.model.name, "data": data, "usage": usage(answer)}, answer)
 
 
-def encoded(vectors: NDArray[np.float32], kinds: str | list[Encoding]) -> Any:
+def in_encodings(vectors: NDArray[np.float32], kinds: str | list[Encoding]) -> Any:
     """Vectors `(tokens, width)` of a text in an encoding, or in several by their names."""
-    if not isinstance(kinds, str):
-        return {kind: encoded(vectors, kind) for kind in kinds}
-    if kinds == "base64":
-        return [as_base64(one) for one in vectors]
-    return stored(vectors, kinds, None) if kinds in BITS else vectors
+    if isinstance(kinds, str):
+        return in_encoding(vectors, kinds)
+    return {kind: in_encoding(vectors, kind) for kind in kinds}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import Response
+from numpy.typing import NDArray
 from pydantic import Field
 
 from xlmr_ray.serve.answer import Answer
@@ -24,7 +25,7 @@ from xlmr_ray.serve.requests import ErrorBody, Invalid, ServiceError
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.serve.task_request import Cutting, TaskRequest
-from xlmr_ray.tasks.vector_precision import FLOATS
+from xlmr_ray.tasks.vector_precision import BITS, FLOATS, stored
 
 BEGAN = int(time.time())
 TRUNCATE = "truncate: true"
@@ -81,32 +82,32 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     @routes.post("/v1/embeddings", **documented("POST /v1/embeddings", Vectors, OpenAIError, summary="A vector a text"))
     async def embeddings(body: Embeddings, model: Model = None) -> Response:
         whole = not body.truncate and body.truncate_prompt_tokens is None
-        return await vectors(
+        return await openai_vectors(
             service, body, body.which(model), Cutting(whole=whole, side=body.truncation_side, hint=TRUNCATE)
         )
 
     @routes.get("/v1/models", **documented("GET /v1/models", ModelCards, OpenAIError, summary="The models"))
     async def models() -> ModelCards:
-        return cards(service)
+        return model_cards(service)
 
     @routes.get(
         "/v1/models/{model:path}", **documented("GET /v1/models/{model}", ModelCard, OpenAIError, summary="A model")
     )
     async def model(model: str) -> ModelCard:
-        return card(service.model(model).name)
+        return model_card(service.model(model).name)
 
     return routes
 
 
-def card(name: str) -> ModelCard:
+def model_card(name: str) -> ModelCard:
     return ModelCard(id=name, object="model", created=BEGAN, owned_by="xlmr-ray")
 
 
-def cards(service: Service) -> ModelCards:
-    return ModelCards(object="list", data=[card(name) for name in service.models])
+def model_cards(service: Service) -> ModelCards:
+    return ModelCards(object="list", data=[model_card(name) for name in service.models])
 
 
-async def vectors(service: Service, body: Embeddings, model: str | None, cutting: Cutting) -> Response:
+async def openai_vectors(service: Service, body: Embeddings, model: str | None, cutting: Cutting) -> Response:
     served = service.find("embedding", model)
     texts, single = await texts_given(service, body.input, body.token_ids, served.model)
     if body.prompt_name is not None and body.input_type is not None:
@@ -119,7 +120,7 @@ async def vectors(service: Service, body: Embeddings, model: str | None, cutting
             "dimensions": body.dimensions,
             "max_length": at_most(body.truncate_prompt_tokens),
             "prompt_name": body.prompt_name or prompt_for(service, served.model, body.input_type),
-            "precision": precision(body.embedding_type, served),
+            "precision": precision_option(body.embedding_type, served),
         },
         model=served.model.name,
         fields={"text": "input", "max_length": "truncate_prompt_tokens", "precision": "embedding_type"},
@@ -135,7 +136,7 @@ async def vectors(service: Service, body: Embeddings, model: str | None, cutting
     return reply({"object": "list", "model": served.model.name, "data": data, "usage": usage(answer)}, answer)
 
 
-def precision(kind: str | None, served: Served) -> str:
+def precision_option(kind: str | None, served: Served) -> str:
     """The option of an `embedding_type`. A client that names none computes with the numbers: codes are not for that."""
     if kind not in (None, "float", "base64"):
         return kind
@@ -174,3 +175,10 @@ def has_ids(inputs: str | list[str] | list[int] | list[list[int]]) -> bool:
 def as_base64(vector: Any) -> str:
     """Little-endian fp32."""
     return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
+
+
+def in_encoding(vectors: NDArray[Any], kind: str) -> Any:
+    """Vectors `(N, width)` as Cohere's and Jina's clients ask for them; 8 bits a number are as they were computed."""
+    if kind == "base64":
+        return [as_base64(vector) for vector in vectors]
+    return stored(vectors, kind, None) if kind in BITS else vectors

@@ -19,7 +19,7 @@ from xlmr_ray.serve.task_request import TaskRequest
 async def ask(service: Service, request: TaskRequest, most: int | None = None) -> Answer:
     """The service's answer to a request of at most so many inputs, `limits.inputs` if None."""
     role, first = next(iter(request.columns.items()))
-    counted(service, first, request.field(role), most)
+    check_count(service, first, request.field(role), most)
     try:
         return await service.answer(request)
     except ServiceError as error:
@@ -29,7 +29,7 @@ async def ask(service: Service, request: TaskRequest, most: int | None = None) -
         raise
 
 
-def counted(service: Service, inputs: Sequence[Any], field: str, most: int | None = None) -> None:
+def check_count(service: Service, inputs: Sequence[Any], field: str, most: int | None = None) -> None:
     """Raises Empty or TooLarge for a number of inputs that a request cannot have: `most` are allowed, `limits.inputs`
     if None.
     """
@@ -87,7 +87,7 @@ def check_ids(service: Service, rows: Sequence[Sequence[int]], field: str) -> No
         raise TooLarge(f"{ids} ids, at most {most} are allowed", field=field)
 
 
-def texts_of(tokenizer: Any, ids: Sequence[Sequence[int]], field: str) -> list[str]:
+def texts_of_ids(tokenizer: Any, ids: Sequence[Sequence[int]], field: str) -> list[str]:
     """The texts that are tokenized to these ids, special tokens around them or not. Raises Invalid for ids that no text
     gives, such as those of another model's tokenizer.
     """

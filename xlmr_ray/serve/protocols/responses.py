@@ -71,7 +71,7 @@ class Rank(Out):
     text: str | None = None
 
 
-class Document(BaseModel):
+class DocumentOutput(BaseModel):
     """The caller's document, with whatever fields it has."""
 
     text: str
@@ -80,7 +80,7 @@ class Document(BaseModel):
 class Ranked(Out):
     index: int
     relevance_score: float
-    document: Document | str | None = None
+    document: DocumentOutput | str | None = None
 
 
 class SparseValue(Out):

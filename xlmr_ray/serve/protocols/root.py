@@ -13,8 +13,8 @@ from xlmr_ray.serve.protocols.body import Model
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.huggingface import labelled
 from xlmr_ray.serve.protocols.responses import Label, PlainError
-from xlmr_ray.serve.protocols.task_bodies import TextClassification
-from xlmr_ray.serve.protocols.tei import labels
+from xlmr_ray.serve.protocols.task_bodies import TextClassificationBody
+from xlmr_ray.serve.protocols.tei import tei_labels
 from xlmr_ray.serve.protocols.tei_bodies import Predict
 from xlmr_ray.serve.requests import ErrorBody
 from xlmr_ray.serve.service import Service
@@ -28,11 +28,11 @@ def whose(body: Any) -> str:
     """Hugging Face's clients send `parameters`, text-embeddings-inference's do not."""
     if isinstance(body, dict):
         return "Tasks" if "parameters" in body else "TEI"
-    return "Tasks" if isinstance(body, TextClassification) else "TEI"
+    return "Tasks" if isinstance(body, TextClassificationBody) else "TEI"
 
 
 Classified = Annotated[
-    Annotated[Predict, Tag("TEI")] | Annotated[TextClassification, Tag("Tasks")],
+    Annotated[Predict, Tag("TEI")] | Annotated[TextClassificationBody, Tag("Tasks")],
     Discriminator(whose),
 ]
 
@@ -50,9 +50,9 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
             "/", **documented("POST /", list[Label] | list[list[Label]], PlainError, summary="Labels of texts or pairs")
         )
         async def classify(body: Classified, model: Model = None) -> Response:
-            if isinstance(body, TextClassification):
+            if isinstance(body, TextClassificationBody):
                 return await labelled(service, body, body.which(model))
-            return await labels(service, body, body.which(model))
+            return await tei_labels(service, body, body.which(model))
 
         return routes
     path = TEI.get(first or "", f"/tasks/{first}")

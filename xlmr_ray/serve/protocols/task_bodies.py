@@ -45,7 +45,7 @@ class ClassificationParameters(LongTexts):
     top_k: Count | None = None
 
 
-class TextClassification(Asked):
+class TextClassificationBody(Asked):
     """A text, a pair, or a list of either kind."""
 
     inputs: Texts | Pair | Several[Pair]
@@ -59,7 +59,7 @@ class TokenParameters(LongTexts):
     ignore_labels: Several[str] | None = None
 
 
-class TokenClassification(Asked):
+class TokenClassificationBody(Asked):
     inputs: Texts
     parameters: TokenParameters | None = None
 
@@ -71,7 +71,7 @@ class FillParameters(LongTexts):
     top_k: Count | None = None
 
 
-class FillMask(Asked):
+class FillMaskBody(Asked):
     """Texts with the tokenizer's mask, `<mask>`, in them."""
 
     inputs: Texts
@@ -100,7 +100,7 @@ def in_inputs(body: Any) -> Any:
     return {"inputs": inputs} | {name: value for name, value in body.items() if name not in inputs}
 
 
-class QuestionAnswering(Asked):
+class QuestionAnsweringBody(Asked):
     """`question` and `context` may also stand in the body itself."""
 
     inputs: Question | Several[Question]
@@ -134,7 +134,7 @@ class MultipleChoiceParameters(Parameters):
     max_length: Count | None = None
 
 
-class MultipleChoice(Asked):
+class MultipleChoiceBody(Asked):
     inputs: Choices | Several[Choices]
     parameters: MultipleChoiceParameters | None = None
 
@@ -178,7 +178,7 @@ class GenerationParameters(Parameters):
         return said
 
 
-class TextGeneration(Asked):
+class TextGenerationBody(Asked):
     """A prompt, or a list of them. Of one that is too long, the end is kept."""
 
     inputs: Texts
@@ -186,7 +186,7 @@ class TextGeneration(Asked):
     stream: Refused = None
 
 
-class Vectors(Truncatable, Asked):
+class WithVectorOptions(Truncatable, Asked):
     """Texts longer than the model are refused; with `truncate` they are cut."""
 
     inputs: Texts
@@ -196,7 +196,7 @@ class Vectors(Truncatable, Asked):
     encoding_format: Literal["float", "base64"] | None = None
 
 
-class Embedding(Vectors):
+class EmbeddingBody(WithVectorOptions):
     parameters: Nothing | None = None
 
 
@@ -208,7 +208,7 @@ class ExtractionParameters(Parameters):
     max_length: Count | None = None
 
 
-class Extraction(Vectors):
+class Extraction(WithVectorOptions):
     """A vector a text, of models that are served for `embedding`; with `parameters`, and of other models, the hidden
     states: a vector a token, which take `truncate` and `truncation_direction` of the other options.
     """
@@ -240,7 +240,7 @@ class PerplexityParameters(LongTexts):
     pass
 
 
-class Perplexity(Asked):
+class PerplexityBody(Asked):
     inputs: Texts
     parameters: PerplexityParameters | None = None
 
@@ -251,6 +251,6 @@ class PseudoPerplexityParameters(LongTexts):
     passes: Count | Literal["all"] | None = None
 
 
-class PseudoPerplexity(Asked):
+class PseudoPerplexityBody(Asked):
     inputs: Texts
     parameters: PseudoPerplexityParameters | None = None

@@ -11,27 +11,28 @@ from pydantic import Discriminator, Tag
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.models import Model as Resident
-from xlmr_ray.serve.protocols.body import Model, listed
+from xlmr_ray.serve.protocols.body import Model
 from xlmr_ray.serve.protocols.cohere import Reranking, reranked
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import embedded, given_texts, prompt, similar
 from xlmr_ray.serve.protocols.info import Info, info
-from xlmr_ray.serve.protocols.reply import ask, check_ids, counted, cut_indices, headers, json_response, reply
+from xlmr_ray.serve.protocols.reply import ask, check_count, check_ids, cut_indices, headers, json_response, reply
 from xlmr_ray.serve.protocols.responses import Label, PlainError, Rank, Rerankings, SparseValue, Token
 from xlmr_ray.serve.protocols.tei_bodies import (
     Decode,
     Embed,
     EmbedAll,
     Predict,
-    Rerank,
+    RerankBody,
     Similarity,
     SimilarityParameters,
-    Tokenize,
+    TokenizeBody,
 )
 from xlmr_ray.serve.requests import ErrorBody, Invalid, ServiceError, TooLarge
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.serve.task_request import TaskRequest
+from xlmr_ray.validation import listed
 
 # That `/tokenize` lists: each takes a hundred times its text.
 MOST_LISTED = 65_536
@@ -55,7 +56,7 @@ def either(body: Any) -> str:
 
 
 AnyRerank = Annotated[
-    Annotated[Rerank, Tag("TEI")] | Annotated[Reranking, Tag("Cohere")],
+    Annotated[RerankBody, Tag("TEI")] | Annotated[Reranking, Tag("Cohere")],
     Discriminator(either),
 ]
 
@@ -74,7 +75,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
     @routes.post("/embed", **documented("POST /embed", list[list[float]], PlainError, summary="A vector a text"))
     async def embed(body: Embed, model: Model = None) -> Response:
-        return await vectors(service, body, body.which(model))
+        return await tei_vectors(service, body, body.which(model))
 
     @routes.post(
         "/embed_all",
@@ -101,7 +102,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         **documented("POST /predict", list[Label] | list[list[Label]], PlainError, summary="Scores of all labels"),
     )
     async def predict(body: Predict, model: Model = None) -> Response:
-        return await labels(service, body, body.which(model))
+        return await tei_labels(service, body, body.which(model))
 
     @routes.post(
         "/rerank",
@@ -122,11 +123,11 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         return await nearness(service, body, body.which(model))
 
     @routes.post("/tokenize", **documented("POST /tokenize", list[list[Token]], PlainError, summary="Tokens of texts"))
-    async def tokenize(body: Tokenize, model: Model = None) -> Response:
+    async def tokenize(body: TokenizeBody, model: Model = None) -> Response:
         resident = resident_model(service, body.which(model))
         before = prompt(service, resident, body.prompt_name, "prompt_name")
         texts = [before + text for text in listed(body.inputs)]
-        counted(service, texts, "inputs")
+        check_count(service, texts, "inputs")
         special = body.add_special_tokens is not False
         most = min(MOST_LISTED, service.limits.request_tokens)
         return await service.in_pool(lambda: reply(tokens(resident, texts, special, most)))
@@ -136,7 +137,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         resident = resident_model(service, body.which(model))
         ids = [one for one in body.ids if isinstance(one, int)]
         rows = [ids] if ids else [one for one in body.ids if isinstance(one, list)]
-        counted(service, rows, "ids")
+        check_count(service, rows, "ids")
         check_ids(service, rows, "ids")
         skip = body.skip_special_tokens is not False
         return await service.in_pool(lambda: reply(decoded(resident, rows, skip)))
@@ -149,7 +150,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     return routes
 
 
-async def vectors(service: Service, body: Embed, model: str | None) -> Response:
+async def tei_vectors(service: Service, body: Embed, model: str | None) -> Response:
     served = service.find("embedding", model)
     texts, single = await given_texts(service, body.inputs, served.model, "inputs")
     options = {"normalize": body.normalize, "prompt_name": body.prompt_name, "dimensions": body.dimensions}
@@ -185,7 +186,7 @@ async def with_prompt(
     return await ask(service, request)
 
 
-async def labels(service: Service, body: Predict, model: str | None) -> Response:
+async def tei_labels(service: Service, body: Predict, model: str | None) -> Response:
     """Texts and pairs of them may be mixed: each kind is asked for by itself."""
     given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     several = not isinstance(body.inputs, str) and any(isinstance(one, list) for one in given)
@@ -193,7 +194,7 @@ async def labels(service: Service, body: Predict, model: str | None) -> Response
         rows = [one for one in given if isinstance(one, list)]
     else:
         rows = [[one for one in given if isinstance(one, str)]]
-    counted(service, rows if given else [], "inputs")
+    check_count(service, rows if given else [], "inputs")
     options: dict[str, Any] = {"top_k": None} | ({"function_to_apply": "none"} if body.raw_scores else {})
     out: list[Any] = [None] * len(rows)
     answers: list[Answer] = []
@@ -218,8 +219,8 @@ async def labels(service: Service, body: Predict, model: str | None) -> Response
     return json_response(out if several else out[0], headers(answers, cut))
 
 
-async def ranks(service: Service, body: Rerank, model: str | None) -> Response:
-    counted(service, body.texts, "texts")
+async def ranks(service: Service, body: RerankBody, model: str | None) -> Response:
+    check_count(service, body.texts, "texts")
     request = TaskRequest(
         "rerank",
         {"text": [body.query] * len(body.texts), "text_pair": body.texts},

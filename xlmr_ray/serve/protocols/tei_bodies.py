@@ -61,7 +61,7 @@ class Similarity(Asked):
     parameters: SimilarityParameters | None = None
 
 
-class Rerank(Truncatable, Asked):
+class RerankBody(Truncatable, Asked):
     """`raw_scores`: the head's numbers as they are, not brought between 0 and 1. `top_n`: the best so many."""
 
     query: str
@@ -71,7 +71,7 @@ class Rerank(Truncatable, Asked):
     top_n: Annotated[int, Field(ge=1)] | None = None
 
 
-class Tokenize(Asked):
+class TokenizeBody(Asked):
     """A prompt goes before each text."""
 
     inputs: Texts

@@ -13,24 +13,25 @@ from pydantic import Field
 
 from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.json_body import JsonRoute
-from xlmr_ray.serve.protocols.body import Cut, Direction, ForModel, Model, Texts, listed
+from xlmr_ray.serve.protocols.body import Cut, Direction, ForModel, Model, Texts
 from xlmr_ray.serve.protocols.documented import documented
 from xlmr_ray.serve.protocols.embeddings import compared
 from xlmr_ray.serve.protocols.openai import as_base64, at_most, error_body, texts_given, usage
-from xlmr_ray.serve.protocols.reply import ask, counted, reply
+from xlmr_ray.serve.protocols.reply import ask, check_count, reply
 from xlmr_ray.serve.protocols.responses import OpenAIError, Poolings, Scores
 from xlmr_ray.serve.protocols.tei_bodies import Inputs
 from xlmr_ray.serve.requests import ErrorBody, Invalid
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.serve.task_request import Cutting, TaskRequest
+from xlmr_ray.validation import listed
 
 SCORE = ("/score", "/v1/score")
 SIDES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
 CUT_WITH = "truncate_prompt_tokens: -1"
 
 
-class Pooled(ForModel):
+class ForPooling(ForModel):
     """Texts longer than the model are refused; with `truncate_prompt_tokens` they are cut. `use_activation: false`
     gives numbers as they are: without softmax or sigmoid, vectors of any length. `user` and `request_id` change
     nothing.
@@ -48,7 +49,7 @@ class Pooled(ForModel):
         return Cutting(whole=self.truncate_prompt_tokens is None, side=self.truncation_side, hint=CUT_WITH)
 
 
-class Score(Pooled):
+class Score(ForPooling):
     """How well pairs of texts fit together, by a model for `rerank`, or else by how near their vectors are. One pair of
     fields: `text_1` and `text_2`, `queries` and `documents`, `queries` and `items`, or `data_1` and `data_2`; one text
     on the first side goes with each of the second.
@@ -63,7 +64,7 @@ class Score(Pooled):
     data_2: Texts | None = None
 
 
-class Pooling(Pooled):
+class Pooling(ForPooling):
     """`task`: `embed`, a vector a text; `classify`, the scores of the labels in the checkpoint's order; `token_embed`,
     a vector a token, which is what a model that is served for `feature-extraction` gives if not said otherwise, or for
     `multi-vector`, whose vectors go first.
@@ -98,7 +99,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     return routes
 
 
-def made(kind: str, model: str, values: Sequence[Any], answer: Answer, field: str) -> Response:
+def pooling_reply(kind: str, model: str, values: Sequence[Any], answer: Answer, field: str) -> Response:
     data = [{"index": index, "object": kind, field: value} for index, value in enumerate(values)]
     head = {"id": str(uuid.uuid4()), "object": "list", "created": int(time.time()), "model": model}
     return reply({**head, "data": data, "usage": usage(answer)}, answer)
@@ -107,7 +108,7 @@ def made(kind: str, model: str, values: Sequence[Any], answer: Answer, field: st
 async def scored(service: Service, body: Score, model: str | None) -> Response:
     names, left, right = sides(body)
     length = at_most(body.truncate_prompt_tokens)
-    counted(service, right, names[1], service.limits.openai_inputs)
+    check_count(service, right, names[1], service.limits.openai_inputs)
     by_vectors = not service.has("rerank", model) and service.has("embedding", model)
     task = "embedding" if by_vectors else "rerank"
     raw = body.use_activation is False
@@ -127,7 +128,7 @@ async def scored(service: Service, body: Score, model: str | None) -> Response:
         answer = await compared(service, request, "cosine")
     else:
         answer = await ask(service, request, service.limits.openai_inputs)
-    return made("score", served.model.name, answer.answers, answer, "score")
+    return pooling_reply("score", served.model.name, answer.answers, answer, "score")
 
 
 def sides(body: Score) -> tuple[tuple[str, str], list[str], list[str]]:
@@ -181,14 +182,14 @@ async def pooled(service: Service, body: Pooling, model: str | None) -> Response
     answer = await ask(service, request, service.limits.openai_inputs)
     values: list[NDArray[np.float32]] = answer.answers
     if task == "classify":
-        values = [in_order(served.model.config.labels, one) for one in answer.answers]
+        values = [in_label_order(served.model.config.labels, one) for one in answer.answers]
     elif task == "token_embed" and by_token == "feature-extraction":
         values = [of_length_1(one[0].numpy(), raw) for one in answer.answers]
     shown: list[Any] = [as_base64(one) for one in values] if body.encoding_format == "base64" else values
-    return made("pooling", served.model.name, shown, answer, "data")
+    return pooling_reply("pooling", served.model.name, shown, answer, "data")
 
 
-def in_order(labels: Sequence[str], scores: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
+def in_label_order(labels: Sequence[str], scores: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
     """The scores of all labels in the order of the checkpoint's, `(labels)`."""
     by_label = {one["label"]: one["score"] for one in scores}
     return np.array([by_label[label] for label in labels], np.float32)

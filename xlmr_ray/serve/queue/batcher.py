@@ -331,10 +331,10 @@ class Batcher:
             loops.setdefault(ticket.done.get_loop(), []).append((ticket, error))
         for loop, own in loops.items():
             if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, own)
+                loop.call_soon_threadsafe(settle_tickets, own)
 
 
-def settle(ended: Sequence[tuple[Ticket, ServiceError | None]]) -> None:
+def settle_tickets(ended: Sequence[tuple[Ticket, ServiceError | None]]) -> None:
     for ticket, error in ended:
         if ticket.done.done():
             continue  # cancelled, or past its deadline

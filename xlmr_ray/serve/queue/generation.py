@@ -142,10 +142,10 @@ class GenerationQueue:
         self.rate = smoothed(self.rate, rate)
         loop = prompt.done.get_loop()
         if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, prompt, table, failure)
+            loop.call_soon_threadsafe(settle_prompt, prompt, table, failure)
 
 
-def settle(prompt: Prompt, table: pa.Table | None, failure: ServiceError | None) -> None:
+def settle_prompt(prompt: Prompt, table: pa.Table | None, failure: ServiceError | None) -> None:
     if prompt.done.done():
         return
     if failure is not None:

@@ -107,11 +107,11 @@ def classification(config: XLMRobertaConfig, rows: pa.Table, table: pa.Table) ->
 
 def scores_of(table: pa.Table, labels: Sequence[str]) -> NDArray[np.float32]:
     """The scores `(N, labels)` in an output of text classification that has all labels."""
-    places = {name: index for index, name in enumerate(labels)}
+    index_of = {name: index for index, name in enumerate(labels)}
     scores = np.empty((len(table), len(labels)), np.float32)
     for row, own in enumerate(table["labels"].to_pylist()):
         for one in own:
-            scores[row, places[one["label"]]] = one["score"]
+            scores[row, index_of[one["label"]]] = one["score"]
     return scores
 
 
@@ -176,8 +176,8 @@ def retrieval(rows: pa.Table, first: NDArray[np.float32], second: NDArray[np.flo
     _, opens = np.unique(code, return_index=True)
     scores = first @ second[opens].T
     own = scores[np.arange(len(code)), code]
-    place = (scores > own[:, None]).sum(1)
-    return {f"recall_at_{most}": mean_of(place < most) for most in (1, 10)}
+    rank = (scores > own[:, None]).sum(1)
+    return {f"recall_at_{most}": mean_of(rank < most) for most in (1, 10)}
 
 
 def unit_vectors(table: pa.Table) -> NDArray[np.float32]:

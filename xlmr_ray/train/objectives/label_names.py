@@ -121,8 +121,8 @@ def quoted_label(name: str) -> str:
 
 def indices(rows: pa.Table, names: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
     """The index of each row's label `(N)` among the known ones. Raises UserError for one that is none of them."""
-    places = {name: index for index, name in enumerate(known)}
-    found = np.array([places.get(name, -1) for name in names], np.int64)
+    index_of = {name: index for index, name in enumerate(known)}
+    found = np.array([index_of.get(name, -1) for name in names], np.int64)
     if (found < 0).any():
         first = int((found < 0).argmax())
         raise UserError(

@@ -88,7 +88,7 @@ class TextClassificationObjective(Objective):
             names = labels_in_order(each, before)
             weights = weights_of(job, names, np.array([each.count(name) for name in names]))
         made = with_labels(config, names, PROBLEM_TYPES[problem])
-        options = {"pairs": True, **job.options} if job.train.text_pair is not None else job.options
+        options = {"pairs": True, **job.options} if job.train.column("text_pair") is not None else job.options
         # Not bound to the folder, whose calibration is of the weights and labels as they were.
         return cls(
             TextClassification(**checked_options(TextClassification, NAME, options), config=made), problem, weights
@@ -96,7 +96,7 @@ class TextClassificationObjective(Objective):
 
     @classmethod
     def roles(cls, job: FinetuneJob) -> tuple[str, ...]:
-        return ("text",) if job.train.text_pair is None else ("text", "text_pair")
+        return ("text",) if job.train.column("text_pair") is None else ("text", "text_pair")
 
     @property
     def config(self) -> XLMRobertaConfig:

@@ -67,24 +67,24 @@ class TokenClassificationObjective(Objective):
 
     def encode(self, rows: pa.Table, tokenizer: XLMRobertaTokenizer) -> Examples:
         encoded = self.task.prepare(role_columns(rows, TokenClassification.roles), tokenizer)
-        places = {name: index for index, name in enumerate(self.config.labels)}
+        index_of = {name: index for index, name in enumerate(self.config.labels)}
         start, end = (flat(encoded[name]).to_numpy() for name in ("start", "end"))
         ends = np.concatenate([[0], np.cumsum(lengths(encoded))])
-        targets = np.where(start < 0, IGNORED, places["O"]).astype(np.int32)
+        targets = np.where(start < 0, IGNORED, index_of["O"]).astype(np.int32)
         all_spans = entities(rows)
         for window, document in enumerate(encoded["document"].to_pylist()):
             own = slice(ends[window], ends[window + 1])
             for first, last, kind in all_spans[document]:
-                if f"B-{kind}" not in places:
+                if f"B-{kind}" not in index_of:
                     raise UserError(
                         f"{at(rows, document)}: entities of kind {kind!r} are not among those that are trained"
                     )
                 inside = np.flatnonzero((end[own] > first) & (start[own] < last) & (start[own] >= 0)) + ends[window]
-                targets[inside] = places[f"I-{kind}"]
+                targets[inside] = index_of[f"I-{kind}"]
                 # In a window that begins within an entity, no token begins it.
                 if len(inside) and end[inside[0]] > first >= start[inside[0]]:
-                    targets[inside[0]] = places[f"B-{kind}"]
-        weights = np.ones(len(places)) if self.weights is None else np.array(self.weights)
+                    targets[inside[0]] = index_of[f"B-{kind}"]
+        weights = np.ones(len(index_of)) if self.weights is None else np.array(self.weights)
         each = np.where(targets == IGNORED, 0.0, weights[np.maximum(targets, 0)])
         return Examples.of(encoded, targets=targets, weights=np.add.reduceat(each, ends[:-1]))
 

@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.columns import LISTS, Columns, Problem, Rows, json_type, kept_text, role_text
+from xlmr_ray.batch.input.columns import LISTS, Columns, Problem, Rows, kept_text, role_text
 from xlmr_ray.batch.input.readers.line_shards import checked_content, cut
 from xlmr_ray.batch.input.readers.raw import BOM, MAX_ROW_BYTES, BadFile, Source, chunks, lines
 from xlmr_ray.batch.input.readers.reader import Cut, Reader
 from xlmr_ray.batch.input.shard import Shard
+from xlmr_ray.text.json_type import json_type
 
 MAX_DEPTH = 100
 MISSING = object()  # a field that is not there, unlike one that is null

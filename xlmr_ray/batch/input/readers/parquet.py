@@ -32,6 +32,7 @@ from xlmr_ray.batch.input.readers.parquet_rows import (
 from xlmr_ray.batch.input.readers.raw import CHUNK, BadFile, Source
 from xlmr_ray.batch.input.readers.reader import Cut, Reader
 from xlmr_ray.batch.input.shard import Piece, Shard
+from xlmr_ray.batch.store.filesystem import first_line
 
 BATCH_ROWS = 1024
 MAX_SHARD_BYTES = 512 << 20  # a column of one value again and again takes no room in the file; this bounds its shard
@@ -184,7 +185,7 @@ def _opened(source: Source, *, unit: str = "us", ahead: bool = True) -> pq.Parqu
     except _ERRORS as error:
         if source.failure is not None:
             raise source.failure from None
-        raise BadFile(codes.CORRUPT_FOOTER, f"the footer cannot be read: {_first_line(error)}") from None
+        raise BadFile(codes.CORRUPT_FOOTER, f"the footer cannot be read: {first_line(error)[:200]}") from None
 
 
 def _rows_of_group(
@@ -228,9 +229,5 @@ def _batches(opened: Opened, index: int, columns: Columns) -> Iterator[pa.Record
     except _ERRORS as error:
         if opened.source.failure is not None:
             raise opened.source.failure from None
-        yield f"cannot be read: {_first_line(error)}"
+        yield f"cannot be read: {first_line(error)[:200]}"
     yield "has fewer rows than the footer says"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
