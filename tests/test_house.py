@@ -18,7 +18,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part may import those before it and its own.
 ORDER = [
     {"errors"},
-    {"foreign", "stand_in", "text", "validation", "workers_path"},
+    {"foreign", "stand_in", "text", "workers_path"},
+    {"validation"},
     {"checkpoint: where it is"},
     {"config"},
     {"tokenizer"},

@@ -1,6 +1,5 @@
 """Settings files: YAML, checked by pydantic models, what is wrong in one line that names the key."""
 
-import difflib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.text.nearest import nearest_or_all
 
 Auto = Literal["auto"]
 Count = Annotated[int, Field(ge=1)]
@@ -56,9 +56,8 @@ def checked(model: type[M], content: Mapping[str, Any], where: str) -> M:
 
 def unknown_key(key: str, known: list[str]) -> PydanticCustomError:
     """For a validator of a section that looks at its keys itself."""
-    near = difflib.get_close_matches(key, known, 1)
-    there = f", did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
-    return PydanticCustomError("unknown_key", "{there}", {"key": key, "there": there})
+    hint = nearest_or_all(key, known, "there are:")
+    return PydanticCustomError("unknown_key", "{hint}", {"key": key, "hint": hint})
 
 
 def error_of_key(key: str, message: str) -> PydanticCustomError:
@@ -77,7 +76,7 @@ def explained(error: ValidationError, model: type[BaseModel]) -> str:
     context = first.get("ctx", {})
     key = ".".join(map(str, [*path, *([context["key"]] if "key" in context else [])]))
     if first["type"] == "unknown_key":
-        return f"unknown key {key!r}{context['there']}"
+        return f"unknown key {key!r}{context['hint']}"
     if first["type"] == "error_of_key":
         return f"{key}: {context['message']}"
     if first["type"] == "missing":

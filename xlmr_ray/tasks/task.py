@@ -2,7 +2,6 @@
 and limits need to know of it. Each task says it in its own class.
 """
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
@@ -19,6 +18,7 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.model.generation.config import GenerationConfig
 from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
 from xlmr_ray.tasks.encoded import lengths, ragged, targets_of
+from xlmr_ray.text.nearest import nearest_or_all
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 
@@ -268,11 +268,7 @@ def checked_options(cls: type[Task], task: str, options: Mapping[str, Any]) -> M
     known = [one.name for one in option_fields(cls)]
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise UserError(
-                f"task {task}: no option {name!r}"
-                + (f", did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}")
-            )
+            raise UserError(f"task {task}: no option {name!r}{nearest_or_all(name, known, 'it has')}")
     return options
 
 

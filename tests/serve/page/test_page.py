@@ -59,6 +59,14 @@ def opened(browser, server, task):
     assert Select(browser.find_element(By.ID, "task")).first_selected_option.text.startswith(task)
 
 
+def asked(browser, field, text):
+    """Puts a text into a field and asks."""
+    element = browser.find_element(By.ID, field)
+    element.clear()
+    element.send_keys(text)
+    browser.find_element(By.ID, "go").click()
+
+
 def answered(browser):
     waited(browser, lambda b: b.find_element(By.ID, "status").text.endswith((" ms", " tokens", "length")))
     return browser.find_element(By.ID, "result")
@@ -95,10 +103,7 @@ def unknown(tmp_path_factory):
 
 def test_a_task_that_the_page_does_not_know_by_name(browser, unknown):
     opened(browser, unknown, "token-count")
-    field = browser.find_element(By.ID, "field-text")
-    field.clear()
-    field.send_keys("Everyone has the right to life.")
-    browser.find_element(By.ID, "go").click()
+    asked(browser, "field-text", "Everyone has the right to life.")
     shown = answered(browser).find_element(By.CSS_SELECTOR, ".facts").text
     tokenizer = transformers.AutoTokenizer.from_pretrained(unknown.service.models["mini"].folder)
     expected = len(tokenizer("Everyone has the right to life.")["input_ids"])
@@ -147,10 +152,7 @@ def test_the_perplexity_of_a_text_without_tokens(browser, server, task):
 
 def test_the_curl_line_gives_the_same_answer(browser, server, tmp_path):
     opened(browser, server, "text-classification")
-    field = browser.find_element(By.ID, "field-text")
-    field.clear()
-    field.send_keys("It's everyone's right.")
-    browser.find_element(By.ID, "go").click()
+    asked(browser, "field-text", "It's everyone's right.")
     answered(browser)
     line = browser.find_element(By.ID, "curl").get_attribute("textContent")
     shown = json.loads(browser.find_element(By.ID, "json").get_attribute("textContent"))
@@ -203,10 +205,7 @@ def test_marks_stand_where_the_characters_do(browser, server):
 
 def test_markup_in_a_text_stays_text(browser, server):
     opened(browser, server, "embedding")
-    field = browser.find_element(By.ID, "field-texts")
-    field.clear()
-    field.send_keys("<img src=x onerror=document.title='broken'>\n<b>bold</b>")
-    browser.find_element(By.ID, "go").click()
+    asked(browser, "field-texts", "<img src=x onerror=document.title='broken'>\n<b>bold</b>")
     result = answered(browser)
     assert "<b>bold</b>" in result.text
     assert not result.find_elements(By.CSS_SELECTOR, "img, b")
@@ -215,10 +214,7 @@ def test_markup_in_a_text_stays_text(browser, server):
 
 def test_a_mistake_is_said_in_the_page(browser, server):
     opened(browser, server, "fill-mask")
-    field = browser.find_element(By.ID, "field-text")
-    field.clear()
-    field.send_keys("no mask here")
-    browser.find_element(By.ID, "go").click()
+    asked(browser, "field-text", "no mask here")
     error = waited(browser, lambda b: b.find_element(By.CSS_SELECTOR, "#result .error"))
     assert error.text.startswith("422:")
     assert "mask" in error.text

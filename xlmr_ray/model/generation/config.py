@@ -1,6 +1,5 @@
 """How text is generated: the settings of `generate` by transformers' names, and the file of a checkpoint's own."""
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -9,6 +8,7 @@ from typing import Any, Self
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
+from xlmr_ray.text.nearest import nearest_or_all
 
 FILE = "generation_config.json"
 
@@ -131,11 +131,7 @@ class GenerationConfig:
         known = [f.name for f in fields(self)]
         for name in settings:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                raise UserError(
-                    f"generate has no setting {name!r}"
-                    + (f", did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}")
-                )
+                raise UserError(f"generate has no setting {name!r}{nearest_or_all(name, known, 'it has')}")
         return replace(self, **settings)
 
     @classmethod
