@@ -73,6 +73,6 @@ def string_headers(headers: Mapping[str, str]) -> dict[str, Any]:
 
 def with_names_of_tasks(document: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI document, in which a body is called as the task that it asks for: generated clients have the name."""
-    text = re.sub(r'"(#/components/schemas/)?(\w+)Body"', r'"\1\2"', json.dumps(document))
+    text = re.sub(r'"(#/components/schemas/)?([A-Z]\w+)Body"', r'"\1\2"', json.dumps(document))
     renamed: dict[str, Any] = json.loads(text)
     return renamed
