@@ -1,6 +1,7 @@
 """What sentence-transformers folders ask for beyond pooling: sentence-transformers' own vectors are the oracle."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,14 @@ def test_an_adapter_beside_a_whole_model(folder: Path, task: str) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"adapter_config.json beside model.safetensors: .* merge it into its model"):
         pipeline(task, model=folder)
+
+
+def test_the_model_in_a_folder_inside(folder: Path, tmp_path: Path) -> None:
+    """As sentence-transformers saved until 2020, and reads to this day."""
+    inner = tmp_path / "older" / "0_Transformer"
+    shutil.copytree(folder, inner, ignore=shutil.ignore_patterns("modules.json", "1_*", "2_*", "older"))
+    for name in ("1_Pooling", "2_Normalize"):
+        shutil.copytree(folder / name, tmp_path / "older" / name)
+    modules = json.loads((folder / "modules.json").read_text())
+    write(tmp_path / "older", "modules.json", [modules[0] | {"path": "0_Transformer"}, *modules[1:]])
+    equal(ours(tmp_path / "older"), theirs(tmp_path / "older"))

@@ -48,8 +48,10 @@ def has_adapter(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of `config.json`. Raises UserError when it is absent, no JSON object, or another architecture's."""
-    path = folder / "config.json"
+    """The content of `config.json`, in the folder or in that of its model. Raises UserError when it is absent, no JSON
+    object, or another architecture's.
+    """
+    path = model_folder(folder) / "config.json"
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise UserError(f"{folder}: no config.json, so this is no model folder; it holds {found}")
