@@ -13,8 +13,7 @@ from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols.body import Body, ForModel, Model, Refused, Several
 from xlmr_ray.serve.protocols.cohere import error_body
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import embedded, prompt_for
-from xlmr_ray.serve.protocols.openai import in_encoding
+from xlmr_ray.serve.protocols.embeddings import embedded, in_encoding, prompt_for
 from xlmr_ray.serve.protocols.reply import reply
 from xlmr_ray.serve.protocols.responses import CohereError, CohereVectors
 from xlmr_ray.serve.requests import ErrorBody, Invalid

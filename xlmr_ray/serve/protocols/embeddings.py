@@ -1,7 +1,9 @@
 """Vectors and how near they are, for the protocols that ask for either."""
 
+import base64
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ from xlmr_ray.serve.requests import Invalid, NotFound, ServiceError
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.task_request import TaskRequest
 from xlmr_ray.tasks.sentence_similarity import similarities
+from xlmr_ray.tasks.vector_precision import BITS, stored
 
 # What prompts are called for each type of input, the likelier first.
 QUERY, PASSAGE = ("query", "search_query"), ("passage", "document", "search_document")
@@ -147,3 +150,15 @@ async def compared(service: Service, request: TaskRequest, measure: str) -> Answ
     cut = set(cut_indices(answer))
     truncated = [one in cut or other in cut for one, other in zip(first, second, strict=True)]
     return replace(answer, answers=await service.in_pool(scores), table=pa.table({"truncated": truncated}))
+
+
+def as_base64(vector: Any) -> str:
+    """Little-endian fp32."""
+    return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
+
+
+def in_encoding(vectors: NDArray[Any], kind: str) -> Any:
+    """Vectors `(N, width)` as Cohere's and Jina's clients ask for them; 8 bits a number are as they were computed."""
+    if kind == "base64":
+        return [as_base64(vector) for vector in vectors]
+    return stored(vectors, kind, None) if kind in BITS else vectors

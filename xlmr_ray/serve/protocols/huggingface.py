@@ -16,9 +16,8 @@ from xlmr_ray.serve.protocols import task_bodies as bodies
 from xlmr_ray.serve.protocols.any_task import add_route
 from xlmr_ray.serve.protocols.body import Model
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import embedded
+from xlmr_ray.serve.protocols.embeddings import as_base64, embedded
 from xlmr_ray.serve.protocols.info import Info, info
-from xlmr_ray.serve.protocols.openai import as_base64
 from xlmr_ray.serve.protocols.reply import ask, check_count, in_parameters, reply
 from xlmr_ray.serve.protocols.tei import error_body, nearness
 from xlmr_ray.serve.requests import ErrorBody, Invalid

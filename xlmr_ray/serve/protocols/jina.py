@@ -12,8 +12,8 @@ from pydantic import Field
 from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols.body import Body, ForModel, Model, Several
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import prompt_among
-from xlmr_ray.serve.protocols.openai import in_encoding, usage
+from xlmr_ray.serve.protocols.embeddings import in_encoding, prompt_among
+from xlmr_ray.serve.protocols.openai import usage
 from xlmr_ray.serve.protocols.reply import ask, reply
 from xlmr_ray.serve.protocols.responses import JinaError, MultiVectors
 from xlmr_ray.serve.requests import ErrorBody, ServiceError

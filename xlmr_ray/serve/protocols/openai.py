@@ -1,6 +1,5 @@
 """OpenAI's embeddings and list of models."""
 
-import base64
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -8,7 +7,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import Response
-from numpy.typing import NDArray
 from pydantic import Field
 
 from xlmr_ray.serve.answer import Answer
@@ -17,7 +15,7 @@ from xlmr_ray.serve.models import Model as Resident
 from xlmr_ray.serve.models import Served
 from xlmr_ray.serve.protocols.body import Cut, Direction, ForModel, Model
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import embedded, given_texts, prompt_for
+from xlmr_ray.serve.protocols.embeddings import as_base64, embedded, given_texts, prompt_for
 from xlmr_ray.serve.protocols.reply import reply
 from xlmr_ray.serve.protocols.responses import ModelCard, ModelCards, OpenAIError, Vectors
 from xlmr_ray.serve.protocols.tei_bodies import Inputs
@@ -25,7 +23,7 @@ from xlmr_ray.serve.requests import ErrorBody, Invalid, ServiceError
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 from xlmr_ray.serve.task_request import Cutting, TaskRequest
-from xlmr_ray.tasks.vector_precision import BITS, FLOATS, stored
+from xlmr_ray.tasks.vector_precision import FLOATS
 
 BEGAN = int(time.time())
 TRUNCATE = "truncate: true"
@@ -170,15 +168,3 @@ def at_most(tokens: int | None) -> int | None:
 
 def has_ids(inputs: str | list[str] | list[int] | list[list[int]]) -> bool:
     return not isinstance(inputs, str) and any(not isinstance(one, str) for one in inputs)
-
-
-def as_base64(vector: Any) -> str:
-    """Little-endian fp32."""
-    return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
-
-
-def in_encoding(vectors: NDArray[Any], kind: str) -> Any:
-    """Vectors `(N, width)` as Cohere's and Jina's clients ask for them; 8 bits a number are as they were computed."""
-    if kind == "base64":
-        return [as_base64(vector) for vector in vectors]
-    return stored(vectors, kind, None) if kind in BITS else vectors

@@ -15,8 +15,8 @@ from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols.body import Cut, Direction, ForModel, Model, Texts
 from xlmr_ray.serve.protocols.documented import documented
-from xlmr_ray.serve.protocols.embeddings import compared
-from xlmr_ray.serve.protocols.openai import as_base64, at_most, error_body, texts_given, usage
+from xlmr_ray.serve.protocols.embeddings import as_base64, compared
+from xlmr_ray.serve.protocols.openai import at_most, error_body, texts_given, usage
 from xlmr_ray.serve.protocols.reply import ask, check_count, reply
 from xlmr_ray.serve.protocols.responses import OpenAIError, Poolings, Scores
 from xlmr_ray.serve.protocols.tei_bodies import Inputs
