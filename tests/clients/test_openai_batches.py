@@ -16,8 +16,10 @@ import uvicorn
 
 from tests.clients.conftest import TEXTS
 from xlmr_ray import pipeline
+from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.serve.app import build_app
 from xlmr_ray.serve.batches import shelf
+from xlmr_ray.serve.batches.shelf import Shelf
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 
@@ -25,13 +27,14 @@ ENDPOINT: Literal["/v1/embeddings"] = "/v1/embeddings"
 
 
 @contextmanager
-def served(folder: Path | None) -> Iterator[str]:
+def served(folder: Path | str | None, **limits: Any) -> Iterator[str]:
     """A service over HTTP that keeps its batches in the folder."""
     settings = ServeSettings.model_validate(
         {
             "models": [{"model": "embedded:mini", "tasks": ["embedding"]}],
             "engine": {"threads": 1, "tokenizers": 1},
-            "batches": {} if folder is None else {"folder": str(folder), "lines": 1000, "file_bytes": 200_000},
+            "limits": limits,
+            "batches": {"folder": folder and str(folder), "lines": 1000, "file_bytes": 200_000, "upload_s": 2},
         }
     )
     service = Service.load(settings)
@@ -134,19 +137,30 @@ def test_interactive_requests_come_first(client: openai.OpenAI) -> None:
         client.batches.cancel(batch.id)
 
 
-def test_it_goes_on_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_it_goes_on_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.setattr(shelf, "CLAIM_S", 0.5)
-    with served(tmp_path) as url:
+    kept: str = str(tmp_path)
+    if where == "bucket":
+        store = request.getfixturevalue("seaweed")
+        kept = store.new_folder()
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+    with served(kept) as url:
         client = client_of(url)
         batch = started(client, requests_of([f"{n} " + "many words " * 60 for n in range(200)], truncate=True))
         while (counts := client.batches.retrieve(batch.id).request_counts) is None or not counts.completed:
             time.sleep(0.02)
-    kept = {one.name for one in (tmp_path / "batches" / batch.id / "parts").iterdir()}
-    assert 0 < len(kept) < 4
-    with served(tmp_path) as url:
-        done = ended(client_of(url), batch.id)
+    assert 0 < len(list(open_store(kept).list(f"batches/{batch.id}/parts/"))) < 4
+    with served(kept) as url:
+        client = client_of(url)
+        done = ended(client, batch.id)
         assert done.status == "completed"
-        assert lines_of(client_of(url), done.output_file_id).keys() == {f"r{n}" for n in range(200)}
+        assert lines_of(client, done.output_file_id).keys() == {f"r{n}" for n in range(200)}
+        assert [one.id for one in client.batches.list()] == [batch.id]
+        assert {one.id for one in client.files.list()} == {batch.input_file_id, done.output_file_id}
 
 
 WRONG = {
@@ -188,6 +202,60 @@ def test_what_is_refused(client: openai.OpenAI) -> None:
 
 def test_without_a_folder() -> None:
     with served(None) as url:
-        answer = httpx.get(f"{url}/v1/batches")
-        assert answer.status_code == 404
-        assert answer.json()["error"]["message"] == "this service keeps no files: its settings name no batches.folder"
+        for path in ("batches", "files", "files/a", "batches/a"):
+            answer = httpx.get(f"{url}/v1/{path}")
+            assert answer.status_code == 404
+            error = answer.json()["error"]
+            assert error["message"] == "this service keeps no files: its settings name no batches.folder"
+            assert (error["code"], error["type"]) == ("not_found", "not_found_error")
+
+
+def test_the_time_of_an_upload_and_a_store_that_fails(tmp_path: Path) -> None:
+    """Not `limits.request_s` ends an upload, but `batches.upload_s`; a store that is away is said, as what may be tried
+    again.
+    """
+    line = requests_of(["a"]).getvalue()
+
+    def slowly(parts: int) -> Iterator[bytes]:
+        yield b'--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x\r\n'
+        yield b'content-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        for _ in range(parts):
+            time.sleep(0.3)
+            yield line
+        yield b"\r\n--x--\r\n"
+
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    with served(tmp_path / "kept", request_s=0.3) as url:
+        answer = httpx.post(f"{url}/v1/files", content=slowly(2), headers=kind)
+        assert (answer.status_code, answer.json()["bytes"]) == (200, 2 * len(line))
+        answer = httpx.post(f"{url}/v1/files", content=slowly(8), headers=kind)
+        assert answer.status_code == 408
+        assert answer.json()["error"]["message"] == "the request took more than 2 s"
+        client = client_of(url)
+        (tmp_path / "kept").rename(tmp_path / "away")
+        (tmp_path / "kept").write_text("a file in the folder's place")
+        with pytest.raises(openai.InternalServerError, match="the store of files and batches fails") as failed:
+            client.files.create(file=("a.jsonl", b"x"), purpose="batch")
+        assert failed.value.status_code == 503
+        (tmp_path / "kept").unlink()
+        (tmp_path / "away").rename(tmp_path / "kept")
+        assert len(client.files.list().data) == 1
+
+
+def test_lists_read_what_they_show(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [started(client, io.BytesIO(b"{")) for _ in range(5)]
+    read: list[str] = []
+    for name in ("batch", "file"):
+        plain = getattr(Shelf, name)
+        monkeypatch.setattr(Shelf, name, lambda self, one, plain=plain: read.append(one) or plain(self, one))
+    batches = client.batches.list(limit=2)
+    assert [one.id for one in batches.data] == read == [made[4].id, made[3].id]
+    assert [one.id for one in batches.get_next_page().data] == [made[2].id, made[1].id]
+    assert len(read) == 4
+    read.clear()
+    files = client.files.list(limit=2, purpose="batch")
+    assert [one.id for one in files.data] == read == [made[4].input_file_id, made[3].input_file_id]
+    assert [one.id for one in files.get_next_page().data] == [made[2].input_file_id, made[1].input_file_id]
+    assert {one.purpose for one in client.files.list(purpose="batch_output", order="asc")} <= {"batch_output"}
+    with pytest.raises(openai.NotFoundError, match="nothing is called"):
+        client.batches.list(after="batch_none")

@@ -21,6 +21,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from xlmr_ray.serve.app import build_app, compute_batches
+from xlmr_ray.serve.batches.shelf import shelf_of
 from xlmr_ray.serve.keys import Keys
 from xlmr_ray.serve.logs import log_as_json, log_stream
 from xlmr_ray.serve.metrics import TABLE, Metrics, ServiceMetric
@@ -151,9 +152,13 @@ class Replica:
             await asyncio.to_thread(service.replace_models, new)
             self.service, self.routes = service, build_app(service, new)
             self.start(self.tell(service))
-            self.start(compute_batches(self.__serve_build_asgi_app__(), service))
+            self.computing = self.start(compute_batches(self.__serve_build_asgi_app__(), service))
             return
         old, self.service.settings = self.service.settings, new
+        if (old.batches, old.limits.json_depth) != (new.batches, new.limits.json_depth):
+            self.computing.cancel()
+            self.service.shelf = shelf_of(new)
+            self.computing = self.start(compute_batches(self.__serve_build_asgi_app__(), self.service))
         if (old.models, old.engine) != (new.models, new.engine) or self.service.failure:
             self.start(self.replace(self.service, new))
         elif old.cors != new.cors:
@@ -174,10 +179,11 @@ class Replica:
             service.tell_state()
             await asyncio.sleep(STATE_S)
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        return task
 
     async def check_health(self) -> None:
         """Ray Serve replaces a replica for which this raises."""

@@ -21,6 +21,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.serve.batches.shelf import check_shelf
 from xlmr_ray.serve.deployment import BACKPRESSURE, DEPLOYMENT, FOLDER_VARIABLE, ongoing
 from xlmr_ray.serve.haproxy import HAProxy, listener, netloc
 from xlmr_ray.serve.keys import Keys
@@ -76,12 +77,18 @@ def run_service(settings: ServeSettings, again: Callable[[], ServeSettings], say
     and put in force without a pause. Raises UserError for settings that do not fit, JobFailed where Ray Serve cannot
     start them.
     """
-    check_models(settings)
-    Keys(settings.keys)
+    check(settings)
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         serve_on_cluster(settings, again, say)
     else:
         serve_on_own(settings, again, say)
+
+
+def check(settings: ServeSettings) -> None:
+    """Raises UserError for what could not be served."""
+    check_models(settings)
+    Keys(settings.keys)
+    check_shelf(settings)
 
 
 def serve_on_own(settings: ServeSettings, again: Callable[[], ServeSettings], say: Callable[[str], None]) -> None:
@@ -201,8 +208,7 @@ def renew(again: Callable[[], ServeSettings], say: Callable[[str], None], stoppe
     """Other settings for the service that runs; those that do not fit change nothing."""
     try:
         new = again()
-        check_models(new)
-        Keys(new.keys)
+        check(new)
         deploy(new, stopped)
     except (UserError, JobFailed) as error:
         say(f"the settings stay as they were: {error}")

@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.errors import UserError
 from xlmr_ray.serve.answer import Answer
-from xlmr_ray.serve.batches.shelf import Shelf
+from xlmr_ray.serve.batches.shelf import shelf_of
 from xlmr_ray.serve.bound_tasks import BoundTasks
 from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_overlap, check_whole
 from xlmr_ray.serve.metrics import HEALTHY, MODEL, QUEUE_REQUESTS, QUEUE_TOKENS, READY, Metrics
@@ -56,10 +55,7 @@ class Service:
         self.failure: str | None = None  # why the models that were asked for last are not those that are resident
         self._replacing = threading.Lock()
         self.bound = BoundTasks()
-        kept = settings.batches
-        self.shelf: Shelf | None = None
-        if kept.folder is not None:
-            self.shelf = Shelf(open_store(kept.folder), kept.lines, settings.limits.json_depth)
+        self.shelf = shelf_of(settings)
         self.batches_changed: Callable[[], None] = lambda: None  # wakes who computes them
         wanted = settings.engine.tokenizers
         self.tokenizers = min(MOST_TOKENIZERS, os.cpu_count() or 1) if wanted == "auto" else wanted

@@ -3,13 +3,16 @@
 import io
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from xlmr_ray.batch.store.local import LocalStore
-from xlmr_ray.serve.batches.shelf import CLAIM_S, Answered, Shelf
+from xlmr_ray.errors import UserError
+from xlmr_ray.serve.batches.shelf import ABANDONED_S, CLAIM_S, Answered, Shelf, check_shelf
 from xlmr_ray.serve.requests import NotFound
+from xlmr_ray.serve.settings import ServeSettings
 
 ENDPOINT = "/v1/embeddings"
 
@@ -74,3 +77,43 @@ def test_a_name_that_is_none(tmp_path: Path, name: str) -> None:
     for look in (shelf(tmp_path).file, shelf(tmp_path).content, shelf(tmp_path).batch, shelf(tmp_path).delete_file):
         with pytest.raises(NotFound, match="no file or batch"):
             look(name)
+
+
+@pytest.mark.parametrize("written", range(5))
+def test_a_death_while_a_batch_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int) -> None:
+    """After so many of its four writes: it is there and will be computed, or it is not there at all."""
+    one, write, left = shelf(tmp_path), Shelf.write, [written]
+
+    def dying(self: Shelf, key: str, value: object) -> None:
+        if not key.startswith("files/"):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        write(self, key, value)
+
+    monkeypatch.setattr(Shelf, "write", dying)
+    with suppress(KeyboardInterrupt):
+        batch_of(one, 100)
+    there = [name for name in one.batch_names() if one.is_there(name)]
+    assert there == one.open()
+    assert len(there) == (written == 4)
+    assert len(list(one.store.list("open/"))) == (written > 0)
+    later = time.time() + ABANDONED_S + 1
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert there == one.open()
+    assert len(list(one.store.list("open/"))) == len(there)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """Is said in one line before anything starts."""
+    (tmp_path / "file").write_text("")
+    for folder, message in (
+        (str(tmp_path / "file" / "batches"), "batches.folder: .*cannot be written"),
+        ("nothing://there", "batches.folder: .*no file system for nothing://"),
+    ):
+        settings = {"models": ["embedded:mini"], "batches": {"folder": folder}}
+        with pytest.raises(UserError, match=message) as refused:
+            check_shelf(ServeSettings.model_validate(settings))
+        assert "\n" not in str(refused.value)
+    check_shelf(ServeSettings.model_validate({"models": ["embedded:mini"]}))
+    check_shelf(ServeSettings.model_validate({"models": ["embedded:mini"], "batches": {"folder": "memory://batches"}}))

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Scope
 
+from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.serve.batches.shelf import CLAIM_S, Answered, Line, Shelf
 from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.requests import BACKGROUND, Unavailable
@@ -34,7 +35,7 @@ class BatchRunner:
             try:
                 busy = self.service.ready and not self.service.closing and await self.step()
             except Exception as error:  # the store is away for a while: what is not done is done later
-                log_failure(log, "batches", error)
+                tell("batches", error)
                 busy = False
             if not busy:
                 with suppress(TimeoutError):
@@ -49,7 +50,7 @@ class BatchRunner:
                     return True
             except Exception as error:
                 first = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
-                log_failure(log, f"batch {name}", first)
+                tell(f"batch {name}", first)
         return False
 
     async def advance(self, name: str) -> bool:
@@ -79,7 +80,8 @@ class BatchRunner:
             answered = Answered([text for good, text in found if good], [text for good, text in found if not good])
             await asyncio.to_thread(self.shelf.put_answers, name, number, answered)
         except BaseException:
-            self.shelf.release(name, number)
+            with suppress(Exception):  # where the store is away, too, another one waits for its time
+                await asyncio.to_thread(self.shelf.release, name, number)
             raise
         finally:
             renewing.cancel()
@@ -87,7 +89,10 @@ class BatchRunner:
     async def renewed(self, name: str, number: int) -> None:
         while True:
             await asyncio.sleep(CLAIM_S / 3)
-            await asyncio.to_thread(self.shelf.renew, name, number)
+            try:
+                await asyncio.to_thread(self.shelf.renew, name, number)
+            except Exception as error:
+                tell(f"batch {name}", error)
 
     async def answer(self, line: Line, endpoint: str) -> tuple[bool, str]:
         """Whether the request was answered, and its line."""
@@ -99,6 +104,14 @@ class BatchRunner:
         text = body.decode() if body.isascii() else json.dumps(json.loads(body))
         response = f'{{"status_code": {status}, "request_id": "{uuid.uuid4().hex}", "body": {text}}}'
         return status < 400, answer_line(line, response=response)
+
+
+def tell(what: str, error: BaseException) -> None:
+    """Logs a failure, that of a store in its own words."""
+    if isinstance(error, JobFailed | UserError):
+        log.error("%s: %s", what, error)
+    else:
+        log_failure(log, what, error)
 
 
 def answer_line(line: Line, *, response: str = "null", error: str = "null") -> str:

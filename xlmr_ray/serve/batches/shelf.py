@@ -1,9 +1,9 @@
 """Files and batches in a folder or bucket, which all replicas of a service share. What is there says how far one is:
 
     files/ID.json, files/ID       a file's description, and its content where it was uploaded
-    open/BATCH                    a batch that is not done
-    batches/BATCH/batch.json      what was asked for
+    open/BATCH                    a batch that is being made, or is not done
     batches/BATCH/chunks/N        requests, some of its lines
+    batches/BATCH/batch.json      what was asked for: from here on the batch is there
     batches/BATCH/claims/N        who computes them now, until when
     batches/BATCH/parts/N         their answers; only one writer can create it
     batches/BATCH/cancelled       that it was cancelled, when
@@ -12,6 +12,8 @@
 A replica that dies leaves a claim, which another one may take when its time is over, or when nobody has renewed it for
 as long as that by the other's own clock: those of machines differ, and jump. If both go on, one of them creates the
 part, so that each request has one line.
+
+The ids of batches begin with the time, so that their names tell the order.
 """
 
 import io
@@ -24,11 +26,16 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
 from xlmr_ray.batch.store.base import Changed, Exists, Store, create_file
+from xlmr_ray.batch.store.filesystem import scheme_of
+from xlmr_ray.batch.store.open import STORES, open_store
+from xlmr_ray.errors import UserError
 from xlmr_ray.serve.json_body import Parser
 from xlmr_ray.serve.requests import Invalid, NotFound
+from xlmr_ray.serve.settings import ServeSettings
 
 CHUNK = 64  # requests that are claimed, and whose answers are kept, together
 CLAIM_S = 60.0
+ABANDONED_S = 86_400.0  # after which a batch that was begun and is not there never will be
 LONGEST_NAME = 64  # characters of an id
 ERRORS_TOLD = 100  # of a file whose lines are wrong
 
@@ -98,10 +105,10 @@ class Shelf:
         """Raises NotFound."""
         return public(self.read(f"files/{checked_name(name)}.json", "file", name))
 
-    def files(self) -> list[dict[str, Any]]:
-        keys = [one.key for one in self.store.list("files/") if one.key.endswith(".json")]
-        # Some may be deleted meanwhile.
-        return newest([public(described) for key in keys if (described := self.maybe(key)) is not None])
+    def file_names(self) -> list[str]:
+        """The newest first."""
+        found = sorted((-one.modified, one.key) for one in self.store.list("files/") if one.key.endswith(".json"))
+        return [key.removeprefix("files/").removesuffix(".json") for _, key in found]
 
     def content(self, name: str) -> Iterator[bytes]:
         """The pieces of a file's content. Raises NotFound, at once."""
@@ -124,7 +131,7 @@ class Shelf:
         """A batch of the requests in a file, which are checked first: one that is wrong fails at once."""
         self.file(file)
         lines, errors = self.checked(b"".join(self.content(file)), endpoint)
-        name, now = f"batch_{secrets.token_hex(12)}", int(time.time())
+        name, now = f"batch_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}", int(time.time())
         chunks = [lines[first : first + CHUNK] for first in range(0, len(lines), CHUNK)] if not errors else []
         asked = {
             "id": name,
@@ -136,13 +143,13 @@ class Shelf:
             "lines": len(lines),
             "chunks": len(chunks),
         }
-        for number, chunk in enumerate(chunks):
-            self.write(f"batches/{name}/chunks/{number}", [[one.custom_id, one.body] for one in chunk])
         if errors:
             self.write(f"batches/{name}/done.json", {"status": "failed", "at": now, "errors": errors})
-        self.write(f"batches/{name}/batch.json", asked)
-        if not errors:
+        else:
             self.write(f"open/{name}", now)
+        for number, chunk in enumerate(chunks):
+            self.write(f"batches/{name}/chunks/{number}", [[one.custom_id, one.body] for one in chunk])
+        self.write(f"batches/{name}/batch.json", asked)
         return self.batch(name)
 
     def checked(self, data: bytes, endpoint: str) -> tuple[list[Line], list[dict[str, Any]]]:
@@ -215,9 +222,12 @@ class Shelf:
             "metadata": asked["metadata"],
         }
 
-    def batches(self) -> list[dict[str, Any]]:
-        names = self.store.folders("batches/")
-        return newest([self.batch(one) for one in names if self.store.head(f"batches/{one}/batch.json")])
+    def batch_names(self) -> list[str]:
+        """The newest first, also some that are being made."""
+        return list(self.store.folders("batches/"))[::-1]
+
+    def is_there(self, name: str) -> bool:
+        return self.store.head(f"batches/{name}/batch.json") is not None
 
     def cancel(self, name: str) -> dict[str, Any]:
         """Raises NotFound, and Invalid where the batch has ended."""
@@ -231,7 +241,13 @@ class Shelf:
 
     def open(self) -> list[str]:
         """The batches that are not done, the oldest first."""
-        return [one.key.rpartition("/")[2] for one in sorted(self.store.list("open/"), key=lambda one: one.modified)]
+        names = []
+        for one in sorted(self.store.list("open/"), key=lambda one: one.modified):
+            if self.is_there(name := one.key.rpartition("/")[2]):
+                names.append(name)
+            elif time.time() - (self.maybe(one.key) or 0) > ABANDONED_S:  # who made it died
+                self.store.delete(one.key)
+        return names
 
     def claim(self, name: str) -> int | None:
         """A chunk that nobody computes, claimed for `CLAIM_S` seconds; None where there is none."""
@@ -343,6 +359,24 @@ class Shelf:
         return True
 
 
+def shelf_of(settings: ServeSettings) -> Shelf | None:
+    """Where the settings keep files and batches. Raises UserError for an address that is none."""
+    kept = settings.batches
+    if kept.folder is None:
+        return None
+    store = open_store(kept.folder, at_least_once=scheme_of(kept.folder) not in STORES)
+    return Shelf(store, kept.lines, settings.limits.json_depth)
+
+
+def check_shelf(settings: ServeSettings) -> None:
+    """Raises UserError where the settings name a folder that cannot be written."""
+    try:
+        if (shelf := shelf_of(settings)) is not None:
+            shelf.store.probe()
+    except UserError as error:
+        raise UserError(f"batches.folder: {error}") from None
+
+
 def checked_name(name: str) -> str:
     """A name that leads nowhere else. Raises NotFound."""
     if len(name) > LONGEST_NAME or not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
@@ -354,8 +388,9 @@ def public(described: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in described.items() if key not in ("batch", "kind")}
 
 
-def newest(all_of_them: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(all_of_them, key=lambda one: (one["created_at"], one["id"]), reverse=True)
+def purpose_of(file: str) -> str:
+    """The purpose of a file of this name."""
+    return "batch_output" if file.startswith(("file-output-", "file-errors-")) else "batch"
 
 
 def wrong(line: int | None, code: str, message: str) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """OpenAI's files and batches: a file of requests in, one of answers and one of errors out."""
 
-from typing import Annotated, Any, Literal
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -8,13 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from xlmr_ray.serve.batches.shelf import Shelf
+from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.serve.batches.shelf import Shelf, purpose_of
 from xlmr_ray.serve.json_body import JsonRoute
 from xlmr_ray.serve.protocols.openai import error_body
-from xlmr_ray.serve.requests import ErrorBody, Invalid, NotFound
+from xlmr_ray.serve.requests import ErrorBody, Invalid, NotFound, Unavailable
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 ENDPOINTS = ("/v1/embeddings", "/v1/rerank", "/v1/embed")
 MOST = 100  # of a list
 
@@ -44,7 +51,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
 
     @routes.post("/v1/files", summary="Upload a file of requests")
     async def upload(request: Request) -> JSONResponse:
-        kept = shelf()
+        kept = shelf()  # before the file is read
         form = await request.form(max_files=1, max_fields=16)
         file, purpose = form.get("file"), form.get("purpose")
         if not isinstance(file, UploadFile):
@@ -52,7 +59,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         if purpose != "batch":
             raise Invalid("purpose", "expected batch")
         name = (file.filename or "requests.jsonl")[:256]
-        return JSONResponse(await run_in_threadpool(kept.add_file, file.file, name, purpose))
+        return JSONResponse(await stored(kept.add_file, file.file, name, purpose))
 
     @routes.get("/v1/files", summary="The files")
     async def files(
@@ -61,58 +68,79 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         purpose: str | None = None,
         order: Literal["asc", "desc"] = "desc",
     ) -> JSONResponse:
-        found = [one for one in await run_in_threadpool(shelf().files) if purpose in (None, one["purpose"])]
-        return JSONResponse(page_of_list(found if order == "desc" else found[::-1], after, limit))
+        kept = shelf()
+
+        def shown() -> dict[str, Any]:
+            names = [name for name in kept.file_names() if purpose in (None, purpose_of(name))]
+            return page_of_list(names if order == "desc" else names[::-1], kept.file, after, limit)
+
+        return JSONResponse(await stored(shown))
 
     @routes.get("/v1/files/{name}", summary="A file's description")
     async def file(name: str) -> JSONResponse:
-        return JSONResponse(await run_in_threadpool(shelf().file, name))
+        return JSONResponse(await stored(shelf().file, name))
 
     @routes.get("/v1/files/{name}/content", summary="A file's content")
     async def content(name: str) -> Response:
-        return StreamingResponse(await run_in_threadpool(shelf().content, name), media_type="application/jsonl")
+        return StreamingResponse(await stored(shelf().content, name), media_type="application/jsonl")
 
     @routes.delete("/v1/files/{name}", summary="Delete a file")
     async def delete(name: str) -> JSONResponse:
-        await run_in_threadpool(shelf().delete_file, name)
+        await stored(shelf().delete_file, name)
         return JSONResponse({"id": name, "object": "file", "deleted": True})
 
     @routes.post("/v1/batches", summary="Compute the requests of a file")
     async def create(body: NewBatch) -> JSONResponse:
-        made = await run_in_threadpool(
-            shelf().add_batch, body.endpoint, body.input_file_id, body.completion_window, body.metadata
-        )
+        made = await stored(shelf().add_batch, body.endpoint, body.input_file_id, body.completion_window, body.metadata)
         service.batches_changed()
         return JSONResponse(made)
 
     @routes.get("/v1/batches", summary="The batches")
     async def batches(after: str | None = None, limit: Annotated[int, Query(ge=1, le=MOST)] = 20) -> JSONResponse:
-        return JSONResponse(page_of_list(await run_in_threadpool(shelf().batches), after, limit))
+        kept = shelf()
+        return JSONResponse(await stored(lambda: page_of_list(kept.batch_names(), kept.batch, after, limit)))
 
     @routes.get("/v1/batches/{name}", summary="How far a batch is")
     async def batch(name: str) -> JSONResponse:
-        return JSONResponse(await run_in_threadpool(shelf().batch, name))
+        return JSONResponse(await stored(shelf().batch, name))
 
     @routes.post("/v1/batches/{name}/cancel", summary="Compute no more of a batch")
     async def cancel(name: str) -> JSONResponse:
-        found = await run_in_threadpool(shelf().cancel, name)
+        found = await stored(shelf().cancel, name)
         service.batches_changed()
         return JSONResponse(found)
 
     return routes
 
 
-def page_of_list(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
-    """Those behind the one of the id `after`. Raises NotFound where that is not there."""
-    names = [one["id"] for one in found]
+async def stored(work: Callable[..., T], *arguments: Any) -> T:
+    """What the store of files and batches gives, in a thread. Raises Unavailable where it fails; the log says why."""
+    try:
+        return await run_in_threadpool(work, *arguments)
+    except (JobFailed, UserError, OSError) as error:
+        log.error("files and batches: %s", error)
+        raise Unavailable("the store of files and batches fails; the service's log says why") from None
+
+
+def page_of_list(
+    names: Sequence[str], read: Callable[[str], dict[str, Any]], after: str | None, limit: int
+) -> dict[str, Any]:
+    """At most `limit` of those behind the name `after`, and no other is read. Raises NotFound where that is not
+    there.
+    """
     if after is not None and after not in names:
         raise NotFound(f"nothing is called {after[:64]!r}", field="after")
-    first = 0 if after is None else names.index(after) + 1
-    data = found[first : first + limit]
+    data: list[dict[str, Any]] = []
+    more = False
+    for name in names[0 if after is None else names.index(after) + 1 :]:
+        if more := len(data) == limit:
+            break
+        with suppress(NotFound):  # is being made, or was deleted since
+            data.append(read(name))
     return {
         "object": "list",
         "data": data,
         "first_id": data[0]["id"] if data else None,
         "last_id": data[-1]["id"] if data else None,
-        "has_more": first + limit < len(found),
+        "has_more": more,
     }

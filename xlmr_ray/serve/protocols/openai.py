@@ -27,7 +27,7 @@ from xlmr_ray.tasks.vector_precision import FLOATS
 
 BEGAN = int(time.time())
 TRUNCATE = "truncate: true"
-CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
+CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 TYPES = {401: "authentication_error", 408: "timeout", 429: "requests", 404: "not_found_error"}
 
 
@@ -60,12 +60,13 @@ class Embeddings(ForModel):
 
 def error_body(error: ServiceError) -> Mapping[str, Any]:
     server = error.status >= 500 or error.status == 424
+    no_model = error.status == 404 and error.field in ("model", "task")
     return {
         "error": {
             "message": str(error),
             "type": "server_error" if server else TYPES.get(error.status, "invalid_request_error"),
             "param": error.field,
-            "code": CODES.get(error.status, error.kind),
+            "code": "model_not_found" if no_model else CODES.get(error.status, error.kind),
         }
     }
 
