@@ -3,9 +3,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.serve.front import ONE, TWO, Served, two_services
 from tests.serve.server import MODELS, save_causal
 from xlmr_ray.serve.service import Service
 from xlmr_ray.serve.settings import ServeSettings
+
+
+@pytest.fixture(scope="package")
+def services() -> Iterator[tuple[Served, Served]]:
+    """Two of them behind their fronts."""
+    with two_services(ONE, TWO) as both:
+        yield both
+
+
+@pytest.fixture
+def one(services: tuple[Served, Served]) -> Served:
+    return services[0]
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,32 @@ import psutil
 from xlmr_ray.checkpoint.files import resolve
 
 BIN = Path(sys.executable).parent / "xlmr-ray"
+ENGINE = {"threads": 1, "tokenizers": 1}
+REPLICAS = {"cpus": 0.5, "health_check_period_s": 1.0}
+# The tests of one client's connections take 127.0.0.2 and others' addresses for themselves.
+HTTP = {"client_connections": 100, "header_s": 2}
+ONE = {
+    "models": [
+        {
+            "model": "mini",
+            "name": "one",
+            "tasks": ["text-classification", "embedding", "sentence-similarity", "feature-extraction"],
+        },
+        "embedded:mini/heads/answers",
+        "embedded:mini/heads/relevance",
+        {"model": "embedded:mini/heads/entailment", "tasks": ["zero-shot-classification"]},
+    ],
+    "engine": ENGINE,
+    "replicas": REPLICAS,
+    "http": HTTP,
+    "cors": {"origins": ["https://example.org"]},
+    "batches": {"folder": "batches"},
+}
+TWO = {
+    "models": [{"model": "embedded:mini/heads/entailment", "name": "two", "tasks": ["text-classification"]}],
+    "engine": ENGINE,
+    "replicas": REPLICAS,
+}
 
 
 @dataclass
@@ -146,3 +172,10 @@ def until(true: Any, seconds: float = 60) -> None:
     while not true():
         assert time.monotonic() < end, f"not so within {seconds} s"
         time.sleep(0.1)
+
+
+def answers_503(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready").status_code == 503
+    except httpx.HTTPError:
+        return False

@@ -16,40 +16,12 @@ import httpx
 import psutil
 import pytest
 
-from tests.serve.front import Served, start, stop, two_services, until
+from tests.serve.front import HTTP, TWO, answers_503, start, stop, until
 
 pytestmark = pytest.mark.timeout(400)
 
 TEXT = "Everyone has the right to life."
 BODY = {"inputs": TEXT, "parameters": {"top_k": 1}}
-ENGINE = {"threads": 1, "tokenizers": 1}
-REPLICAS = {"cpus": 0.5, "health_check_period_s": 1.0}
-# The tests of one client's connections take 127.0.0.2 and others' addresses for themselves.
-HTTP = {"client_connections": 100, "header_s": 2}
-ONE = {
-    "models": [{"model": "mini", "name": "one", "tasks": ["text-classification", "embedding"]}],
-    "engine": ENGINE,
-    "replicas": REPLICAS,
-    "http": HTTP,
-    "cors": {"origins": ["https://example.org"]},
-    "batches": {"folder": "batches"},
-}
-TWO = {
-    "models": [{"model": "embedded:mini/heads/entailment", "name": "two", "tasks": ["text-classification"]}],
-    "engine": ENGINE,
-    "replicas": REPLICAS,
-}
-
-
-@pytest.fixture(scope="module")
-def services():
-    with two_services(ONE, TWO) as both:
-        yield both
-
-
-@pytest.fixture
-def one(services) -> Served:
-    return services[0]
 
 
 def label(url: str, client: httpx.Client) -> httpx.Response:
@@ -317,6 +289,22 @@ def test_a_body_of_60_mb(one):
     assert replica.memory_info().rss < 1.1 * before
 
 
+def test_the_rest_of_a_refused_body_is_not_waited_for(one):
+    """Of a client that goes on to send: the connection ends with the answer."""
+    with socket.create_connection(("127.0.0.1", one.port), timeout=20) as connection:
+        connection.sendall(b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: 60000000\r\n\r\n" + b"a" * 70_000)
+        assert connection.recv(12) == b"HTTP/1.1 413"
+        ended = False
+        for _ in range(20):
+            time.sleep(0.25)
+            try:
+                connection.sendall(b"a" * 1000)
+            except ConnectionError:
+                ended = True
+                break
+        assert ended
+
+
 @pytest.mark.parametrize("count", [300, pytest.param(4200, marks=pytest.mark.slow)])
 def test_half_sent_requests_stop_nobody(one, count):
     """From one address: those beyond its number are closed, the others are answered 408 after `header_s`."""
@@ -419,13 +407,6 @@ def test_ends_when_the_group_is_signalled(services, tmp_path: Path):
             probe.bind(("::1", two.port))
     finally:
         stop(again)
-
-
-def answers_503(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/ready").status_code == 503
-    except httpx.HTTPError:
-        return False
 
 
 def test_a_port_that_is_taken_is_one_line(services, tmp_path):

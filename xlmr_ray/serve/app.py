@@ -243,12 +243,20 @@ class Front:
         context = Context(request_id(headers.get("x-request-id")), time.monotonic() + self.service.limits.request_s)
         token = CURRENT.set(context)
         sent: list[int] = []
-        head = scope["method"] == "HEAD"
+        head, whole = scope["method"] == "HEAD", False
+
+        async def read() -> Message:
+            nonlocal whole
+            message = await receive()
+            whole = whole or not message.get("more_body")
+            return message
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 sent.append(message["status"])
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", context.id.encode())]
+                if message["status"] in (408, 413) and not whole:  # what is still to come of the body is not waited for
+                    message["headers"].append((b"connection", b"close"))
             elif head:
                 message = {**message, "body": b""}
             await send(message)
@@ -261,7 +269,7 @@ class Front:
                 try:
                     # HEAD is GET without the body, on every path.
                     inner = {**scope, "method": "GET"} if head else scope
-                    await self.serve(inner, headers, receive, named, context)
+                    await self.serve(inner, headers, read, named, context)
                 except Gone:
                     context.facts["failure"] = "client_left"
                     sent.append(499)

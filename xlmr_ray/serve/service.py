@@ -62,6 +62,7 @@ class Service:
         self.tokenizing = Tokenizing()
         self.pool = ThreadPoolExecutor(self.tokenizers, thread_name_prefix="tokenize")
         self.behind = ThreadPoolExecutor(1, thread_name_prefix="tokenize-behind")  # of requests for which nobody waits
+        self.apart = ThreadPoolExecutor(1, thread_name_prefix="list-tokens")  # what needs no engine, and may take long
 
     @classmethod
     def load(cls, settings: ServeSettings, metrics: Metrics | None = None) -> "Service":

@@ -16,6 +16,8 @@ def as_ids(token_ids: Any) -> Any:
         token_ids = token_ids["input_ids"]
     if hasattr(token_ids, "tolist"):
         return token_ids.tolist()
+    if isinstance(token_ids, list) and all(type(one) is int for one in token_ids):
+        return token_ids
     return [as_ids(one) for one in token_ids] if isinstance(token_ids, (list, tuple)) else token_ids
 
 
@@ -25,7 +27,8 @@ def decode(backend: Tokenizer, ids: int | list[int], *, skip_special_tokens: boo
     """
     listed = [ids] if isinstance(ids, int) else ids
     try:
-        text = backend.decode(listed, skip_special_tokens=skip_special_tokens)
+        # One sequence as a batch: only so does the library let other threads run meanwhile.
+        (text,) = backend.decode_batch([listed], skip_special_tokens=skip_special_tokens)
     except (OverflowError, TypeError):
         wrong = next((one for one in listed if not isinstance(one, int) or not 0 <= one < 2**32), listed)
         raise UserError(

@@ -1,6 +1,8 @@
 """The routes of text-embeddings-inference, and `POST /` for the first task of the service."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -130,7 +132,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         check_count(service, texts, "inputs")
         special = body.add_special_tokens is not False
         most = min(MOST_LISTED, service.limits.request_tokens)
-        return await service.in_pool(lambda: reply(tokens(resident, texts, special, most)))
+        return await in_thread(service.apart, lambda: reply(tokens(resident, texts, special, most)))
 
     @routes.post("/decode", **documented("POST /decode", list[str], PlainError, summary="Texts of tokens"))
     async def decode(body: Decode, model: Model = None) -> Response:
@@ -140,7 +142,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         check_count(service, rows, "ids")
         check_ids(service, rows, "ids")
         skip = body.skip_special_tokens is not False
-        return await service.in_pool(lambda: reply(decoded(resident, rows, skip)))
+        return await in_thread(service.apart, lambda: reply(decoded(resident, rows, skip)))
 
     @routes.get("/info", **documented("GET /info", Info, PlainError, summary="The models, their tasks and limits"))
     async def about(model: Model = None) -> Info:
@@ -259,6 +261,10 @@ async def nearness(service: Service, body: Similarity, model: str | None) -> Res
     )
     answer = await similar(service, request)
     return reply(answer.answers, answer)
+
+
+async def in_thread(pool: Executor, work: Callable[[], Response]) -> Response:
+    return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
 def resident_model(service: Service, name: str | None) -> Resident:
