@@ -77,14 +77,14 @@ def run_service(settings: ServeSettings, again: Callable[[], ServeSettings], say
     and put in force without a pause. Raises UserError for settings that do not fit, JobFailed where Ray Serve cannot
     start them.
     """
-    check(settings)
+    check_servable(settings)
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         serve_on_cluster(settings, again, say)
     else:
         serve_on_own(settings, again, say)
 
 
-def check(settings: ServeSettings) -> None:
+def check_servable(settings: ServeSettings) -> None:
     """Raises UserError for what could not be served."""
     check_models(settings)
     Keys(settings.keys)
@@ -208,7 +208,7 @@ def renew(again: Callable[[], ServeSettings], say: Callable[[str], None], stoppe
     """Other settings for the service that runs; those that do not fit change nothing."""
     try:
         new = again()
-        check(new)
+        check_servable(new)
         deploy(new, stopped)
     except (UserError, JobFailed) as error:
         say(f"the settings stay as they were: {error}")

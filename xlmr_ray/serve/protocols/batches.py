@@ -59,7 +59,7 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
         if purpose != "batch":
             raise Invalid("purpose", "expected batch")
         name = (file.filename or "requests.jsonl")[:256]
-        return JSONResponse(await stored(kept.add_file, file.file, name, purpose))
+        return JSONResponse(await of_store(kept.add_file, file.file, name, purpose))
 
     @routes.get("/v1/files", summary="The files")
     async def files(
@@ -74,46 +74,48 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
             names = [name for name in kept.file_names() if purpose in (None, purpose_of(name))]
             return page_of_list(names if order == "desc" else names[::-1], kept.file, after, limit)
 
-        return JSONResponse(await stored(shown))
+        return JSONResponse(await of_store(shown))
 
     @routes.get("/v1/files/{name}", summary="A file's description")
     async def file(name: str) -> JSONResponse:
-        return JSONResponse(await stored(shelf().file, name))
+        return JSONResponse(await of_store(shelf().file, name))
 
     @routes.get("/v1/files/{name}/content", summary="A file's content")
     async def content(name: str) -> Response:
-        return StreamingResponse(await stored(shelf().content, name), media_type="application/jsonl")
+        return StreamingResponse(await of_store(shelf().content, name), media_type="application/jsonl")
 
     @routes.delete("/v1/files/{name}", summary="Delete a file")
     async def delete(name: str) -> JSONResponse:
-        await stored(shelf().delete_file, name)
+        await of_store(shelf().delete_file, name)
         return JSONResponse({"id": name, "object": "file", "deleted": True})
 
     @routes.post("/v1/batches", summary="Compute the requests of a file")
     async def create(body: NewBatch) -> JSONResponse:
-        made = await stored(shelf().add_batch, body.endpoint, body.input_file_id, body.completion_window, body.metadata)
+        made = await of_store(
+            shelf().add_batch, body.endpoint, body.input_file_id, body.completion_window, body.metadata
+        )
         service.batches_changed()
         return JSONResponse(made)
 
     @routes.get("/v1/batches", summary="The batches")
     async def batches(after: str | None = None, limit: Annotated[int, Query(ge=1, le=MOST)] = 20) -> JSONResponse:
         kept = shelf()
-        return JSONResponse(await stored(lambda: page_of_list(kept.batch_names(), kept.batch, after, limit)))
+        return JSONResponse(await of_store(lambda: page_of_list(kept.batch_names(), kept.batch, after, limit)))
 
     @routes.get("/v1/batches/{name}", summary="How far a batch is")
     async def batch(name: str) -> JSONResponse:
-        return JSONResponse(await stored(shelf().batch, name))
+        return JSONResponse(await of_store(shelf().batch, name))
 
     @routes.post("/v1/batches/{name}/cancel", summary="Compute no more of a batch")
     async def cancel(name: str) -> JSONResponse:
-        found = await stored(shelf().cancel, name)
+        found = await of_store(shelf().cancel, name)
         service.batches_changed()
         return JSONResponse(found)
 
     return routes
 
 
-async def stored(work: Callable[..., T], *arguments: Any) -> T:
+async def of_store(work: Callable[..., T], *arguments: Any) -> T:
     """What the store of files and batches gives, in a thread. Raises Unavailable where it fails; the log says why."""
     try:
         return await run_in_threadpool(work, *arguments)
