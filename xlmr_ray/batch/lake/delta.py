@@ -7,28 +7,31 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 
-from xlmr_ray.batch.lake.table import TableFile, TableSink, TableVersion
-from xlmr_ray.batch.ledger.record import File
+from xlmr_ray.batch.lake.table import PublishedRows, TableFile, TableFormat, TableSink, TableVersion, unfit
+from xlmr_ray.batch.lake.target import TableTarget
+from xlmr_ray.batch.ledger.snapshot import DATA
+from xlmr_ray.batch.store.base import Store
 from xlmr_ray.batch.store.filesystem import local_path, scheme_of
 from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.text.redact import redacted
 
 if TYPE_CHECKING:
-    from deltalake import DeltaTable
+    from deltalake import DeltaTable, Schema
 
 LOG = "_delta_log"
 # Features of a table that change nothing for one who reads its files by name; deletion vectors are looked at.
 READ = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "invariants", "appendOnly"}
 
 
-class Delta(TableSink):
+class Delta(TableFormat, TableSink):
     name = "Delta"
     extra = "delta"
 
@@ -52,25 +55,29 @@ class Delta(TableSink):
             raise UserError(f"{url}: the Delta table cannot be read{at}: {reason}") from None
         return TableVersion(table.version(), schema, _delta_files(located(url).rstrip("/"), actions))
 
-    def check(self, schema: pa.Schema) -> None:
+    def names_files(self, store: Store) -> bool:
+        return LOG in store.folders(f"{DATA}/")
+
+    def check(self, store: Store, target: TableTarget, schemas: Iterable[pa.Schema]) -> None:
         import deltalake  # noqa: F401
 
-        for field in schema:
-            if (type := _unfit(field.type)) is not None:
+        for field in chain.from_iterable(schemas):
+            if (type := unfit(field.type)) is not None:
                 raise UserError(
                     f"output.table: column {field.name!r} has the type {type}, which Delta tables do not have; choose "
                     "another, or leave the column or output.table out"
                 )
 
-    def commit(self, url: str, files: Mapping[str, File], schema: pa.Schema | None, run_id: str) -> bool:
+    def commit(self, store: Store, target: TableTarget, published: Callable[[], PublishedRows]) -> str | None:
         from deltalake.exceptions import CommitFailedError, DeltaError
 
-        if schema is not None:
-            self.check(schema)
+        url = store.url(DATA)
         try:
-            return _commit(located(url), delta_settings(url, None), files, schema, run_id)
+            return _commit(url, delta_settings(url, None), lambda: self._checked(store, target, published()))
         except CommitFailedError:
-            return False
+            return None
+        except (UserError, JobFailed):
+            raise
         except (DeltaError, OSError, ValueError, pa.ArrowException) as error:
             reason = redacted(str(error).strip().splitlines()[0])
             raise JobFailed(
@@ -78,20 +85,30 @@ class Delta(TableSink):
                 "command tries again"
             ) from None
 
+    def _checked(self, store: Store, target: TableTarget, rows: PublishedRows) -> PublishedRows:
+        if rows.schema is not None:
+            self.check(store, target, [rows.schema])
+        return rows
 
-def _commit(
-    where: str, store: dict[str, str], files: Mapping[str, File], schema: pa.Schema | None, run_id: str
-) -> bool:
+
+def _commit(url: str, store: dict[str, str], published: Callable[[], PublishedRows]) -> str | None:
     """Upon the version that was read: where another comes first, delta-rs is not to try again upon that one."""
     from deltalake import CommitProperties, DeltaTable, Schema, Transaction
     from deltalake._internal import RemoveAction
     from deltalake.exceptions import DeltaError, TableNotFoundError
     from deltalake.transaction import AddAction, create_table_with_add_actions
 
-    ours = None if schema is None else Schema.from_arrow(schema)
+    where = located(url)
+    try:
+        table = DeltaTable(where, storage_options=store)
+    except TableNotFoundError:
+        table = None
+    rows = published()
+    files = {key.removeprefix(f"{DATA}/"): file for key, file in rows.files.items()}
+    ours = None if rows.schema is None else Schema.from_arrow(rows.schema)
     named = CommitProperties(
-        custom_metadata={"xlmr_ray.run": run_id},
-        app_transactions=[Transaction(f"xlmr-ray/{run_id}", 1)],
+        custom_metadata={"xlmr_ray.run": rows.run_id},
+        app_transactions=[Transaction(f"xlmr-ray/{rows.run_id}", 1)],
         max_commit_retries=0,
     )
     now = int(time.time() * 1000)
@@ -102,42 +119,46 @@ def _commit(
             for name in names
         ]
 
-    try:
-        table = DeltaTable(where, storage_options=store)
-    except TableNotFoundError:
+    if table is None:
         if ours is None:
-            return True
+            return rows.run_id
         try:
             create_table_with_add_actions(
                 where, ours, adds(files), mode="error", storage_options=store, commit_properties=named
             )
         except DeltaError:
             if DeltaTable.is_deltatable(where, storage_options=store):
-                return False
+                return None
             raise
-        return True
+        return rows.run_id
     actions = pa.table(table.get_add_actions())
     there = dict(zip(map(unquote, actions["path"].to_pylist()), actions["size_bytes"].to_pylist(), strict=True))
     if there.keys() == files.keys():
-        return True
+        return rows.run_id
     if ours is None or table.schema() == ours:
         removed = [RemoveAction(name, True, now, size) for name, size in there.items() if name not in files]
         added = adds(name for name in files if name not in there)
         table.create_write_transaction([*added, *removed], "append", table.schema(), commit_properties=named)
     else:
+        _check_types(url, table.schema(), ours)
         table.create_write_transaction([*adds(files)], "overwrite", ours, commit_properties=named)
-    return True
+    return rows.run_id
 
 
-def _unfit(type: pa.DataType) -> pa.DataType | None:
-    """What in a type Delta does not have: delta-rs would call unsigned integers signed ones of their width."""
-    if pa.types.is_unsigned_integer(type) or type in (pa.float16(), pa.null()):
-        return type
-    if pa.types.is_time(type) or pa.types.is_duration(type) or pa.types.is_interval(type):
-        return type
-    if pa.types.is_timestamp(type) and type.unit == "ns":
-        return type
-    return next((found for i in range(type.num_fields) if (found := _unfit(type.field(i).type)) is not None), None)
+def _check_types(url: str, there: Schema, ours: Schema) -> None:
+    """Raises JobFailed where a column of the table has another type now."""
+    types = {field.name: field.type for field in there.fields}
+    for field in ours.fields:
+        if types.get(field.name, field.type) != field.type:
+            raise JobFailed(
+                f"{url}: column {field.name!r} of the Delta table has another type than that of the published run: "
+                f"{_type(types[field.name])}, now {_type(field.type)}; give another output.path, or leave the column "
+                "or output.table out"
+            )
+
+
+def _type(type: Any) -> str:
+    return json.dumps(json.loads(type.to_json())).strip('"')
 
 
 def located(url: str) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from xlmr_ray.batch.lake.target import TableTarget
 from xlmr_ray.batch.ledger.record import File
+from xlmr_ray.batch.store.base import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +57,50 @@ class TableFormat(ABC):
         """
 
 
-class TableSink(TableFormat):
-    """A format in which a table can be committed whose files are those that a run wrote."""
+@dataclass(frozen=True, slots=True)
+class PublishedRows:
+    """What readers of an output see: the published run, its files by their keys, and the files' schema, None where
+    there are none.
+    """
+
+    run_id: str
+    files: Mapping[str, File]
+    schema: pa.Schema | None
+
+
+class TableSink(ABC):
+    """A format in which a table can be committed whose files are those that a run wrote. `extra`: as above."""
+
+    extra: ClassVar[str]
 
     @abstractmethod
-    def check(self, schema: pa.Schema) -> None:
-        """Raises ImportError where the library is missing, UserError for a column of a type that the format has not."""
+    def check(self, store: Store, target: TableTarget, schemas: Iterable[pa.Schema]) -> None:
+        """Raises ImportError where the library is missing, UserError for a column of a type that the format has not,
+        and for a table that is not this output's. Nothing is written.
+        """
 
     @abstractmethod
-    def commit(self, url: str, files: Mapping[str, File], schema: pa.Schema | None, run_id: str) -> bool:
-        """Makes the table at `url` consist of these files, by their paths in it, in one commit that names the run.
+    def commit(self, store: Store, target: TableTarget, published: Callable[[], PublishedRows]) -> str | None:
+        """Makes the table consist of the rows that are `published`, in one commit that names their run, or none where
+        it does already. Returns the run; None where somebody else committed meanwhile: look again.
 
-        Nothing is committed where it does already. Returns False where somebody else committed meanwhile: look again.
+        `published` is asked after the table was read, and the commit goes through only upon the version that was read:
+        so what was published before another driver's commit never comes after it.
+
         Raises JobFailed where the table cannot be committed to.
         """
+
+    @abstractmethod
+    def names_files(self, store: Store) -> bool:
+        """Whether the output has a table of the format, which names its files as they are."""
+
+
+def unfit(type: pa.DataType) -> pa.DataType | None:
+    """What in a type neither Delta nor Iceberg has; their libraries would call unsigned integers signed ones."""
+    if pa.types.is_unsigned_integer(type) or type in (pa.float16(), pa.null()):
+        return type
+    if pa.types.is_time(type) or pa.types.is_duration(type) or pa.types.is_interval(type):
+        return type
+    if pa.types.is_timestamp(type) and type.unit == "ns":
+        return type
+    return next((found for i in range(type.num_fields) if (found := unfit(type.field(i).type)) is not None), None)

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xlmr_ray.batch.lake.sink import table_of
 from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.manifest import manifest_key
 from xlmr_ray.batch.ledger.merged import Merged, all_merged, merge_files, merged_table_key, record_of
@@ -48,13 +49,15 @@ class Compacted:
 
 def compact(store: Store, tell: Callable[[int, int], None] = lambda done, of: None) -> Compacted:
     """Merges what is small of the published table. `tell` gets the number of each group that is done, and of all.
-    Raises UserError where nothing is published, or a Delta table names the files as they are.
+    Raises UserError where nothing is published, or a table names the files as they are.
     """
     published = current(store)
     if published is None:
         raise UserError(f"{store.url('')}: nothing is published there, so there is nothing to compact")
-    if "_delta_log" in store.folders(f"{DATA}/"):
-        raise UserError(f"{store.url(DATA)}: is a Delta table, which names its files as they are: they are not merged")
+    if (table := table_of(store)) is not None:
+        raise UserError(
+            f"{store.url(DATA)}: is a table ({table}), too, which names its files as they are: they are not merged"
+        )
     run_id = published.run_id
     before = list(table_files(store, run_id, DATA))
     if store.head(merged_table_key(run_id)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 
+from xlmr_ray.batch.lake.sink import table_of
 from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.json_by_line import items_of
 from xlmr_ray.batch.ledger.manifest import manifest_key
@@ -18,8 +19,9 @@ def sweep(store: Store, *, dry_run: bool = False, older_than: float = GRACE) -> 
     """Remove what no record names, in all runs, and return it; `dry_run` only looks.
 
     In a run without a manifest an attempt may still be on its way to its record, so there, and among scratch objects,
-    only what is older than `older_than` seconds goes; so do files that were merged as long ago. A file goes only after
-    a look at its shard's record; where that is damaged, nothing does (raises `Damaged`).
+    only what is older than `older_than` seconds goes; so do files that were merged as long ago, but where the output is
+    a table, too, whose older versions name them. A file goes only after a look at its shard's record; where that is
+    damaged, nothing does (raises `Damaged`).
     """
     before = time.time() - older_than
     found = [entry for scratch in ("_probe-", ".tmp/") for entry in store.list(scratch) if entry.modified <= before]
@@ -31,7 +33,8 @@ def sweep(store: Store, *, dry_run: bool = False, older_than: float = GRACE) -> 
                 attempts.add(line["attempt"])
         files = (one for one in orphans(store, run_id, attempts) if finished or one[1].modified <= before)
         found += [entry for entry in in_order(partial(_if_orphan, store, run_id), files) if entry is not None]
-    found += merged_away(store, before)
+    if table_of(store) is None:  # whose older versions name the files of shards
+        found += merged_away(store, before)
     if not dry_run:
         for entry in found:
             store.delete(entry.key)

@@ -1,5 +1,4 @@
-"""Iceberg tables, by pyiceberg, whose metadata lie in the table's folder. The one file that imports
-pyiceberg.
+"""Iceberg tables that a job reads, whose metadata lie in the table's folder.
 
 Format: iceberg.apache.org/spec.
 """
