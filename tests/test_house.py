@@ -57,6 +57,8 @@ ONCE = {
     "peft",
     "deltalake",
     "pyiceberg",
+    "fastwarc",
+    "resiliparse",
 }
 # Names that several files have on purpose, since whoever calls them calls each file's in the same way.
 SHARED = {

@@ -73,7 +73,8 @@ FILE_GONE = _file("file_gone", "the file was listed, and deleted before it was p
 WRONG_FORMAT = _file("wrong_format", "the content is not in the format that the file's ending says")
 CORRUPT_FOOTER = _file("corrupt_footer", "the Parquet footer is cut or damaged")
 CORRUPT_STREAM = _file(
-    "corrupt_stream", "the gzip or zstd stream is cut or damaged; the rows before the damage are read"
+    "corrupt_stream",
+    "the gzip or zstd stream, or the web archive, is cut or damaged; the rows before the damage are read",
 )
 SWALLOWED_LINES = _file(
     "swallowed_lines", "quotes that are not closed swallow lines of a CSV file: these are lost, its other rows are read"

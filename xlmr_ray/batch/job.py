@@ -18,7 +18,7 @@ from pydantic import (
 
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
-from xlmr_ray.batch.lake.target import TableTarget, target_of
+from xlmr_ray.batch.lake.target import TableTarget, table_target
 from xlmr_ray.engine.section import EngineKeys, RoleKeys, TaskKeys
 from xlmr_ray.errors import UserError
 from xlmr_ray.tasks.registry import TASKS
@@ -99,7 +99,7 @@ class OutputSection(Section):
     """`table`: also as a table, each published run as one commit: a format, or more of it (`TableTarget`)."""
 
     path: str
-    table: Annotated[TableTarget | None, BeforeValidator(target_of)] = None
+    table: Annotated[TableTarget | None, BeforeValidator(table_target)] = None
 
 
 class EngineSection(EngineKeys):

@@ -100,7 +100,7 @@ def test_its_options_are_checked_and_decide_the_run(tmp_path: Path, model: Path)
 def test_without_its_line_in_the_registry_there_is_no_such_format(tmp_path: Path, model: Path) -> None:
     write(tmp_path / "in" / "a.par")
     with pytest.raises(
-        UserError, match=r"format: expected one of auto, parquet, jsonl, csv, tsv, text, got 'paragraphs'"
+        UserError, match=r"format: expected one of auto, parquet, jsonl, csv, tsv, text, warc, got 'paragraphs'"
     ):
         job(model, tmp_path, format="paragraphs")
 

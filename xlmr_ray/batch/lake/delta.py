@@ -73,7 +73,7 @@ class Delta(TableFormat, TableSink):
 
         url = store.url(DATA)
         try:
-            return _commit(url, delta_settings(url, None), lambda: self._checked(store, target, published()))
+            return _commit_version(url, delta_settings(url, None), lambda: self._checked(store, target, published()))
         except CommitFailedError:
             return None
         except (UserError, JobFailed):
@@ -91,7 +91,7 @@ class Delta(TableFormat, TableSink):
         return rows
 
 
-def _commit(url: str, store: dict[str, str], published: Callable[[], PublishedRows]) -> str | None:
+def _commit_version(url: str, store: dict[str, str], published: Callable[[], PublishedRows]) -> str | None:
     """Upon the version that was read: where another comes first, delta-rs is not to try again upon that one."""
     from deltalake import CommitProperties, DeltaTable, Schema, Transaction
     from deltalake._internal import RemoveAction
@@ -140,12 +140,12 @@ def _commit(url: str, store: dict[str, str], published: Callable[[], PublishedRo
         added = adds(name for name in files if name not in there)
         table.create_write_transaction([*added, *removed], "append", table.schema(), commit_properties=named)
     else:
-        _check_types(url, table.schema(), ours)
+        _check_kept_types(url, table.schema(), ours)
         table.create_write_transaction([*adds(files)], "overwrite", ours, commit_properties=named)
     return rows.run_id
 
 
-def _check_types(url: str, there: Schema, ours: Schema) -> None:
+def _check_kept_types(url: str, there: Schema, ours: Schema) -> None:
     """Raises JobFailed where a column of the table has another type now."""
     types = {field.name: field.type for field in there.fields}
     for field in ours.fields:

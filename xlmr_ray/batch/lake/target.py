@@ -31,7 +31,7 @@ class TableTarget(Section):
         return self
 
 
-def target_of(value: Any) -> Any:
+def table_target(value: Any) -> Any:
     """Only a format's name counts as a table of that format in the output."""
     format = value.get("format") if isinstance(value, dict) else value
     if format == "lance":

@@ -39,13 +39,13 @@ class IcebergSink(TableSink):
         import pyiceberg  # noqa: F401
 
         for schema in schemas:
-            _check_types(schema)
+            _check_iceberg_types(schema)
         try:
-            _table(_catalog(store, target), store, target)
+            _own_table(_catalog(store, target), store, target)
         except (ImportError, UserError, JobFailed):
             raise
         except Exception as error:  # each catalog has others
-            raise UserError(f"output.table: {_place(store, target)} cannot be reached: {_reason(error)}") from None
+            raise UserError(f"output.table: {_named(store, target)} cannot be reached: {_reason(error)}") from None
 
     def commit(self, store: Store, target: TableTarget, published: Callable[[], PublishedRows]) -> str | None:
         from pyiceberg.exceptions import (
@@ -62,29 +62,29 @@ class IcebergSink(TableSink):
             TableAlreadyExistsError,
         )
         try:
-            return _commit(store, target, published)
+            return _commit_snapshot(store, target, published)
         except taken:
             return None
         except (ImportError, UserError, JobFailed):
             raise
         except Exception as error:  # each catalog has others
             raise JobFailed(
-                f"{_place(store, target)}: cannot be committed to: {_reason(error)}; the run itself is finished, and "
+                f"{_named(store, target)}: cannot be committed to: {_reason(error)}; the run itself is finished, and "
                 "the same command tries again"
             ) from None
 
 
-def _commit(store: Store, target: TableTarget, published: Callable[[], PublishedRows]) -> str | None:
+def _commit_snapshot(store: Store, target: TableTarget, published: Callable[[], PublishedRows]) -> str | None:
     """Upon the snapshot that was read."""
     from xlmr_ray.batch.lake.iceberg.folder import FolderCatalog
 
     catalog = _catalog(store, target)
-    table = _table(catalog, store, target)
+    table = _own_table(catalog, store, target)
     rows = published()
     if rows.schema is not None:
-        _check_types(rows.schema)
+        _check_iceberg_types(rows.schema)
     files = {store.url(key) for key in rows.files}
-    there = {} if table is None else _files(table, _place(store, target))
+    there = {} if table is None else _files(table, _named(store, target))
     if there.keys() != files:
         changes = partial(
             _change,
@@ -94,7 +94,7 @@ def _commit(store: Store, target: TableTarget, published: Callable[[], Published
         )
         if table is not None:
             with table.transaction() as transaction:
-                _evolve(transaction, rows, _place(store, target))
+                _evolve(transaction, rows, _named(store, target))
                 changes(transaction)
         else:
             if target.name is not None:
@@ -170,7 +170,7 @@ def _catalog(store: Store, target: TableTarget) -> Catalog:
     return FolderCatalog(store, iceberg_settings(store.url(""), None))
 
 
-def _table(catalog: Catalog, store: Store, target: TableTarget) -> Table | None:
+def _own_table(catalog: Catalog, store: Store, target: TableTarget) -> Table | None:
     """The table, None where there is none yet. Raises UserError for one that is not this output's."""
     from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 
@@ -181,7 +181,7 @@ def _table(catalog: Catalog, store: Store, target: TableTarget) -> Table | None:
     of = table.properties.get(OUTPUT)
     if of != _properties(store)[OUTPUT]:
         whose = "another program made it" if of is None else f"it is that of the output {of}"
-        raise UserError(f"output.table: {_place(store, target)}: {whose}, and would lose its rows; give another name")
+        raise UserError(f"output.table: {_named(store, target)}: {whose}, and would lose its rows; give another name")
     return table
 
 
@@ -196,7 +196,7 @@ def _properties(store: Store) -> dict[str, str]:
     return {OUTPUT: store.url("").rstrip("/"), "gc.enabled": "false", "commit.retry.num-retries": "0"}
 
 
-def _check_types(schema: pa.Schema) -> None:
+def _check_iceberg_types(schema: pa.Schema) -> None:
     from pyiceberg.catalog import Catalog
 
     for field in schema:
@@ -213,7 +213,7 @@ def _check_types(schema: pa.Schema) -> None:
         )
 
 
-def _place(store: Store, target: TableTarget) -> str:
+def _named(store: Store, target: TableTarget) -> str:
     named = target.name and f"{target.catalog}:{target.name}" if target.catalog else target.name
     return f"the Iceberg table {named or store.url('iceberg')}"
 
