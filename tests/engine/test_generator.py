@@ -88,7 +88,7 @@ def test_a_text_is_the_same_in_any_company_and_order(loaded, folder, options):
     assert whole[: len(PROMPTS)] == whole[-len(PROMPTS) :]
     backwards, _, small = written(loaded, folder, prompts[::-1], max_tokens=1, **options)
     assert backwards[::-1] == whole
-    assert small.stats.batches == len(prompts) > one.stats.batches
+    assert small.stats.batches == len(set(prompts)) > one.stats.batches
     assert result.failed == {}
 
 
@@ -135,7 +135,7 @@ def test_a_lack_of_memory_makes_batches_smaller_and_then_fails_a_row(loaded, fol
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate a lot")
         return real(model, ids, *args, **kwargs)
 
-    prompts = ["a b"] * 7 + ["Tous les êtres humains naissent libres et égaux"]
+    prompts = [f"a {letter}" for letter in "bcdefgh"] + ["Tous les êtres humains naissent libres et égaux"]
     options = {"do_sample": False, "max_new_tokens": 4}
     expected = written(loaded, folder, prompts, **options)[1].table
     monkeypatch.setattr(module, "generate", tight)

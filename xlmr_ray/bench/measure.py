@@ -94,6 +94,7 @@ def measure(job: Job, *, most: int, rounds: int, encoders: int | None, say: Say)
             operations=total * matmul_operations(first.model.config) + attention,
             attention_operations=attention,
             output_bytes=output_bytes(first, sample),
+            repeated=sample.repeated,
         ),
         load_seconds=load_seconds,
         tokenizing=tokenizing,

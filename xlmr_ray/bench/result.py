@@ -30,7 +30,8 @@ class Machine:
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What was measured with. `operations` are the encoder's for all documents, of which `attention_operations` are
-    attention's; `output_bytes` the Parquet file of all results without the columns carried along.
+    attention's; `output_bytes` the Parquet file of all results without the columns carried along; `repeated` the share
+    of the documents taken that were equal to another, and left out.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Work:
     operations: float
     attention_operations: float
     output_bytes: int
+    repeated: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

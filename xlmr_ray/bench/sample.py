@@ -31,13 +31,16 @@ GROUPS = 4096
 
 @dataclass(frozen=True)
 class Sample:
-    """`columns`: the texts of D documents; `folders`: each task's checkpoint; `encoded`: each task's sequences."""
+    """`columns`: the texts of D documents, no two of them equal; `folders`: each task's checkpoint; `encoded`: each
+    task's sequences; `repeated`: the share of the documents taken that were left out, as equal to another.
+    """
 
     folders: list[Path]
     tasks: list[EncoderTask]
     tokenizers: list[XLMRobertaTokenizer]
     columns: pa.Table
     encoded: list[pa.Table]
+    repeated: float = 0.0
 
     @property
     def documents(self) -> int:
@@ -89,10 +92,13 @@ def take_sample(job: Job, documents: int) -> Sample:
         if job.errors.empty == "error":
             rows = fail_empty(rows, list(columns.text))
         parts.append(rows.take(good_rows(rows)).select(list(columns.text)))
-    texts = pa.concat_tables(parts).slice(0, documents) if parts else pa.table({})
-    if not texts.num_rows:
+    taken = pa.concat_tables(parts).slice(0, documents) if parts else pa.table({})
+    if not taken.num_rows:
         raise UserError(f"{', '.join(job.input.path)}: no documents to measure with")
+    # Of equal ones a run computes one: rates are those of what is computed. Without threads in their order.
+    texts = taken.group_by(taken.column_names, use_threads=False).aggregate([])
+    repeated = 1 - texts.num_rows / taken.num_rows
     how = job.engine.pre_tokenizer
     tokenizers = [XLMRobertaTokenizer.from_pretrained(folder, pre_tokenizer=how) for folder in folders]
-    sample = Sample(folders, tasks, tokenizers, texts, [])
-    return Sample(folders, tasks, tokenizers, texts, sample.tokenized())
+    sample = Sample(folders, tasks, tokenizers, texts, [], repeated)
+    return replace(sample, encoded=sample.tokenized())

@@ -28,6 +28,7 @@ from xlmr_ray.engine.last_layer import rows_read
 from xlmr_ray.engine.memory import CutBudget, attempt, free
 from xlmr_ray.engine.parts import BatchPart, part_of
 from xlmr_ray.engine.passes import passes_of
+from xlmr_ray.engine.repeats import Repeats
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.engine.results import Results, TaskOutput, TaskResults, output_of
 from xlmr_ray.engine.settings import AUTO, EngineSettings
@@ -60,13 +61,14 @@ MATMULS = {"int8": eight_bits, "fp8": eight_bit_floats}
 
 @dataclass
 class EngineStats:
-    """Counters since the start. `padded` are tokens computed beyond the `tokens` of the sequences; seconds are the
-    wall clock's.
+    """Counters since the start, of what was computed. `padded` are tokens computed beyond the `tokens` of the
+    sequences; `repeated` those of sequences that were not computed, as an equal one was; seconds are the wall clock's.
     """
 
     sequences: int = 0
     tokens: int = 0
     padded: int = 0
+    repeated: int = 0
     batches: int = 0
     seconds: float = 0.0
 
@@ -258,6 +260,7 @@ class Engine:
                 out |= {index: TaskResults(raw, found.failed) for index, raw in zip(tasks, found.raw, strict=True)}
                 continue
             _, splits = ragged(one.input_ids)
+            self.stats.repeated += max(_repeated(np.diff(splits), owner) for owner in one.owners)
             for index, owner, raw in zip(tasks, one.owners, found.raw, strict=True):
                 rows, _ = ResultRows.of(self.tasks[index].unit, splits, None).rows(owner)
                 failed = {i: found.failed[n] for i, n in enumerate(owner.tolist()) if n in found.failed}
@@ -272,7 +275,7 @@ class Engine:
         tasks: Sequence[int] | None = None,
     ) -> Results:
         """Sequences of ids, `list<int32>`, through the encoder and the heads of the `tasks` (by index; None: all).
-        These have one adapter, or none.
+        These have one adapter, or none. Equal ones go through once.
 
         `targets` are lists of the same lengths, -100 where a token has none. When memory runs out the token budget is
         halved, grows back slowly, and the rest goes on; a sequence that does not fit by itself is in `failed`, as is
@@ -302,8 +305,9 @@ class Engine:
         )
         failed |= out_of_range(ids, row_splits, self.model.config.vocab_size)
         in_flight: deque[tuple[NDArray[np.int64], list[Tensor], torch.cuda.Event | None]] = deque()
+        repeats = Repeats.of(ids, row_splits, wanted)
         order = longest_first(lengths)
-        order = order[~np.isin(order, list(failed))]
+        order = order[~np.isin(order, [*failed, *repeats.again])]
         while len(order):
             chosen = next_batch(lengths, order, self.max_tokens)
             outputs = attempt(partial(self.compute_some, ids, row_splits, chosen, wanted, heads))
@@ -328,8 +332,11 @@ class Engine:
                     finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))  # there may be no rows
                     for bad in np.unique(owners[~finite]).tolist():
                         failed[bad] = (NON_FINITE, not_finite(self.dtype))
+        for results, rows_of in zip(raw, rows_of_units, strict=True):
+            repeats.fill(results, rows_of)
+        self.stats.repeated += int(lengths[repeats.again].sum())
         self.stats.seconds += time.perf_counter() - start
-        return Results(raw, failed)
+        return Results(raw, repeats.failed(failed))
 
     def compute_some(
         self,
@@ -407,6 +414,11 @@ def in_float32(head: nn.Module) -> bool:
     """
     plain = [parameter.is_floating_point() for parameter in head.parameters()]
     return bool(plain) and all(plain) and not any(isinstance(module, LMHead) for module in head.modules())
+
+
+def _repeated(lengths: NDArray[np.int64], owners: NDArray[np.int64]) -> int:
+    """Tokens of those of a task's sequences that another one of it stands for; `owners` of the distinct ones."""
+    return int(lengths[owners].sum() - lengths[np.unique(owners)].sum())
 
 
 def computed(device: torch.device) -> torch.cuda.Event | None:

@@ -22,6 +22,7 @@ from xlmr_ray.engine.device import device_and_dtype, token_budget
 from xlmr_ray.engine.engine import EngineStats
 from xlmr_ray.engine.error_codes import NON_FINITE, OUT_OF_MEMORY
 from xlmr_ray.engine.memory import CutBudget, attempt, free
+from xlmr_ray.engine.repeats import Repeats
 from xlmr_ray.engine.results import TaskOutput
 from xlmr_ray.engine.settings import AUTO, EngineSettings
 from xlmr_ray.engine.token_range import out_of_range
@@ -144,7 +145,8 @@ class Generator:
         return self.run(encoded)
 
     def run(self, encoded: pa.Table, wanted: Callable[[], bool] = lambda: True) -> TaskOutput:
-        """The task's output for its encoded table. When memory runs out the budget is halved, and grows back slowly; a
+        """The task's output for its encoded table; a prompt that is there twice is written for once, as its random
+        numbers are the same. When memory runs out the budget is halved, and grows back slowly; a
         document that does not fit by itself has failed, as has one whose scores are no numbers, or whose prompt has a
         token that the model does not have.
 
@@ -156,7 +158,9 @@ class Generator:
         prompts = [ids[start:end] for start, end in pairwise(row_splits)]
         texts: list[list[list[int]] | None] = [None] * len(prompts)
         failed = out_of_range(ids, row_splits, self.model.config.vocab_size)
-        order = [i for i in longest_first(lengths).tolist() if i not in failed]
+        repeats = Repeats.of(ids, row_splits)
+        left_out = {*failed, *repeats.again.tolist()}
+        order = [i for i in longest_first(lengths).tolist() if i not in left_out]
         for length, group in groupby(order, key=lambda i: int(lengths[i])):
             rest = list(group)
             while rest:
@@ -179,6 +183,9 @@ class Generator:
                     if text is None:
                         failed[i] = (NON_FINITE, "the model's scores hold NaN or infinity")
                 rest = rest[len(chosen) :]
+        texts = [texts[first] for first in repeats.first]
+        failed = repeats.failed(failed)
+        self.stats.repeated += int(lengths[repeats.again].sum())
         self.stats.seconds += time.perf_counter() - began
         done = {i: text for i, text in enumerate(texts) if text is not None}
         left = encoded.take(pa.array(list(done), pa.int64()))

@@ -21,7 +21,8 @@ from xlmr_ray.batch.stages.recipe import shard_to_json
 from xlmr_ray.batch.stages.rows import good_rows
 from xlmr_ray.batch.stages.suspects import RowRange
 from xlmr_ray.batch.store.open import open_store
-from xlmr_ray.tokenizer.tokenizer import TokenizerError
+from xlmr_ray.engine.engine import Engine
+from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
 
 
 def rows_of(texts):
@@ -174,6 +175,34 @@ def test_in_pieces_the_answers_are_the_same_to_the_last_bit(tmp_path, model, tas
     assert pieces.equals(whole)
     assert same_errors == errors
     assert done == [3, 4, 4, 4, 3, 4, 4, 4] * 2
+
+
+@pytest.mark.parametrize("tasks", TASKS)
+def test_equal_rows_fail_each_under_its_own_id_and_are_computed_once(tmp_path, model, tasks, monkeypatch):
+    texts = ["good", "bad text", LONG, "good", "bad text", LONG, "RAISE in encode", "RAISE in encode", "good"]
+    real, computed = Engine.compute, []
+
+    def poisoned(self, batch, parts):
+        computed.append(batch.sequences)
+        outputs = [output.clone() for output in real(self, batch, parts)]
+        for output, part in zip(outputs, parts, strict=True):
+            sizes = batch.lengths if part.task.unit == "token" else [1] * batch.sequences
+            wrong = [length == bad for length, size in zip(batch.lengths, sizes, strict=True) for _ in range(size)]
+            output[[i for i, one in enumerate(wrong) if one]] = float("nan")
+        return outputs
+
+    bad = len(XLMRobertaTokenizer.from_pretrained(model)("bad text")["input_ids"])
+    monkeypatch.setattr(Engine, "compute", poisoned)
+    rows, errors = scored(tmp_path, model, texts, tasks)
+    assert [(error["row"], error["id"], error["code"]) for error in errors] == [
+        (1, "1", codes.NON_FINITE),
+        (4, "4", codes.NON_FINITE),
+        (6, "6", codes.SCORING_ERROR),
+        (7, "7", codes.SCORING_ERROR),
+    ]
+    assert rows["row"].to_pylist() == [0, 2, 3, 5, 8]
+    plain = rows.drop_columns(["source", "row", "id"]).to_pylist()
+    assert plain[0] == plain[2] == plain[4] != plain[1] == plain[3]
 
 
 def test_a_row_that_was_found_to_kill_is_not_tried_again(tmp_path, model, monkeypatch):

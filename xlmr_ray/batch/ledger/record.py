@@ -57,7 +57,8 @@ class File:
 @dataclass(frozen=True, slots=True)
 class Stats:
     """What a shard cost and held: seconds from its first read to its commit; tokens through the encoder, those computed
-    beyond them, the seconds and floating point operations of that, where and by what; `summary`: `report.counts`.
+    beyond them, those `repeated`, which were not computed as an equal sequence was; the seconds and floating point
+    operations of that, where and by what; `summary`: `report.counts`.
     """
 
     seconds: float = 0.0
@@ -68,6 +69,7 @@ class Stats:
     host: str = ""
     device: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)
+    repeated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class Record:
         for name in ("rows_lost", "lost_estimated"):  # which records did not always have
             if not content[name]:
                 del content[name]
+        if not self.stats.repeated:  # nor this
+            del content["stats"]["repeated"]
         return canonical({**content, "check": hashlib.sha256(canonical(content)).hexdigest()})
 
     @classmethod

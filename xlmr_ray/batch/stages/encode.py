@@ -90,10 +90,11 @@ class Encode:
         outputs = [pa.concat_tables(several) for several in zip(*(part.outputs for part in parts), strict=True)]
         named = [(task.prefix, output) for task, output in zip(self.recipe.tasks, outputs, strict=True)]
         output = output_table(rows.take(good_rows(rows)), shard.input.key, self.recipe.columns, named)
-        tokens, padded = np.subtract(self.counters(), before).tolist()
+        tokens, padded, repeated = np.subtract(self.counters(), before).tolist()
         stats = Stats(
             tokens=tokens,
             padded=padded,
+            repeated=repeated,
             engine_seconds=round(seconds, 3),
             operations=self.operations(tables, work_before),
             host=host(),
@@ -115,10 +116,10 @@ class Encode:
             if (config := one.runner.encoder_config) is not None
         )
 
-    def counters(self) -> tuple[int, int]:
-        """Tokens and padded tokens since the start."""
+    def counters(self) -> tuple[int, int, int]:
+        """Tokens, padded and repeated tokens since the start."""
         stats = [one.runner.stats for one in self.loaded]
-        return sum(one.tokens for one in stats), sum(one.padded for one in stats)
+        return sum(one.tokens for one in stats), sum(one.padded for one in stats), sum(one.repeated for one in stats)
 
     def scored(self, tables: Mapping[str, pa.Table], rows: pa.Table) -> ScoredShard:
         """The outputs of the rows, all or a part of those that the encoded tables are of."""

@@ -49,6 +49,8 @@ def measured_rates(bench: Bench) -> Rates:
             f"pipeline: estimated at {PIPELINE_SHARE:.0%} of the engine, start at {START_SECONDS:.0f} s; "
             "xlmr-ray bench --pipeline measures both"
         )
+    if work.repeated:
+        sources.append(f"repeats: {work.repeated:.0%} of the sample; a run computes what repeats once, and takes less")
     return Rates(
         tokens_per_second=rate,
         start_seconds=max(0.0, start),

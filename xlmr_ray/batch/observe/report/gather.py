@@ -114,6 +114,7 @@ class RunReport:
     not_read: NotRead | None = None
     tokens: int = 0
     padded: int = 0
+    repeated: int = 0
     bytes: int = 0
     started: float = 0.0
     ended: float = 0.0
@@ -224,6 +225,7 @@ def add_records(report: RunReport, store: Store) -> None:
         report.lost_estimated |= record.lost_estimated
         report.tokens += stats.tokens
         report.padded += stats.padded
+        report.repeated += stats.repeated
         report.bytes += sum(file.bytes for file in record.files)
         if stats.seconds:
             figures = (record.committed_at, record.rows_in, stats.tokens, stats.seconds)

@@ -98,7 +98,11 @@ def headline_cards(report: RunReport) -> Iterator[Card]:
     if report.rows_lost:
         counted = "an estimate, " if report.lost_estimated else ""
         yield Card("lost rows", f"{report.rows_lost:,}", f"{counted}beside an error row a file that cannot be read")
-    yield Card("tokens", short_number(report.tokens), f"{report.tokens / max(1, report.rows_ok):,.0f} a document")
+    read = report.tokens + report.repeated
+    yield Card("tokens", short_number(report.tokens), f"{read / max(1, report.rows_ok):,.0f} a document")
+    if report.repeated:
+        why = f"{report.repeated / read:.1%} of what was read: an equal sequence had been computed"
+        yield Card("tokens not computed", short_number(report.repeated), why)
     yield Card("time at work", duration(report.active), f"{when(report.started)} to {when(report.ended)}")
     yield Card("documents a second", short_number(done), "over the time at work")
     yield Card("tokens a second", short_number(report.tokens / max(report.active, 1e-9)), "over the time at work")
