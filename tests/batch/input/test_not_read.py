@@ -138,6 +138,36 @@ def test_a_table_in_a_bucket(seaweed, format):
             find_inputs(f"{folder}/in/*.parquet", options=seaweed.options)
 
 
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_a_lance_table_is_named_with_the_way_to_read_it(request, tmp_path, place):
+    folder, options = str(tmp_path), None
+    if place == "bucket":
+        seaweed = request.getfixturevalue("seaweed")
+        folder, options = seaweed.new_folder(), seaweed.options
+    fs, where = filesystem(folder, options=options)
+    for name in ("_versions/1.manifest", "_transactions/0-a.txn", "data/a.lance"):
+        fs.makedirs(f"{where}/in/t.lance/{name.partition('/')[0]}", exist_ok=True)
+        fs.pipe_file(f"{where}/in/t.lance/{name}", b"x")
+    for path in (f"{folder}/in", f"{folder}/in/t.lance"):
+        with pytest.raises(UserError, match=r"in/t\.lance: is a Lance table, .*write_dataset\(lance\.dataset\("):
+            find_inputs(path, options=options)
+
+
+def test_the_way_to_read_a_lance_table(tmp_path):
+    lance = pytest.importorskip("lance", reason="pylance is of the extra `clients`")
+    table = str(tmp_path / "t.lance")
+    lance.write_dataset(pa.table({"text": ["a", "b", "c"]}), table)
+    lance.dataset(table).delete("text = 'b'")
+    for version, texts in ((1, ["a", "b", "c"]), (2, ["a", "c"])):
+        with pytest.raises(UserError, match="is a Lance table") as refused:
+            find_inputs(table)
+        way = str(refused.value).partition("as Parquet: ")[2]
+        out = str(tmp_path / f"exported-{version}")
+        exec(f"import lance, pyarrow.dataset\n{way}", {"TABLE": table, "N": version, "FOLDER": out})
+        assert pq.read_table(out)["text"].to_pylist() == texts
+        assert len(find_inputs(out).inputs) == 1
+
+
 def test_a_document_called_metadata_is_no_table(tmp_path):
     (tmp_path / "metadata").mkdir()
     (tmp_path / "metadata" / "a.jsonl").write_text(json.dumps({"text": "a"}))

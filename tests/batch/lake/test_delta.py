@@ -157,6 +157,39 @@ def test_what_would_be_read_wrongly_is_refused(tmp_path, options):
     assert len(find_inputs(str(where), version=0).inputs) == 1
 
 
+def test_features_of_spark_that_change_nothing_for_readers(tmp_path):
+    """Liquid clustering, row tracking, change data and such are for writers; others have no effect here."""
+    where = tmp_path / "t"
+    deltalake.write_deltalake(where, rows(["a", "b"]))
+    writers = ["clustering", "domainMetadata", "rowTracking", "inCommitTimestamp", "changeDataFeed", "appendOnly"]
+    readers = ["timestampNtz", "v2Checkpoint", "deletionVectors"]
+    protocol = {"minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": readers}
+    domain = {"domain": "delta.clustering", "configuration": '{"clusteringColumns":[["lang"]]}', "removed": False}
+    lines = [{"protocol": {**protocol, "writerFeatures": [*writers, *readers]}}, {"domainMetadata": domain}]
+    log(where, 1).write_text("\n".join(map(json.dumps, lines)))
+    assert read(where, NAMES) == counted(rows(["a", "b"]).to_pylist())
+
+
+def test_a_checkpoint_of_the_second_version(tmp_path):
+    """As Spark writes it with `delta.checkpointPolicy: v2`; the log before it is gone."""
+    where = tmp_path / "t"
+    deltalake.write_deltalake(where, rows(["a", "b"]))
+    deltalake.write_deltalake(where, rows(["c"]), mode="append")
+    actions = [json.loads(line) for number in (0, 1) for line in log(where, number).read_text().splitlines()]
+    features = ["v2Checkpoint"]
+    protocol = {"minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": features, "writerFeatures": features}
+    lines = [
+        {"checkpointMetadata": {"version": 1}},
+        {"protocol": protocol},
+        *(action for action in actions if action.keys() & {"metaData", "add"}),
+    ]
+    name = "00000000000000000001.checkpoint.80a083e8-7026-4e79-81be-64bd76c43a11.json"
+    (where / "_delta_log" / name).write_text("\n".join(map(json.dumps, lines)))
+    (where / "_delta_log" / "_last_checkpoint").write_text(json.dumps({"version": 1, "size": len(lines)}))
+    log(where, 0).unlink()
+    assert read(where, NAMES) == counted(pa.concat_tables([rows(["a", "b"]), rows(["c"])]).to_pylist())
+
+
 def vector(removed):
     """A deletion vector that is in the log itself: a bitmap of 64 bits of which the upper half is zero, in Z85."""
     pyroaring = pytest.importorskip("pyroaring")

@@ -1,5 +1,5 @@
-"""Folders of tables of Delta, Iceberg or Hudi that would be read as plain ones: their files are not all of them rows of
-the table, since those of older versions, and removed ones, lie beside those that count.
+"""Folders of tables of Delta, Iceberg, Hudi or Lance that would be read as plain ones: their files are not all of them
+rows of the table, since those of older versions, and removed ones, lie beside those that count.
 """
 
 from __future__ import annotations
@@ -15,11 +15,20 @@ _MARKS = {
     "_delta_log": ("Delta", _ITSELF),
     ".hoodie": ("Hudi", "name the files of the version to read, as a query of Hudi's gives them"),
 }
+# Of Lance, whose files are no Parquet; `_versions` by itself may be anybody's.
+_LANCE = {"_versions", "_transactions"}
+_EXPORT = (
+    "write a version of it as Parquet: pyarrow.dataset.write_dataset(lance.dataset(TABLE, version=N).scanner()"
+    '.to_reader(), FOLDER, format="parquet")'
+)
 METADATA = ".metadata.json"  # of Iceberg, in its folder `metadata`
 
 
 def check_no_table(folder: str, names: Iterable[str]) -> None:
     """Raises UserError where the folder, with these names in it, is a table. `folder/metadata` tells of its parent."""
+    names = list(names)
+    if set(names) >= _LANCE:
+        raise _is_table(folder, "Lance", _EXPORT)
     for name in names:
         if name in _MARKS:
             raise _is_table(folder, *_MARKS[name])
@@ -33,6 +42,9 @@ def check_no_tables(paths: Iterable[str]) -> None:
         folder, _, name = path.rpartition("/")
         if name.endswith(METADATA):
             check_no_table(folder, [name])
+        above, found, _ = path.partition("/_versions/")
+        if found and name.endswith(".manifest"):
+            check_no_table(above, _LANCE)
         for mark in _MARKS:
             above, found, _ = path.partition(f"/{mark}/")
             if found:
