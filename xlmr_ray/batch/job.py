@@ -162,7 +162,8 @@ class Job(Section):
     encoder, or with `merge` each in separate weights.
 
     `incremental`: score only the inputs that the published table of the same job has not, and add them to it. It
-    stands beside the sections because it says what a launch does, not how something is read.
+    stands beside the sections because it says what a launch does, not how something is read. `reuse`: rows of a
+    replaced input whose texts are the same take their results from it.
     """
 
     name: str = "job"
@@ -180,6 +181,13 @@ class Job(Section):
     report: ReportSection = ReportSection()
     lineage: LineageSection | None = None
     incremental: bool = False
+    reuse: bool = False
+
+    @model_validator(mode="after")
+    def reuse_is_of_a_table(self) -> Self:
+        if self.reuse and not self.incremental:
+            raise ValueError("reuse: takes results from the table before, which only incremental: true adds to")
+        return self
 
     @model_validator(mode="after")
     def names_differ(self) -> Self:

@@ -16,6 +16,7 @@ from xlmr_ray.batch.plan import Plan, check_quantization, columns_of, make_plan,
 from xlmr_ray.batch.shard_rows import shard_bytes, shard_rows
 from xlmr_ray.batch.stages.checkpoints import bound_task
 from xlmr_ray.batch.stages.recipe import Recipe
+from xlmr_ray.batch.stages.reuse import rows_before
 from xlmr_ray.batch.store.base import NoConditionalWrites, Store
 from xlmr_ray.batch.store.filesystem import reading
 from xlmr_ray.batch.store.open import open_store
@@ -118,6 +119,8 @@ def prepare_run(job: Job, store: Store) -> PreparedRun:
         max_row_bytes=job.input.max_row_bytes,
         kept=plan.kept,
         pre_tokenizer=job.engine.pre_tokenizer,
+        reuse=job.reuse,
+        before=rows_before(store, plan.run_id) if job.reuse and upon is not None and upon.plan is not None else {},
     )
     return PreparedRun(plan, recipe, len(plan.shards.inputs), tuple(found.ignored), run_id(what), upon)
 

@@ -23,6 +23,7 @@ class Figures:
     shards: int = 0
     tokens: int = 0
     padded: int = 0
+    reused: int = 0
     started: float = field(default_factory=time.monotonic)
 
     def add(self, record: Record) -> None:
@@ -31,6 +32,7 @@ class Figures:
         self.rows_error += record.rows_error + record.rows_lost
         self.tokens += record.stats.tokens
         self.padded += record.stats.padded
+        self.reused += record.stats.reused
         self.shards += 1
 
     @property
@@ -44,9 +46,10 @@ class Figures:
     def line(self) -> str:
         seconds = max(self.seconds, 1e-9)
         padding = self.padded / max(1, self.tokens + self.padded)
+        reused = f" · {self.reused:,} from the table before" if self.reused else ""
         return (
             f"{self.rows / seconds:,.1f} docs/s · {self.tokens / seconds:,.0f} tokens/s · padding {padding:.1%} · "
-            f"shards {self.shards_before + self.shards:,}/{self.total_shards:,} · errors {self.rows_error:,}"
+            f"shards {self.shards_before + self.shards:,}/{self.total_shards:,} · errors {self.rows_error:,}{reused}"
         )
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, File, Record, Stats, read_record, record_key
+from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, HASHES, File, Record, Stats, read_record, record_key
 from xlmr_ray.batch.store.base import Exists, Store
 from xlmr_ray.errors import JobFailed
 
@@ -38,12 +38,13 @@ def commit_shard(
     stats: Stats | None = None,
     rows_lost: int = 0,
     lost_estimated: bool = False,
+    hashes: pa.Table | None = None,
 ) -> tuple[Record, bool]:
     """Write and commit a shard's rows and error rows. Returns its record, and whether this attempt is the one in it.
 
-    `errors` has `ERROR_SCHEMA` and no nulls; for `rows_lost` see `Record`. `attempt` is a `new_attempt()`, used for
-    this call only. Raises JobFailed where rows are missing or too many, and where the store fails; whatever was written
-    then is an orphan.
+    `errors` has `ERROR_SCHEMA` and no nulls, `hashes` has `HASH_SCHEMA`, a row for each of `rows`; for `rows_lost` see
+    `Record`. `attempt` is a `new_attempt()`, used for this call only. Raises JobFailed where rows are missing or too
+    many, and where the store fails; whatever was written then is an orphan.
     """
     if not SHARD.fullmatch(shard_id):
         raise ValueError(f"shard id {shard_id!r}: want letters, digits, '_', '.' and '-'")
@@ -63,6 +64,8 @@ def commit_shard(
     files = [_write(store, f"data/{name}", rows)] if rows.num_columns else []
     if errors.num_rows:
         files.append(_write(store, f"errors/{name}", errors.cast(ERROR_SCHEMA)))
+    if hashes is not None and hashes.num_rows:
+        files.append(_write(store, f"{HASHES}/{name}", hashes))
     record = Record(
         run_id=run_id,
         shard=shard_id,

@@ -5,6 +5,7 @@
     _runs/<run_id>/manifest.json          the committed files, once every shard has a record (manifest.py)
     data/<run_id>/<shard>-<attempt>.parquet
     errors/<run_id>/<shard>-<attempt>.parquet
+    hashes/<run_id>/<shard>-<attempt>.parquet   where the job says `reuse` (stages/reuse.py)
     _current.json                         the published run (published.py)
 
 Files are written before the record that names them, under a key that no other attempt uses. A crash leaves files
@@ -40,6 +41,9 @@ ERROR_SCHEMA = pa.schema(
         )
     ]
 )
+HASHES = "hashes"
+# Of the texts of a row of the output, 128 bits.
+HASH_SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("hash", pa.binary(16), nullable=False)])
 GRACE = 24 * 3600.0  # seconds for which a file without a record may belong to an attempt that is still going on
 ATTEMPT_FILE = re.compile(r"(?P<shard>.+)-(?P<attempt>[0-9a-f]{16})\.parquet")
 
@@ -58,7 +62,7 @@ class File:
 class Stats:
     """What a shard cost and held: seconds from its first read to its commit; tokens through the encoder, those computed
     beyond them, those `repeated`, which were not computed as an equal sequence was; the seconds and floating point
-    operations of that, where and by what; `summary`: `report.counts`.
+    operations of that, where and by what; `summary`: `report.counts`; rows `reused`, out of the table before.
     """
 
     seconds: float = 0.0
@@ -70,11 +74,13 @@ class Stats:
     device: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)
     repeated: int = 0
+    reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The commit of one shard. `files` are the data file and, where rows failed, the error file.
+    """The commit of one shard. `files` are the data file and, where rows failed, the error file, and, where the job
+    says so, that of hashes.
 
     `errors` counts the error rows by code; `committed_at` is in seconds since the epoch, by the writer's clock.
     `rows_lost` are rows of the input that its one error row stands for beside itself: those of a file that cannot be
@@ -101,8 +107,9 @@ class Record:
         for name in ("rows_lost", "lost_estimated"):  # which records did not always have
             if not content[name]:
                 del content[name]
-        if not self.stats.repeated:  # nor this
-            del content["stats"]["repeated"]
+        for name in ("repeated", "reused"):  # nor these
+            if not content["stats"][name]:
+                del content["stats"][name]
         return canonical({**content, "check": hashlib.sha256(canonical(content)).hexdigest()})
 
     @classmethod
@@ -187,10 +194,10 @@ def committed(store: Store, run_id: str) -> Iterator[Record]:
 
 
 def orphans(store: Store, run_id: str, attempts: Attempts) -> Iterator[tuple[str, Entry]]:
-    """Data and error files of attempts other than `attempts`, with their shards; files that are not ours by name are
-    left out.
+    """Files of rows, errors and hashes of attempts other than `attempts`, with their shards; files that are not ours by
+    name are left out.
     """
-    for folder in ("data", "errors"):
+    for folder in ("data", "errors", HASHES):
         for entry in store.list(f"{folder}/{run_id}/"):
             name = ATTEMPT_FILE.fullmatch(entry.key.rpartition("/")[2])
             if name is not None and name["attempt"] not in attempts:

@@ -10,7 +10,7 @@ from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.json_by_line import items_of
 from xlmr_ray.batch.ledger.manifest import manifest_key
 from xlmr_ray.batch.ledger.merge import merged_away
-from xlmr_ray.batch.ledger.record import GRACE, orphans, read_record
+from xlmr_ray.batch.ledger.record import GRACE, HASHES, orphans, read_record
 from xlmr_ray.batch.ledger.small_ids import Attempts
 from xlmr_ray.batch.store.base import Entry, Store
 
@@ -26,7 +26,9 @@ def sweep(store: Store, *, dry_run: bool = False, older_than: float = GRACE) -> 
     before = time.time() - older_than
     found = [entry for scratch in ("_probe-", ".tmp/") for entry in store.list(scratch) if entry.modified <= before]
     found = [entry for entry in found if entry.key != ".tmp/lock"]
-    for run_id in sorted({*store.folders("data/"), *store.folders("errors/")} - {"_delta_log"}):
+    for run_id in sorted(
+        {*store.folders("data/"), *store.folders("errors/"), *store.folders(f"{HASHES}/")} - {"_delta_log"}
+    ):
         finished, attempts = store.head(manifest_key(run_id)) is not None, Attempts()
         if finished:  # which saves a look at each record
             for line in items_of(store, manifest_key(run_id), "committed"):

@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -90,11 +91,16 @@ class Encode:
         outputs = [pa.concat_tables(several) for several in zip(*(part.outputs for part in parts), strict=True)]
         named = [(task.prefix, output) for task, output in zip(self.recipe.tasks, outputs, strict=True)]
         output = output_table(rows.take(good_rows(rows)), shard.input.key, self.recipe.columns, named)
+        reused = tables.get("reused")
+        if reused is not None and reused.num_rows:
+            output = pa.concat_tables([output, reused.cast(output.schema)])
+            output = output.take(pc.sort_indices(output, [("row", "ascending")]))
         tokens, padded, repeated = np.subtract(self.counters(), before).tolist()
         stats = Stats(
             tokens=tokens,
             padded=padded,
             repeated=repeated,
+            reused=0 if reused is None else reused.num_rows,
             engine_seconds=round(seconds, 3),
             operations=self.operations(tables, work_before),
             host=host(),
@@ -102,7 +108,9 @@ class Encode:
         )
         cost = replace(cost, encoded=time.time(), encoder_wait=waited, stats=stats)
         figures = pa.table({"cost": [cost.to_json()]})
-        return to_block(text, {"output": output, "errors": error_table(rows, shard.input.key), "cost": figures})
+        hashes = {"hashes": tables["hashes"]} if "hashes" in tables else {}
+        errors = error_table(rows, shard.input.key)
+        return to_block(text, {"output": output, "errors": errors, "cost": figures, **hashes})
 
     @property
     def device(self) -> torch.device:

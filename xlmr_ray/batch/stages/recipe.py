@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard import Shard
+from xlmr_ray.batch.stages.reuse import Before
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.engine.settings import EngineSettings
 
@@ -38,7 +39,7 @@ class Recipe:
     """`store` carries its endpoint along, so that actors write where the driver does. `timeout` in seconds: see
     `ErrorsSection`. `kept`: types that kept columns are cast to, None where all files have the same. `pre_tokenizer`:
     see `EngineSection` of `job.py`. `threads` of the CPU for each encoder, 0 for torch's own choice, and `gpus`, or its
-    part of one.
+    part of one. `reuse`: hashes are written, and results taken out of what was `before` of an input.
     """
 
     run_id: str
@@ -54,6 +55,8 @@ class Recipe:
     pre_tokenizer: Literal["xlm-roberta", "file"] | None = None
     threads: int = 0
     gpus: float = 0.0
+    reuse: bool = False
+    before: Mapping[str, Before] = field(default_factory=dict)
 
 
 def shard_to_json(shard: Shard) -> str:

@@ -14,7 +14,8 @@ from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.stages.block import from_block, guarded, to_block
 from xlmr_ray.batch.stages.checkpoints import bound_task, check_same, tried
 from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json
-from xlmr_ray.batch.stages.rows import fail_empty, fail_rows, good_rows
+from xlmr_ray.batch.stages.reuse import Reuse, hashes_of
+from xlmr_ray.batch.stages.rows import fail_empty, fail_rows, good_rows, output_table
 from xlmr_ray.batch.stages.shard_cost import ShardCost
 from xlmr_ray.batch.stages.suspects import Suspects, in_pieces, restarted_actor
 from xlmr_ray.batch.stages.tokenized_once import TokenizedOnce
@@ -64,6 +65,9 @@ class Tokenize:
             same = (task.tokenizer, tokenizer.model_max_length, tokenizer.truncation_side)
             self.tokenizers.append(known.setdefault(same, tokenizer))
         self.tasks = [bound_task(task) for task in recipe.tasks]
+        named = zip(recipe.tasks, self.tasks, strict=True)
+        fields = [one.with_name(part.prefix + one.name) for part, task in named for one in task.schema]
+        self.reuse = Reuse(recipe.store, recipe.before, pa.schema(fields))
 
     def tokenize(self, block: pa.Table) -> pa.Table:
         if self.broken:
@@ -71,11 +75,26 @@ class Tokenize:
         text, _ = from_block(block)
         shard = shard_from_json(text)
         began = time.time()
+        more: dict[str, pa.Table] = {}
         with self.suspects.shard(shard.id):
-            done = self.of_rows(self.read(shard))
+            rows = self.read(shard)
+            if self.recipe.reuse:
+                rows, more = self.reused(shard.input.key, rows)
+            done = self.of_rows(rows)
         cost = pa.table({"cost": [ShardCost(began, time.time()).to_json()]})
         encoded = {f"task{index}": table for index, table in enumerate(done.encoded)}
-        return to_block(text, {"rows": done.rows, "cost": cost, **encoded})
+        return to_block(text, {"rows": done.rows, "cost": cost, **encoded, **more})
+
+    def reused(self, source: str, rows: pa.Table) -> tuple[pa.Table, dict[str, pa.Table]]:
+        """The rows that are to be computed; the hashes of all good ones, and the output rows of the others."""
+        columns = self.recipe.columns
+        hashes = hashes_of(rows, list(columns.text))
+        which, results = self.reuse.results(source, hashes)
+        taken = good_rows(rows)[which]
+        output = output_table(rows.take(taken), source, columns, [("", results)])
+        left = np.ones(rows.num_rows, np.bool_)
+        left[taken] = False
+        return rows.filter(pa.array(left)), {"hashes": hashes, "reused": output}
 
     def read(self, shard: Shard) -> pa.Table:
         recipe = self.recipe

@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from xlmr_ray.batch.ledger.commit import commit_shard
 from xlmr_ray.batch.ledger.record import new_attempt, read_record
@@ -39,6 +40,9 @@ def commit(block: pa.Table, recipe: Recipe) -> pa.Table:
     waited = max(0.0, time.time() - cost.encoded)  # by two machines' clocks, perhaps
     prefixes = [task.prefix for task in recipe.tasks]
     summary = summarize(tables["output"], prefixes, kinds(recipe.columns), kept=recipe.columns.keep)
+    hashes = tables.get("hashes")
+    if hashes is not None:
+        hashes = hashes.filter(pc.is_in(hashes["row"], tables["output"]["row"].combine_chunks()))
     before = retries.total()
     record, _ = commit_shard(
         recipe.store,
@@ -51,5 +55,6 @@ def commit(block: pa.Table, recipe: Recipe) -> pa.Table:
         source_key=shard.input.key,
         source_etag=shard.input.etag,
         stats=replace(cost.stats, seconds=round(time.time() - cost.began, 3), summary=summary.to_json()),
+        hashes=hashes,
     )
     return Committed(record, replace(cost, writer_wait=waited, retries=retries.total() - before)).to_row()

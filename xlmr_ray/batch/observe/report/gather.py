@@ -115,6 +115,7 @@ class RunReport:
     tokens: int = 0
     padded: int = 0
     repeated: int = 0
+    reused: int = 0
     bytes: int = 0
     started: float = 0.0
     ended: float = 0.0
@@ -226,6 +227,7 @@ def add_records(report: RunReport, store: Store) -> None:
         report.tokens += stats.tokens
         report.padded += stats.padded
         report.repeated += stats.repeated
+        report.reused += stats.reused
         report.bytes += sum(file.bytes for file in record.files)
         if stats.seconds:
             figures = (record.committed_at, record.rows_in, stats.tokens, stats.seconds)

@@ -103,6 +103,9 @@ def headline_cards(report: RunReport) -> Iterator[Card]:
     if report.repeated:
         why = f"{report.repeated / read:.1%} of what was read: an equal sequence had been computed"
         yield Card("tokens not computed", short_number(report.repeated), why)
+    if report.reused:
+        same = f"{report.reused / max(1, report.rows):.1%}, whose texts had not changed"
+        yield Card("rows from the table before", f"{report.reused:,}", same)
     yield Card("time at work", duration(report.active), f"{when(report.started)} to {when(report.ended)}")
     yield Card("documents a second", short_number(done), "over the time at work")
     yield Card("tokens a second", short_number(report.tokens / max(report.active, 1e-9)), "over the time at work")
