@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlmr_ray.serve.json_body import Parser
-from xlmr_ray.serve.requests import Invalid
+from xlmr_ray.serve.members import PARTS, check_parts
+from xlmr_ray.serve.requests import Invalid, TooLarge
 
 DEPTH = 32
 values = st.recursive(
@@ -64,3 +65,30 @@ def test_nesting_at_the_limit_and_a_byte_order_mark():
     with pytest.raises(Invalid):
         Parser(3).parse(b"[[[[1]]]]")
     assert Parser(2).parse(b'["[[[[", [1]]') == ["[[[[", [1]]  # brackets in a text are none
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 900_000,
+        b'{"inputs":[' + b"[1]," * PARTS + b"[1]]}",
+        b'{"a\\"":' + b'{"a":' * PARTS,
+        b"{" + b'"a":1,' * PARTS + b'"b":1}',
+        b'"' + b'\\"' * 900_000 + b'":' + b"[" * 40_000,
+    ],
+)
+def test_more_parts_than_any_request_has(body):
+    with pytest.raises(TooLarge, match="lists and objects"):
+        check_parts(body)
+
+
+@pytest.mark.parametrize("text", ["[{:" * 100_000, '\\"[' * 100_000, '"[' * 100_000, "\\" * 300_001 + "[" * 100_000])
+def test_parts_in_texts_are_none(text):
+    """Also of a text that never ends."""
+    check_parts(json.dumps({"inputs": [text, text]}).encode())
+    check_parts(b'"' + b'\\"[' * 100_000)
+
+
+def test_what_is_wrong_a_thousand_times():
+    with pytest.raises(Invalid, match="NaN is not JSON, and more like it"):
+        Parser(DEPTH).parse(b"[" + b"NaN," * 100_000 + b"NaN]")

@@ -23,7 +23,7 @@ from xlmr_ray.serve.batches.runner import BatchRunner
 from xlmr_ray.serve.json_body import PARSED, Parser
 from xlmr_ray.serve.keys import PUBLIC, Keys
 from xlmr_ray.serve.logs import log_failure
-from xlmr_ray.serve.members import check_members
+from xlmr_ray.serve.members import check_members, check_parts
 from xlmr_ray.serve.metrics import CONTENT_TYPE, FAILURES, IN_FLIGHT, LATENCY, REQUESTS
 from xlmr_ray.serve.protocols.documented import HEADERS, with_names_of_tasks
 from xlmr_ray.serve.protocols.explain import explained_request
@@ -207,6 +207,7 @@ def answer_to(error: ServiceError, path: str, shapes: list[Callable[[str], Error
 
 def parsed_body(body: bytes, depth: int) -> Any:
     """The body's JSON. Raises Invalid or TooLarge."""
+    check_parts(body)
     value = Parser(depth).parse(body)
     check_members(value)
     return value
@@ -365,7 +366,10 @@ class Front:
             if headers.get("content-encoding", "identity") != "identity":
                 raise WrongType("the body must not be compressed")
             parse = partial(parsed_body, body, self.service.limits.json_depth)
-            scope[PARSED] = await self.service.in_pool(parse) if len(body) > IN_LOOP else parse()
+            if len(body) > IN_LOOP:
+                scope[PARSED] = await asyncio.get_running_loop().run_in_executor(self.service.reading, parse)
+            else:
+                scope[PARSED] = parse()
         return body
 
     async def until_gone(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:

@@ -14,6 +14,8 @@ from xlmr_ray.serve.requests import Invalid
 PARSED = "xlmr_ray.json"
 # Digits of a whole number; 64 bits have 19.
 DIGITS = 19
+# Of what is wrong in a body: the first is named, but where there is more, not all of it is read.
+MOST_BAD = 1000
 
 
 class JsonRequest(Request):
@@ -54,6 +56,8 @@ class Parser:
         found: list[Bad] = []
 
         def bad(message: str) -> Bad:
+            if len(found) == MOST_BAD:
+                raise Invalid("body", f"{message}, and more like it")
             found.append(Bad(message))
             return found[-1]
 

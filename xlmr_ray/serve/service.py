@@ -62,6 +62,7 @@ class Service:
         self.tokenizing = Tokenizing()
         self.pool = ThreadPoolExecutor(self.tokenizers, thread_name_prefix="tokenize")
         self.behind = ThreadPoolExecutor(1, thread_name_prefix="tokenize-behind")  # of requests for which nobody waits
+        self.reading = ThreadPoolExecutor(1, thread_name_prefix="read-body")  # large ones
         self.apart = ThreadPoolExecutor(1, thread_name_prefix="list-tokens")  # what needs no engine, and may take long
 
     @classmethod

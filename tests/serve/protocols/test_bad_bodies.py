@@ -124,7 +124,7 @@ def test_no_text_at_all(http: httpx.Client, path: str) -> None:
     ],
 )
 def test_too_many_and_none(http: httpx.Client, path: str, field: str, most: int) -> None:
-    for count, status in ((0, 400), (most + 1, 413), (100_000, 413), (most, 200)):
+    for count, status in ((0, 400), (most + 1, 413), (30_000, 413), (most, 200)):
         text: Any = [300] if path == "/decode" else "a <mask>"
         text = [text] if path == "/predict" else text
         body = replaced(RIGHT[path], tuple(field.split(".")), json.dumps([text] * count))
