@@ -1,6 +1,7 @@
 """`xlmr-ray finetune`: labelled rows and a checkpoint to a trained checkpoint."""
 
 import hashlib
+import json
 import platform
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from xlmr_ray.engine.memory import out_of_memory
 from xlmr_ray.errors import JobFailed, UserError
 from xlmr_ray.text.plural import plural, some
 from xlmr_ray.text.progress_line import ProgressLine
+from xlmr_ray.text.redact import redacted
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.train.display import show_step
 from xlmr_ray.train.frozen import frozen, frozen_engine
@@ -30,6 +32,7 @@ from xlmr_ray.train.objectives.registry import objective_class
 from xlmr_ray.train.output import is_head, made_by, save_trained
 from xlmr_ray.train.rows import WholeReader, read_rows, split_rows
 from xlmr_ray.train.state import Progress, StateFolder, identity_of
+from xlmr_ray.train.validated import validated
 
 # Tokens computed at a time: activations are kept for the gradients.
 MAX_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -55,6 +58,7 @@ class PreparedTraining:
     train: Examples
     validation: Examples | None
     skipped: int
+    languages: list[str] | None  # of the validation's examples
 
 
 def finetune(job: FinetuneJob, read: WholeReader, display: ProgressLine) -> TrainOutcome:
@@ -113,23 +117,28 @@ def finetune(job: FinetuneJob, read: WholeReader, display: ProgressLine) -> Trai
         raise JobFailed(
             f"step {loop.progress.step + 1}: out of memory with {budget} tokens at a time; give a lower max_tokens"
         ) from None
-    record = {
-        "identity": identity,
-        "job": job.model_dump(),
-        "rows": {
-            "train": len(examples),
-            "validation": validation and len(validation.examples),
-            "skipped": prepared.skipped,
-        },
-        "head": "fresh" if trained.fresh else "from the checkpoint",
-        "history": loop.progress.history,
-        "best": loop.progress.best,
-        "losses": loop.progress.losses,
-        "seconds": round(loop.progress.seconds, 3),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-    }
     try:
+        held = None
+        if validation is not None:
+            outputs, answered, _ = loop.answers(validation)
+            held = validated(objective, outputs, answered, prepared.languages)
+        record = {
+            "identity": identity,
+            "job": json.loads(redacted(json.dumps(job.model_dump()))),
+            "rows": {
+                "train": len(examples),
+                "validation": validation and len(validation.examples),
+                "skipped": prepared.skipped,
+            },
+            "head": "fresh" if trained.fresh else "from the checkpoint",
+            "history": loop.progress.history,
+            "best": loop.progress.best,
+            "losses": loop.progress.losses,
+            "held": held,
+            "seconds": round(loop.progress.seconds, 3),
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+        }
         save_trained(trained, objective, prepared.tokenizer, source=prepared.folder, output=output, record=record)
     except BaseException:  # whatever ends it, ^C too: what was trained is not lost
         loop.keep()
@@ -158,7 +167,10 @@ def prepare_training(job: FinetuneJob, kind: type[Objective], read: WholeReader)
     objective = kind.of(job, folder, config, labelled)
     train = objective.encode(rows, tokenizer)
     validation = None if held is None else objective.encode(held, tokenizer)
-    return PreparedTraining(folder, tokenizer, objective, train, validation, skipped)
+    languages = None
+    if validation is not None and held is not None and "language" in held.column_names and len(held) == len(validation):
+        languages = ["" if one is None else str(one) for one in held["language"].to_pylist()]
+    return PreparedTraining(folder, tokenizer, objective, train, validation, skipped, languages)
 
 
 def parts_of(

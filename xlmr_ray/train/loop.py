@@ -1,14 +1,10 @@
 """The training itself: steps over packed batches, a measure of how good it is after each epoch, stops on the way."""
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -26,6 +22,7 @@ from xlmr_ray.train.objectives.objective import Examples, Objective
 from xlmr_ray.train.optimizer import clip, optimizer_of, rate_at
 from xlmr_ray.train.state import Progress, StateFolder, copied_tensors
 from xlmr_ray.train.steps import TrainSteps, parts_within
+from xlmr_ray.train.stop import stop_asked
 
 VALIDATION = 1 << 30  # in place of an epoch, for what is drawn in a validation
 
@@ -191,9 +188,14 @@ class Loop:
             progress.best = len(progress.history) - 1
             self.best = copied_tensors(self.module.state_dict())
 
-    @torch.no_grad()
     def validate(self, part: ExamplePart) -> dict[str, float]:
         """The mean loss of a part, as `loss`, and the objective's measures."""
+        outputs, examples, loss = self.answers(part)
+        return {**self.objective.measures(outputs, examples), "loss": loss}
+
+    @torch.no_grad()
+    def answers(self, part: ExamplePart) -> tuple[list[NDArray[np.float32]], Examples, float]:
+        """The outputs of each example of a part, the examples as a validation sees them, and their mean loss."""
         self.module.eval()
         examples = self.objective.epoch(part.examples, (self.job.seed, VALIDATION))
         total = 0.0
@@ -207,8 +209,7 @@ class Loop:
                 total += float(loss)
                 for example, own in zip(chosen, np.split(as_numpy(raw), np.cumsum(counts[chosen])[:-1]), strict=True):
                     outputs[example] = own
-        measures = self.objective.measures(outputs, examples)
-        return {**measures, "loss": total / max(float(examples.weights.sum()), 1e-12)}
+        return outputs, examples, total / max(float(examples.weights.sum()), 1e-12)
 
 
 def as_numpy(raw: Tensor) -> NDArray[np.float32]:
@@ -217,28 +218,3 @@ def as_numpy(raw: Tensor) -> NDArray[np.float32]:
 
 
 NO_MEASURES = ("step", "epoch")
-
-
-@contextmanager
-def stop_asked() -> Iterator[threading.Event]:
-    """An event that ^C and SIGTERM set, so that a step is never cut in two; a second one ends at once. Only the main
-    thread has signals.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    try:
-        for number in before:
-            signal.signal(number, ask)
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -19,7 +19,7 @@ from xlmr_ray.train.model import Trained
 from xlmr_ray.train.objectives.objective import Objective
 from xlmr_ray.train.state import reason
 
-RECORD = "training.json"
+RECORD, PAGE = "training.json", "training.html"
 SENTENCE_FILE = "config_sentence_transformers.json"
 
 
@@ -52,19 +52,21 @@ def save_trained(
     """Writes the folder beside its place and renames it. `source` is the checkpoint that the training began with.
     Raises JobFailed where there is no room.
     """
-    text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
+    from xlmr_ray.train.page import training_page  # here: to import matplotlib takes half a second
+
+    files = {RECORD: json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n", PAGE: training_page(record)}
     room = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if is_head(output, source):
             save_head(trained.model, source, output.name)
-            (output / RECORD).write_text(text, "utf-8")
+            leave_record(output, files)
             return
         room = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
         made = room / output.name
         if trained.adapter is not None:
             trained.adapter.save_pretrained(str(made), save_embedding_layers=False)
-            (made / RECORD).write_text(text, "utf-8")
+            leave_record(made, files)
             made.rename(output)
             return
         trained.model.save_pretrained(made)
@@ -74,7 +76,7 @@ def save_trained(
         elif isinstance(objective.task, Rerank) and (model_folder(source) / SENTENCE_FILE).is_file():
             # The prompt and the function that it was trained with.
             shutil.copy(model_folder(source) / SENTENCE_FILE, made)
-        (made / RECORD).write_text(text, "utf-8")
+        leave_record(made, files)
         made.rename(output)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise JobFailed(
@@ -83,6 +85,12 @@ def save_trained(
     finally:
         if room is not None:
             shutil.rmtree(room, ignore_errors=True)
+
+
+def leave_record(folder: Path, files: Mapping[str, str]) -> None:
+    """What was done, for programs and for people; the record last, which says that a training made the folder."""
+    for name in (PAGE, RECORD):
+        (folder / name).write_text(files[name], "utf-8")
 
 
 def save_sentence_modules(source: Path, made: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xlmr_ray.config import XLMRobertaConfig
+from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.heads import classifier_dropout
 from xlmr_ray.model.packed_batch import PackedBatch
@@ -29,7 +30,7 @@ class Examples:
     the sequences `splits[e]` to `splits[e + 1]`.
 
     `weights (E)` are the examples' parts in a mean; `targets (T)` the tokens' labels, -100 where a token has none;
-    `labels (E, ...)` the examples'; `language (E)` a name each, where the rows say it.
+    `labels (E, ...)` the examples'.
     """
 
     input_ids: NDArray[np.int32]
@@ -66,6 +67,19 @@ class Examples:
     def sequences(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """The sequences of the chosen examples, in their order."""
         return np.concatenate([np.arange(self.splits[e], self.splits[e + 1]) for e in chosen])
+
+    def take(self, chosen: NDArray[np.int64]) -> "Examples":
+        """The chosen examples, in their order."""
+        sequences = self.sequences(chosen)
+        tokens, _ = ResultRows(self.row_splits).rows(sequences)
+        return Examples(
+            self.input_ids[tokens],
+            np.append(0, np.cumsum(np.diff(self.row_splits)[sequences])),
+            np.append(0, np.cumsum(np.diff(self.splits)[chosen])),
+            self.weights[chosen],
+            None if self.targets is None else self.targets[tokens],
+            None if self.labels is None else self.labels[chosen],
+        )
 
 
 class Objective(ABC):

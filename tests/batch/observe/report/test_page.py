@@ -14,11 +14,11 @@ from tests.batch.runs import commit, plan
 from tests.chromium import looks, needs_chromium, running_chromium
 from xlmr_ray.batch.ledger.manifest import finish
 from xlmr_ray.batch.ledger.published import publish
-from xlmr_ray.batch.observe.report import plots
 from xlmr_ray.batch.observe.report.gather import gather_report
 from xlmr_ray.batch.observe.report.leave import save_report
 from xlmr_ray.batch.observe.report.page import report_page
 from xlmr_ray.batch.store.open import open_store
+from xlmr_ray.report_page import plots
 
 
 class Elements(HTMLParser):
@@ -124,6 +124,7 @@ def test_any_text_can_be_a_label_of_a_plot(name):
         plots.bars([plots.Bar(name, 1, "1")], label=name, title=name or "t"),
         plots.heatmap([name, "b"], [name, "c"], [[1.0, 0.0], [0.2, 0.8]], down=name, title=name or "t"),
         plots.histogram([(0.0, 0.0, 3), (1.0, 2.0, 4)], log=True, label=name, title=name or "t"),
+        plots.lines([plots.Line(name, [(0, 1), (2, 0.5)]), plots.Line("b", [(1, 1)])], across=name, up="u", title="t"),
     ):
         assert {tag for tag, _ in Elements(plot).found} <= {
             "svg",

@@ -6,20 +6,15 @@ forbids scripts and requests.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-import yaml
-from markupsafe import Markup
-
 from xlmr_ray.batch.observe.drift import Drift
-from xlmr_ray.batch.observe.report import plots
 from xlmr_ray.batch.observe.report.counts import OTHERS, Counts, Summary
 from xlmr_ray.batch.observe.report.gather import RunReport
-from xlmr_ray.batch.observe.report.plots import Bar, short_number
+from xlmr_ray.report_page import plots
+from xlmr_ray.report_page.exhibits import Card, Exhibit, PageSection, PageTable, as_yaml, page_environment, when
+from xlmr_ray.report_page.plots import Bar, short_number
 from xlmr_ray.text.duration import duration
 from xlmr_ray.text.plural import plural
 
@@ -30,61 +25,17 @@ MOST_SHIFTS = 20
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-@dataclass(frozen=True)
-class Card:
-    """A figure to see first."""
-
-    name: str
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class PageTable:
-    """Cells as text; those of `numbers`, by index, are set flush right."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: frozenset[int]
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """A plot, if there is one, and the figures behind it, which are folded away then."""
-
-    title: str
-    plot: Markup | None
-    table: PageTable
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class PageSection:
-    title: str
-    exhibits: tuple[Exhibit, ...]
-
-
 def report_page(report: RunReport) -> str:
     """The page, HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja").render(
+    template = page_environment(Path(__file__).parent).get_template("report.html.jinja")
+    return template.render(
         report=report,
         cards=headline_cards(report),
         sections=list(page_sections(report)),
-        job=yaml.safe_dump(report.job, sort_keys=False, allow_unicode=True) if report.job else "",
+        job=as_yaml(report.job),
         when=when,
         plural=plural,
     )
-
-
-def when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds)) if seconds else "—"
 
 
 def headline_cards(report: RunReport) -> Iterator[Card]:

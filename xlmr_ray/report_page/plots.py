@@ -57,6 +57,42 @@ class Bar:
     text: str
 
 
+@dataclass(frozen=True)
+class Line:
+    """One line: what it is of, and its points."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+def lines(given: Sequence[Line], *, across: str, up: str, title: str, unit: bool = False) -> Markup:
+    """One or two lines, each with its name; on a `unit` square from 0 to 1."""
+
+    def draw(axes: Axes) -> None:
+        for line, colour, marker in zip(given, (FIRST, SECOND), (None, "o"), strict=False):
+            own = list(zip(*line.points, strict=True))
+            single = "o" if len(line.points) == 1 or (unit and colour == FIRST) else marker
+            axes.plot(
+                *own, color=colour, linewidth=1.8, marker=None if unit and colour == SECOND else single, markersize=4
+            )
+            axes.plot([], [], color=colour, label=short_label(line.name))
+        if len(given) > 1:
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8.5)
+        if unit:
+            axes.set_xlim(0, 1)
+            axes.set_ylim(0, 1)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+
+    ends = "; ".join(
+        f"{short_label(line.name)} from {short_number(line.points[0][1])} to {short_number(line.points[-1][1])}"
+        for line in given
+    )
+    return svg(draw, 3.4 if unit else 2.4, title, f"{up} by {across}: {ends}.")
+
+
 def timeline(starts: Sequence[float], width: float, values: Sequence[float], *, unit: str, title: str) -> Markup:
     """Rates over the time at work: `values` of `unit` a second in stretches of `width` seconds."""
     scale, name = (3600.0, "hours") if width * len(starts) > 7200 else (60.0, "minutes")
