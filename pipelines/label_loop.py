@@ -56,7 +56,7 @@ def label_loop(output: Path, *, labels: int = 200, service: bool = True) -> None
     run("calibrate", TASK, "--model", head, "--data", held, *column, "--precision", PRECISION)
     run("evaluate", TASK, "--model", head, "--data", rest, *column, "--by", "family", "--resamples", 100)
     scored = output / "scored"
-    kept = ("--set", "input.keep=[family, lang]", "--set", "incremental=true")
+    kept = ("--set", "input.keep=[family, lang, text]", "--set", "incremental=true")
     run("run", TASK, "--model", head, "--input", rest, "--output", scored, *kept)
     run("report", scored, "--to", output / "report")
     show(pa.concat_tables(pq.read_table(file) for file in result_files(scored)))

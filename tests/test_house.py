@@ -18,8 +18,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part may import those before it and its own.
 ORDER = [
     {"errors"},
-    {"foreign", "stand_in", "text", "workers_path"},
-    {"validation"},
+    {"foreign", "report_page", "stand_in", "text", "workers_path"},
+    {"streams", "validation"},
     {"checkpoint: where it is"},
     {"config"},
     {"tokenizer"},

@@ -7,20 +7,18 @@ import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from xlmr_ray.errors import Interrupted, JobFailed, UserError
+from xlmr_ray.streams import INTERRUPTED, fail, open_standard_streams
 from xlmr_ray.text.plural import plural
 from xlmr_ray.text.printable import printable
-from xlmr_ray.text.redact import redacted
 
 if TYPE_CHECKING:
     from xlmr_ray.train.job import DataSection
-
-INTERRUPTED = 130  # as shells have it for ^C
 
 app = typer.Typer(
     name="xlmr-ray",
@@ -125,6 +123,32 @@ def finetune(
     with ProgressLine(Console(stderr=True), "steps", quiet=quiet) as display:
         outcome = trained(checked, read_whole, display)
     print_train_summary(outcome.folder, outcome.progress, Console())
+
+
+@app.command()
+def label(
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="A job file (YAML).")],
+    output: Annotated[str | None, typer.Option(help="Folder to write the labels to.")] = None,
+    set: Set = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the summary.")] = False,
+) -> None:
+    """Draw documents and have a large model label them, for a training; or go on with it where it stopped."""
+    from xlmr_ray.batch.input.whole import iter_whole
+    from xlmr_ray.batch.job import with_settings
+    from xlmr_ray.batch.ledger.results import result_files
+    from xlmr_ray.text.progress_line import ProgressLine
+    from xlmr_ray.train.judge.job import check_label_job, read_label_job
+    from xlmr_ray.train.judge.kept import print_outcome
+    from xlmr_ray.train.judge.label import label as labelled
+
+    content = read_label_job(job)
+    if output:
+        section = content.get("output")
+        content = {**content, "output": {**(section if isinstance(section, dict) else {}), "path": output}}
+    checked = check_label_job(with_settings(content, set, "--set"), str(job))
+    with ProgressLine(Console(stderr=True), "answers", quiet=quiet) as display:
+        outcome = labelled(checked, iter_whole, result_files, display)
+    print_outcome(outcome, Console())
 
 
 @app.command()
@@ -465,30 +489,3 @@ def main() -> None:
         # The reader of our output has left, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-def open_standard_streams() -> None:
-    """What a shell has closed (`2>&-`) is open, to nowhere: else the first file that is opened takes its number, and
-    messages end up in it.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            if nowhere != number:
-                os.dup2(nowhere, number)
-                os.close(nowhere)
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
-
-
-def fail(error: Exception, code: int) -> NoReturn:
-    text = redacted(" ".join(printable(str(error)).split()))
-    Console(stderr=True).print(f"xlmr-ray: {text}", style="red", highlight=False, markup=False, soft_wrap=True)
-    if code == INTERRUPTED:
-        # Threads of Ray that were stopped in the middle can abort the interpreter at its end, and hide the exit code.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)

@@ -58,14 +58,14 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """One line: what it is of, and its points."""
 
     name: str
     points: Sequence[tuple[float, float]]
 
 
-def lines(given: Sequence[Line], *, across: str, up: str, title: str, unit: bool = False) -> Markup:
+def curves(given: Sequence[Curve], *, across: str, up: str, title: str, unit: bool = False) -> Markup:
     """One or two lines, each with its name; on a `unit` square from 0 to 1."""
 
     def draw(axes: Axes) -> None:

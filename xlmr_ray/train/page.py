@@ -6,7 +6,7 @@ from typing import Any
 
 from xlmr_ray.report_page import plots
 from xlmr_ray.report_page.exhibits import Card, Exhibit, PageSection, PageTable, as_yaml, page_environment
-from xlmr_ray.report_page.plots import Line, short_number
+from xlmr_ray.report_page.plots import Curve, short_number
 from xlmr_ray.text.duration import duration
 from xlmr_ray.text.plural import plural
 
@@ -68,14 +68,14 @@ def training_sections(record: Mapping[str, Any]) -> Iterator[PageSection]:
 def loss_exhibits(record: Mapping[str, Any]) -> Iterator[Exhibit]:
     steps = smoothed_losses(record["losses"])
     history = record["history"]
-    lines = [Line("training", steps)]
+    lines = [Curve("training", steps)]
     if "loss" in history[-1]:
-        lines.append(Line("held out", [(one["step"], one["loss"]) for one in history]))
+        lines.append(Curve("held out", [(one["step"], one["loss"]) for one in history]))
     title = "Loss by step"
     rows = tuple((f"{step:,.0f}", f"{loss:.4f}") for step, loss in steps)
     note = f"Each point is the mean of {plural(per_point(record['losses']), 'step')}." if len(steps) > 1 else ""
     table = PageTable(("step", "loss"), rows, frozenset({0, 1}))
-    yield Exhibit(title, plots.lines(lines, across="steps", up="loss", title=title), table, note)
+    yield Exhibit(title, plots.curves(lines, across="steps", up="loss", title=title), table, note)
     if names := [name for name in history[-1] if name not in NO_MEASURES]:
         cells = tuple(
             (str(one["epoch"]), f"{one['step']:,}", *(f"{one[name]:.4f}" for name in names)) for one in history
@@ -128,9 +128,9 @@ def confusion_exhibit(labels: Sequence[str], counts: Sequence[Sequence[int]]) ->
 
 def calibration_exhibit(found: Mapping[str, Any]) -> Exhibit:
     points = [(one["mean"], one["right"]) for one in found["bins"]]
-    lines = [Line("found", points), Line("as sure as right", [(0.0, 0.0), (1.0, 1.0)])]
+    lines = [Curve("found", points), Curve("as sure as right", [(0.0, 0.0), (1.0, 1.0)])]
     title = "How sure and how right"
     rows = tuple((f"{one['mean']:.3f}", f"{one['right']:.3f}", short_number(one["scores"])) for one in found["bins"])
     note = f"Expected calibration error {found['error']:.4f}, without a temperature: see xlmr-ray calibrate."
-    plot = plots.lines(lines, across="mean score", up="share right", title=title, unit=True)
+    plot = plots.curves(lines, across="mean score", up="share right", title=title, unit=True)
     return Exhibit(title, plot, PageTable(("mean score", "share right", "scores"), rows, frozenset({0, 1, 2})), note)

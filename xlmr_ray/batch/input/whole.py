@@ -1,6 +1,6 @@
-"""Whole inputs as one table in memory, by the readers of a job: labelled sets, which are small."""
+"""Inputs by the readers of a job, without one: whole in memory, as labelled sets are, which are small, or in turn."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,23 +14,25 @@ from xlmr_ray.errors import UserError
 SHARD_ROWS = 65536
 
 
-def read_whole(path: Sequence[str], *, format: str, text: dict[str, str], keep: Sequence[str]) -> pa.Table:
-    """The rows of all files, in order: a column for each role of `text` (role -> column of the input), the columns to
-    `keep`, and as in `read_shard` `_row`, `_code` and `_message`; `_source` is the file.
+def iter_whole(path: Sequence[str], *, format: str, text: dict[str, str], keep: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of all files, in order and in tables of some thousands: a column for each role of `text` (role -> column
+    of the input), the columns to `keep`, and as in `read_shard` `_row`, `_code` and `_message`; `_source` is the file.
 
     Raises UserError for a file that cannot be read, as for a column that is not there.
     """
     columns = Columns(text=text, keep=tuple(dict.fromkeys(keep)))
-    tables = []
     inputs = find_inputs(path, format=format, columns=columns).inputs
     for shard in plan_shards(inputs, shard_rows=SHARD_ROWS, columns=columns):
         if isinstance(shard, DeadLetter):
             raise UserError(shard.message)
         table = read_shard(shard, columns)
-        tables.append(table.append_column("_source", pa.array([shard.input.key] * len(table), pa.string())))
+        table = table.append_column("_source", pa.array([shard.input.key] * len(table), pa.string()))
+        yield table.set_column(table.column_names.index("_message"), "_message", pc.fill_null(table["_message"], ""))
+
+
+def read_whole(path: Sequence[str], *, format: str, text: dict[str, str], keep: Sequence[str]) -> pa.Table:
+    """The same in one table. Raises UserError, where there are no rows, too."""
+    tables = list(iter_whole(path, format=format, text=text, keep=keep))
     if not tables:
         raise UserError(f"{', '.join(path)}: no rows")
-    whole = pa.concat_tables(tables)
-    return whole.set_column(
-        whole.column_names.index("_message"), "_message", pc.coalesce(whole["_message"], "")
-    ).combine_chunks()
+    return pa.concat_tables(tables).combine_chunks()

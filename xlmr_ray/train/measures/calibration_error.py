@@ -17,4 +17,5 @@ def calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_]
 
 def bin_of(confidence: NDArray[np.floating], bins: int = BINS) -> NDArray[np.int64]:
     """The bin `(N)` of each confidence, from 0."""
-    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    found: NDArray[np.int64] = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    return found

@@ -124,7 +124,9 @@ def test_any_text_can_be_a_label_of_a_plot(name):
         plots.bars([plots.Bar(name, 1, "1")], label=name, title=name or "t"),
         plots.heatmap([name, "b"], [name, "c"], [[1.0, 0.0], [0.2, 0.8]], down=name, title=name or "t"),
         plots.histogram([(0.0, 0.0, 3), (1.0, 2.0, 4)], log=True, label=name, title=name or "t"),
-        plots.lines([plots.Line(name, [(0, 1), (2, 0.5)]), plots.Line("b", [(1, 1)])], across=name, up="u", title="t"),
+        plots.curves(
+            [plots.Curve(name, [(0, 1), (2, 0.5)]), plots.Curve("b", [(1, 1)])], across=name, up="u", title="t"
+        ),
     ):
         assert {tag for tag, _ in Elements(plot).found} <= {
             "svg",
