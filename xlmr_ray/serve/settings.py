@@ -117,7 +117,7 @@ class HttpSection(Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     keep_alive_s: Annotated[int, Field(ge=1)] = 90
-    connections: Count = 8192
+    connections: Count = 16_384
     client_connections: Count = 1024
     header_s: Annotated[int, Field(ge=1)] = 10
 
