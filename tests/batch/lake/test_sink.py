@@ -1,6 +1,7 @@
 """A finished run is one commit of a table of Delta or Iceberg, whose rows are those that readers of the output see."""
 
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -326,6 +327,36 @@ def test_merged_files_and_a_table_exclude_each_other(corpus, tmp_path, target):
         with pytest.raises(UserError, match=r"output\.table: .*/merged/.* was made by `xlmr-ray compact`"):
             wrong()
     assert table_of(other) is None
+
+
+@both
+@pytest.mark.parametrize("name", ["a b", "q?x#y", "lang=de", "ü%20x"])
+def test_any_name_of_a_folder(tmp_path, name, target):
+    store = open_store(str(tmp_path / name / "out"))
+    write(tmp_path / "in", "a.jsonl", ["a"])
+    whole(store, tmp_path / "in")
+    if "%" in name and target == DELTA:
+        for wrong in (lambda: check_sink(target, [], store), lambda: commit_published(store, target)):
+            with pytest.raises(UserError, match="delta-rs finds no table where a name has a %"):
+                wrong()
+        return
+    check_sink(target, [], store)
+    commit_published(store, target)
+    table = tmp_path / name / "out" / ("data" if target == DELTA else "iceberg")
+    assert [one.key for one in find_inputs(str(table)).inputs] == list(result_files(tmp_path / name / "out"))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "in"] == [name]
+
+
+def test_a_folder_that_was_moved(corpus, tmp_path, local):
+    whole(local, corpus)
+    commit_published(local, ICEBERG)
+    (tmp_path / "out").rename(tmp_path / "other")
+    moved = open_store(str(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"other/iceberg: names the files where they were, in .*/out; remove it"):
+        check_sink(ICEBERG, [], moved)
+    shutil.rmtree(tmp_path / "other" / "iceberg")
+    commit_published(moved, ICEBERG)
+    assert texts(tmp_path / "other", ICEBERG) == ["a", "b", "c", "d"]
 
 
 @both

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -45,7 +45,7 @@ class Delta(TableFormat, TableSink):
         from deltalake.exceptions import DeltaError
 
         try:
-            table = DeltaTable(located(url), version=version, storage_options=delta_settings(url, options))
+            table = DeltaTable(table_uri(url), version=version, storage_options=delta_settings(url, options))
             _check_features(url, table)
             actions = pa.table(table.get_add_actions(flatten=False))
             schema = pa.schema(table.schema().to_arrow())
@@ -61,6 +61,10 @@ class Delta(TableFormat, TableSink):
     def check(self, store: Store, target: TableTarget, schemas: Iterable[pa.Schema]) -> None:
         import deltalake  # noqa: F401
 
+        if "%" in (url := store.url(DATA)):
+            raise UserError(
+                f"output.table: {url}: delta-rs finds no table where a name has a %; give another output.path"
+            )
         for field in chain.from_iterable(schemas):
             if (type := unfit(field.type)) is not None:
                 raise UserError(
@@ -98,7 +102,7 @@ def _commit_version(url: str, store: dict[str, str], published: Callable[[], Pub
     from deltalake.exceptions import DeltaError, TableNotFoundError
     from deltalake.transaction import AddAction, create_table_with_add_actions
 
-    where = located(url)
+    where = table_uri(url)
     try:
         table = DeltaTable(where, storage_options=store)
     except TableNotFoundError:
@@ -162,8 +166,13 @@ def _type(type: Any) -> str:
 
 
 def located(url: str) -> str:
-    """As delta-rs names a table."""
+    """A table's path on this machine, or its URL."""
     return local_path(url) if scheme_of(url) == "file" else url
+
+
+def table_uri(url: str) -> str:
+    """As delta-rs is to be told of it: of a plain path, what is after a question mark would be left off."""
+    return Path(located(url)).as_uri() if scheme_of(url) == "file" else url
 
 
 def delta_settings(url: str, options: Mapping[str, object] | None) -> dict[str, str]:

@@ -180,6 +180,11 @@ def _own_table(catalog: Catalog, store: Store, target: TableTarget) -> Table | N
         return None
     of = table.properties.get(OUTPUT)
     if of != _properties(store)[OUTPUT]:
+        if target.name is None:
+            raise UserError(
+                f"output.table: {_named(store, target)}: names the files where they were, in {of}; remove it, and the "
+                "same command makes the table anew"
+            )
         whose = "another program made it" if of is None else f"it is that of the output {of}"
         raise UserError(f"output.table: {_named(store, target)}: {whose}, and would lose its rows; give another name")
     return table
