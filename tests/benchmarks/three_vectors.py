@@ -87,7 +87,9 @@ def flag_embedding(folder: Path) -> Callable[[list[str]], object] | None:
 
 
 def tell(what: str, folder: Path, lots: list[list[str]], theirs: int) -> None:
-    """Each lot of texts is taken by each in turn, and by FlagEmbedding the first few, after a short text for each."""
+    """Each lot of texts is taken by each in turn, and by FlagEmbedding the first few, after a short text for each; what
+    was found so far is said after each lot.
+    """
     ways = {"dense only": ours(folder, NAMES[:1]), "all three": ours(folder, NAMES)}
     if (flag := flag_embedding(folder)) is not None:
         ways["FlagEmbedding"] = flag
@@ -100,11 +102,15 @@ def tell(what: str, folder: Path, lots: list[list[str]], theirs: int) -> None:
                 began = time.perf_counter()
                 compute(texts)
                 taken[name].append(time.perf_counter() - began)
+        say_so_far(what, len(lots), taken)
+
+
+def say_so_far(what: str, lots: int, taken: dict[str, list[float]]) -> None:
     for name, seconds in taken.items():
         dense = taken["dense only"][: len(seconds)]
         ratios = [one / other for one, other in zip(seconds, dense, strict=True)]
         print(
-            f"{what}, {len(seconds)} of {len(lots)} lots: {name} {sum(seconds):.2f} s, {sum(seconds) / sum(dense):.3f} "
+            f"{what}, {len(seconds)} of {lots} lots: {name} {sum(seconds):.2f} s, {sum(seconds) / sum(dense):.3f} "
             f"times dense only, median of lots {statistics.median(ratios):.3f}",
             flush=True,
         )
