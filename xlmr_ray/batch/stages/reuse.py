@@ -25,9 +25,7 @@ from xlmr_ray.batch.store.base import Store
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS = (
-    1 << 24
-)  # of a file's rows before that are looked at, 28 bytes of memory each; twice that while they are sorted
+MOST_ROWS = 1 << 24  # of a file's rows before that are looked at; 28 bytes each in memory, 86 while they are sorted
 
 
 @dataclass(frozen=True)
