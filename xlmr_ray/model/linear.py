@@ -101,7 +101,8 @@ class OneDnnProduct(torch.autograd.Function):
 
 class TrainedLinear(nn.Linear):
     """A linear layer on the CPU that is trained: of two threads on an AMD CPU with AVX-512, forward and backward took
-    0.5 of the time of torch's own call; on one with AVX2 only, 1.0 to 1.8 of it (one thread, 384 and 768 wide).
+    0.5 of the time of torch's own call; on one with AVX2 only, backward took 1.0 to 2.2 of it (one thread, 384 to 3,072
+    wide).
     """
 
     def forward(self, x: Tensor) -> Tensor:

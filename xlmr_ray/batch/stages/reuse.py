@@ -67,7 +67,7 @@ def hashes_of(rows: pa.Table, roles: Sequence[str]) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownRows:
     """An input's rows before, by hash: `hashes (N)`, ascending, the row and the number of the file of each."""
 
     hashes: NDArray[np.bytes_]
@@ -86,7 +86,7 @@ class Reuse:
     before: Mapping[str, Before]
     columns: pa.Schema
     source: str = ""
-    known: Known | None = None
+    known: KnownRows | None = None
     broken: set[str] = field(default_factory=set)
 
     def results(self, source: str, hashes: pa.Table) -> tuple[NDArray[np.int64], pa.Table]:
@@ -103,7 +103,7 @@ class Reuse:
             self.broken.add(source)
             return none
 
-    def found(self, known: Known, hashes: pa.Table) -> tuple[NDArray[np.int64], pa.Table]:
+    def found(self, known: KnownRows, hashes: pa.Table) -> tuple[NDArray[np.int64], pa.Table]:
         wanted = as_keys(hashes["hash"])
         place = np.minimum(np.searchsorted(known.hashes, wanted), max(0, len(known.hashes) - 1))
         here = np.flatnonzero(known.hashes[place] == wanted) if len(known.hashes) else np.empty(0, np.int64)
@@ -135,7 +135,7 @@ class Reuse:
         raise ValueError("rows are missing")
 
 
-def known_of(store: Store, before: Before) -> Known:
+def known_of(store: Store, before: Before) -> KnownRows:
     keys, rows, files = [np.empty(0, "S16")], [np.empty(0, np.int64)], [np.empty(0, np.int32)]
     count = 0
     for number, key in enumerate(before.hashes):
@@ -150,7 +150,7 @@ def known_of(store: Store, before: Before) -> Known:
         files.append(np.full(table.num_rows, number, np.int32))
     hashes = np.concatenate(keys)
     order = np.argsort(hashes, kind="stable")
-    return Known(hashes[order], np.concatenate(rows)[order], np.concatenate(files)[order], before.hashes)
+    return KnownRows(hashes[order], np.concatenate(rows)[order], np.concatenate(files)[order], before.hashes)
 
 
 def as_keys(hashes: pa.ChunkedArray) -> NDArray[np.bytes_]:
