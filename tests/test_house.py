@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     {"errors"},
     {"foreign", "report_page", "stand_in", "text", "workers_path"},
-    {"streams", "validation"},
+    {"ray_start", "streams", "validation"},
     {"checkpoint: where it is"},
     {"config"},
     {"tokenizer"},

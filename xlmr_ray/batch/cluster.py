@@ -23,8 +23,8 @@ import ray
 from xlmr_ray.batch.job import ClusterSection
 from xlmr_ray.engine.device import gpu_dtype
 from xlmr_ray.errors import UserError
+from xlmr_ray.ray_start import starting
 from xlmr_ray.text.plural import plural
-from xlmr_ray.workers_path import away_from_here
 
 # Tokenizing takes a small part of a core for each CPU encoder, and several cores for each GPU.
 TOKENIZER_CPUS = 0.25
@@ -81,20 +81,11 @@ def connected(address: str) -> Iterator[None]:
             socket.create_connection((parts[1], int(parts[2])), timeout=10).close()
         except OSError as error:
             raise UserError(f"cluster.address {wanted}: no Ray cluster there: {error.strerror or error}") from None
-    try:
-        with quiet_core(), away_from_here():
-            if wanted:
-                ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
-            else:
-                ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        if "AF_UNIX" in str(error):
-            place = os.environ.get("RAY_TMPDIR") or "/tmp"
-            raise UserError(
-                f"RAY_TMPDIR {place}: too long for the paths of Ray's sockets; set it to one such as /tmp"
-            ) from None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cluster.address {wanted or 'local'}: no Ray cluster there: {reason}") from None
+    with quiet_core(), starting(f"cluster.address {wanted or 'local'}"):
+        if wanted:
+            ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     quiet_ray_data()
     try:
         yield

@@ -21,6 +21,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.ray_start import starting
 from xlmr_ray.serve.batches.shelf import check_shelf
 from xlmr_ray.serve.deployment import BACKPRESSURE, DEPLOYMENT, FOLDER_VARIABLE, ongoing
 from xlmr_ray.serve.haproxy import HAProxy, listener, netloc
@@ -29,7 +30,6 @@ from xlmr_ray.serve.logs import PIPE_VARIABLE, log_pipe
 from xlmr_ray.serve.models import check_models
 from xlmr_ray.serve.requests import FRONT_VARIABLE
 from xlmr_ray.serve.settings import ServeSettings
-from xlmr_ray.workers_path import away_from_here
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def serve_on_own(settings: ServeSettings, again: Callable[[], ServeSettings], sa
     ):
         address = netloc(http.host, port.getsockname()[1])
         os.environ |= {FRONT_VARIABLE: token, PIPE_VARIABLE: log_file.name, FOLDER_VARIABLE: str(Path.cwd())}
-        with away_from_here():
+        with starting("this machine"):
             ray.init(address="local", include_dashboard=False, logging_level="error", log_to_driver=False)
         try:
             stopped, changed = signals()
@@ -128,7 +128,7 @@ def serve_on_cluster(settings: ServeSettings, again: Callable[[], ServeSettings]
     http = settings.http
     port = free_port(http.host, http.port)
     if not ray.is_initialized():
-        with away_from_here():
+        with starting(f"RAY_ADDRESS {os.environ['RAY_ADDRESS']}"):
             ray.init(address=os.environ["RAY_ADDRESS"], logging_level="error")
     stopped, changed = signals()
     start_serve(http.host, port, http.keep_alive_s)

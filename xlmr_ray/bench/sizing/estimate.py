@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from xlmr_ray.bench.sizing.rates import Rates
 from xlmr_ray.errors import UserError
 
-# Requests to the output's store for a shard without error rows, counted by a test. Written: the data file, the record.
-# Read: is it committed, is the file whole, and the record again when the run is finished.
+# Requests to the output's store for a shard without error rows or hashes (`reuse`), counted by a test. Written: the
+# data file, the record. Read: is it committed, is the file whole, and the record again when the run is finished.
 WRITES, READS = 2, 3
 # Names that a listing of the store gives in one request, and how many listings name a shard, all at the end of a run:
 # of records, and of data files. Those of other names, and the plan and the manifest, are few however many shards.

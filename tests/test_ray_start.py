@@ -1,0 +1,38 @@
+"""Ray that does not start, as on a machine that is too busy, is one line for a job and for a service."""
+
+import pytest
+import ray
+
+from xlmr_ray import UserError
+from xlmr_ray.batch.cluster import connected
+from xlmr_ray.serve.launch import serve_on_cluster, serve_on_own
+from xlmr_ray.serve.settings import ServeSettings
+
+SAID = "The current node timed out during startup. This could happen because the GCS is overloaded.\nmore"
+
+
+@pytest.fixture
+def too_busy(monkeypatch):
+    def init(**_):
+        raise Exception(SAID)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_a_job(too_busy):
+    with pytest.raises(UserError, match=r"^cluster\.address local: no Ray cluster there: The current node") as error:
+        connected("auto").__enter__()
+    assert "\n" not in str(error.value)
+
+
+def test_a_service(too_busy, monkeypatch):
+    settings = ServeSettings.model_validate(
+        {"models": [{"model": "embedded:mini", "tasks": ["embedding"]}], "http": {"port": 0}}
+    )
+    with pytest.raises(UserError, match=r"^this machine: no Ray cluster there: The current node"):
+        serve_on_own(settings, lambda: settings, print)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match=r"^RAY_ADDRESS 127\.0\.0\.1:1: no Ray cluster there: The current node"):
+        serve_on_cluster(settings, lambda: settings, print)

@@ -1,0 +1,26 @@
+"""How a Ray cluster is started or joined: away from the user's folder, and whatever Ray raises there in one line."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from xlmr_ray.errors import UserError
+from xlmr_ray.workers_path import away_from_here
+
+
+@contextlib.contextmanager
+def starting(cluster: str) -> Iterator[None]:
+    """Around `ray.init`, of which any exception becomes a UserError that names the `cluster`. Ray raises even bare
+    `Exception`, where a machine is so busy that a node does not start in time.
+    """
+    try:
+        with away_from_here():
+            yield
+    except Exception as error:
+        if "AF_UNIX" in str(error):
+            folder = os.environ.get("RAY_TMPDIR") or "/tmp"
+            raise UserError(
+                f"RAY_TMPDIR {folder}: too long for the paths of Ray's sockets; set it to one such as /tmp"
+            ) from None
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{cluster}: no Ray cluster there: {reason}") from None
