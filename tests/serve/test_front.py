@@ -51,8 +51,9 @@ def test_503_until_the_models_are_there(services):
         waiting = [answer for answer in served.starting if answer[1] == 503]
         assert {path for path, *_ in waiting} == {"/ready", "/health", "/embed"}
         assert all(int(wait) > 0 and body["error"] and body["error_type"] for _, _, wait, body in waiting)
-        # Once it is ready it stays so; /embed without a body is a client's mistake then, or not for the model.
-        after = [(path, status) for path, status, *_ in served.starting if status != 503]
+        # 408 is for a client that a busy machine holds up. Once it is ready it stays so; /embed without a body is a
+        # client's mistake then, or not for the model.
+        after = [(path, status) for path, status, *_ in served.starting if status not in (503, 408)]
         assert set(after) <= {("/ready", 200), ("/health", 200), ("/embed", 422), ("/embed", 400), ("/embed", 404)}, (
             after
         )
@@ -337,7 +338,21 @@ def test_half_sent_requests_stop_nobody(one, count):
 
 
 def test_more_connections_than_a_client_may_have(one):
-    """Those a little beyond are answered so in JSON."""
+    """Those a little beyond are answered so in JSON. A busy machine may open them so slowly that the first ones have
+    waited too long already: then again.
+    """
+    for _ in range(4):
+        head, body, other = answer_beside_idle_connections(one)
+        if head.startswith(b"HTTP/1.1 429"):
+            break
+    assert head.startswith(b"HTTP/1.1 429")
+    assert b"retry-after: 1" in head
+    assert json.loads(body)["error_type"] == "overloaded"
+    assert other == 200
+
+
+def answer_beside_idle_connections(one) -> tuple[bytes, bytes, int]:
+    """The answer to a client with one connection more than it may have, and another client's status."""
     idle = [
         socket.create_connection(("127.0.0.1", one.port), source_address=("127.0.0.3", 0))
         for _ in range(HTTP["client_connections"] + 1)
@@ -346,10 +361,7 @@ def test_more_connections_than_a_client_may_have(one):
         idle[-1].sendall(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         idle[-1].settimeout(10)
         head, _, body = b"".join(iter(lambda: idle[-1].recv(4096), b"")).partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 429")
-        assert b"retry-after: 1" in head
-        assert json.loads(body)["error_type"] == "overloaded"
-        assert httpx.get(f"{one.url}/ready").status_code == 200
+        return head, body, httpx.get(f"{one.url}/ready").status_code
     finally:
         for connection in idle:
             connection.close()

@@ -77,7 +77,7 @@ class Pretrained(StandIn, Pushed, nn.Module):
     _supports_flash_attn = True
     _supports_flex_attn = False
     _can_compile_fullgraph = True
-    _no_split_modules: Sequence[str] = ("Embeddings", "Layer")
+    _no_split_modules: Sequence[str] = ("EmbeddingLayer", "Layer")
     _tied_weights_keys: Mapping[str, str] | None = None
     _keep_in_fp32_modules: Sequence[str] | None = None
     _keys_to_ignore_on_save: Sequence[str] | None = None
