@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.text.first_line import first_line
 from xlmr_ray.workers_path import away_from_here
 
 
@@ -22,5 +23,4 @@ def starting(cluster: str) -> Iterator[None]:
             raise UserError(
                 f"RAY_TMPDIR {folder}: too long for the paths of Ray's sockets; set it to one such as /tmp"
             ) from None
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{cluster}: no Ray cluster there: {reason}") from None
+        raise UserError(f"{cluster}: no Ray cluster there: {first_line(error)}") from None

@@ -21,6 +21,7 @@ from xlmr_ray.batch.lake.at import FileAtVersion, files_at_version, format_at
 from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.store.filesystem import filesystem, scheme_of
 from xlmr_ray.errors import UserError
+from xlmr_ray.text.first_line import first_line
 from xlmr_ray.text.printable import printable
 from xlmr_ray.text.redact import redacted
 
@@ -64,7 +65,7 @@ def expand(
         try:
             url, repository = pinned(path, options)
         except (FileNotFoundError, ValueError, NotImplementedError) as error:
-            raise UserError(f"{path}: {redacted(str(error).strip().splitlines()[0])}") from None
+            raise UserError(f"{path}: {redacted(first_line(error))}") from None
         found = _expand(url, options, entered=entered, version=version, wanted=wanted)
         yield from (replace(one, table=one.table or repository) for one in found)
     else:

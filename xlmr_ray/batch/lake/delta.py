@@ -21,6 +21,7 @@ from xlmr_ray.batch.ledger.snapshot import DATA
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.batch.store.filesystem import local_path, scheme_of
 from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.text.first_line import first_line
 from xlmr_ray.text.redact import redacted
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Delta(TableFormat, TableSink):
             schema = pa.schema(table.schema().to_arrow())
         except (DeltaError, OSError, ValueError) as error:
             at = "" if version is None else f" at version {version}"
-            reason = redacted(str(error).strip().splitlines()[0])
+            reason = redacted(first_line(error))
             raise UserError(f"{url}: the Delta table cannot be read{at}: {reason}") from None
         return TableVersion(table.version(), schema, _delta_files(located(url).rstrip("/"), actions))
 
@@ -83,7 +84,7 @@ class Delta(TableFormat, TableSink):
         except (UserError, JobFailed):
             raise
         except (DeltaError, OSError, ValueError, pa.ArrowException) as error:
-            reason = redacted(str(error).strip().splitlines()[0])
+            reason = redacted(first_line(error))
             raise JobFailed(
                 f"{url}: the Delta table cannot be committed to: {reason}; the run itself is finished, and the same "
                 "command tries again"

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import fsspec
 
 from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.text.first_line import first_line
 from xlmr_ray.text.printable import printable
 from xlmr_ray.text.redact import carries_secret, clean_url, redacted
 
@@ -69,10 +70,6 @@ def reading(what: str) -> Iterator[None]:
             raise
         reason = redacted(first_line(error))
         raise JobFailed(f"{what}: cannot be read: {reason}; run the job again to go on") from None
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def scheme_of(url: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.text.first_line import first_line
 
 LARGEST = 127
 
@@ -94,7 +95,8 @@ def check_exact() -> None:
         packed = _prepacked_codes(weights)
         got = int8_matmul(codes, packed, torch.ones(rows), torch.zeros(rows, dtype=torch.long))
     except (AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"quantization int8: torch {torch.__version__} has no such matmul here: {reason}") from None
+        raise UserError(
+            f"quantization int8: torch {torch.__version__} has no such matmul here: {first_line(error)}"
+        ) from None
     if not torch.equal(got, torch.full_like(got, 64 * LARGEST**2)):
         raise UserError("quantization int8: this CPU's sums of 8-bit products overflow; leave it out")

@@ -32,7 +32,7 @@ from xlmr_ray.batch.input.readers.parquet_rows import (
 from xlmr_ray.batch.input.readers.raw import CHUNK, BadFile, Source
 from xlmr_ray.batch.input.readers.reader import Cut, Reader
 from xlmr_ray.batch.input.shard import Piece, Shard
-from xlmr_ray.batch.store.filesystem import first_line
+from xlmr_ray.text.first_line import first_line
 
 BATCH_ROWS = 1024
 MAX_SHARD_BYTES = 512 << 20  # a column of one value again and again takes no room in the file; this bounds its shard

@@ -18,6 +18,7 @@ from xlmr_ray.batch.lake.target import TableTarget
 from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.text.first_line import first_line
 from xlmr_ray.text.redact import redacted
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class IcebergSink(TableSink):
         except (ImportError, UserError, JobFailed):
             raise
         except Exception as error:  # each catalog has others
-            raise UserError(f"output.table: {_named(store, target)} cannot be reached: {_reason(error)}") from None
+            raise UserError(
+                f"output.table: {_named(store, target)} cannot be reached: {redacted(first_line(error))}"
+            ) from None
 
     def commit(self, store: Store, target: TableTarget, published: Callable[[], PublishedRows]) -> str | None:
         from pyiceberg.exceptions import (
@@ -69,8 +72,8 @@ class IcebergSink(TableSink):
             raise
         except Exception as error:  # each catalog has others
             raise JobFailed(
-                f"{_named(store, target)}: cannot be committed to: {_reason(error)}; the run itself is finished, and "
-                "the same command tries again"
+                f"{_named(store, target)}: cannot be committed to: {redacted(first_line(error))}; the run itself is "
+                "finished, and the same command tries again"
             ) from None
 
 
@@ -142,8 +145,8 @@ def _evolve(transaction: Transaction, rows: PublishedRows, place: str) -> None:
             update.union_by_name(rows.schema)
     except (ValidationError, ValueError, TypeError) as error:
         raise JobFailed(
-            f"{place}: has a column of another type than that of the published run: {_reason(error)}; give another "
-            "output.path, or leave the column or output.table out"
+            f"{place}: has a column of another type than that of the published run: {redacted(first_line(error))}; "
+            "give another output.path, or leave the column or output.table out"
         ) from None
 
 
@@ -221,7 +224,3 @@ def _check_iceberg_types(schema: pa.Schema) -> None:
 def _named(store: Store, target: TableTarget) -> str:
     named = target.name and f"{target.catalog}:{target.name}" if target.catalog else target.name
     return f"the Iceberg table {named or store.url('iceberg')}"
-
-
-def _reason(error: Exception) -> str:
-    return redacted((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -13,6 +13,7 @@ import pyarrow as pa
 from xlmr_ray.batch.lake.table import TableFile, TableFormat, TableVersion
 from xlmr_ray.batch.store.filesystem import filesystem, local_path, scheme_of
 from xlmr_ray.errors import UserError
+from xlmr_ray.text.first_line import first_line
 from xlmr_ray.text.redact import redacted
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Iceberg(TableFormat):
         try:
             table = StaticTable.from_metadata(metadata_file(url, options), iceberg_settings(url, options))
         except (OSError, ValueError, NoSuchTableError, ValidationError) as error:
-            reason = redacted(str(error).strip().splitlines()[0])
+            reason = redacted(first_line(error))
             raise UserError(f"{url}: the Iceberg table cannot be read: {reason}") from None
         snapshot = table.current_snapshot() if version is None else table.snapshot_by_id(version)
         if snapshot is None and version is not None:
