@@ -11,7 +11,7 @@ from xlmr_ray.batch import codes
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.read_shard import read_shard
-from xlmr_ray.batch.input.readers import READERS
+from xlmr_ray.batch.input.readers import READERS, warc
 from xlmr_ray.batch.input.readers.warc import Warc
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.errors import UserError
@@ -233,3 +233,19 @@ def test_without_the_package_it_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"not installed \(fastwarc\): pip install 'xlmr-ray\[warc\]'"):
         planned(tmp_path)
     assert Path(tmp_path / "a.wet.gz").exists()
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
+def test_a_store_that_fails_while_it_is_read_gives_no_shortened_text(tmp_path, monkeypatch, name):
+    """fastwarc takes what a stream raises for its end, also in the middle of a record."""
+    wet(tmp_path / name, ["first", "x" * 3_000_000], compressed=name.endswith("gz"))
+    (shard,) = planned(tmp_path / name, shard_rows=100)
+    real = warc.chunks
+
+    def failing(*given):
+        yield next(real(*given))
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(warc, "chunks", failing)
+    with pytest.raises(OSError, match="connection reset"):
+        read_shard(shard, COLUMNS)

@@ -72,6 +72,8 @@ class Warc(Reader):
                 rows.bad(number, problem, id, kept)
             else:
                 rows.good(number, id, [*kept, *(value for value in values if isinstance(value, str))])
+        if content.failure is not None:  # fastwarc took it for the end, perhaps of a text
+            raise content.failure
         return rows.table()
 
     def _sizes(self, source: Source) -> Iterator[tuple[bytes, int]]:
