@@ -7,9 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
+import pytest
+
 from tests.serve.batches.test_shelf import batch_of, shelf
 from xlmr_ray.serve.batches.runner import BatchRunner
-from xlmr_ray.serve.batches.shelf import Shelf
+from xlmr_ray.serve.batches.shelf import Line, Shelf
 from xlmr_ray.serve.service import Service
 
 
@@ -43,6 +46,24 @@ def test_an_answer_is_one_line(tmp_path: Path) -> None:
         ("1", None, 200),
     ]
     assert bodies[0].decode() in text
+
+
+def test_a_request_is_no_larger_than_it_was_sent(tmp_path: Path) -> None:
+    """Limits of the service are for its UTF-8 then, as for requests that come one by one."""
+    text, sent = "права человека " * 100, []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        sent.append((await receive())["body"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    line = Line("a", {"input": [text], "dimensions": 4})
+    steps = BatchRunner(app, cast(Service, SimpleNamespace()), shelf(tmp_path))
+    assert asyncio.run(steps.answer(line, "/v1/embeddings"))[0]
+    assert asyncio.run(steps.answer(Line("b", {"input": "\ud800"}), "/v1/embeddings"))[0]
+    assert sent[0] == httpx.Request("POST", "http://x", json=line.body).content
+    with pytest.raises(UnicodeDecodeError):
+        sent[1].decode()
 
 
 def test_a_service_that_ends_leaves_its_chunk(tmp_path: Path) -> None:

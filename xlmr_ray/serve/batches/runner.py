@@ -96,7 +96,10 @@ class BatchRunner:
 
     async def answer(self, line: Line, endpoint: str) -> tuple[bool, str]:
         """Whether the request was answered, and its line."""
-        status, body = await post(self.app, endpoint, json.dumps(line.body).encode())
+        # As small as the caller may have sent it: escaped, a text of another script would be more than `body_bytes`.
+        # What is not Unicode, in batches from before it was refused, is one line's error.
+        given = json.dumps(line.body, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
+        status, body = await post(self.app, endpoint, given)
         if status in (429, 503):  # says nothing of the request: the service ends, or its engine has
             raise Unavailable(f"a request of a batch was answered {status}")
         # Numbers go in as they stand: to read and write a million of them would hold up the event loop. In other texts
