@@ -155,7 +155,7 @@ class Replica:
             self.computing = self.start(compute_batches(self.__serve_build_asgi_app__(), service))
             return
         old, self.service.settings = self.service.settings, new
-        if (old.batches, old.limits.json_depth) != (new.batches, new.limits.json_depth):
+        if old.batches != new.batches:
             self.computing.cancel()
             self.service.shelf = shelf_of(new)
             self.computing = self.start(compute_batches(self.__serve_build_asgi_app__(), self.service))

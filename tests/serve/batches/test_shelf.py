@@ -10,15 +10,15 @@ import pytest
 
 from xlmr_ray.batch.store.local import LocalStore
 from xlmr_ray.errors import UserError
-from xlmr_ray.serve.batches.shelf import ABANDONED_S, CLAIM_S, Answered, Shelf, check_shelf
-from xlmr_ray.serve.requests import NotFound
-from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.batches.shelf import ABANDONED_S, CLAIM_S, Answered, Shelf, check_shelf, request_of
+from xlmr_ray.serve.requests import NotFound, TooLarge
+from xlmr_ray.serve.settings import LimitsSection, ServeSettings
 
 ENDPOINT = "/v1/embeddings"
 
 
 def shelf(folder: Path) -> Shelf:
-    return Shelf(LocalStore(str(folder)), most_lines=1000, json_depth=32)
+    return Shelf(LocalStore(str(folder)), most_lines=1000)
 
 
 def batch_of(one: Shelf, lines: int) -> str:
@@ -29,7 +29,7 @@ def batch_of(one: Shelf, lines: int) -> str:
     file = one.add_file(content, "a.jsonl", "batch")
     assert b"".join(one.content(file["id"])) == content.getvalue()
     assert file["bytes"] == len(content.getvalue())
-    return str(one.add_batch(ENDPOINT, file["id"], "24h", None)["id"])
+    return str(one.add_batch(ENDPOINT, file["id"], "24h", None, LimitsSection())["id"])
 
 
 def test_a_chunk_has_one_replica(tmp_path: Path) -> None:
@@ -102,6 +102,17 @@ def test_a_death_while_a_batch_is_made(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(time, "time", lambda: later)
     assert there == one.open()
     assert len(list(one.store.list("open/"))) == len(there)
+
+
+def test_a_line_that_is_too_long_is_not_read() -> None:
+    """As a body: to read a hundred megabytes would keep others waiting. With escapes it may be longer than a body."""
+    request = {"custom_id": "a", "method": "POST", "url": ENDPOINT, "body": {"input": "права " * 20_000}}
+    limits = LimitsSection(body_bytes=len(json.dumps(request["body"], ensure_ascii=False).encode()))
+    line = json.dumps(request).encode()
+    assert len(line) > 2 * limits.body_bytes
+    assert request_of(line, ENDPOINT, limits).body == request["body"]
+    with pytest.raises(TooLarge, match="the line has more than"):
+        request_of(line + b" " * 200_000, ENDPOINT, limits)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

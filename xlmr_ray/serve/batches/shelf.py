@@ -30,14 +30,16 @@ from xlmr_ray.batch.store.filesystem import scheme_of
 from xlmr_ray.batch.store.open import STORES, open_store
 from xlmr_ray.errors import UserError
 from xlmr_ray.serve.json_body import Parser
-from xlmr_ray.serve.requests import Invalid, NotFound
-from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.serve.members import check_parts
+from xlmr_ray.serve.requests import Invalid, NotFound, TooLarge
+from xlmr_ray.serve.settings import LimitsSection, ServeSettings
 
 CHUNK = 64  # requests that are claimed, and whose answers are kept, together
 CLAIM_S = 60.0
 ABANDONED_S = 86_400.0  # after which a batch that was begun and is not there never will be
 LONGEST_NAME = 64  # characters of an id
-ERRORS_TOLD = 100  # of a file whose lines are wrong
+ESCAPED, ENVELOPE = 3, 65_536  # how much longer escapes make a line than its request in UTF-8, and bytes beside that
+MOST_ERRORS = 100  # of a file whose lines are wrong
 
 Kind = Literal["output", "errors"]
 
@@ -70,13 +72,12 @@ class Answered:
 
 @dataclass
 class Shelf:
-    """`json_depth`: how deep a request may be nested. `counts` of answered chunks, which do not change, and the others'
-    claims as they were `seen`, with their etags and since when, both by batch and chunk.
+    """`counts` of answered chunks, which do not change, and the others' claims as they were `seen`, with their etags
+    and since when, both by batch and chunk.
     """
 
     store: Store
     most_lines: int
-    json_depth: int
     counts: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     seen: dict[tuple[str, int], tuple[str, float]] = field(default_factory=dict)
 
@@ -127,10 +128,12 @@ class Shelf:
 
     # Batches
 
-    def add_batch(self, endpoint: str, file: str, window: str, metadata: dict[str, str] | None) -> dict[str, Any]:
+    def add_batch(
+        self, endpoint: str, file: str, window: str, metadata: dict[str, str] | None, limits: LimitsSection
+    ) -> dict[str, Any]:
         """A batch of the requests in a file, which are checked first: one that is wrong fails at once."""
         self.file(file)
-        lines, errors = self.checked(b"".join(self.content(file)), endpoint)
+        lines, errors = self.checked(b"".join(self.content(file)), endpoint, limits)
         name, now = f"batch_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}", int(time.time())
         chunks = [lines[first : first + CHUNK] for first in range(0, len(lines), CHUNK)] if not errors else []
         asked = {
@@ -152,7 +155,7 @@ class Shelf:
         self.write(f"batches/{name}/batch.json", asked)
         return self.batch(name)
 
-    def checked(self, data: bytes, endpoint: str) -> tuple[list[Line], list[dict[str, Any]]]:
+    def checked(self, data: bytes, endpoint: str, limits: LimitsSection) -> tuple[list[Line], list[dict[str, Any]]]:
         """The requests of a file, and what is wrong with its lines, without their text."""
         lines: list[Line] = []
         errors: list[dict[str, Any]] = []
@@ -165,31 +168,15 @@ class Shelf:
             return lines, [wrong(None, "too_many_tasks", too_many)]
         for number, text in texts:
             try:
-                line = self.request_of(text, endpoint)
+                line = request_of(text, endpoint, limits)
                 if line.custom_id in seen:
                     raise Invalid("custom_id", "another line has the same")
-            except Invalid as error:
+            except (Invalid, TooLarge) as error:
                 errors.append(wrong(number, "invalid_request", str(error)))
             else:
                 seen.add(line.custom_id)
                 lines.append(line)
-        return lines, errors[:ERRORS_TOLD]
-
-    def request_of(self, text: bytes, endpoint: str) -> Line:
-        """A line's request. Raises Invalid for what no request can be; the rest is checked when it is computed."""
-        try:
-            value = Parser(self.json_depth + 1).parse(text)
-        except Invalid as error:  # of the whole line, if it is of the "body"
-            raise error if error.field != "body" else Invalid(None, error.message) from None
-        if not isinstance(value, dict) or not isinstance(value.get("body"), dict):
-            raise Invalid(None, "expected a JSON object with custom_id, method, url and body")
-        if not isinstance(value.get("custom_id"), str):
-            raise Invalid("custom_id", "expected a string")
-        if value.get("method") != "POST":
-            raise Invalid("method", "expected POST")
-        if value.get("url") != endpoint:
-            raise Invalid("url", f"expected the batch's endpoint, {endpoint}")
-        return Line(value["custom_id"], value["body"])
+        return lines, errors[:MOST_ERRORS]
 
     def batch(self, name: str) -> dict[str, Any]:
         """A batch as it stands. Raises NotFound."""
@@ -359,13 +346,35 @@ class Shelf:
         return True
 
 
+def request_of(text: bytes, endpoint: str, limits: LimitsSection) -> Line:
+    """A line's request. Raises Invalid or TooLarge for what no request can be; the rest is checked when it is
+    computed.
+    """
+    if len(text) > (most := ESCAPED * limits.body_bytes + ENVELOPE):
+        raise TooLarge(f"the line has more than {most} bytes, which is the most")
+    try:
+        check_parts(text)
+        value = Parser(limits.json_depth + 1).parse(text)
+    except Invalid as error:  # of the whole line, if it is of the "body"
+        raise error if error.field != "body" else Invalid(None, error.message) from None
+    if not isinstance(value, dict) or not isinstance(value.get("body"), dict):
+        raise Invalid(None, "expected a JSON object with custom_id, method, url and body")
+    if not isinstance(value.get("custom_id"), str):
+        raise Invalid("custom_id", "expected a string")
+    if value.get("method") != "POST":
+        raise Invalid("method", "expected POST")
+    if value.get("url") != endpoint:
+        raise Invalid("url", f"expected the batch's endpoint, {endpoint}")
+    return Line(value["custom_id"], value["body"])
+
+
 def shelf_of(settings: ServeSettings) -> Shelf | None:
     """Where the settings keep files and batches. Raises UserError for an address that is none."""
     kept = settings.batches
     if kept.folder is None:
         return None
     store = open_store(kept.folder, at_least_once=scheme_of(kept.folder) not in STORES)
-    return Shelf(store, kept.lines, settings.limits.json_depth)
+    return Shelf(store, kept.lines)
 
 
 def check_shelf(settings: ServeSettings) -> None:

@@ -92,7 +92,12 @@ def router(service: Service, settings: ServeSettings) -> APIRouter:
     @routes.post("/v1/batches", summary="Compute the requests of a file")
     async def create(body: NewBatch) -> JSONResponse:
         made = await of_store(
-            shelf().add_batch, body.endpoint, body.input_file_id, body.completion_window, body.metadata
+            shelf().add_batch,
+            body.endpoint,
+            body.input_file_id,
+            body.completion_window,
+            body.metadata,
+            service.limits,
         )
         service.batches_changed()
         return JSONResponse(made)
