@@ -59,6 +59,15 @@ def test_a_dead_replicas_chunk_is_taken(tmp_path: Path, monkeypatch: pytest.Monk
     assert one.claim(name) is None
 
 
+def test_the_newest_batch_is_listed_first(tmp_path: Path) -> None:
+    """Also before those whose ids, from before, do not say when they were made."""
+    one = shelf(tmp_path)
+    for name in ("batch_ffffffffffffffffffffffff", "batch_000000000000000000000000"):
+        one.write(f"batches/{name}/batch.json", {})
+    new = {batch_of(one, 1), batch_of(one, 1)}
+    assert set(one.batch_names()[:2]) == new
+
+
 def test_two_that_go_on_leave_one_answer(tmp_path: Path) -> None:
     one, other = shelf(tmp_path), shelf(tmp_path)
     name = batch_of(one, 2)

@@ -13,7 +13,8 @@ A replica that dies leaves a claim, which another one may take when its time is 
 as long as that by the other's own clock: those of machines differ, and jump. If both go on, one of them creates the
 part, so that each request has one line.
 
-The ids of batches begin with the time, so that their names tell the order.
+The ids of batches begin with the time, so that their names tell the order. Before it stands a letter: older ids
+are hexadecimal digits at random, and so are behind all others where the newest come first.
 """
 
 import io
@@ -134,7 +135,7 @@ class Shelf:
         """A batch of the requests in a file, which are checked first: one that is wrong fails at once."""
         self.file(file)
         lines, errors = self.checked(b"".join(self.content(file)), endpoint, limits)
-        name, now = f"batch_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}", int(time.time())
+        name, now = f"batch_t{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}", int(time.time())
         chunks = [lines[first : first + CHUNK] for first in range(0, len(lines), CHUNK)] if not errors else []
         asked = {
             "id": name,
