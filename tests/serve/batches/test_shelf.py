@@ -81,6 +81,19 @@ def test_two_that_go_on_leave_one_answer(tmp_path: Path) -> None:
     assert not one.open()
 
 
+def test_nothing_is_kept_of_a_batch_that_another_replica_ended(tmp_path: Path) -> None:
+    one, other = shelf(tmp_path), shelf(tmp_path)
+    name = batch_of(one, 100)
+    assert (one.claim(name), other.claim(name), other.claim(name)) == (0, 1, None)
+    one.put_answers(name, 0, Answered(["a"] * 64, []))
+    assert other.batch(name)["request_counts"]["completed"] == 64
+    assert (other.counts.keys(), other.seen.keys()) == ({name}, {name})
+    one.put_answers(name, 1, Answered(["a"] * 36, []))
+    assert one.finish(name)
+    assert other.open() == one.open() == []
+    assert (one.counts, one.seen, other.counts, other.seen) == ({}, {}, {}, {})
+
+
 @pytest.mark.parametrize("name", ["../batches", "a/b", "", "a.json", "é", "a" * 300])
 def test_a_name_that_is_none(tmp_path: Path, name: str) -> None:
     for look in (shelf(tmp_path).file, shelf(tmp_path).content, shelf(tmp_path).batch, shelf(tmp_path).delete_file):

@@ -74,13 +74,13 @@ class Answered:
 @dataclass
 class Shelf:
     """`counts` of answered chunks, which do not change, and the others' claims as they were `seen`, with their etags
-    and since when, both by batch and chunk.
+    and since when, both by batch and chunk; of batches that are open.
     """
 
     store: Store
     most_lines: int
-    counts: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
-    seen: dict[tuple[str, int], tuple[str, float]] = field(default_factory=dict)
+    counts: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
+    seen: dict[str, dict[int, tuple[str, float]]] = field(default_factory=dict)
 
     # Files
 
@@ -235,6 +235,9 @@ class Shelf:
                 names.append(name)
             elif time.time() - (self.maybe(one.key) or 0) > ABANDONED_S:  # who made it died
                 self.store.delete(one.key)
+        for kept in (self.counts, self.seen):
+            for ended in set(kept).difference(names):
+                kept.pop(ended, None)
         return names
 
     def claim(self, name: str) -> int | None:
@@ -254,10 +257,11 @@ class Shelf:
             data, etag = self.store.get(key)
         except FileNotFoundError:  # released just now
             return False
-        seen, since = self.seen.get((name, number), (None, 0.0))
+        of_batch = self.seen.setdefault(name, {})
+        seen, since = of_batch.get(number, (None, 0.0))
         if seen != etag:
             since = time.monotonic()
-            self.seen[name, number] = etag, since
+            of_batch[number] = etag, since
         if json.loads(data) > time.time() and time.monotonic() - since < CLAIM_S:
             return False
         try:
@@ -284,12 +288,13 @@ class Shelf:
     def counted(self, name: str) -> tuple[int, int]:
         """How many requests have an answer, and how many an error."""
         good = bad = 0
+        counts = self.counts.setdefault(name, {})
         for entry in self.store.list(f"batches/{name}/parts/"):
-            key = (name, int(entry.key.rpartition("/")[2]))
-            if key not in self.counts:
+            number = int(entry.key.rpartition("/")[2])
+            if number not in counts:
                 answered = Answered.from_bytes(self.store.get(entry.key)[0])
-                self.counts[key] = (len(answered.output), len(answered.errors))
-            good, bad = good + self.counts[key][0], bad + self.counts[key][1]
+                counts[number] = (len(answered.output), len(answered.errors))
+            good, bad = good + counts[number][0], bad + counts[number][1]
         return good, bad
 
     def finish(self, name: str) -> bool:
@@ -309,9 +314,6 @@ class Shelf:
                 done[key] = made
         self.create(f"batches/{name}/done.json", done)
         self.store.delete(f"open/{name}")
-        for number in range(asked["chunks"]):
-            self.counts.pop((name, number), None)
-            self.seen.pop((name, number), None)
         return True
 
     def answers(self, name: str, kind: str) -> Iterator[bytes]:
