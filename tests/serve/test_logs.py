@@ -52,3 +52,17 @@ def test_what_was_lost_is_said() -> None:
     with os.fdopen(read) as rest:
         said = [json.loads(one) for one in rest if one.startswith("{")]
     assert [one["message"] for one in said] == ["lines of the log that nobody took were lost: 2"]
+
+
+def test_a_line_that_was_cut_ends_there() -> None:
+    """The pipe takes a beginning of a long one."""
+    read, write = os.pipe()
+    lines, size = Lines(write), 0
+    lines.write('{"a": "' + "a" * 4_000_000 + '"}\n')
+    while size < 20_000:
+        size += len(os.read(read, 10_000))
+    lines.write('{"message": "next"}\n')
+    os.close(write)
+    with os.fdopen(read) as rest:
+        said = [json.loads(one)["message"] for one in rest if one.startswith("{")]
+    assert said == ["lines of the log that nobody took were lost: 1", "next"]

@@ -49,8 +49,8 @@ def log_as_json(level: str, stream: "TextIO | Lines | None" = None) -> None:
 
 
 class Lines:
-    """Writes lines into a pipe and never waits for who reads it: a line that finds no room is lost, and how many were
-    is said as soon as there is room again.
+    """Writes lines into a pipe and never waits for who reads it: a line that finds no room is lost, or the rest of it,
+    and how many were is said, on a new line, as soon as there is room again.
     """
 
     def __init__(self, file: int) -> None:
@@ -62,9 +62,10 @@ class Lines:
     def write(self, text: str) -> None:
         try:
             if self.lost:
-                os.write(self.file, lost_lines(self.lost))
+                os.write(self.file, b"\n" + lost_lines(self.lost))
                 self.lost = 0
-            os.write(self.file, text.encode())
+            line = text.encode()
+            self.lost += os.write(self.file, line) < len(line)
         except OSError:
             self.lost += 1
 
