@@ -5,7 +5,6 @@
 Prints p50 and p99 of both, the ratio of the latter, and how far the batch came meanwhile. Runs `xlmr-ray serve`.
 """
 
-import argparse
 import asyncio
 import itertools
 import json
@@ -16,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pyarrow.parquet as pq
 
-from tests.benchmarks.service import BIN, Load, connections, serving, timed
+from tests.benchmarks.service import BIN, Load, connections, parser_of, serving, spread, texts_in, timed
 
 ENDPOINT = "/v1/embeddings"
 
@@ -48,15 +46,12 @@ def started(url: str, texts: Sequence[str], count: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="embedded:mini")
-    parser.add_argument("--input", type=Path, required=True, help="a Parquet file with a column `text`")
+    parser = parser_of(__doc__)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=10_000)
     options = parser.parse_args()
-    every = pq.read_table(options.input, columns=["text"])["text"].to_pylist()
-    texts = every[:: max(1, len(every) // 96)][:96]
-    bodies = [{"inputs": text, "truncate": True} for text in texts]
+    every = texts_in(options.input)
+    bodies = [{"inputs": text, "truncate": True} for text in spread(every, 96)]
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "models": [{"model": options.model, "tasks": ["embedding"]}],

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.service --model e5 --input help.parquet
 
 Prints one request at a time (p50 beside the engine's own for the same texts), rates at several numbers of clients with
-p50 and p99, and what twice the load that it can bear does: how many were told to come again, and what became of memory
+p50 and p99, and what twice the load that it can bear does: how many were to come again, and what became of memory
 and of those that were accepted. Runs `xlmr-ray serve` as a user would, on a Ray of its own.
 """
 
@@ -156,18 +156,33 @@ def replica_memory(parent: int) -> int:
     return max((p.memory_info().rss for p in family if "Replica" in " ".join(p.cmdline())), default=0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The options of all benchmarks that ask a service for vectors of texts."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded:mini")
     parser.add_argument("--input", type=Path, required=True, help="a Parquet file with a column `text`")
+    return parser
+
+
+def texts_in(path: Path) -> list[str]:
+    texts: list[str] = pq.read_table(path, columns=["text"])["text"].to_pylist()
+    return texts
+
+
+def spread(texts: Sequence[str], count: int) -> list[str]:
+    """So many of them, from all parts."""
+    return list(texts[:: max(1, len(texts) // count)][:count])
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--documents", type=int, default=96)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--overload", type=float, default=60.0, help="seconds of twice the load it can bear")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--replicas", type=int, default=1, help="that share the cores")
     options = parser.parse_args()
-    every = pq.read_table(options.input, columns=["text"])["text"].to_pylist()
-    texts = every[:: max(1, len(every) // options.documents)][: options.documents]
+    texts = spread(texts_in(options.input), options.documents)
 
     rate, alone = engine_alone(options.model, texts, options.threads)
     print(f"engine alone          {rate:6.1f} texts/s      p50 {1e3 * alone:7.1f} ms   one at a time", flush=True)

@@ -20,9 +20,8 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from tests.benchmarks.service import load, our_service, serving
+from tests.benchmarks.service import load, our_service, serving, spread, texts_in
 from xlmr_ray import XLMRobertaTokenizer
 
 CLIENTS = (1, 8, 64)
@@ -73,8 +72,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    every = pq.read_table(options.input, columns=["text"])["text"].to_pylist()
-    texts = fitting(options.model, every[:: max(1, len(every) // options.documents)][: options.documents])
+    texts = fitting(options.model, spread(texts_in(options.input), options.documents))
     wanted: np.ndarray | None = None
     rates: dict[tuple[str, int], list[float]] = {}
     for _ in range(options.rounds):
