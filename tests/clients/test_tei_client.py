@@ -87,9 +87,9 @@ def test_rerank(url: str, relevance: list[float]) -> None:
 
 def test_long_texts(client: HttpClient) -> None:
     long = "right " * 800 + "end"
-    told = httpx.post(client.client.base_url.join("embed"), json={"inputs": ["a", long]})
-    assert (told.status_code, told.json()["error_type"]) == (413, "Validation")
-    assert told.json()["error"].startswith("inputs.1: ")
+    answer = httpx.post(client.client.base_url.join("embed"), json={"inputs": ["a", long]})
+    assert (answer.status_code, answer.json()["error_type"]) == (413, "Validation")
+    assert answer.json()["error"].startswith("inputs.1: ")
     right = client.embed(long, truncate=True)
     left = client.embed(long, truncate=True, truncation_direction=TruncationDirection.Left)
     np.testing.assert_allclose(right, client.embed("right " * 700, truncate=True), atol=1e-6)

@@ -80,7 +80,7 @@ ON_TEXTS = [
         text({"layers": [1]}, truncate=True),
         lambda row: [row["features"]],
     ),
-    # A job whose input has pairs reads pairs, where it is not told otherwise.
+    # A job whose input has pairs reads pairs, if nothing else is said.
     Case("text-classification", "mini", {"top_k": None, "pairs": False}, text(), lambda row: [row["labels"]]),
     Case(
         "text-classification",

@@ -199,7 +199,7 @@ def test_a_base_url_that_ends_in_a_slash(one):
         assert httpx.post(f"{one.url}{path}", json={"inputs": "a"}).status_code == 200
 
 
-def test_another_method_is_told_which(one):
+def test_another_method_is_answered_with_those_there_are(one):
     for method, path, allowed in (
         ("GET", "/embed", "POST"),
         ("HEAD", "/embed", "POST"),

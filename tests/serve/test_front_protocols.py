@@ -1,5 +1,5 @@
-"""What clients send and what they are told, through the real front: limits of each protocol, fields that clients are
-known to send, texts that are too long, templates that would fill the memory, keys.
+"""What clients send and what they are answered, through the real front: limits of each protocol, fields that clients
+are known to send, texts that are too long, templates that would fill the memory, keys.
 """
 
 import json

@@ -104,6 +104,6 @@ def test_a_connection_whose_body_was_refused_is_closed(tmp_path: Path) -> None:
 
     with before(tmp_path, answer) as port, socket.create_connection(("127.0.0.1", port), timeout=15) as client:
         client.sendall(b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: 60000000\r\n\r\n" + b"a" * 40_000)
-        told = b"".join(iter(lambda: client.recv(65536), b""))
-    assert told.startswith(b"HTTP/1.1 413")
-    assert told.endswith(error)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert received.startswith(b"HTTP/1.1 413")
+    assert received.endswith(error)

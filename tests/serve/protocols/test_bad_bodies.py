@@ -65,8 +65,8 @@ def test_wrong_values(http: httpx.Client, path: str, way: tuple[str, ...]) -> No
             assert kind in ("true", "an unknown word"), (kind, response.text)
             continue
         assert response.status_code in (400, 404, 422), (kind, response.text)
-        line = told(response)
-        assert SECRET not in line or way == ("model",)  # whose name is told as it was asked for
+        line = error_line(response)
+        assert SECRET not in line or way == ("model",)  # whose name is said as it was asked for
         assert len(line) < 400
         if kind not in ("nothing", "half an object", "depth"):
             assert way[-1] in line or (len(way) > 1 and way[0] in line), (kind, line)
@@ -81,12 +81,12 @@ def test_unknown_missing_and_repeated_fields(http: httpx.Client, path: str) -> N
         for name in way[:-1]:
             inner = inner[name]
         inner[way[-1] + "s_"] = inner.pop(way[-1])
-        line = told(refused(http, path, json.dumps(misspelt), 422))
+        line = error_line(refused(http, path, json.dumps(misspelt), 422))
         assert way[-1] in line, line
-    line = told(refused(http, path, json.dumps({**body, "surprise": 1}), 422))
+    line = error_line(refused(http, path, json.dumps({**body, "surprise": 1}), 422))
     assert re.match(r"surprise: no such field", line)
     first = next(iter(body))
-    line = told(refused(http, path, json.dumps(body)[:-1] + f", {json.dumps(first)}: 1}}", 422))
+    line = error_line(refused(http, path, json.dumps(body)[:-1] + f", {json.dumps(first)}: 1}}", 422))
     assert line == f"{first}: is there twice"
 
 
@@ -95,13 +95,13 @@ def test_unknown_missing_and_repeated_fields(http: httpx.Client, path: str) -> N
     "text", ["null", "[]", "[1, 2]", '"text"', "1", "true", "[{}]", "{}", "", "{", "nul", "\ufeff"]
 )
 def test_no_body(http: httpx.Client, path: str, text: str) -> None:
-    assert told(refused(http, path, text, 422))
+    assert error_line(refused(http, path, text, 422))
 
 
 @pytest.mark.parametrize("path", RIGHT)
 def test_no_text_at_all(http: httpx.Client, path: str) -> None:
     for body in (b"\xff\xfe", b'{"inputs": "\xc3\x28"}', b"\x00" * 100, json.dumps(RIGHT[path]).encode("utf-16")):
-        assert told(refused(http, path, body, 422))
+        assert error_line(refused(http, path, body, 422))
     response = http.post(path, content=b"inputs=a", headers={"content-type": "application/x-www-form-urlencoded"})
     assert response.status_code == 415
 
@@ -130,7 +130,7 @@ def test_too_many_and_none(http: httpx.Client, path: str, field: str, most: int)
         body = replaced(RIGHT[path], tuple(field.split(".")), json.dumps([text] * count))
         response = refused(http, path, body, status)
         if status != 200:
-            assert field.split(".")[-1] in told(response), told(response)
+            assert field.split(".")[-1] in error_line(response), error_line(response)
 
 
 def test_more_tokens_than_a_request_may_have(http: httpx.Client) -> None:
@@ -142,7 +142,7 @@ def test_more_tokens_than_a_request_may_have(http: httpx.Client) -> None:
         ("/decode", {"ids": [[5] * 300_001]}),
         ("/embed", {"inputs": [5] * 300_001}),
     ):
-        line = told(refused(http, path, json.dumps(body, separators=(",", ":")), 413))
+        line = error_line(refused(http, path, json.dumps(body, separators=(",", ":")), 413))
         assert "at most" in line, line
 
 
@@ -157,7 +157,7 @@ def test_more_parts_than_any_request_has(http: httpx.Client) -> None:
         ("/embed", {"inputs": "a"} | {f"k{i}": 1 for i in range(300)}, 422),
         ("/tasks/text-classification", {"inputs": "a", "parameters": {f"k{i}": 1 for i in range(300)}}, 422),
     ):
-        line = told(refused(http, path, json.dumps(body), status))
+        line = error_line(refused(http, path, json.dumps(body), status))
         assert "at most" in line, line
 
 
@@ -174,7 +174,7 @@ def test_empty_texts(http: httpx.Client) -> None:
             assert response.status_code == 200
         else:
             assert response.status_code == 400
-            assert told(response).startswith(f"{field}: ")
+            assert error_line(response).startswith(f"{field}: ")
 
 
 @pytest.mark.parametrize(
@@ -195,14 +195,14 @@ def test_options_are_not_quoted(
     http: httpx.Client, caplog: pytest.LogCaptureFixture, task: str, inputs: str, parameters: dict[str, Any]
 ) -> None:
     body = {"inputs": inputs, **(parameters if task == "embedding" else {"parameters": parameters})}
-    line = told(refused(http, f"/tasks/{task}", json.dumps(body), 422))
+    line = error_line(refused(http, f"/tasks/{task}", json.dumps(body), 422))
     assert "secret" not in line.lower()
     assert "nobody else" not in line + caplog.text
 
 
 def test_too_long_a_body(http: httpx.Client) -> None:
     response = refused(http, "/embed", json.dumps({"inputs": "a" * 2_100_000}), 413)
-    assert "2000000 bytes" in told(response)
+    assert "2000000 bytes" in error_line(response)
 
 
 def post(http: httpx.Client, path: str, body: str | bytes) -> httpx.Response:
@@ -216,7 +216,7 @@ def refused(http: httpx.Client, path: str, body: str | bytes, status: int) -> ht
     return response
 
 
-def told(response: httpx.Response) -> str:
+def error_line(response: httpx.Response) -> str:
     """The line of an error, in the shape of its path's protocol."""
     path, body = response.request.url.path, response.json()
     if path in ("/v1/embeddings", "/embeddings", "/classify", "/score", "/v1/score", "/pooling"):

@@ -153,7 +153,7 @@ RANKED = {"inputs": {"query": QUERY, "documents": DOCUMENTS}}
 
 
 @pytest.mark.parametrize("module", [tei_bodies, task_bodies, openai, cohere])
-def test_a_long_wrong_list_is_told_once(module: Any) -> None:
+def test_a_long_wrong_list_is_said_once(module: Any) -> None:
     """Of each member of a union its first error: half a million of them took 20 s and 2 GB."""
     found = [one for one in vars(module).values() if isinstance(one, type) and issubclass(one, Body)]
     bodies = [one for one in found if one.model_fields]

@@ -39,7 +39,7 @@ def test_infinitys_embeddings(http: httpx.Client, unit: np.ndarray) -> None:
     np.testing.assert_allclose([one["embedding"] for one in answer["data"]], unit, atol=1e-6)
     short = answered(http, "/embeddings", {"input": TEXTS[0], "output_dimension": 8})
     assert len(short["data"][0]["embedding"]) == 8
-    # Long texts are cut as there, and that is told.
+    # Long texts are cut as there, and a header says so.
     response = http.post("/embeddings", json={"input": ["a", LONG]})
     assert (response.status_code, response.headers["x-truncated"]) == (200, "1")
     refused(http, "/embeddings", {"input": LONG, "truncate": False}, 413, "input")
