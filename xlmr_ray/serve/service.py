@@ -21,7 +21,7 @@ from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.batches.shelf import shelf_of
 from xlmr_ray.serve.bound_tasks import BoundTasks
 from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_overlap, check_whole
-from xlmr_ray.serve.metrics import HEALTHY, MODEL, QUEUE_REQUESTS, QUEUE_TOKENS, READY, Metrics
+from xlmr_ray.serve.metrics import HEALTHY, IN_FLIGHT, MODEL, QUEUE_REQUESTS, QUEUE_TOKENS, READY, Metrics
 from xlmr_ray.serve.models import Model, Models, Served, load_models
 from xlmr_ray.serve.queue.admission import Tokenizing, admit, check_tokens
 from xlmr_ray.serve.requests import CURRENT, Invalid, NotFound, Unavailable
@@ -240,6 +240,7 @@ class Service:
         tell = self.metrics.tell
         tell(READY, float(self.ready))
         tell(HEALTHY, float(self.trouble() is None))
+        tell(IN_FLIGHT, self.in_flight)
         for queue in () if self.resident is None else self.resident.queues:
             tell(QUEUE_REQUESTS, queue.requests, queue.name)
             tell(QUEUE_TOKENS, queue.backlog, queue.name)
