@@ -280,7 +280,7 @@ def prometheus(run_and_its_port, service_port, tmp_path_factory):
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        until(lambda: ask(port, "/-/ready") is not None, 30)
+        until(lambda: b"Ready" in (ask(port, "/-/ready") or b""), 60)
         # Ray's workers tell their numbers every ten seconds; a rate wants two scrapes.
         until(lambda: len(series(port, "count_over_time(xlmr_ray_batch_store_retries_total[1m]) > 3")) > 0, 90)
         until(lambda: len(series(port, "count_over_time(xlmr_ray_serve_ready[1m]) > 3")) > 0, 30)
