@@ -289,6 +289,7 @@ def plan(
     hours: Annotated[float | None, typer.Option(help="Instead: to be done within so many.")] = None,
     price: Annotated[float | None, typer.Option(help="Of one machine (GPU) for an hour.")] = None,
     shard_rows: Annotated[int | None, typer.Option(help="Documents a shard. Default: as a run cuts them.")] = None,
+    known: Annotated[float, typer.Option(metavar="SHARE", help="Not computed: repeats, or by `reuse`.")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """What a job will take: time, cost, machines, tokenizer cores, shards, requests and storage."""
@@ -305,6 +306,7 @@ def plan(
         hours=hours,
         price=price,
         shard_rows=shard_rows,
+        known=known,
         vectors=vectors,
         as_json=as_json,
         console=Console(highlight=False, soft_wrap=True),
@@ -312,9 +314,7 @@ def plan(
 
 
 @app.command()
-def demo(
-    output: Annotated[str, typer.Option(help="Folder to write to.")] = "demo-output",
-) -> None:
+def demo(output: Annotated[str, typer.Option(help="Folder to write to.")] = "demo-output") -> None:
     """Name the language of each article of the Universal Declaration of Human Rights with the embedded checkpoint."""
     from xlmr_ray.demo import run_demo
 

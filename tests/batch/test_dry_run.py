@@ -12,8 +12,10 @@ import ray
 from transformers import AutoTokenizer
 
 from tests.batch.days import write
+from tests.batch.direct import run_directly
 from xlmr_ray.batch import cluster, dry_run
 from xlmr_ray.batch.cluster import cluster_resources, resources_here
+from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.manifest import read_manifest
 from xlmr_ray.batch.store.base import Changed, Exists
 from xlmr_ray.batch.store.open import open_store
@@ -24,6 +26,8 @@ SAID = re.compile(
     r"(?P<more>.*)\n"
     r"files   (?P<kinds>.*); (?P<bytes>[\d,]+) bytes\n"
     r"tokens  (?P<about>about )?(?P<tokens>[\d,]+), by (?P<sampled>\d+) documents that were tokenized\n"
+    r"(reuse   (?P<reuse>.*)\n)?"
+    r"(repeats (?P<repeats>.*)\n)?"
     r"(errors  (?P<errors>.*)\n)?"
     r"actors  (?P<actors>.*)\n"
     r"output  (?P<output>.*)\n"
@@ -89,6 +93,8 @@ def test_what_it_says_is_what_the_run_does(ray_session, call, model, corpus, tmp
     manifest = read_manifest(store, said["run"])
     assert (manifest.rows_in, manifest.shards) == (int(said["rows"]), int(said["shards"]))
     assert (said["about"], int(said["tokens"])) == (None, manifest.tokens)  # of so few documents not only about
+    assert said["repeats"].startswith("0.0% of 12 documents have the text of one before in their shard, 0.0% of one in")
+    assert said["repeats"].endswith("; none are kept")
     assert (said["files"], said["kinds"]) == ("2", "2 parquet")
     assert int(said["bytes"].replace(",", "")) == sum(path.stat().st_size for path in corpus.iterdir())
     assert f"starting {said['actors']}\n" in err
@@ -102,6 +108,37 @@ def test_what_it_says_is_what_the_run_does(ray_session, call, model, corpus, tmp
     assert code == 0
     assert told.splitlines()[1:] == ["nothing is left to do", "a dry run: nothing was started or written"]
     assert tree(tmp_path) == before
+
+
+def test_it_knows_of_reuse_and_of_repeats(no_ray, call, model, tmp_path):
+    folder = tmp_path / "in"
+    texts = [f"Document {n} of several" for n in range(30)]
+    write(folder, "a.jsonl", texts)
+    content = {
+        "model": str(model),
+        "input": {"path": str(folder)},
+        "tasks": "text-classification",
+        "output": {"path": str(tmp_path / "out")},
+        "cluster": {"shard_rows": 20},
+        "incremental": True,
+        "reuse": True,
+    }
+    run_directly(check_job(content, "test"))
+    write(folder, "a.jsonl", [*texts[:25], *texts[:10], *(f"new {n}" for n in range(5))])
+    job = tmp_path / "job.yaml"
+    job.write_text(json.dumps(content))
+    code, told, err = call("run", job, "--dry-run")
+    assert code == 0, err
+    said = SAID.fullmatch(told)
+    assert said["reuse"] == "35 of these 40 documents have results in the table before"
+    # Rows 20 to 39 of the second shard: 10 of them are in the first.
+    assert said["repeats"].startswith(
+        "0.0% of 40 documents have the text of one before in their shard, 25.0% of one in a shard before; results are "
+    )
+    assert said["about"]
+    code, told, err = call("run", job, "--dry-run", "--set", "cluster.repeats_bytes=0")
+    assert code == 0, err
+    assert SAID.fullmatch(told)["repeats"] is None
 
 
 def test_this_machine_is_as_ray_counts_it(ray_session):

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from xlmr_ray.batch.observe.lineage import check_installed
 from xlmr_ray.batch.plan import Plan
 from xlmr_ray.batch.prepare import checked_store, describe, prepare_run
 from xlmr_ray.batch.progress import Figures
+from xlmr_ray.batch.repeats import Keeping, keeping
 from xlmr_ray.batch.run import check_errors, memory_of
 from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.stages.rows import output_table
@@ -38,11 +39,12 @@ SHARDS = 16  # that they are from where there are more
 
 @dataclass(frozen=True)
 class Sampled:
-    """What some rows of a run are: how many were read, the tokens that they take to compute, how many are error rows by
-    code, and the schema of the output.
+    """What some rows of a run are: how many were read, how many have results in the table before (`reuse`), the tokens
+    that the others take to compute, how many are error rows by code, and the schema of the output.
     """
 
     rows: int
+    reused: int
     tokens: int
     errors: Counter[str]
     schema: pa.Schema
@@ -62,12 +64,13 @@ def dry_run(job: Job, console: Console, *, at_least_once: bool = False) -> None:
         figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
         done = earlier(store, plan, figures, prepared.found.withdrawn if prepared.found else frozenset())
         left = np.flatnonzero(~done.shards)
-        size = cluster_sizes(
-            resources(), job.cluster, job.engine.device, memory_of(recipe, plan.shards), max(1, len(left))
-        )
+        there = resources()
+        kept = keeping(job, recipe, plan.shards, left, there)
+        there = replace(there, memory=there.memory - kept.memory)
+        size = cluster_sizes(there, job.cluster, job.engine.device, memory_of(recipe, plan.shards), max(1, len(left)))
         say(console, describe(prepared, done))
         if len(left):
-            show_plan(plan, left, recipe, size, console)
+            show_plan(plan, left, recipe, kept, size, console)
         else:
             say(console, "nothing is left to do")
         figures.rows_error += sum(file.rows for file in plan.dead if file.id not in done.files)
@@ -75,7 +78,9 @@ def dry_run(job: Job, console: Console, *, at_least_once: bool = False) -> None:
     say(console, "a dry run: nothing was started or written")
 
 
-def show_plan(plan: Plan, left: NDArray[np.int64], recipe: Recipe, size: Sizes, console: Console) -> None:
+def show_plan(
+    plan: Plan, left: NDArray[np.int64], recipe: Recipe, kept: Keeping, size: Sizes, console: Console
+) -> None:
     """What the shards that are `left`, by index, would take."""
     columns = plan.shards.columns[left]  # (left, 6)
     inputs = [plan.shards.inputs[index] for index in np.unique(columns[:, INPUT])]
@@ -86,9 +91,13 @@ def show_plan(plan: Plan, left: NDArray[np.int64], recipe: Recipe, size: Sizes, 
     found = sampled(
         [plan.shards[int(index)] for index in (left if rows <= DOCUMENTS else evenly_spread(left, SHARDS))], recipe
     )
-    about = "" if found.rows == rows else "about "
-    tokens = round(found.tokens / max(1, found.rows) * rows)
+    about = "" if found.rows == rows and not kept.spared else "about "
+    tokens = round(found.tokens / max(1, found.rows) * rows * (1 - kept.spared))
     say(console, f"tokens  {about}{tokens:,}, by {plural(found.rows, 'document')} that were tokenized")
+    if recipe.reuse:
+        say(console, f"reuse   {found.reused:,} of these {found.rows:,} documents have results in the table before")
+    if kept.found is not None:
+        say(console, f"repeats {kept}")
     if found.errors:
         codes = ", ".join(f"{count:,} {code}" for code, count in found.errors.most_common())
         say(console, f"errors  {codes}, in these {found.rows:,} documents")
@@ -105,21 +114,24 @@ def sampled(shards: Sequence[Shard], recipe: Recipe) -> Sampled:
     if step.broken:
         raise step.broken
     whole = sum(shard.rows for shard in shards) <= DOCUMENTS
-    count = tokens = 0
+    count = reused = tokens = 0
     errors: Counter[str] = Counter()
     for shard in shards:
         with reading(shard.input.key):
             rows = step.read(shard)
-        done = step.of_rows(
-            rows if whole else rows.take(evenly_spread(np.arange(rows.num_rows), DOCUMENTS // len(shards)))
-        )
-        count += done.rows.num_rows
+        if not whole:
+            rows = rows.take(evenly_spread(np.arange(rows.num_rows), DOCUMENTS // len(shards)))
+        count += rows.num_rows
+        if recipe.reuse:
+            rows, more = step.reused(shard.input.key, rows)
+            reused += more["reused"].num_rows
+        done = step.of_rows(rows)
         tokens += computed_tokens(recipe, step.tasks, done.encoded)
         errors.update(code for code in done.rows["_code"].to_pylist() if code)
     pairs = zip(recipe.tasks, step.tasks, strict=True)
     results = [(one.prefix, task.schema.empty_table()) for one, task in pairs]
     schema = output_table(done.rows.slice(0, 0), shards[0].input.key, recipe.columns, results).schema
-    return Sampled(count, tokens, errors, schema)
+    return Sampled(count, reused, tokens, errors, schema)
 
 
 def evenly_spread(numbers: NDArray[np.int64], most: int) -> NDArray[np.int64]:

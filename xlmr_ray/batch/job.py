@@ -109,13 +109,17 @@ class EngineSection(EngineKeys):
 
 
 class ClusterSection(Section):
-    """`address: auto` is `RAY_ADDRESS` where that is set, and a cluster of this machine's own else."""
+    """`address: auto` is `RAY_ADDRESS` where that is set, and a cluster of this machine's own else. `repeats_bytes` of
+    results are kept for texts that come again in later shards; `auto`: where a sample says that it pays
+    (`batch/repeats.py`), and 0: none.
+    """
 
     address: str = "auto"
     tokenizers: Auto | Count = "auto"
     encoders: Auto | Count = "auto"
     gpus_per_encoder: Auto | Annotated[float, Field(ge=0), AfterValidator(whole_above_one)] = "auto"
     shard_rows: Auto | Count = "auto"
+    repeats_bytes: Auto | Annotated[int, Field(ge=0)] = "auto"
 
 
 class ErrorsSection(Section):

@@ -30,10 +30,12 @@ from xlmr_ray.batch.plan import Dead, Plan
 from xlmr_ray.batch.prepare import PreparedRun, checked_store, describe, prepare_run
 from xlmr_ray.batch.progress import Figures, show_figures
 from xlmr_ray.batch.ranges import known_ranges, with_measured_ranges
+from xlmr_ray.batch.repeats import keeping
 from xlmr_ray.batch.shard_rows import held_bytes
 from xlmr_ray.batch.stages.block import raise_failure
 from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.stages.shard_cost import Committed
+from xlmr_ray.batch.stages.shared_results import SharedResults
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.batch.stream import rows_of, stream
 from xlmr_ray.checkpoint.files import resolve
@@ -213,11 +215,17 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
     changed: Counter[str] = Counter()
     cluster, device = run.job.cluster, run.job.engine.device
     with connected(cluster.address), ProgressLine(run.console, "docs", quiet=run.quiet) as line:
-        size = cluster_sizes(cluster_resources(), cluster, device, memory_of(prepared.recipe, plan.shards), len(todo))
+        there = cluster_resources()
+        kept = keeping(run.job, prepared.recipe, plan.shards, todo, there)
+        there = replace(there, memory=there.memory - kept.memory)
+        size = cluster_sizes(there, cluster, device, memory_of(prepared.recipe, plan.shards), len(todo))
         recipe = replace(known, threads=size.threads, gpus=size.encoder_gpus)
         if watch is not None:
             watch.launched(size, figures)
         recipe = with_measured_ranges(recipe, plan.shards, size, line.say)
+        if kept.bytes:
+            line.say(f"repeats: {kept}")
+            recipe = replace(recipe, known=SharedResults.start(kept.bytes))
         line.say(f"starting {size}")
         for row in rows_of(stream((plan.shards[int(at)] for at in todo), len(todo), recipe, size)):
             check()

@@ -24,11 +24,13 @@ from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.batching import longest_first, next_batch
 from xlmr_ray.engine.device import check_fp8, check_int8, device_and_dtype, to_host, token_budget
 from xlmr_ray.engine.error_codes import NO_TOKENS, NON_FINITE, OUT_OF_MEMORY, not_finite
+from xlmr_ray.engine.known import KnownSequences
 from xlmr_ray.engine.last_layer import rows_read
 from xlmr_ray.engine.memory import CutBudget, attempt, free
 from xlmr_ray.engine.parts import BatchPart, part_of
 from xlmr_ray.engine.passes import passes_of
 from xlmr_ray.engine.repeats import Repeats
+from xlmr_ray.engine.result_cache import KnownResults
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.engine.results import Results, TaskOutput, TaskResults, output_of
 from xlmr_ray.engine.settings import AUTO, EngineSettings
@@ -87,6 +89,8 @@ class Engine:
     memory: CutBudget = field(default_factory=CutBudget)
     adapters: Sequence[int | None] = ()  # the number of each head's adapter, where any has one
     spans: Spans = field(default_factory=Spans)
+    known: KnownResults | None = None  # where results are looked for, under the name `known_as`, and left
+    known_as: bytes = b""
     shapes: list[tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -275,7 +279,7 @@ class Engine:
         tasks: Sequence[int] | None = None,
     ) -> Results:
         """Sequences of ids, `list<int32>`, through the encoder and the heads of the `tasks` (by index; None: all).
-        These have one adapter, or none. Equal ones go through once.
+        These have one adapter, or none. Equal ones go through once, and those whose results are `known` do not.
 
         `targets` are lists of the same lengths, -100 where a token has none. When memory runs out the token budget is
         halved, grows back slowly, and the rest goes on; a sequence that does not fit by itself is in `failed`, as is
@@ -308,6 +312,12 @@ class Engine:
         repeats = Repeats.of(ids, row_splits, wanted)
         order = longest_first(lengths)
         order = order[~np.isin(order, [*failed, *repeats.again])]
+        known = None
+        if self.known is not None:
+            names = [self.known_as + b"/%d" % head for head in heads]
+            known = KnownSequences.of(self.known, names, ids, row_splits, wanted, order, raw, rows_of_units)
+            order = known.left
+            self.stats.repeated += int(lengths[known.taken].sum())
         while len(order):
             chosen = next_batch(lengths, order, self.max_tokens)
             outputs = attempt(partial(self.compute_some, ids, row_splits, chosen, wanted, heads))
@@ -332,6 +342,8 @@ class Engine:
                     finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))  # there may be no rows
                     for bad in np.unique(owners[~finite]).tolist():
                         failed[bad] = (NON_FINITE, not_finite(self.dtype))
+        if known is not None:
+            known.leave(list(failed))
         for results, rows_of in zip(raw, rows_of_units, strict=True):
             repeats.fill(results, rows_of)
         self.stats.repeated += int(lengths[repeats.again].sum())

@@ -39,6 +39,27 @@ class Repeats:
         """The numbers of the sequences that have an equal one before them."""
         return np.flatnonzero(self.first != np.arange(len(self.first)))
 
+    @property
+    def firsts(self) -> NDArray[np.int64]:
+        """The numbers of the others, of which no two are equal."""
+        return np.flatnonzero(self.first == np.arange(len(self.first)))
+
+    def distinct(
+        self, ids: NDArray[np.int32], splits: NDArray[np.int64], targets: NDArray[np.int32] | None
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32] | None]:
+        """Of the sequences' ids, splits and targets, those of the `firsts`."""
+        if not len(self.again):
+            return ids, splits, targets
+        tokens, _ = ResultRows(splits).rows(self.firsts)
+        ends = np.cumsum([0, *np.diff(splits)[self.firsts]])
+        return ids[tokens], ends, None if targets is None else targets[tokens]
+
+    def spread(self, results: NDArray[Any], rows: ResultRows) -> NDArray[Any]:
+        """The results of all sequences, from those of the `firsts` `(R, ...)`."""
+        if not len(self.again):
+            return results
+        return results[rows.rows(np.searchsorted(self.firsts, self.first))[0]]
+
     def fill(self, results: NDArray[Any], rows: ResultRows) -> None:
         """Gives the sequences that have an equal one before them its results `(R, ...)`."""
         again = self.again

@@ -37,7 +37,18 @@ LATENCY = ServiceMetric(
 )
 IN_FLIGHT = ServiceMetric(P + "in_flight_requests", "gauge", "requests that are being answered")
 INPUTS = ServiceMetric(P + "inputs_total", "counter", "documents answered", ("task", "model"))
-TASK_TOKENS = ServiceMetric(P + "tokens_total", "counter", "tokens computed for answers", ("task", "model"))
+TASK_TOKENS = ServiceMetric(P + "tokens_total", "counter", "tokens of answers", ("task", "model"))
+KNOWN = ServiceMetric(
+    P + "known_sequences_total",
+    "counter",
+    "sequences whose results had been kept",
+    ("task", "model"),
+)
+REPEATED = ServiceMetric(
+    P + "repeated_sequences_total", "counter", "sequences equal to another one of their request", ("task", "model")
+)
+CACHE_BYTES = ServiceMetric(P + "cache_bytes", "gauge", "bytes of results that are kept")
+CACHE_RESULTS = ServiceMetric(P + "cache_results", "gauge", "results that are kept")
 TOKENIZE = ServiceMetric(P + "tokenize_seconds", "histogram", "tokenizing and checking", ("task", "model"), SECONDS)
 QUEUE = ServiceMetric(P + "queue_seconds", "histogram", "waiting for the engine", ("task", "model"), SECONDS)
 INFERENCE = ServiceMetric(
@@ -61,6 +72,7 @@ MODEL = ServiceMetric(P + "model_info", "gauge", "1 for each model that is resid
 TABLE = (
     REQUESTS, FAILURES, LATENCY, IN_FLIGHT, INPUTS, TASK_TOKENS, TOKENIZE, QUEUE, INFERENCE, QUEUE_REQUESTS,
     QUEUE_TOKENS, BATCHES, BATCH_TOKENS, BATCH_REQUESTS, BATCH_SEQUENCES, COMPUTED, PADDING, READY, HEALTHY, MODEL,
+    KNOWN, REPEATED, CACHE_BYTES, CACHE_RESULTS,
 )  # fmt: skip
 
 
@@ -102,6 +114,8 @@ class Metrics:
         """An answer of a service."""
         self.tell(INPUTS, answer.table.num_rows, task, model)
         self.tell(TASK_TOKENS, answer.tokens, task, model)
+        self.tell(KNOWN, answer.known, task, model)
+        self.tell(REPEATED, answer.repeated, task, model)
         for metric, value in ((TOKENIZE, answer.tokenize_s), (QUEUE, answer.queue_s), (INFERENCE, answer.inference_s)):
             self.tell(metric, value, task, model)
 

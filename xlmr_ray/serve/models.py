@@ -1,11 +1,13 @@
 """The models of a service: checkpoints with their tasks, those that share an encoder on one engine."""
 
+import json
 import logging
 import os
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.generator import Generator
+from xlmr_ray.engine.result_cache import ResultCache
 from xlmr_ray.engine.runners import Runner, TaskSource, check_quantizable, load_runners
 from xlmr_ray.engine.unloaded import check_weights
 from xlmr_ray.errors import UserError
@@ -87,14 +90,22 @@ class Served:
             return self.bound
         return task_class(self.task).bind(self.model.folder, self.model.config, {**self.options, **options})
 
+    def known_as(self, options: Mapping[str, Any]) -> bytes:
+        """What stands for all but the tokens that decides the results of a request with these options, in a cache that
+        is thrown away with the models: which of them, with which weights, which task, and the options.
+        """
+        name = [self.model.name, self.model.digest, self.task, options]
+        return blake2b(json.dumps(name, sort_keys=True).encode(), digest_size=16).digest()
+
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """All that is resident: by name, in the order of the settings, and each one's tasks."""
+    """All that is resident: by name, in the order of the settings, each one's tasks, and the results that are kept."""
 
     models: Mapping[str, Model]
     served: tuple[Served, ...]
     queues: tuple[RequestQueue, ...]
+    cache: ResultCache[Any] | None = None
 
     def called(self, name: str) -> Model | None:
         """The model of this name, or whose checkpoint the settings call so, with or without its revision."""
@@ -150,12 +161,15 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
         for one in every
     ]
     loaded = load_runners(sources, settings.engine.settings)
+    cache: ResultCache[Any] | None = None
+    if settings.engine.cache_bytes:
+        cache = ResultCache(settings.engine.cache_bytes)
 
     # Threads start when nothing can fail any more.
     queues: dict[int, tuple[RequestQueue, int]] = {}
     dtypes: dict[str, str] = {}
     for group in loaded:
-        queue = queue_of(group.runner, every[group.indices[0]], observe)
+        queue = queue_of(group.runner, every[group.indices[0]], observe, cache)
         for index, source in enumerate(group.indices):
             queues[source] = queue, index
             dtypes[every[source].model] = str(group.runner.dtype).removeprefix("torch.")
@@ -176,7 +190,7 @@ def load_models(settings: ServeSettings, observe: Observe) -> Models:
     served = [
         Served(one.task, models[one.model], one.options, one.bound, *queues[index]) for index, one in enumerate(every)
     ]
-    return Models(models, tuple(served), tuple({id(queue): queue for queue, _ in queues.values()}.values()))
+    return Models(models, tuple(served), tuple({id(queue): queue for queue, _ in queues.values()}.values()), cache)
 
 
 def check_models(settings: ServeSettings) -> None:
@@ -219,9 +233,9 @@ def wanted_tasks(section: ModelSection, folder: Path, config: XLMRobertaConfig) 
     return out
 
 
-def queue_of(runner: Runner, first: Wanted, observe: Observe) -> RequestQueue:
+def queue_of(runner: Runner, first: Wanted, observe: Observe, cache: ResultCache[Any] | None) -> RequestQueue:
     """The queue of a runner, named after its first task's model."""
     if isinstance(runner, Engine):
-        return Batcher(runner, first.model, partial(observe, first.model))
+        return Batcher(runner, first.model, partial(observe, first.model), cache)
     assert isinstance(runner, Generator)
-    return GenerationQueue(runner, f"{first.model}/{first.task}")
+    return GenerationQueue(runner, f"{first.model}/{first.task}", cache)

@@ -21,7 +21,16 @@ from xlmr_ray.serve.answer import Answer
 from xlmr_ray.serve.batches.shelf import shelf_of
 from xlmr_ray.serve.bound_tasks import BoundTasks
 from xlmr_ray.serve.limits import check_columns, check_encoded, check_options, check_overlap, check_whole
-from xlmr_ray.serve.metrics import HEALTHY, IN_FLIGHT, MODEL, QUEUE_REQUESTS, QUEUE_TOKENS, READY, Metrics
+from xlmr_ray.serve.metrics import (
+    CACHE_BYTES,
+    CACHE_RESULTS,
+    HEALTHY,
+    MODEL,
+    QUEUE_REQUESTS,
+    QUEUE_TOKENS,
+    READY,
+    Metrics,
+)
 from xlmr_ray.serve.models import Model, Models, Served, load_models
 from xlmr_ray.serve.queue.admission import Tokenizing, admit, check_tokens
 from xlmr_ray.serve.requests import CURRENT, Invalid, NotFound, Unavailable
@@ -176,14 +185,14 @@ class Service:
         # What nobody waits for makes no other request wait, and none be refused.
         guessed = self.tokenizing.of(served, request.columns) if waits else nullcontext()
         with span("tokenize", task=served.task, model=served.model.name), guessed:
-            task, table, encoded = await self.in_pool(lambda: self.prepare(served, request))
+            task, name, table, encoded = await self.in_pool(lambda: self.prepare(served, request))
         tokens = task.computed_tokens(encoded)
         check_tokens(served.queue, tokens, self.limits)
         if waits:
             admit(served.queue, tokens, self.limits)
         tokenized = time.monotonic()
         with span("inference", task=served.task, tokens=tokens):
-            computed = await served.queue.process(task, served.index, encoded, deadline)
+            computed = await served.queue.process(task, served.index, encoded, deadline, name)
 
             def finish() -> tuple[pa.Table, list[Any]]:
                 done = computed.finish()
@@ -197,10 +206,14 @@ class Service:
             tokenize_s=tokenized - began,
             queue_s=max(0.0, computed.started - tokenized),
             inference_s=max(0.0, computed.ended - computed.started),
+            repeated=computed.repeated,
+            known=computed.known,
         )
 
-    def prepare(self, served: Served, request: TaskRequest) -> tuple[Task, pa.Table, pa.Table]:
-        """The task with its options, the texts as a table, and the encoded table, all checked."""
+    def prepare(self, served: Served, request: TaskRequest) -> tuple[Task, bytes, pa.Table, pa.Table]:
+        """The task with its options, what stands for it with them, the texts as a table, and the encoded table, all
+        checked.
+        """
         by_role = {option: True for role, option in served.bound.optional_roles.items() if role in request.columns}
         request = replace(request, options=by_role | dict(request.options))
         check_options(served.bound, request, self.limits)
@@ -223,7 +236,7 @@ class Service:
         check_encoded(task, encoded, self.limits, served.model.config, role)
         if request.cutting.whole:
             check_whole(encoded, request.field(task.roles[-1]), served.model.max_length, request.cutting.hint)
-        return task, table, encoded
+        return task, served.known_as(request.options), table, encoded
 
     async def in_pool(self, work: Callable[[], T]) -> T:
         context = CURRENT.get()
@@ -240,10 +253,13 @@ class Service:
         tell = self.metrics.tell
         tell(READY, float(self.ready))
         tell(HEALTHY, float(self.trouble() is None))
-        tell(IN_FLIGHT, self.in_flight)
         for queue in () if self.resident is None else self.resident.queues:
             tell(QUEUE_REQUESTS, queue.requests, queue.name)
             tell(QUEUE_TOKENS, queue.backlog, queue.name)
+        cache = None if self.resident is None else self.resident.cache
+        if cache is not None:
+            tell(CACHE_BYTES, cache.held)
+            tell(CACHE_RESULTS, len(cache.values))
         self.metrics.forget(MODEL)
         for model in self.models.values():
             tell(MODEL, 1.0, model.name, model.digest[:12], model.dtype)

@@ -64,11 +64,13 @@ class ModelSection(Section):
 
 class ReplicaEngineSection(EngineKeys):
     """As in a job file. `threads` of the CPU for the model and `tokenizers` threads beside it; `auto`: as many as the
-    replica's cores, and 4 at most of the latter.
+    replica's cores, and 4 at most of the latter. `cache_bytes` of results are kept for inputs that come again, of all
+    models of a replica together; 0: none.
     """
 
     threads: Auto | Count = "auto"
     tokenizers: Auto | Count = "auto"
+    cache_bytes: Annotated[int, Field(ge=0)] = 0
 
 
 class LimitsSection(Section):

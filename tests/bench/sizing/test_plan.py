@@ -89,6 +89,15 @@ def test_more_machines_cost_no_less_and_take_no_longer():
     assert [one.cost for one in found] == sorted(one.cost for one in found)
 
 
+def test_what_is_known_is_read_and_not_computed():
+    found = estimate(RATES, replace(amount(), known=0.25), machines=None, hours=None, price=None)
+    assert found.seconds == 10 + 450
+    assert (found.shards, found.output_bytes) == (375, 6000 * 1000 + 375 * RECORD_BYTES)
+    assert found.tokenizer_cores == pytest.approx(0.02 / 0.75)
+    with pytest.raises(UserError, match="known: got 1, expected a share"):
+        estimate(RATES, replace(amount(), known=1.0), machines=None, hours=None, price=None)
+
+
 def test_a_gpu_whose_cores_cannot_feed_it_is_slowed_and_told():
     slow = replace(RATES, on_gpu=True, tokens_per_second=1_000_000.0)  # wants 20 cores of tokenizers
     found = estimate(slow, amount(), machines=1, hours=None, price=None)
@@ -163,7 +172,7 @@ def call(**arguments):
         *("bench", "on", "model", "documents", "tokens", "tokens_per_document", "machines", "hours", "price"),
         "shard_rows",
     )
-    plain = {**dict.fromkeys(names), "vectors": False, "as_json": False}
+    plain = {**dict.fromkeys(names), "known": 0.0, "vectors": False, "as_json": False}
     plan_command(**{**plain, **arguments}, console=Console(width=160, soft_wrap=True))
 
 
@@ -183,6 +192,10 @@ def test_the_command(tmp_path, capsys):
     assert content["shard_rows"] == int(60 * rates.tokens_per_second / rates.cores / 300)  # a core's minute
     call(on="h100", documents=1e9, tokens_per_document=300.0, model="large", vectors=True)
     assert "798 TFLOP/s" in capsys.readouterr().out
+    call(bench=path, documents=27_000.0, known=0.5)
+    text = capsys.readouterr().out
+    assert "50%" in text
+    assert "25 min 20 s" in text
     call(on="l4", model="embedded:mini", documents=1e6, tokens=3e8)
     assert "300,000,000 tokens" in capsys.readouterr().out
 

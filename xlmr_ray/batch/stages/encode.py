@@ -24,6 +24,7 @@ from xlmr_ray.batch.stages.shard_cost import ShardCost
 from xlmr_ray.batch.stages.suspects import Suspects, in_pieces, restarted_actor
 from xlmr_ray.checkpoint.digest import files_stamp, weights_digest
 from xlmr_ray.checkpoint.files import resolve
+from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.results import TaskOutput
 from xlmr_ray.engine.runners import Loaded, TaskSource, load_runners
 from xlmr_ray.tasks.encoded import keep_documents
@@ -73,6 +74,9 @@ class Encode:
                 one.read_with(tokenizer)
             sources.append(TaskSource(one, folder, (task.encoder, task.tokenizer), tokenizer))
         self.loaded = load_runners(sources, recipe.engine)
+        for number, loaded in enumerate(self.loaded):
+            if recipe.known is not None and isinstance(loaded.runner, Engine):
+                loaded.runner.known, loaded.runner.known_as = recipe.known, b"%d" % number
 
     def encode(self, block: pa.Table) -> pa.Table:
         if self.broken:

@@ -13,6 +13,7 @@ from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.stages.reuse import Before
 from xlmr_ray.batch.store.base import Store
+from xlmr_ray.engine.result_cache import KnownResults
 from xlmr_ray.engine.settings import EngineSettings
 
 
@@ -57,6 +58,7 @@ class Recipe:
     gpus: float = 0.0
     reuse: bool = False
     before: Mapping[str, Before] = field(default_factory=dict)
+    known: KnownResults | None = None
 
 
 def shard_to_json(shard: Shard) -> str:

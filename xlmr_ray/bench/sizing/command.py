@@ -37,6 +37,7 @@ def plan_command(
     hours: float | None,
     price: float | None,
     shard_rows: int | None,
+    known: float,
     vectors: bool,
     as_json: bool,
     console: Console,
@@ -63,7 +64,7 @@ def plan_command(
             raise UserError("plan: tokens a document: got 0, expected a number above it")
         documents, tokens = documents or (tokens or 0) / each, tokens or (documents or 0) * each
     rows = shard_rows or rows_of_a_shard(rates, documents, max(1.0, tokens / max(1.0, documents)))
-    amount = Amount(documents=documents, tokens=tokens, shard_rows=rows)
+    amount = Amount(documents=documents, tokens=tokens, shard_rows=rows, known=known)
     found = estimate(rates, amount, machines=machines, hours=hours, price=price)
     if as_json:
         console.print_json(json.dumps({**asdict(amount), **asdict(found), **asdict(rates)}))
@@ -90,6 +91,7 @@ def show_estimate(rates: Rates, amount: Amount, found: Estimate, console: Consol
     table.add_column(justify="right")
     rows = [
         ("work", f"{amount.documents:,.0f} documents, {amount.tokens:,.0f} tokens"),
+        *([("of which is known", f"{amount.known:.0%}")] if amount.known else []),
         (f"{kind}s", f"{found.machines:,}"),
         ("rate", f"{found.tokens_per_second:,.0f} tokens/s"),
         ("time", duration(found.seconds)),

@@ -21,11 +21,12 @@ RECORD_BYTES = 1500
 
 @dataclass(frozen=True, kw_only=True)
 class Amount:
-    """What is to be scored."""
+    """What is to be scored; `known`: the share of it that is not computed, as equal texts are, or were before."""
 
     documents: float
     tokens: float
     shard_rows: int
+    known: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +62,17 @@ def estimate(
         raise UserError("give the machines or the hours, not both")
     if machines is not None and machines < 1:
         raise UserError(f"machines: got {machines}, expected a whole number from 1 on")
+    if not 0 <= amount.known < 1:
+        raise UserError(f"known: got {amount.known:g}, expected a share from 0 up to, and without, 1")
     if price is not None and price < 0:
         raise UserError(f"price: got {price}, expected what an hour of a machine costs")
-    # On a CPU the tokenizers run beside the encoders, and are in the measured rate of a run.
-    cores = rates.tokens_per_second / rates.tokenizing_per_core
+    # On a CPU the tokenizers run beside the encoders, and are in the measured rate of a run. They read what is known,
+    # too; so that their cores keep up with the encoders, there are more of them.
+    cores = rates.tokens_per_second / rates.tokenizing_per_core / (1 - amount.known)
     short = max(0.0, cores - max(1, rates.cores - 2)) if rates.on_gpu else 0.0
     rate = rates.tokens_per_second * (1 - short / cores)
     shards = max(1, math.ceil(amount.documents / amount.shard_rows))
-    work = amount.tokens / rate
+    work = amount.tokens * (1 - amount.known) / rate
     if hours is not None:
         left = hours * 3600 - rates.start_seconds
         if left <= 0:

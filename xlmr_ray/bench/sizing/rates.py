@@ -50,7 +50,7 @@ def measured_rates(bench: Bench) -> Rates:
             "xlmr-ray bench --pipeline measures both"
         )
     if work.repeated:
-        sources.append(f"repeats: {work.repeated:.0%} of the sample; a run computes what repeats once, and takes less")
+        sources.append(f"repeats: {work.repeated:.0%} of the sample; a run computes what repeats once: --known")
     return Rates(
         tokens_per_second=rate,
         start_seconds=max(0.0, start),

@@ -15,12 +15,15 @@ from xlmr_ray.tasks.task import Task
 @dataclass(frozen=True)
 class Computed:
     """A request that was computed. `finish` makes the task's output table, on any thread; `started` and `ended` are of
-    `time.monotonic()`, in seconds.
+    `time.monotonic()`, in seconds. Of its sequences, `repeated` were equal to another one of it, and the results of
+    `known` others had been kept.
     """
 
     finish: Callable[[], pa.Table]
     started: float
     ended: float
+    repeated: int = 0
+    known: int = 0
 
 
 class RequestQueue(Protocol):
@@ -46,8 +49,11 @@ class RequestQueue(Protocol):
     def trouble(self, limit: float) -> str | None:
         """Why it computes nothing any more: what takes more than `limit` seconds, or what broke."""
 
-    async def process(self, task: Task, index: int, encoded: pa.Table, deadline: float | None) -> Computed:
-        """An encoded table for the task at this index of the model's tasks. Raises TimedOut past the deadline,
+    async def process(
+        self, task: Task, index: int, encoded: pa.Table, deadline: float | None, name: bytes = b""
+    ) -> Computed:
+        """An encoded table for the task at this index of the model's tasks; `name` stands for all but the table that
+        decides the results, where these are kept. Raises TimedOut past the deadline,
         BackendFailed where a document has no output. When the caller is cancelled, what has not begun never does.
         """
 

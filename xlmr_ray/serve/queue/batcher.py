@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,8 @@ from xlmr_ray.engine.batching import longest_first
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.joint_batch import CallerSequences, compute_together
 from xlmr_ray.engine.memory import attempt, free
+from xlmr_ray.engine.repeats import Repeats
+from xlmr_ray.engine.result_cache import ResultCache, keys_of
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.queue.base import Computed, Door, smoothed
@@ -62,7 +64,8 @@ class Ticket:
     (N + 1)`, `targets (T)` where the task has any. `deadline` is of `time.monotonic()`; nobody waits for it in the
     `background`.
 
-    `raw (R, ...)` fills up as its sequences are computed; `done` is then set in its own event loop.
+    `raw (R, ...)` fills up as its sequences are computed; `done` is then set in its own event loop. Results are kept by
+    the `keys (N)` of the sequences, where there are any, and `known` is how many were taken.
     """
 
     task: EncoderTask
@@ -72,6 +75,8 @@ class Ticket:
     targets: NDArray[np.int32] | None
     deadline: float | None
     background: bool = False
+    keys: list[bytes] | None = None
+    known: int = 0
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     started: float = 0.0
     ended: float = 0.0
@@ -93,6 +98,16 @@ class Ticket:
     def waiting(self) -> int:
         """Tokens that are not taken yet."""
         return sum(self.lengths[sequence] for sequence in self.left)
+
+    def give(self, sequences: list[int], values: NDArray[np.float32]) -> None:
+        """Results `(R, ...)` of some sequences."""
+        if self.raw is None:
+            self.raw = np.empty((self.rows.total, *values.shape[1:]), np.float32)
+        if len(sequences) == 1:
+            self.raw[self.rows.splits[sequences[0]] : self.rows.splits[sequences[0] + 1]] = values
+        else:
+            self.raw[self.rows.rows(np.array(sequences, np.int64))[0]] = values
+        self.missing -= len(sequences)
 
 
 @dataclass(frozen=True)
@@ -122,8 +137,14 @@ class Share:
 class Batcher:
     """The queue of one engine. `submit` may be called from any event loop; `run` is the engine's own thread."""
 
-    def __init__(self, engine: Engine, name: str, observe: Callable[[BatchStats], None]) -> None:
-        self.engine, self.name, self.observe = engine, name, observe
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        observe: Callable[[BatchStats], None],
+        cache: ResultCache[Any] | None = None,
+    ) -> None:
+        self.engine, self.name, self.observe, self.cache = engine, name, observe, cache
         self.changed = threading.Condition()
         self.door = Door(self.changed)
         self.heap: list[tuple[float, int, Ticket]] = []
@@ -142,16 +163,26 @@ class Batcher:
     def max_tokens(self) -> int:
         return self.engine.max_tokens
 
-    async def process(self, task: Task, index: int, encoded: pa.Table, deadline: float | None) -> Computed:
+    async def process(
+        self, task: Task, index: int, encoded: pa.Table, deadline: float | None, name: bytes = b""
+    ) -> Computed:
         """As `RequestQueue` says."""
         computed = cast(EncoderTask, task)
         ids, splits = ragged(encoded["input_ids"])
         targets = targets_of(encoded)
         flat = None if targets is None else ragged(targets)[0]
         context = CURRENT.get()
-        ticket = Ticket(computed, index, ids, splits, flat, deadline, context is not None and context.background)
+        repeats = Repeats.of(ids, splits, flat)
+        ids, splits, flat = repeats.distinct(ids, splits, flat)
+        background = context is not None and context.background
+        keys = None if self.cache is None else keys_of(name, ids, splits, flat, range(len(splits) - 1))
+        ticket = Ticket(computed, index, ids, splits, flat, deadline, background, keys)
         raw = await self.submit(ticket)
-        return Computed(lambda: computed.postprocess(raw, encoded), ticket.started, ticket.ended)
+
+        def finish() -> pa.Table:
+            return computed.postprocess(repeats.spread(raw, ticket.rows), encoded)
+
+        return Computed(finish, ticket.started, ticket.ended, len(repeats.again), ticket.known)
 
     async def submit(self, ticket: Ticket) -> NDArray[np.float32]:
         """The ticket's results `(R, ...)`. Raises TimedOut past its deadline, BackendFailed where the model has no
@@ -160,6 +191,9 @@ class Batcher:
         with self.changed:
             if self.broken:
                 raise Unavailable("the engine has stopped")
+            if self.all_known(ticket):
+                assert ticket.raw is not None
+                return ticket.raw
             # Behind all others: infinity stays so, whatever has been taken of the ticket.
             tag = math.inf if ticket.background else self.clock
             heapq.heappush(self.heap, (tag, next(self.numbers), ticket))
@@ -218,12 +252,42 @@ class Batcher:
             self.computing = (time.monotonic(), sum(share.tokens for share in batch))
             return batch
 
+    def all_known(self, ticket: Ticket) -> bool:
+        """Gives a new ticket the results that were kept of its sequences, which then wait no more; whether of all."""
+        if ticket.keys is not None:
+            ticket.left = deque(one for one in ticket.left if not self.known(ticket, one))
+        if not ticket.missing:
+            ticket.started = ticket.ended = time.monotonic()
+        return not ticket.missing
+
+    def known(self, ticket: Ticket, sequence: int) -> bool:
+        """Whether the result of a sequence was kept, which the ticket then has."""
+        kept = None
+        if self.cache is not None and ticket.keys is not None:
+            kept = self.cache.find(ticket.keys[sequence])
+        if kept is None:
+            return False
+        ticket.give([sequence], kept)
+        ticket.known += 1
+        return True
+
+    def keep(self, share: Share, values: NDArray[np.float32]) -> None:
+        """Keeps a share's results `(R, ...)`, each for its sequence."""
+        if self.cache is None or share.ticket.keys is None:
+            return
+        splits = share.ticket.rows.splits
+        ends = np.cumsum([splits[i + 1] - splits[i] for i in share.sequences])
+        for sequence, own in zip(share.sequences, np.split(values, ends[:-1]), strict=True):
+            self.cache.keep(share.ticket.keys[sequence], own.copy(), own.nbytes)
+
     def take(self) -> list[Share]:
         """Sequences that fit in the token budget, one at least where any waits; those of requests that are over are
-        dropped. The lock is held.
+        dropped. One that another request's in the batch is equal to waits for the next, which finds its result where
+        results are kept. The lock is held.
         """
         now, room = time.monotonic(), self.engine.max_tokens
         taken: dict[Ticket, list[int]] = {}
+        keys: set[bytes] = set()
         passed: list[tuple[float, int, Ticket]] = []
         while self.heap and room > 0 and len(passed) < LOOK_AHEAD:
             entry = tag, number, ticket = heapq.heappop(self.heap)
@@ -236,9 +300,21 @@ class Batcher:
             if ticket.over or (ticket.deadline is not None and now > ticket.deadline):
                 continue
             length = ticket.lengths[ticket.left[0]]
-            if taken and length > room:
+            key = None if ticket.keys is None else ticket.keys[ticket.left[0]]
+            if taken and (length > room or key in keys):
                 passed.append(entry)
                 continue
+            if self.known(ticket, ticket.left[0]):
+                ticket.left.popleft()
+                ticket.started = ticket.started or now
+                self.tokens -= 0 if ticket.background else length
+                if ticket.left:
+                    heapq.heappush(self.heap, entry)
+                elif not ticket.missing:
+                    self.tell([(ticket, None)])
+                continue
+            if key is not None:
+                keys.add(key)
             taken.setdefault(ticket, []).append(ticket.left.popleft())
             ticket.started = ticket.started or now
             room -= length
@@ -287,14 +363,12 @@ class Batcher:
         ended: list[tuple[Ticket, ServiceError | None]] = []
         for share, values in zip(shares, results, strict=True):
             ticket = share.ticket
-            rows, _ = ticket.rows.rows(np.array(share.sequences, np.int64))
-            if ticket.raw is None:
-                ticket.raw = np.empty((ticket.rows.total, *values.shape[1:]), np.float32)
-            ticket.raw[rows] = values
-            ticket.missing -= len(share.sequences)
+            ticket.give(share.sequences, values)
             if not np.isfinite(values).all():
                 ended.append((ticket, BackendFailed("the model's result holds NaN or infinity")))
-            elif not ticket.missing:
+                continue
+            self.keep(share, values)
+            if not ticket.missing:
                 ended.append((ticket, None))
         self.tell(ended)
 

@@ -3,16 +3,20 @@ them.
 """
 
 import asyncio
+import json
 import logging
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
 
 import pyarrow as pa
 import torch
 
 from xlmr_ray.engine.generator import Generator, Unwanted
+from xlmr_ray.engine.result_cache import ResultCache
 from xlmr_ray.serve.logs import log_failure
 from xlmr_ray.serve.queue.base import Computed, Door, smoothed
 from xlmr_ray.serve.requests import BackendFailed, ServiceError, TimedOut, Unavailable
@@ -23,16 +27,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Prompt:
-    """One document of a request, and the `tokens` that it may take with its text."""
+    """One document of a request, and the `tokens` that it may take with its text, which is kept under its `key`."""
 
     task: Task
     encoded: pa.Table
     tokens: int
     deadline: float | None
+    key: bytes = b""
     done: asyncio.Future[pa.Table] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     started: float = 0.0
     ended: float = 0.0
     over: bool = False
+    known: bool = False
 
     def wanted(self) -> bool:
         """Whether somebody waits for it still."""
@@ -44,8 +50,8 @@ class GenerationQueue:
     one by one.
     """
 
-    def __init__(self, generator: Generator, name: str) -> None:
-        self.generator, self.name = generator, name
+    def __init__(self, generator: Generator, name: str, cache: ResultCache[Any] | None = None) -> None:
+        self.generator, self.name, self.cache = generator, name, cache
         self.changed = threading.Condition()
         self.door = Door(self.changed)
         self.queue: deque[Prompt] = deque()
@@ -60,15 +66,41 @@ class GenerationQueue:
     def max_tokens(self) -> int:
         return self.generator.max_tokens
 
-    async def process(self, task: Task, index: int, encoded: pa.Table, deadline: float | None) -> Computed:
-        """As `RequestQueue` says; the documents one after another."""
-        tables, started, ended = [], 0.0, 0.0
+    async def process(
+        self, task: Task, index: int, encoded: pa.Table, deadline: float | None, name: bytes = b""
+    ) -> Computed:
+        """As `RequestQueue` says; the documents one after another, and equal ones once."""
+        tables, started, ended, known = dict[bytes, pa.Table](), 0.0, 0.0, 0
+        keys = []
         for row in range(encoded.num_rows):
             document = encoded.slice(row, 1)
-            prompt = Prompt(task, document, task.computed_tokens(document), deadline)
-            tables.append(await self.submit(prompt))
+            key = blake2b(name + json.dumps(document.to_pylist()).encode(), digest_size=16).digest()
+            keys.append(key)
+            if key in tables:
+                continue
+            prompt = Prompt(task, document, task.computed_tokens(document), deadline, key)
+            tables[key] = await self.submit(prompt)
+            known += prompt.known
             started, ended = started or prompt.started, prompt.ended
-        return Computed(lambda: pa.concat_tables(tables), started, ended)
+        return Computed(
+            lambda: pa.concat_tables(tables[key] for key in keys), started, ended, len(keys) - len(tables), known
+        )
+
+    def kept(self, prompt: Prompt) -> pa.Table | None:
+        """The prompt's row of the output, where it was kept."""
+        found: bytes | None = None if self.cache is None else self.cache.find(prompt.key)
+        if found is None:
+            return None
+        prompt.known = True
+        return pa.ipc.open_stream(found).read_all()
+
+    def keep(self, prompt: Prompt, table: pa.Table) -> None:
+        if self.cache is not None:
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+            data = sink.getvalue().to_pybytes()
+            self.cache.keep(prompt.key, data, len(data))
 
     async def submit(self, prompt: Prompt) -> pa.Table:
         """The document's row of the output table. Raises TimedOut past the deadline, BackendFailed where there is no
@@ -77,6 +109,9 @@ class GenerationQueue:
         with self.changed:
             if self.broken:
                 raise Unavailable("the generator has stopped")
+            if (kept := self.kept(prompt)) is not None:
+                prompt.started = prompt.ended = time.monotonic()
+                return kept
             self.queue.append(prompt)
             self.changed.notify()
         try:
@@ -125,11 +160,15 @@ class GenerationQueue:
         table: pa.Table | None = None
         failure: ServiceError | None = None
         try:
-            self.generator.set_tasks([prompt.task])
-            written = self.generator.run(prompt.encoded, prompt.wanted)
-            table = written.table
-            for _, message in written.failed.values():
-                failure = BackendFailed(message)
+            table = self.kept(prompt)
+            if table is None:
+                self.generator.set_tasks([prompt.task])
+                written = self.generator.run(prompt.encoded, prompt.wanted)
+                table = written.table
+                for _, message in written.failed.values():
+                    failure = BackendFailed(message)
+                if failure is None:
+                    self.keep(prompt, table)
         except Unwanted:
             return  # who waited for it knows
         except Exception as error:
@@ -138,8 +177,8 @@ class GenerationQueue:
             log_failure(log, f"generator {self.name}", error)
             failure = BackendFailed("the model failed on this request")
         prompt.ended = time.monotonic()
-        rate = prompt.tokens / (prompt.ended - prompt.started)
-        self.rate = smoothed(self.rate, rate)
+        if not prompt.known:
+            self.rate = smoothed(self.rate, prompt.tokens / (prompt.ended - prompt.started))
         loop = prompt.done.get_loop()
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle_prompt, prompt, table, failure)
