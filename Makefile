@@ -37,8 +37,9 @@ lint: $(VENV)/everything  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two files at once: many tests wait, for Ray to start above all. Threads of torch that wait give their core away.
 test: lint  ## ruff, mypy and the tests
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 bench: $(VENV)/everything  ## the pipeline against the script that people write first, in the same run
 	$(BIN)/python -m tests.benchmarks.naive

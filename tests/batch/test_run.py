@@ -373,7 +373,7 @@ def launch(model, source, out, *extra):
     )
 
 
-def wait_for_commits(out, count, process, deadline=120):
+def wait_for_commits(out, count, process, deadline=240):
     end = time.monotonic() + deadline
     while time.monotonic() < end:
         done = len(list(Path(out).glob("_runs/*/shards/*.json")))

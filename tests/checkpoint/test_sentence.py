@@ -7,11 +7,12 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.checkpoint.conftest import Make
+from xlmr_ray.checkpoint.folder import read_config
 from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
 from xlmr_ray.errors import UserError
 
@@ -192,6 +193,13 @@ def test_modules_that_are_not_supported(tmp_path: Path, modules: list[tuple[str,
     with pytest.raises(UserError, match=message) as e:
         read_sentence_config(folder(tmp_path, OLD | {"modules.json": listed}))
     assert "modules.json" in str(e.value)
+
+
+def test_a_folder_without_a_transformer(encoder: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)]).save_pretrained(str(tmp_path / "static"))
+    with pytest.raises(UserError, match=r"modules\.json: its first module is StaticEmbedding, expected Transformer"):
+        read_config(tmp_path / "static")
 
 
 def test_files_that_are_absent_or_broken(tmp_path: Path) -> None:

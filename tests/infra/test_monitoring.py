@@ -176,7 +176,9 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def run_and_its_port(ray_session, tmp_path_factory):
-    """A real run with an error row, and a request to the store tried again; the port at which Ray exports it."""
+    """A real run with an error row, and one that goes on, in which a request to the store was tried again; the port at
+    which Ray exports them; when the latter last counted something.
+    """
     import ray
 
     from xlmr_ray.batch.job import check_job
@@ -202,7 +204,8 @@ def run_and_its_port(ray_session, tmp_path_factory):
     stats = Stats(tokens=5, padded=1, operations=1e9, device="H100", engine_seconds=0.5)
     record = Record("0" * 16, "0", "0" * 16, (), 1, 1, 0, "in", "etag", 0.0, stats)
     again.shard(Committed(record, ShardCost(0.0, 0.1, encoder_wait=1.0, writer_wait=0.1, stats=stats)))
-    return outcome.manifest.run_id, ray.nodes()[0]["MetricsExportPort"]
+    yield outcome.manifest.run_id, ray.nodes()[0]["MetricsExportPort"], time.monotonic()
+    again.close()
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +280,7 @@ def prometheus(run_and_its_port, service_port, tmp_path_factory):
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        until(lambda: ask(port, "/-/ready") is not None, 30)
+        until(lambda: b"Ready" in (ask(port, "/-/ready") or b""), 60)
         # Ray's workers tell their numbers every ten seconds; a rate wants two scrapes.
         until(lambda: len(series(port, "count_over_time(xlmr_ray_batch_store_retries_total[1m]) > 3")) > 0, 90)
         until(lambda: len(series(port, "count_over_time(xlmr_ray_serve_ready[1m]) > 3")) > 0, 30)
@@ -301,14 +304,12 @@ def test_every_metric_is_in_a_real_scrape(prometheus, run_and_its_port):
     names = {metric.name + ("_bucket" if metric.kind == "histogram" else "") for metric in serve.TABLE}
     missing = {name for name in names if not series(prometheus, name)}
     assert not missing
-    run_id, _ = run_and_its_port
+    run_id, *_ = run_and_its_port
     by = {
         one["metric"].get("outcome"): float(one["value"][1])
         for one in series(prometheus, f'xlmr_ray_batch_documents_total{{run="{run_id}",job_name="watched"}}')
     }
     assert by == {"ok": 1, "error": 1}
-    [left] = series(prometheus, f'xlmr_ray_batch_shards{{run="{run_id}",state="left"}}')
-    assert float(left["value"][1]) == 0
     [code] = series(prometheus, f'xlmr_ray_batch_errors_total{{run="{run_id}"}}')
     assert code["metric"]["code"] == "empty_text"
 
@@ -323,6 +324,18 @@ def test_every_panel_asks_what_prometheus_answers(prometheus, path):
         if not found:
             empty.append(title)
     assert not set(empty) - {"Since the last commit", "Time left"}, empty
+
+
+@needs_prometheus
+def test_a_run_that_stands_still_is_seen(prometheus, run_and_its_port):
+    """Ray forgets a gauge 20 seconds after the export that followed its last setting; a stalled run sets none."""
+    since = time.monotonic() - run_and_its_port[2]
+    time.sleep(max(0.0, 35 - since))
+    for metric in batch.TABLE:
+        if metric.kind == "gauge":
+            assert series(prometheus, metric.name + '{job_name="retried"}'), metric.name
+    [left] = series(prometheus, 'xlmr_ray_batch_shards{job_name="retried",state="left"}')
+    assert float(left["value"][1]) == 1
 
 
 @needs_prometheus

@@ -115,10 +115,11 @@ def test_service(folder):
     service = Service.load(settings)
     try:
         with TestClient(build_app(service, settings)) as client:
-            answer = client.post("/tasks/text-classification", json={"inputs": TEXTS}).json()
+            answer = client.post("/tasks/text-classification", json={"inputs": TEXTS})
     finally:
         service.close()
-    assert answer == pipeline(TASK, folder, top_k=None)(TEXTS)
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == pipeline(TASK, folder, top_k=None)(TEXTS)
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,19 @@ CALIBRATION = "calibration.json"
 
 def model_folder(folder: Path) -> Path:
     """Where `config.json`, weights and tokenizer are: the folder, or `0_Transformer` of a sentence-transformers one."""
-    try:
-        modules = json.loads((folder / "modules.json").read_text("utf-8"))
-        path = modules[0]["path"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return folder
+    path = first_module(folder, "path")
     # Such folders may hold another config.json at the top, with nothing of the model in it.
-    inner = folder / path if isinstance(path, str) and path and "/" not in path else folder
+    inner = folder / path if path and "/" not in path else folder
     return inner if (inner / "config.json").is_file() else folder
+
+
+def first_module(folder: Path, key: str) -> str | None:
+    """What `modules.json` of a sentence-transformers folder says of its first module; None where it says nothing."""
+    try:
+        value = json.loads((folder / "modules.json").read_text("utf-8"))[0][key]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return value if isinstance(value, str) else None
 
 
 def encoder_folder(folder: Path) -> Path | None:
@@ -53,6 +58,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = model_folder(folder) / "config.json"
     if not path.is_file():
+        kind = (first_module(folder, "type") or "").rpartition(".")[2]
+        if kind and kind != "Transformer":
+            raise UserError(
+                f"{folder / 'modules.json'}: its first module is {kind}, expected Transformer: no XLM-R model"
+            )
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise UserError(f"{folder}: no config.json, so this is no model folder; it holds {found}")
     try:

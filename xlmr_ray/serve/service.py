@@ -25,6 +25,7 @@ from xlmr_ray.serve.metrics import (
     CACHE_BYTES,
     CACHE_RESULTS,
     HEALTHY,
+    IN_FLIGHT,
     MODEL,
     QUEUE_REQUESTS,
     QUEUE_TOKENS,
@@ -253,6 +254,7 @@ class Service:
         tell = self.metrics.tell
         tell(READY, float(self.ready))
         tell(HEALTHY, float(self.trouble() is None))
+        tell(IN_FLIGHT, self.in_flight)
         for queue in () if self.resident is None else self.resident.queues:
             tell(QUEUE_REQUESTS, queue.requests, queue.name)
             tell(QUEUE_TOKENS, queue.backlog, queue.name)

@@ -6,6 +6,7 @@ exports the numbers on the driver's node, with `ray_` before the name, which the
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +19,9 @@ from xlmr_ray.batch.stages.shard_cost import Committed
 from xlmr_ray.batch.store import retry_counter as retries
 from xlmr_ray.engine.gpus import peak
 
+# Seconds between two settings of each gauge. Ray's agent forgets one that was not set for two of its exports, so for
+# 20 seconds (`OpenTelemetryMetricRecorder` of Ray 2.60), and a run that stands still sets none: its alerts were blind.
+REPEAT_S = 5.0
 WAITS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
@@ -67,18 +71,30 @@ TABLE = (
 
 
 class RunMetrics:
-    """The numbers of one launch of a run. Wants a connection to Ray."""
+    """The numbers of one launch of a run, exported until they are closed. Wants a connection to Ray."""
 
     def __init__(self, *, job: str, run_id: str, figures: Figures) -> None:
         self.labels = {"job_name": job, "run": run_id}
         self.figures = figures
         self.made = {metric.name: ray_metric(metric) for metric in TABLE}
+        self.gauges: dict[tuple[RunMetric, tuple[tuple[str, str], ...]], float] = {}
         self.retries = retries.total()
         now = time.time()
         self.set(LAUNCHED, now)
         self.set(LAST_COMMIT, now)
         self.set(DRIFT, 0.0, column="")
         self.progress()
+        self.closed = threading.Event()
+        threading.Thread(target=self.repeat, name="metrics", daemon=True).start()
+
+    def repeat(self) -> None:
+        while not self.closed.wait(REPEAT_S):
+            for (metric, labels), value in list(self.gauges.items()):
+                self.made[metric.name].set(value, {**self.labels, **dict(labels)})
+
+    def close(self) -> None:
+        """Ray forgets the gauges 20 seconds later."""
+        self.closed.set()
 
     def shard(self, done: Committed) -> None:
         """A shard was committed, and `figures` know of it already."""
@@ -120,6 +136,7 @@ class RunMetrics:
             self.made[metric.name].inc(value, {**self.labels, **labels})
 
     def set(self, metric: RunMetric, value: float, **labels: str) -> None:
+        self.gauges[metric, tuple(labels.items())] = value
         self.made[metric.name].set(value, {**self.labels, **labels})
 
 

@@ -103,5 +103,8 @@ def watched(
         kind = type(error).__name__
         watch.emit(lambda lineage: lineage.fail(kind))
         raise
+    finally:
+        if watch.metrics is not None:
+            watch.metrics.close()
     if (manifest := watch.manifest) is not None:
         watch.emit(lambda lineage: lineage.complete(manifest))
