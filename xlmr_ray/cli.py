@@ -114,14 +114,16 @@ def finetune(
     from xlmr_ray.train.finetune import finetune as trained
     from xlmr_ray.train.job import check_finetune_job, read_finetune_job
 
-    content = read_finetune_job(job)
-    if model:
-        content = {**content, "model": model}
-    if output:
-        content = {**content, "output": {"path": output}}
+    content = read_finetune_job(job) | ({"model": model} if model else {})
+    content |= {"output": {"path": output}} if output else {}
     checked = check_finetune_job(with_settings(content, set, "--set"), str(job))
+    on_workers = None
+    if checked.cluster.workers > 1:
+        from xlmr_ray.batch.train_workers import train_on_workers
+
+        on_workers = train_on_workers
     with ProgressLine(Console(stderr=True), "steps", quiet=quiet) as display:
-        outcome = trained(checked, read_whole, display)
+        outcome = trained(checked, read_whole, display, on_workers)
     print_train_summary(outcome.folder, outcome.progress, Console())
 
 

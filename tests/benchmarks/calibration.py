@@ -6,7 +6,6 @@ page of one part is a translation of a page of another.
 usage: python -m tests.benchmarks.calibration --model FOLDER --input FILE.parquet --state FOLDER [--seeds N]
 """
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.stats import beta
 
+from tests.benchmarks.finetune import arguments_of_pages
 from xlmr_ray import pipeline
 from xlmr_ray.train.measures.calibration_error import calibration_error
 
@@ -112,16 +112,7 @@ def measure(head: Path, test: Path, tokens: int) -> list[dict[str, float | str]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--input", type=Path, required=True, help="Parquet with lang, topic, page, text")
-    parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--rows", type=int, default=400)
-    parser.add_argument("--train-languages", default="de,en-us,es,fr")
-    parser.add_argument("--test-languages", default="cs,el,eu,fi,hi,ja,ko,ru,tr,zh-cn")
-    arguments = parser.parse_args()
+    arguments = arguments_of_pages(seeds=1).parse_args()
     arguments.state.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seeds):
         languages, tests = arguments.train_languages.split(","), arguments.test_languages.split(",")

@@ -201,20 +201,26 @@ def mean(found: dict[str, dict[str, float]]) -> float:
     return statistics.mean(found["accuracy"].values())
 
 
-def main() -> None:
+def arguments_of_pages(*, seeds: int) -> argparse.ArgumentParser:
+    """Of a benchmark that trains on pages in some languages, and tests in others."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--input", type=Path, required=True, help="Parquet with lang, topic, page, text")
     parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--train-languages", default="de,en-us,es,fr")
+    parser.add_argument("--test-languages", default="cs,el,eu,fi,hi,ja,ko,ru,tr,zh-cn")
+    return parser
+
+
+def main() -> None:
+    parser = arguments_of_pages(seeds=3)
     parser.add_argument("--epochs", type=float, default=3.0, help="of the Trainer and of method: full")
     parser.add_argument("--head-epochs", type=float, help="default: as many")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--test-rows", type=int, default=60, help="of each language")
-    parser.add_argument("--train-languages", default="de,en-us,es,fr")
-    parser.add_argument("--test-languages", default="cs,el,eu,fi,hi,ja,ko,ru,tr,zh-cn")
     parser.add_argument("--seconds", type=float, default=1e9, help="begins nothing more after so many")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -56,11 +56,11 @@ def train(tmp_path):
     ) -> TrainOutcome:
         path = tmp_path / "rows.parquet"
         pq.write_table(pa.table(rows), path)
-        columns = job.pop("train", {})
+        columns, on_workers = job.pop("train", {}), job.pop("on_workers", None)
         content = {"model": str(model), "output": {"path": str(tmp_path / output)}, **job}
         checked = check_finetune_job({**content, "train": {"path": str(path), **columns}}, "job")
         with ProgressLine(Console(stderr=True), "steps", quiet=quiet) as display:
-            return finetune(checked, read_whole, display)
+            return finetune(checked, read_whole, display, on_workers)
 
     return call
 

@@ -12,6 +12,7 @@ import transformers
 from tests.models import add_tokenizer, make_config
 from tests.train.conftest import LANGUAGES, TEXTS, record
 from xlmr_ray import UserError, pipeline
+from xlmr_ray.modeling import xlm_roberta
 
 STEPS, RATE = 4, 1e-3
 # One step an epoch, so that the order of examples does not matter.
@@ -52,10 +53,25 @@ def assert_same(outcome, model, losses: list[float], inputs: dict, *, shifted: b
     assert record(outcome)["losses"] == pytest.approx(losses, abs=1e-5)
     loaded = type(model).from_pretrained(outcome.folder).eval()
     inputs = {name: value for name, value in inputs.items() if not name.endswith(("labels", "positions"))}
+    assert_same_logits(outcome.folder, loaded, inputs)
     with torch.no_grad():
         for mine, theirs in zip(loaded(**inputs).values(), model.eval()(**inputs).values(), strict=True):
             by = mine.mean() - theirs.mean() if shifted else 0.0
             torch.testing.assert_close(mine - by, theirs, atol=2e-3, rtol=2e-3)
+
+
+def assert_same_logits(folder, loaded, inputs: dict) -> None:
+    """A checkpoint gives the same logits by our class as by transformers' (`loaded`), wherever there is a token."""
+    name = f"XLMRobertaFor{type(loaded).__name__.partition('For')[2]}"
+    ours = getattr(xlm_roberta, name).from_pretrained(folder).eval()
+    mask = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        got, wanted = ours(**inputs), loaded(**inputs)
+    assert set(got) == set(wanted)
+    for key in wanted:
+        pair = (got[key], wanted[key])
+        mine, theirs = (one[mask] if one.shape[:2] == mask.shape else one for one in pair)
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
 
 
 CLASSIFIERS = {
@@ -287,6 +303,8 @@ def test_fill_mask(make_checkpoint, train):
     expected = model(input_ids=ids, attention_mask=ids != 1, labels=labels).loss
     assert record(outcome)["losses"][0] == pytest.approx(float(expected), abs=1e-5)
     assert pipeline("fill-mask", outcome.folder)("All human <mask> are born free.")[0]["score"] > 0
+    loaded = transformers.XLMRobertaForMaskedLM.from_pretrained(outcome.folder).eval()
+    assert_same_logits(outcome.folder, loaded, tokenized(folder, TEXTS))
 
 
 def test_a_new_head_where_labels_differ(make_checkpoint, train):
@@ -336,7 +354,7 @@ def test_a_head_on_a_frozen_encoder(make_checkpoint, train, kind):
     assert all(torch.equal(p, before[name]) for name, p in after.named_parameters())
 
 
-def test_a_head_beside_its_encoder(make_checkpoint, train):
+def test_a_head_beside_its_encoder(make_checkpoint, train, tmp_path):
     folder = make_checkpoint()
     outcome = train(
         {"text": TEXTS, "label": LANGUAGES},
@@ -350,6 +368,10 @@ def test_a_head_beside_its_encoder(make_checkpoint, train):
     assert (outcome.folder / "model.safetensors").stat().st_size < (folder / "model.safetensors").stat().st_size / 10
     answers = pipeline("text-classification", outcome.folder)(TEXTS)
     assert [answer["label"] for answer in answers] == LANGUAGES
+    # To transformers it goes with its encoder.
+    xlm_roberta.XLMRobertaForSequenceClassification.from_pretrained(outcome.folder).save_pretrained(tmp_path / "whole")
+    loaded = transformers.XLMRobertaForSequenceClassification.from_pretrained(tmp_path / "whole").eval()
+    assert_same_logits(outcome.folder, loaded, tokenized(folder, TEXTS))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from xlmr_ray.errors import Interrupted
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.train.loop import Loop
 from xlmr_ray.train.rows import held_out, split_rows
+from xlmr_ray.train.state import reason
 from xlmr_ray.train.steps import TrainSteps, parts_within
 
 ROWS = {"text": TEXTS, "label": LANGUAGES}
@@ -141,6 +143,30 @@ def test_the_folder_cannot_be_written(make_checkpoint, train, monkeypatch, tmp_p
         (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())  # and not half a folder
         assert kept.name.startswith(".out.")
         assert train(ROWS, folder, **JOB).folder == tmp_path / "out"
+
+
+def test_no_room_is_said_before_the_training(make_checkpoint, train, monkeypatch, tmp_path):
+    free = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(Loop, "step", lambda self, number: pytest.fail("there is no room for what it gives"))
+    with pytest.raises(JobFailed, match=r"1\.0 MB are free, and what is kept of the training takes \d\.\d MB; nothing"):
+        train(ROWS, make_checkpoint(), **JOB)
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_training(make_checkpoint, train, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Loop, "step", lambda self, number: pytest.fail("its place cannot be written"))
+    with pytest.raises(JobFailed, match=r"cannot be written .*; nothing was trained"):
+        train(ROWS, make_checkpoint(), output="file/out", **JOB)
+
+
+def test_why_torch_could_not_write():
+    """Its own error names a position in the file, and follows the system's."""
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(RuntimeError) as raised:
+        torch.save(torch.zeros(100_000), full)
+    assert reason(raised.value) == "No space left on device"
+    assert reason(RuntimeError("two\nlines")) == "two lines"
 
 
 def test_the_command(make_checkpoint, tmp_path):

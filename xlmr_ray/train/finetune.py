@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from xlmr_ray.train.frozen import frozen, frozen_engine
 from xlmr_ray.train.job import FinetuneJob
 from xlmr_ray.train.loop import ExamplePart, Loop
 from xlmr_ray.train.lora import KINDS, peft_library, with_adapter
-from xlmr_ray.train.model import load_trained
+from xlmr_ray.train.model import Trained, load_trained
 from xlmr_ray.train.objectives.objective import Examples, Objective
 from xlmr_ray.train.objectives.registry import objective_class
 from xlmr_ray.train.output import is_head, made_by, save_trained
@@ -37,7 +38,11 @@ from xlmr_ray.train.validated import validated
 # Tokens computed at a time: activations are kept for the gradients.
 MAX_TOKENS = {"cpu": 2048, "cuda": 16384}
 # Keys of a job that change no digit of what is trained.
-NO_MATTER = {"name", "output", "checkpoint_every", "train", "validation", "device"}
+NO_MATTER = {"name", "output", "checkpoint_every", "train", "validation", "device", "cluster"}
+
+# Goes through a training on the workers of a cluster, and keeps all that was done: see `batch/train_workers.py`. Raises
+# as `run_loop` does.
+OnWorkers = Callable[[Loop], None]
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,12 @@ class PreparedTraining:
     languages: list[str] | None  # of the validation's examples
 
 
-def finetune(job: FinetuneJob, read: WholeReader, display: ProgressLine) -> TrainOutcome:
-    """Trains, or goes on with it where it stopped. Raises UserError, and JobFailed with what was done kept."""
+def finetune(
+    job: FinetuneJob, read: WholeReader, display: ProgressLine, on_workers: OnWorkers | None = None
+) -> TrainOutcome:
+    """Trains, or goes on with it where it stopped. Raises UserError, and JobFailed with what was done kept. With
+    `on_workers` the job's `cluster` does, which is handed in, since this room knows of no Ray.
+    """
     kind = objective_class(job.task)
     if job.method == "lora":
         peft_library()  # before anything is read
@@ -87,6 +96,8 @@ def finetune(job: FinetuneJob, read: WholeReader, display: ProgressLine) -> Trai
             "validation": prepared.validation and digest(prepared.validation),
             "device": device.type,
         }
+        # More of them add up in another order, and each has a dropout that no other has.
+        | ({"workers": job.cluster.workers} if job.cluster.workers > 1 else {})
     )
     if (maker := made_by(output)) is not None:
         if maker != identity:
@@ -105,18 +116,15 @@ def finetune(job: FinetuneJob, read: WholeReader, display: ProgressLine) -> Trai
         + f"; {'a new head' if trained.fresh else 'the head goes on'}, labels: {some(objective.config.labels, 12)}"
     )
     state = StateFolder.of(output, identity)
+    state.try_room(kept_bytes(trained, job))
     train, validation = parts_of(job, prepared, display)
     loop = Loop(job, objective, trained, train, validation, state, budget, partial(show_step, display))
     if loop.resume():
         display.say(f"going on after step {loop.progress.step} of {loop.steps.count}")
-    try:
-        loop.run()
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise JobFailed(
-            f"step {loop.progress.step + 1}: out of memory with {budget} tokens at a time; give a lower max_tokens"
-        ) from None
+    if on_workers is not None and job.cluster.workers > 1:
+        on_workers(loop)
+        loop.resume()
+    run_loop(loop)
     try:
         held = None
         if validation is not None:
@@ -145,6 +153,19 @@ def finetune(job: FinetuneJob, read: WholeReader, display: ProgressLine) -> Trai
         raise
     state.remove()
     return TrainOutcome(output, loop.progress)
+
+
+def run_loop(loop: Loop) -> None:
+    """Runs it to its end. Raises JobFailed where the memory does not suffice, too."""
+    try:
+        loop.run()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise JobFailed(
+            f"step {loop.progress.step + 1}: out of memory with {loop.max_tokens} tokens at a time; give a lower "
+            "max_tokens"
+        ) from None
 
 
 def prepare_training(job: FinetuneJob, kind: type[Objective], read: WholeReader) -> PreparedTraining:
@@ -184,6 +205,14 @@ def parts_of(
     parts = [ExamplePart(*frozen(engine, one)) for one in whole]
     display.say(f"the encoder's vectors: {engine.stats.tokens:,} tokens in {engine.stats.seconds:,.1f} s")
     return parts[0], parts[1] if len(parts) > 1 else None
+
+
+def kept_bytes(trained: Trained, job: FinetuneJob) -> int:
+    """About what a state takes: what is trained, AdamW's two moments of it, and the best of it."""
+    module = trained.head if job.method == "head" else trained.model
+    own = sum(p.nbytes for p in module.parameters() if p.requires_grad)
+    whole = sum(p.nbytes for p in module.parameters())
+    return 2 * own + whole * (1 if job.early_stopping is None else 2)
 
 
 def digest(examples: Examples) -> str:

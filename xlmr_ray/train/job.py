@@ -62,6 +62,13 @@ class LoraSection(Section):
     modules: list[str] = Field(default=["query", "value"], min_length=1)
 
 
+class WorkersSection(Section):
+    """`workers` processes of a Ray cluster make each step together; `address` is that of a job's cluster."""
+
+    address: str = "auto"
+    workers: Count = 1
+
+
 class FolderSection(Section):
     path: str
 
@@ -96,6 +103,7 @@ class FinetuneJob(Section):
     max_tokens: Auto | Count = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
+    cluster: WorkersSection = WorkersSection()
     checkpoint_every: Annotated[float, Field(ge=0)] = 300.0
 
     @model_validator(mode="after")
@@ -104,6 +112,8 @@ class FinetuneJob(Section):
             raise ValueError("early_stopping: there is no validation to stop by; give validation a path or a share")
         if self.method != "lora" and self.lora != LoraSection():
             raise ValueError(f"lora: is for method: lora, and the method is {self.method}")
+        if self.method == "head" and self.cluster.workers > 1:
+            raise ValueError("cluster.workers: method: head needs none, only the head is trained; leave it out")
         return self
 
     @property

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from xlmr_ray.engine.result_rows import ResultRows
 from xlmr_ray.errors import Interrupted, JobFailed
-from xlmr_ray.model.packed_batch import pack
+from xlmr_ray.model.packed_batch import PackedBatch, pack
 from xlmr_ray.train.frozen import FrozenVectors
+from xlmr_ray.train.group import OneWorker, WorkerGroup, add_gradients, agreed, dealt_out, total_of
 from xlmr_ray.train.job import FinetuneJob
 from xlmr_ray.train.model import Trained
 from xlmr_ray.train.objectives.objective import Examples, Objective
@@ -37,7 +38,9 @@ class ExamplePart:
 
 @dataclass
 class Loop:
-    """One training. `show` gets every step."""
+    """One training. `show` gets every step. Where a `group` makes the steps, each of its workers goes through a loop
+    with the same examples, and computes its share of them.
+    """
 
     job: FinetuneJob
     objective: Objective
@@ -47,6 +50,8 @@ class Loop:
     state: StateFolder
     max_tokens: int
     show: Callable[[Progress, TrainSteps], None]
+    stop: Callable[[], bool] = bool
+    group: WorkerGroup = field(default_factory=OneWorker)
     progress: Progress = field(default_factory=Progress)
     best: dict[str, Tensor] | None = None
     seen: tuple[int, Examples] | None = None
@@ -76,22 +81,31 @@ class Loop:
         return True
 
     def keep(self) -> None:
-        """Keeps what was done so far. Raises JobFailed."""
-        tensors: Mapping[str, Any] = {
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-        }
-        self.state.save(self.progress, tensors)
+        """Keeps what was done so far; the first of the workers does, and the others wait for it. Raises JobFailed."""
+        if self.group.rank == 0:
+            tensors: Mapping[str, Any] = {
+                "module": self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "best": self.best,
+            }
+            self.state.save(self.progress, tensors)
+        agreed(self.group, True)
 
     def run(self) -> None:
         """From where it is to the end. Raises Interrupted, and JobFailed for a loss that is not a number."""
         progress, steps = self.progress, self.steps
-        kept = time.monotonic()
+        first, kept = progress.step, time.monotonic()
         with stop_asked() as asked:
             while progress.step < steps.count and not self.stopped_early():
-                if asked.is_set():
+                stop, due = agreed(
+                    self.group,
+                    asked.is_set() or self.stop(),
+                    progress.step > first and time.monotonic() - kept >= self.job.checkpoint_every,
+                )
+                if stop or due:
                     self.keep()
+                    kept = time.monotonic()
+                if stop:
                     raise Interrupted(
                         f"stopped after step {progress.step} of {steps.count}; the same command goes on from there"
                     )
@@ -103,9 +117,6 @@ class Loop:
                     self.end_epoch()
                 progress.seconds += time.monotonic() - started
                 self.show(progress, steps)
-                if time.monotonic() - kept >= self.job.checkpoint_every and progress.step < steps.count:
-                    self.keep()
-                    kept = time.monotonic()
         if self.best is not None:
             self.module.load_state_dict(self.best)
 
@@ -120,14 +131,19 @@ class Loop:
         examples = self.examples_of(self.steps.epoch(number))
         total = float(examples.weights[chosen].sum())
         self.module.train()
-        torch.manual_seed(self.job.seed * 1_000_003 + number)  # dropout, the same when a step is made again
+        # Dropout, the same when a step is made again, and another in each worker.
+        torch.manual_seed(self.job.seed * 1_000_003 + number + (self.group.rank << 40))
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(number, self.steps.count, self.job)
         loss = 0.0
-        for part in self.parts(chosen, examples):
-            one = self.loss(ExamplePart(examples, self.train.vectors), part)[0] / max(total, 1e-12)
-            one.backward()  # type: ignore[no-untyped-call]
-            loss += float(one.detach())
+        for one in self.losses(chosen, examples):
+            mean = one / max(total, 1e-12)
+            if mean.requires_grad:
+                mean.backward()  # type: ignore[no-untyped-call]
+            loss += float(mean.detach())
+        if not self.objective.together:  # where the loss is already the whole step's
+            loss = total_of(self.group, loss)
+        add_gradients(self.group, [p for p in self.module.parameters() if p.requires_grad])
         norm = clip([p for p in self.module.parameters() if p.grad is not None], self.job.clip)
         if not math.isfinite(loss) or not math.isfinite(norm):
             # The weights are still those of the step before.
@@ -147,12 +163,33 @@ class Loop:
             self.seen = epoch, self.objective.epoch(self.train.examples, (self.job.seed, epoch))
         return self.seen[1]
 
+    def losses(self, chosen: NDArray[np.int64], examples: Examples) -> Iterator[Tensor]:
+        """The summed losses of this worker's share of a step's examples, a part at a time. Where the examples see each
+        other, it is that of the whole step, which has only this share's gradients: those of all workers make it up.
+        """
+        each = dealt_out(chosen, examples.tokens, self.group.size)
+        own, part = each[self.group.rank], ExamplePart(examples, self.train.vectors)
+        if not self.objective.together or self.group.size == 1:
+            yield from (self.loss(part, one)[0] for one in self.parts(own, examples) if len(one))
+            return
+        # A worker without a share has no vectors to show, but computes some, so that it has gradients: zeros.
+        there, outputs = self.outputs(part, own if len(own) else chosen[:1])
+        outputs = outputs if len(own) else outputs[:0]
+        found = self.group.gather(outputs.detach().float().cpu())
+        whole = [outputs if rank == self.group.rank else one.to(outputs.device) for rank, one in enumerate(found)]
+        yield self.loss_of(torch.cat([one.float() for one in whole]), there, examples, np.concatenate(each))
+
     def parts(self, chosen: NDArray[np.int64], examples: Examples) -> Iterator[NDArray[np.int64]]:
         """The chosen examples in parts that are computed together."""
         return iter([chosen]) if self.objective.together else parts_within(chosen, examples.tokens, self.max_tokens)
 
     def loss(self, part: ExamplePart, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """The summed loss of examples that are computed together, and what it is made of."""
+        there, outputs = self.outputs(part, chosen)
+        return self.loss_of(outputs, there, part.examples, chosen), outputs
+
+    def outputs(self, part: ExamplePart, chosen: NDArray[np.int64]) -> tuple[PackedBatch, Tensor]:
+        """The batch of examples that are computed together, and what their loss is made of."""
         examples, device = part.examples, self.trained.device
         sequences = examples.sequences(chosen)
         batch = pack(
@@ -168,10 +205,13 @@ class Loop:
             else:
                 hidden = self.trained.hidden(batch, there, self.objective.task)
             hidden = self.objective.dropout(hidden, self.trained.head)
-            outputs = self.objective.outputs(self.trained.head, hidden, there)
-        labels = None if examples.labels is None else torch.from_numpy(examples.labels[chosen]).to(device)
+            return there, self.objective.outputs(self.trained.head, hidden, there)
+
+    def loss_of(self, outputs: Tensor, batch: PackedBatch, examples: Examples, chosen: NDArray[np.int64]) -> Tensor:
+        """The summed loss of the chosen examples, by their outputs."""
+        labels = None if examples.labels is None else torch.from_numpy(examples.labels[chosen]).to(outputs.device)
         counts = np.diff(examples.splits)[chosen].tolist()
-        return self.objective.loss(self.trained.head, outputs, there, labels, counts), outputs
+        return self.objective.loss(self.trained.head, outputs, batch, labels, counts)
 
     def end_epoch(self) -> None:
         """Measures the validation, and remembers the weights where they are the best so far."""
@@ -202,13 +242,21 @@ class Loop:
         outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
         rows = ResultRows.of(self.objective.unit, examples.row_splits, examples.targets)
         counts = np.diff(rows.splits[examples.splits])
-        groups = np.array_split(np.arange(len(examples)), max(1, len(examples) // self.job.batch_size))
-        for group in groups if self.objective.together else [np.arange(len(examples))]:
-            for chosen in self.parts(group, examples):
-                loss, raw = self.loss(ExamplePart(examples, part.vectors), chosen)
-                total += float(loss)
-                for example, own in zip(chosen, np.split(as_numpy(raw), np.cumsum(counts[chosen])[:-1]), strict=True):
-                    outputs[example] = own
+        rank, size = self.group.rank, self.group.size
+        if self.objective.together:
+            each = np.array_split(np.arange(len(examples)), max(1, len(examples) // self.job.batch_size))[rank::size]
+        else:
+            each = [dealt_out(np.arange(len(examples)), examples.tokens, size)[rank]]
+        own: dict[int, NDArray[np.float32]] = {}
+        for chosen in (one for some in each for one in self.parts(some, examples) if len(one)):
+            loss, raw = self.loss(ExamplePart(examples, part.vectors), chosen)
+            total += float(loss)
+            split = np.split(as_numpy(raw), np.cumsum(counts[chosen])[:-1])
+            own.update(zip(chosen.tolist(), split, strict=True))
+        for found in self.group.gather(own):
+            for example, one in found.items():
+                outputs[example] = one
+        total = total_of(self.group, total)
         return outputs, examples, total / max(float(examples.weights.sum()), 1e-12)
 
 

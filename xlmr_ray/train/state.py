@@ -1,10 +1,12 @@
 """What was done so far, kept beside the output: from it a training goes on to the same digits."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pickle
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,11 +66,34 @@ class StateFolder:
                 os.fsync(file.fileno())
             temp.replace(self.file)
         except (OSError, RuntimeError) as error:
-            temp.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temp.unlink(missing_ok=True)
+                self.folder.rmdir()  # where nothing was kept before
             kept = (
                 f"what was done up to an earlier step is in {self.folder}" if self.file.exists() else "nothing is kept"
             )
             raise JobFailed(f"{self.file}: cannot be written ({reason(error)}); {kept}") from None
+
+    def try_room(self, needed: int) -> None:
+        """Raises JobFailed where nothing can be kept, or the disk has no room for so many bytes: before a training, and
+        not when it is lost.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.write(b"0")
+                file.flush()
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise JobFailed(f"{self.folder}: cannot be written ({reason(error)}); nothing was trained") from None
+        finally:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # where nothing is in it
+        if free < needed:
+            raise JobFailed(
+                f"{self.folder.parent}: {free / 1e6:,.1f} MB are free, and what is kept of the training takes "
+                f"{needed / 1e6:,.1f} MB; nothing was trained: make room, or name another output.path"
+            )
 
     def load(self) -> tuple[Progress, dict[str, Any]] | None:
         """What was kept; None where there is nothing. Raises JobFailed where it cannot be read."""
@@ -85,8 +110,11 @@ class StateFolder:
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line."""
-    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    """An error in one line. Torch's own error of a file that it could not write comes after the system's, which says
+    why.
+    """
+    said = next((one.strerror for one in (error, error.__context__) if isinstance(one, OSError) and one.strerror), None)
+    return said or " ".join(str(error).split())[:200]
 
 
 def copied_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
