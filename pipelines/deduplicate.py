@@ -1,113 +1,88 @@
-"""Finds documents that say nearly the same: embeds a corpus, then looks for near neighbours on Ray.
+"""FewNames the documents that repeat another one: the same text, nearly the same text, or nearly the same embedding.
 
-    python pipelines/deduplicate.py [JOB.yaml] [--threshold 0.98] [--clusters N] [--output FOLDER]
+    python pipelines/deduplicate.py [JOB.yaml | OUT] [--methods exact,minhash,embedding] [--output FOLDER]
 
-Runs the job (default pipelines/embed.yaml), or goes on with it. Vectors are put into clusters (spherical k-means on a
-sample), and compared with all others of their cluster, as SemDeDup does (Abbas et al. 2023): neighbours on two sides of
-a border are missed, with one cluster none is. Of documents with a cosine of at least the threshold the first, by
-source and row, stays; the output names the others: `source, row, duplicate_of_source, duplicate_of_row, similarity`.
+With a job file (default pipelines/embed.yaml) the texts are its input's, and for `embedding` the job is run, or goes
+on; with the output of a job, they are a column that it kept. See docs/deduplicate.md.
 """
 
 import argparse
+import signal
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
+from rich.console import Console
 
 from xlmr_ray.batch.cluster import connected
-from xlmr_ray.batch.job import check_job, read_job
-from xlmr_ray.batch.ledger.results import read_results
+from xlmr_ray.batch.duplicates.report import one_line
+from xlmr_ray.batch.duplicates.run import METHODS, Search, deduplicate
+from xlmr_ray.batch.duplicates.sketch import bands_and_rows
+from xlmr_ray.batch.duplicates.steps import on_ray
+from xlmr_ray.batch.duplicates.texts import Texts, corpus_of, texts_of_table
+from xlmr_ray.batch.duplicates.vectors import embeddings_of
+from xlmr_ray.batch.job import job_of_call
+from xlmr_ray.batch.prepare import checked_store
 from xlmr_ray.batch.run import run_job
+from xlmr_ray.errors import Interrupted, JobFailed, UserError
+from xlmr_ray.streams import INTERRUPTED, fail
+from xlmr_ray.text.progress_line import say
 
 JOB = Path(__file__).parent / "embed.yaml"
-SAMPLE = 50_000
-CLUSTER_ROWS = 4_000  # compared with each other: 16 million products, 64 MB
-SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("row", pa.int64()),
-        ("duplicate_of_source", pa.string()),
-        ("duplicate_of_row", pa.int64()),
-        ("similarity", pa.float32()),
-    ]
-)
-
-
-def vectors(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """`(N, width)`, of length 1."""
-    whole = column.combine_chunks()
-    flat = getattr(whole, "storage", whole).flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    found: NDArray[np.float32] = flat.reshape(len(whole), -1)
-    unit: NDArray[np.float32] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-    return unit
-
-
-def centres(sample: NDArray[np.float32], count: int, rounds: int = 10) -> NDArray[np.float32]:
-    """Directions `(count, width)` of spherical k-means, the same for the same sample."""
-    generator = np.random.default_rng(7)
-    found = sample[generator.choice(len(sample), count, replace=False)]
-    for _ in range(rounds):
-        nearest = (sample @ found.T).argmax(1)
-        sums = np.zeros_like(found)
-        np.add.at(sums, nearest, sample)
-        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-        found = np.where(lengths > 0, sums / np.maximum(lengths, 1e-12), found)
-    return found
-
-
-def duplicates(group: pa.Table, threshold: float) -> pa.Table:
-    """The rows of a cluster that are near an earlier one that stays."""
-    group = group.sort_by([("source", "ascending"), ("row", "ascending")])
-    rows = vectors(group["embedding"])
-    of = np.full(len(rows), -1)
-    similarity = np.ones(len(rows), np.float32)
-    for place in range(1, len(rows)):
-        near = rows[:place] @ rows[place]
-        near[of[:place] >= 0] = -1.0
-        best = int(near.argmax())
-        if near[best] >= threshold:
-            of[place], similarity[place] = best, near[best]
-    gone = np.flatnonzero(of >= 0)
-    sources, numbers = group["source"].combine_chunks(), group["row"].combine_chunks()
-    columns = [
-        sources.take(pa.array(gone)),
-        numbers.take(pa.array(gone)),
-        sources.take(pa.array(of[gone])),
-        numbers.take(pa.array(of[gone])),
-        pa.array(similarity[gone]),
-    ]
-    return pa.table(columns, schema=SCHEMA)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", nargs="?", type=Path, default=JOB)
-    parser.add_argument("--threshold", type=float, default=0.98)
-    parser.add_argument("--clusters", type=int, help=f"default: one for {CLUSTER_ROWS:,} documents")
-    parser.add_argument("--output", default="demo-output/duplicates")
+    parser.add_argument("of", nargs="?", default=str(JOB), metavar="JOB.yaml | OUT")
+    parser.add_argument("--methods", default=",".join(METHODS), help="in which order does not matter")
+    parser.add_argument("--jaccard", type=float, default=0.8, help="of minhash: the least similarity of two texts")
+    parser.add_argument("--cosine", type=float, default=0.98, help="of embedding: the least cosine")
+    parser.add_argument("--by", default="lang", help="the column with the language, or none")
+    parser.add_argument("--text", default="text", help="of an output: the kept column with the texts")
+    parser.add_argument("--vectors", default="embedding", help="the column with the vectors")
+    parser.add_argument("--output", default="demo-output/duplicates", help="a folder or URL")
     args = parser.parse_args()
-    job = check_job(read_job(args.job), str(args.job))
-    with connected(job.cluster.address):
-        run_job(job)
-        rows = read_results(job.output.path).select_columns(["source", "row", "embedding"])
-        total = rows.count()
-        count = min(args.clusters or max(1, total // CLUSTER_ROWS), total)
-        part = rows if total <= SAMPLE else rows.random_sample(SAMPLE / total, seed=7)
-        sample = [vectors(batch["embedding"]) for batch in part.iter_batches(batch_format="pyarrow", batch_size=None)]
-        middles = centres(np.concatenate(sample), count)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        find(args)
+    except UserError as error:
+        fail(error, 2)
+    except JobFailed as error:
+        fail(error, INTERRUPTED if isinstance(error, Interrupted) else 1)
+    except KeyboardInterrupt:
+        fail(JobFailed("stopped"), INTERRUPTED)
 
-        def assign(table: pa.Table) -> pa.Table:
-            return table.append_column("cluster", pa.array((vectors(table["embedding"]) @ middles.T).argmax(1)))
 
-        found = (
-            rows.map_batches(assign, batch_format="pyarrow")
-            .groupby("cluster")
-            .map_groups(duplicates, fn_args=(args.threshold,), batch_format="pyarrow")
-            .materialize()
+def find(args: argparse.Namespace) -> None:
+    """Checks all that can be checked before the cluster is started."""
+    wanted = Search(tuple(filter(None, args.methods.split(","))), args.jaccard, args.cosine)
+    if "minhash" in wanted.methods:
+        bands_and_rows(wanted.jaccard)
+    job = job_of_call(args.of) if args.of.endswith((".yaml", ".yml")) else None
+    table = args.of if job is None else job.output.path
+    store = checked_store(args.output, lambda store: store.probe(), at_least_once=False)
+    texts: Texts | None = None
+    if wanted.of_texts:
+        texts = corpus_of(job, args.by) if job else texts_of_table(table, args.text, args.by)
+    look = partial(embeddings_of, table, args.vectors, args.by)
+    if job is None and "embedding" in wanted.methods:
+        look()
+    console = Console(highlight=False)
+    with connected(job.cluster.address if job else "auto"):
+        if job is not None and "embedding" in wanted.methods:
+            run_job(job)
+        run, report = deduplicate(
+            store,
+            wanted,
+            texts=texts,
+            vectors=look() if "embedding" in wanted.methods else None,
+            by=args.by,
+            each=on_ray,
+            tell=partial(say, console),
         )
-        found.write_parquet(args.output, mode="overwrite")
-        print(f"{found.count():,} of {total:,} documents are near an earlier one; they are named in {args.output}")
+    say(console, one_line(report))
+    for lost in report.get("files_not_read", []):
+        say(console, f"not read: {lost['file']} ({lost['code']})")
+    say(console, f"they are named in {store.url(f'{run}/duplicates.parquet')}, counted in report.json beside it")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ run, one service and one measurement.
 
 import io
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -116,6 +117,21 @@ def labelled(ray_session: None, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def deduplicated(ray_session: None, folder: Path) -> None:
+    """`demo-output/vectors` and `demo-output/duplicates`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert "counted in report.json beside it" in deduplicate(["pipelines/embed.yaml"])
+
+
+def deduplicate(arguments: list[str]) -> str:
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(sys, "argv", ["deduplicate.py", *arguments])
+        runpy.run_path(str(ROOT / "pipelines" / "deduplicate.py"), run_name="__main__")
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
 def measured(folder: Path) -> None:
     """`bench.json`."""
     with pytest.MonkeyPatch.context() as patch:
@@ -174,10 +190,13 @@ def test_commands(where: str, command: str, inside: Path, request: pytest.Fixtur
     elif program == "curl" and "$(cat keys)" not in command:
         ask(arguments, request.getfixturevalue("server").url)
     elif words[:2] == ["python", "-c"]:
-        request.getfixturevalue("labelled")
+        request.getfixturevalue("deduplicated" if "duplicates" in command else "labelled")
         with redirect_stdout(io.StringIO()) as printed:
             exec(compile(words[2], where, "exec"), {})
         assert printed.getvalue().strip() not in ("", "0")
+    elif words[:2] == ["python", "pipelines/deduplicate.py"]:
+        request.getfixturevalue("deduplicated")
+        assert "removed" in deduplicate(arguments[1:])
     elif words[:2] == ["python", "-m"] and words[2].startswith(("tests.", "pipelines.")):
         module = ROOT / words[2].replace(".", "/")
         assert module.with_suffix(".py").exists() or (module / "__main__.py").exists()

@@ -55,6 +55,7 @@ ONCE = {
     "openlineage",
     "kernels",
     "peft",
+    "datasketch",
     "deltalake",
     "pyiceberg",
     "fastwarc",
