@@ -214,6 +214,16 @@ def test_killed_and_started_again(tmp_path, articles):
     assert deduplicate(open_store(str(out)), Search(("exact",)), texts=texts, by="lang", each=in_turn)[0] != name
 
 
+def test_on_a_folder_and_a_bucket(store, tmp_path, articles):
+    rows = rows_of([*articles["text"].to_pylist()[:9]] * 2, ["de"] * 18, random.Random(1))
+    name, report = deduplicate(store, BOTH, texts=given_texts(rows, [9]), by="lang", each=in_turn)
+    assert (store.get(f"{name}/duplicates.parquet")[0], report) == run(tmp_path, given_texts(rows, []))
+    assert report["methods"]["exact"]["removed"] == 9
+    assert sorted(entry.key for entry in store.list(f"{name}/")) == [
+        f"{name}/{file}" for file in ("duplicates.parquet", "made_from.json", "report.json")
+    ]
+
+
 def test_two_at_once(tmp_path, articles):
     """The other one finishes while this one reads: its report is taken."""
     texts = given_texts(rows_of(articles["text"].to_pylist(), articles["lang"].to_pylist(), random.Random(1)), [9])
