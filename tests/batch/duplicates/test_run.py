@@ -208,10 +208,10 @@ def test_killed_and_started_again(tmp_path, articles):
     (out / name / "report.json").unlink()  # as one that was killed between the table and the report
     assert run(out, texts) == found
     assert run(out, texts, each=lambda function, items: pytest.fail("a finished run reads nothing")) == found
+    assert deduplicate(open_store(str(out)), Search(("exact",)), texts=texts, by="lang", each=in_turn)[0] != name
     pq.write_table(table.slice(0, 19), corpus / "0.parquet")
     other = corpus_of(job_of(corpus, out / "job"), "lang")
     assert deduplicate(open_store(str(out)), BOTH, texts=other, by="lang", each=in_turn)[0] != name
-    assert deduplicate(open_store(str(out)), Search(("exact",)), texts=texts, by="lang", each=in_turn)[0] != name
 
 
 def test_on_a_folder_and_a_bucket(store, tmp_path, articles):
