@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 V = TypeVar("V")
-# Bytes of memory that a result takes beside its numbers: key, object, place in the dictionary (330 seen at most, with a
-# million of them).
+# Bytes of memory that a result takes beside its numbers: key, object, place in the dictionary (317 and 375 seen, with a
+# million hashes).
 ENTRY = 384
 
 
