@@ -61,7 +61,7 @@ def print_accuracy(rows: pa.Table, trained: set[str], console: Console) -> None:
     right = pc.equal(rows["label"], rows["lang"]).cast(pa.int64())
     by_lang = (
         pa.table({"lang": rows["lang"], "right": right})
-        .group_by("lang")
+        .group_by("lang", use_threads=False)
         .aggregate([("right", "sum"), ("right", "count")])
     )
     figures = {row["lang"]: (row["right_sum"], row["right_count"]) for row in by_lang.to_pylist()}

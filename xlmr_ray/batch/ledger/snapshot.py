@@ -199,7 +199,7 @@ def table_inputs(store: Store, run_id: str) -> dict[str, tuple[int, str]]:
     """Size and etag of each input in the table, by its key."""
     known: dict[str, tuple[int, str]] = {}
     for part in read_table(store, run_id):
-        for row in part.group_by(["source", "size", "etag"]).aggregate([]).to_pylist():
+        for row in part.group_by(["source", "size", "etag"], use_threads=False).aggregate([]).to_pylist():
             known[row["source"]] = (row["size"], row["etag"])
     return known
 

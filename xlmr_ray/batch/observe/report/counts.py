@@ -179,7 +179,11 @@ def grouped(column: pa.ChunkedArray, measured: Sequence[Measured]) -> dict[str, 
     found = {value: Summary(rows) for value, rows in value_counts(values).items()}
     for one in measured:
         of = values if one.rows is None else values.take(pa.array(one.rows))
-        pairs = pa.table({"of": of, "key": one.keys}).group_by(["of", "key"]).aggregate([([], "count_all")])
+        pairs = (
+            pa.table({"of": of, "key": one.keys})
+            .group_by(["of", "key"], use_threads=False)
+            .aggregate([([], "count_all")])
+        )
         for value, key, count in zip(*(pairs[name].to_pylist() for name in ("of", "key", "count_all")), strict=True):
             if key is not None:
                 found[value].measures.setdefault(one.name, Counts(one.scale)).by[key] = count
