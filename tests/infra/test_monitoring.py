@@ -262,7 +262,7 @@ def prometheus(run_and_its_port, service_port, tmp_path_factory):
     """A Prometheus with the configuration as it stands, but for its targets and how often it asks."""
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["global"] = {"scrape_interval": "3s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(FOLDER / "rules.yml")]
     [scrape] = config["scrape_configs"]
     del scrape["file_sd_configs"]
@@ -281,8 +281,8 @@ def prometheus(run_and_its_port, service_port, tmp_path_factory):
     )  # fmt: skip
     try:
         until(lambda: b"Ready" in (ask(port, "/-/ready") or b""), 60)
-        # Ray's workers tell their numbers every ten seconds; a rate wants two scrapes.
-        until(lambda: len(series(port, "count_over_time(xlmr_ray_batch_store_retries_total[1m]) > 3")) > 0, 90)
+        # Ray's workers tell their numbers every ten seconds; a rate wants two scrapes, each within its interval.
+        until(lambda: len(series(port, "count_over_time(xlmr_ray_batch_store_retries_total[1m]) > 3")) > 0, 180)
         until(lambda: len(series(port, "count_over_time(xlmr_ray_serve_ready[1m]) > 3")) > 0, 30)
         yield port
     finally:
