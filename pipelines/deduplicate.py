@@ -1,6 +1,6 @@
-"""FewNames the documents that repeat another one: the same text, nearly the same text, or nearly the same embedding.
+"""Names the documents that repeat another one: the same text, nearly the same text, or nearly the same embedding.
 
-    python pipelines/deduplicate.py [JOB.yaml | OUT] [--methods exact,minhash,embedding] [--output FOLDER]
+    python pipelines/deduplicate.py [JOB.yaml | OUT] [--methods exact,minhash] [--output FOLDER]
 
 With a job file (default pipelines/embed.yaml) the texts are its input's, and for `embedding` the job is run, or goes
 on; with the output of a job, they are a column that it kept. See docs/deduplicate.md.
@@ -33,9 +33,9 @@ JOB = Path(__file__).parent / "embed.yaml"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("of", nargs="?", default=str(JOB), metavar="JOB.yaml | OUT")
-    parser.add_argument("--methods", default=",".join(METHODS), help="in which order does not matter")
+    parser.add_argument("--methods", default="exact,minhash", help=f"some of {', '.join(METHODS)}, in any order")
     parser.add_argument("--jaccard", type=float, default=0.8, help="of minhash: the least similarity of two texts")
-    parser.add_argument("--cosine", type=float, default=0.98, help="of embedding: the least cosine")
+    parser.add_argument("--cosine", type=float, help="of embedding: the least cosine; it differs by checkpoint")
     parser.add_argument("--by", default="lang", help="the column with the language, or none")
     parser.add_argument("--text", default="text", help="of an output: the kept column with the texts")
     parser.add_argument("--vectors", default="embedding", help="the column with the vectors")

@@ -121,7 +121,8 @@ def deduplicated(ray_session: None, folder: Path) -> None:
     """`demo-output/vectors` and `demo-output/duplicates`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert "counted in report.json beside it" in deduplicate(["pipelines/embed.yaml"])
+        methods = ["--methods", "exact,minhash,embedding", "--cosine", "0.999"]
+        assert "counted in report.json beside it" in deduplicate(["pipelines/embed.yaml", *methods])
 
 
 def deduplicate(arguments: list[str]) -> str:

@@ -77,7 +77,11 @@ def test_a_job_file_gives_pythons_answers(ray_session, path, tmp_path):
     ("script", "job", "arguments"),
     [
         ("filter_by_perplexity", "score-perplexity", ["--keep", "0.5"]),
-        ("deduplicate", "embed", ["--jaccard", "0.9", "--cosine", "0.9999"]),
+        (
+            "deduplicate",
+            "embed",
+            ["--methods", "exact,minhash,embedding", "--jaccard", "0.9", "--cosine", "0.9999"],
+        ),
     ],
 )
 def test_composed_pipelines(script, job, arguments, tmp_path):

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,12 +20,12 @@ from hypothesis import strategies as st
 from tests.batch.duplicates.copies import jaccard, pairs_in, shingles, with_copies
 from xlmr_ray.batch.duplicates import vectors as vectors_module
 from xlmr_ray.batch.duplicates.run import Search, deduplicate, followed
-from xlmr_ray.batch.duplicates.steps import Steps, in_turn
+from xlmr_ray.batch.duplicates.steps import Steps, in_one_line, in_turn, on_ray
 from xlmr_ray.batch.duplicates.texts import Texts, corpus_of, texts_of_table
 from xlmr_ray.batch.duplicates.vectors import embeddings_of, near_duplicates
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.store.open import open_store
-from xlmr_ray.errors import UserError
+from xlmr_ray.errors import JobFailed, UserError
 
 BOTH = Search(("exact", "minhash"))
 
@@ -244,13 +245,14 @@ def test_two_at_once(tmp_path, articles):
         ((("exact", "exact"),), "--methods: expected some of exact, minhash, embedding, each once"),
         ((("minhash",), 0.0), "--jaccard: 0.0; expected more than 0, and at most 1"),
         ((("minhash",), 1.5), "--jaccard: 1.5; expected more than 0, and at most 1"),
+        ((("embedding",),), "--methods: embedding needs --cosine, .* differs by checkpoint, so try one, .*"),
         ((("embedding",), 0.8, float("nan")), "--cosine: nan; expected more than 0, and at most 1"),
     ],
 )
 def test_what_is_wanted_wrongly(arguments, message):
     with pytest.raises(UserError) as caught:
         Search(*arguments)
-    assert str(caught.value) == message
+    assert re.fullmatch(message, str(caught.value))
 
 
 def test_columns_that_are_not_there(tmp_path):
@@ -338,6 +340,7 @@ class InMemory:
         return rows.map_batches(vectors_module.left_of, fn_args=(removed, "vector", "lang"), batch_format="pyarrow")
 
 
+@pytest.mark.slow
 def test_embeddings_by_blocks_on_ray(ray_session, tmp_path, monkeypatch):
     """A language that is cut, and two that are not, less what others have removed; blocks that are done stay."""
     monkeypatch.setattr(vectors_module, "BLOCK_ROWS", 60)
@@ -370,3 +373,20 @@ def test_embeddings_by_blocks_on_ray(ray_session, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "steps" / "near.parquet").read_bytes() == whole
     now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "steps").glob("*.parquet")}
     assert {name for name in files if files[name] != now[name]} == {"near.parquet", "block_00000001.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (UserError("in.jsonl: no"), "in.jsonl: no"),
+        (ValueError("first\nsecond"), "a part of the search failed: first"),
+    ],
+)
+def test_an_error_on_another_machine_is_one_line(ray_session, raised, message):
+    def fail(item: int) -> None:
+        raise raised
+
+    with pytest.raises((UserError, JobFailed)) as caught, in_one_line():
+        on_ray(fail, range(3))
+    assert str(caught.value) == message
+    assert isinstance(caught.value, UserError) == isinstance(raised, UserError)

@@ -31,6 +31,10 @@ class Blocks:
     first: Mapping[str, int]
     centres: Mapping[str, NDArray[np.float32]]
 
+    @property
+    def count(self) -> int:
+        return len(self.first) + sum(len(middles) - 1 for middles in self.centres.values())
+
     def of(self, language: str, rows: NDArray[np.float32]) -> NDArray[np.int64]:
         """The block of each row; in float64, lest it depend on which rows come together."""
         first = self.first[language]

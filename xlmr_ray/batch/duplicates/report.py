@@ -15,9 +15,11 @@ SIZES = (2, 3, 4, 8, 16, 64, 256)  # a group of 5 counts as one of 4 to 7
 
 def of_method(compared: Mapping[str, int], removed: pa.Table) -> dict[str, Any]:
     """`compared`: documents by language; `removed`: `PAIRS`, each with the document that the method kept for it."""
-    counted = removed.group_by("language").aggregate([([], "count_all")]).to_pylist()
+    counted = removed.group_by("language", use_threads=False).aggregate([([], "count_all")]).to_pylist()
     gone = {one["language"]: one["count_all"] for one in counted}
-    groups = removed.group_by(["duplicate_of_source", "duplicate_of_row"]).aggregate([([], "count_all")])
+    groups = removed.group_by(["duplicate_of_source", "duplicate_of_row"], use_threads=False).aggregate(
+        [([], "count_all")]
+    )
     sizes = groups["count_all"].to_numpy() + 1
     near = removed.sort_by([("source", "ascending"), ("row", "ascending")]).slice(0, EXAMPLES)
     return {

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from xlmr_ray.batch.duplicates.documents import PAIRS
 from xlmr_ray.batch.duplicates.report import by_source, of_method
 from xlmr_ray.batch.duplicates.same_texts import text_duplicates
-from xlmr_ray.batch.duplicates.steps import Each, Steps, parquet
+from xlmr_ray.batch.duplicates.steps import Each, Steps, in_one_line, parquet
 from xlmr_ray.batch.duplicates.texts import Texts, list_digest
 from xlmr_ray.batch.duplicates.vectors import ORDER, VectorColumn, near_duplicates
 from xlmr_ray.batch.identity import run_id
@@ -35,11 +35,13 @@ OUTPUT = ["source", "row", "method", "similarity", "duplicate_of_source", "dupli
 
 @dataclass(frozen=True)
 class Search:
-    """`methods` of METHODS; `jaccard` and `cosine` are the least similarities of a pair."""
+    """`methods` of METHODS; `jaccard` and `cosine` are the least similarities of a pair. `embedding` needs the latter:
+    which cosine says the same is the checkpoint's.
+    """
 
     methods: tuple[str, ...]
     jaccard: float = 0.8
-    cosine: float = 0.98
+    cosine: float | None = None
 
     def __post_init__(self) -> None:
         for name in self.methods:
@@ -47,8 +49,13 @@ class Search:
                 raise UserError(f"--methods: {name!r} is no method; expected some of {', '.join(METHODS)}")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise UserError(f"--methods: expected some of {', '.join(METHODS)}, each once")
+        if "embedding" in self.methods and self.cosine is None:
+            raise UserError(
+                "--methods: embedding needs --cosine, the least one of two documents that are the same: it differs by "
+                "checkpoint, so try one, and look at the report's counts by language and at its examples"
+            )
         for option, value in (("--jaccard", self.jaccard), ("--cosine", self.cosine)):
-            if not 0 < value <= 1:
+            if value is not None and not 0 < value <= 1:
                 raise UserError(f"{option}: {value}; expected more than 0, and at most 1")
 
     @property
@@ -87,7 +94,8 @@ def deduplicate(
     if report_of(store, run) is None:
         create(store, f"{run}/made_from.json", canonical(made_from))
         try:
-            table, numbers = found(steps, wanted, texts, vectors, each, tell)
+            with in_one_line():
+                table, numbers = found(steps, wanted, texts, vectors, each, tell)
             create(store, f"{run}/duplicates.parquet", parquet(table))
             create(store, f"{run}/report.json", canonical({"run": run, "made_from": made_from, **numbers}))
         except FileNotFoundError:  # another launch has finished meanwhile, and has removed the steps?
@@ -129,7 +137,7 @@ def found(
             steps, texts, exact="exact" in wanted.methods, jaccard=jaccard, each=each, tell=tell
         )
         methods = numbers.pop("methods")
-    if vectors is not None:
+    if vectors is not None and wanted.cosine is not None:
         near, compared = near_duplicates(vectors, steps, wanted.cosine, by_source(removed))
         methods["embedding"] = of_method(dict(zip(*compared.to_pydict().values(), strict=True)), near)
         removed = followed(removed, near)
@@ -140,7 +148,7 @@ def followed(removed: pa.Table, near: pa.Table) -> pa.Table:
     """Both, where what repeats a document that `near` removes repeats the one that stays for it."""
     keys = ["duplicate_of_source", "duplicate_of_row"]
     moved = pa.table([near[name] for name in ("source", "row", *keys)], [*keys, "of_source", "of_row"])
-    joined = removed.join(moved, keys, join_type="left outer")
+    joined = removed.join(moved, keys, join_type="left outer", use_threads=False)
     for name, new in zip(keys, ("of_source", "of_row"), strict=True):
         place = joined.column_names.index(name)
         joined = joined.set_column(place, name, pc.coalesce(joined[new], joined[name]))

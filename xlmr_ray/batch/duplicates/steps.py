@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import ray
 
 from xlmr_ray.batch.store.base import Exists, Store
+from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.text.first_line import first_line
 
 T = TypeVar("T")
 
@@ -73,6 +75,19 @@ def on_ray(function: Callable[[T], None], items: Iterable[T]) -> None:
             ray.get(running.popleft())
         running.append(task.remote(held, item))
     ray.get(list(running))
+
+
+@contextlib.contextmanager
+def in_one_line() -> Iterator[None]:
+    """What is raised on another machine: its UserError as it is, and JobFailed for all else."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise JobFailed(f"a part of the search failed: {first_line(error.cause)}") from error
+    except ray.exceptions.RayError as error:
+        raise JobFailed(f"a part of the search was lost: {first_line(error)}; the same command goes on") from error
 
 
 def call_held(function: Callable[[T], None], item: T) -> None:

@@ -66,16 +66,19 @@ def near_duplicates(given: VectorColumn, steps: Steps, threshold: float, removed
         if "centres" not in steps.there("centres"):
             steps.write("centres", all_centres(rows, counted))
         done = [int(name.partition("_")[2]) for name in sorted(steps.there("block_"))]
-        how = ray.put((blocks(counted, steps.read("centres")), done))
-        if counted.num_rows:
+        cut = blocks(counted, steps.read("centres"))
+        if cut.count > len(done):
+            how = ray.put((cut, done))
             found = rows.map_batches(in_blocks, fn_args=(how,), batch_format="pyarrow")
-            given_each = (steps, threshold)
-            found.groupby("block").map_groups(compare_block, fn_args=given_each, batch_format="pyarrow").materialize()
+            # Ray makes 200 partitions of ten rows, too, a task each.
+            grouped = found.groupby("block", num_partitions=min(MOST_PARTITIONS, cut.count - len(done)))
+            grouped.map_groups(compare_block, fn_args=(steps, threshold), batch_format="pyarrow").materialize()
         parts = [steps.read(name) for name in sorted(steps.there("block_"))]
         steps.write("near", pa.concat_tables([PAIRS.empty_table(), *parts]).sort_by(ORDER))
     return steps.read("near"), counted
 
 
+MOST_PARTITIONS = 200
 ORDER = [("source", "ascending"), ("row", "ascending")]
 
 
@@ -98,11 +101,12 @@ def counts(rows: ray.data.Dataset) -> pa.Table:
     """`COUNTS`, by language."""
 
     def count(batch: pa.Table) -> pa.Table:
-        return batch.group_by("language").aggregate([([], "count_all")]).rename_columns(COUNTS.names)
+        return batch.group_by("language", use_threads=False).aggregate([([], "count_all")]).rename_columns(COUNTS.names)
 
     found = rows.map_batches(count, batch_format="pyarrow").iter_batches(batch_format="pyarrow", batch_size=None)
     tables = [table.select(COUNTS.names).cast(COUNTS) for table in found if table.num_rows]
-    summed = pa.concat_tables([COUNTS.empty_table(), *tables]).group_by("language").aggregate([("documents", "sum")])
+    every = pa.concat_tables([COUNTS.empty_table(), *tables])
+    summed = every.group_by("language", use_threads=False).aggregate([("documents", "sum")])
     return summed.rename_columns(COUNTS.names).sort_by("language")
 
 
