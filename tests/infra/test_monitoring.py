@@ -28,6 +28,8 @@ from xlmr_ray.serve import metrics as serve
 FOLDER = Path(__file__).parents[2] / "infra" / "monitoring"
 DASHBOARDS = sorted((FOLDER / "kubernetes" / "dashboards").glob("*.json"))
 NAME = re.compile(r"xlmr_ray_(?:batch|serve)_\w+")
+# Ray, a run, a service and Prometheus start within the first test that asks for them.
+pytestmark = pytest.mark.timeout(600)
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
     reason="Prometheus is not installed: apt-get install prometheus",
