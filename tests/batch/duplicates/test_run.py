@@ -340,7 +340,6 @@ class InMemory:
         return rows.map_batches(vectors_module.left_of, fn_args=(removed, "vector", "lang"), batch_format="pyarrow")
 
 
-@pytest.mark.slow
 def test_embeddings_by_blocks_on_ray(ray_session, tmp_path, monkeypatch):
     """A language that is cut, and two that are not, less what others have removed; blocks that are done stay."""
     monkeypatch.setattr(vectors_module, "BLOCK_ROWS", 60)

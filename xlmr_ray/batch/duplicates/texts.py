@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from xlmr_ray.batch.duplicates.table_columns import NO_COLUMN, check_column, table_schema
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.planning import DeadLetter, plan_shards
 from xlmr_ray.batch.input.read_shard import read_shard
@@ -23,9 +24,7 @@ from xlmr_ray.batch.ledger.json_by_line import canonical
 from xlmr_ray.batch.ledger.results import result_files
 from xlmr_ray.batch.store.filesystem import filesystem, reading
 from xlmr_ray.errors import UserError
-from xlmr_ray.text.plural import some
 
-NO_COLUMN = "none"  # for `by`: all documents are of one language
 SHARD_ROWS = 8192
 
 
@@ -97,21 +96,6 @@ def read_published(file: str, *, text: str, by: str) -> pa.Table:
     with reading(file), fs.open(path, "rb") as opened:
         rows = pq.read_table(opened, columns=list(dict.fromkeys(names)), partitioning=None)
     return as_texts(rows["source"], rows["row"], rows, by, text)
-
-
-def table_schema(output: str, files: tuple[str, ...]) -> pa.Schema:
-    """Of a published table. Raises UserError where it has no rows."""
-    if not files:
-        raise UserError(f"{output}: the published table has no rows")
-    fs, path = filesystem(files[0])
-    with reading(files[0]), fs.open(path, "rb") as file:
-        return pq.read_schema(file)
-
-
-def check_column(output: str, schema: pa.Schema, option: str, name: str, otherwise: str) -> None:
-    if name not in schema.names:
-        there = some([f"{field.name} ({field.type})" for field in schema], most=20)
-        raise UserError(f"{output}: {option} {name}: no such column; there are {there}; {otherwise}")
 
 
 def is_text(kind: pa.DataType) -> bool:

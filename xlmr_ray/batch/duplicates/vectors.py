@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from xlmr_ray.batch.duplicates.documents import PAIRS
 from xlmr_ray.batch.duplicates.near import BLOCK_ROWS, SAMPLE, Blocks, centres, lot, near_pairs, of_length_one
 from xlmr_ray.batch.duplicates.steps import Steps
-from xlmr_ray.batch.duplicates.texts import NO_COLUMN, check_column, table_schema
+from xlmr_ray.batch.duplicates.table_columns import NO_COLUMN, check_column, table_schema
 from xlmr_ray.batch.ledger.results import read_results, result_files
 from xlmr_ray.errors import UserError
 
