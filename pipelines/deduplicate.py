@@ -23,8 +23,7 @@ from xlmr_ray.batch.duplicates.vectors import embeddings_of
 from xlmr_ray.batch.job import job_of_call
 from xlmr_ray.batch.prepare import checked_store
 from xlmr_ray.batch.run import run_job
-from xlmr_ray.errors import Interrupted, JobFailed, UserError
-from xlmr_ray.streams import INTERRUPTED, fail
+from xlmr_ray.streams import ends_in_one_line
 from xlmr_ray.text.progress_line import say
 
 JOB = Path(__file__).parent / "embed.yaml"
@@ -42,14 +41,8 @@ def main() -> None:
     parser.add_argument("--output", default="demo-output/duplicates", help="a folder or URL")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with ends_in_one_line():
         find(args)
-    except UserError as error:
-        fail(error, 2)
-    except JobFailed as error:
-        fail(error, INTERRUPTED if isinstance(error, Interrupted) else 1)
-    except KeyboardInterrupt:
-        fail(JobFailed("stopped"), INTERRUPTED)
 
 
 def find(args: argparse.Namespace) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from xlmr_ray.errors import Interrupted, JobFailed, UserError
-from xlmr_ray.streams import INTERRUPTED, fail, open_standard_streams
+from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.streams import ends_in_one_line, open_standard_streams
 from xlmr_ray.text.plural import plural
 from xlmr_ray.text.printable import printable
 
@@ -477,16 +477,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     open_standard_streams()
     try:
-        for word in sys.argv[1:]:
-            if word != printable(word):
-                raise UserError(f"{word}: is not UTF-8; rename the file or folder")
-        app()
-    except UserError as error:
-        fail(error, 2)
-    except JobFailed as error:
-        fail(error, INTERRUPTED if isinstance(error, Interrupted) else 1)
-    except KeyboardInterrupt:
-        fail(JobFailed("stopped"), INTERRUPTED)
+        with ends_in_one_line():
+            for word in sys.argv[1:]:
+                if word != printable(word):
+                    raise UserError(f"{word}: is not UTF-8; rename the file or folder")
+            app()
     except BrokenPipeError:
         # The reader of our output has left, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

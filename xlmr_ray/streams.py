@@ -1,11 +1,14 @@
 """The process's streams: there whatever the shell has closed, and one line on standard error as its last word."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 from rich.console import Console
 
+from xlmr_ray.errors import Interrupted, JobFailed, UserError
 from xlmr_ray.text.printable import printable
 from xlmr_ray.text.redact import redacted
 
@@ -37,3 +40,16 @@ def fail(error: Exception, code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def ends_in_one_line() -> Iterator[None]:
+    """For a program's entry point: what it raises for its user is its last line, and decides its exit code."""
+    try:
+        yield
+    except UserError as error:
+        fail(error, 2)
+    except JobFailed as error:
+        fail(error, INTERRUPTED if isinstance(error, Interrupted) else 1)
+    except KeyboardInterrupt:
+        fail(JobFailed("stopped"), INTERRUPTED)
