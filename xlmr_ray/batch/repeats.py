@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from xlmr_ray.batch.cluster import Resources
 from xlmr_ray.batch.input.file import InputChanged
-from xlmr_ray.batch.input.read_shard import read_shard
 from xlmr_ray.batch.input.readers.raw import BadFile, Source
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.shard_table import ROWS, ShardTable
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.shard_rows import result_bytes
 from xlmr_ray.batch.stages.checkpoints import bound_task
-from xlmr_ray.batch.stages.recipe import Recipe
+from xlmr_ray.batch.stages.recipe import Recipe, rows_of_shard
 from xlmr_ray.batch.stages.reuse import hashes_of
 from xlmr_ray.batch.stages.rows import fail_empty
 from xlmr_ray.engine.result_cache import ENTRY, ResultCache
@@ -147,14 +146,7 @@ def repeat_share(recipe: Recipe, shards: ShardTable, left: NDArray[np.int64], mo
 
 
 def hashes_in(recipe: Recipe, shard: Shard, source: Source) -> list[bytes]:
-    read = read_shard(
-        shard,
-        recipe.columns,
-        max_row_bytes=recipe.max_row_bytes,
-        readers=recipe.readers,
-        kept=recipe.kept,
-        source=source,
-    )
+    read = rows_of_shard(recipe, shard, source)
     roles = list(recipe.columns.text)
     hashes: list[bytes] = hashes_of(read if recipe.score_empty else fail_empty(read, roles), roles)["hash"].to_pylist()
     return hashes

@@ -9,6 +9,8 @@ import pyarrow as pa
 
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import InputFile
+from xlmr_ray.batch.input.read_shard import read_shard
+from xlmr_ray.batch.input.readers.raw import Source
 from xlmr_ray.batch.input.readers.reader import Reader
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.stages.reuse import Before
@@ -59,6 +61,18 @@ class Recipe:
     reuse: bool = False
     before: Mapping[str, Before] = field(default_factory=dict)
     known: KnownResults | None = None
+
+
+def rows_of_shard(recipe: Recipe, shard: Shard, source: Source) -> pa.Table:
+    """As `read_shard` says."""
+    return read_shard(
+        shard,
+        recipe.columns,
+        max_row_bytes=recipe.max_row_bytes,
+        readers=recipe.readers,
+        kept=recipe.kept,
+        source=source,
+    )
 
 
 def shard_to_json(shard: Shard) -> str:

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from xlmr_ray.batch import codes
-from xlmr_ray.batch.input.read_shard import read_shard, unread_shard
+from xlmr_ray.batch.input.read_shard import unread_shard
 from xlmr_ray.batch.input.readers.raw import Source
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.stages.block import from_block, guarded, to_block
 from xlmr_ray.batch.stages.checkpoints import bound_task, check_same, tried
-from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json
+from xlmr_ray.batch.stages.recipe import Recipe, rows_of_shard, shard_from_json
 from xlmr_ray.batch.stages.reuse import Reuse, hashes_of
 from xlmr_ray.batch.stages.rows import fail_empty, fail_rows, good_rows, output_table
 from xlmr_ray.batch.stages.shard_cost import ShardCost
@@ -107,14 +107,7 @@ class Tokenize:
                 source = None
             source = source or Source(shard.input)
             source.until = self.until
-            rows = read_shard(
-                shard,
-                recipe.columns,
-                max_row_bytes=recipe.max_row_bytes,
-                readers=recipe.readers,
-                kept=recipe.kept,
-                source=source,
-            )
+            rows = rows_of_shard(recipe, shard, source)
             self.source = source
             return rows
 
