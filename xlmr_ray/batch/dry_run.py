@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from rich.console import Console
 
-from xlmr_ray.batch.cluster import Sizes, cluster_sizes, connected_if_there, resources
+from xlmr_ray.batch.cluster import Sizes, connected_if_there, resources
 from xlmr_ray.batch.done import earlier
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.shard_table import INPUT, ROWS
@@ -19,8 +19,8 @@ from xlmr_ray.batch.observe.lineage import check_installed
 from xlmr_ray.batch.plan import Plan
 from xlmr_ray.batch.prepare import checked_store, describe, prepare_run
 from xlmr_ray.batch.progress import Figures
-from xlmr_ray.batch.repeats import Keeping, keeping
-from xlmr_ray.batch.run import check_errors, memory_of
+from xlmr_ray.batch.repeats import Keeping
+from xlmr_ray.batch.run import check_errors, sizes_of
 from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.stages.rows import output_table
 from xlmr_ray.batch.stages.tokenize import Tokenize
@@ -64,10 +64,7 @@ def dry_run(job: Job, console: Console, *, at_least_once: bool = False) -> None:
         figures = Figures(plan.rows, len(plan.shards) + len(plan.dead))
         done = earlier(store, plan, figures, prepared.found.withdrawn if prepared.found else frozenset())
         left = np.flatnonzero(~done.shards)
-        there = resources()
-        kept = keeping(job, recipe, plan.shards, left, there)
-        there = replace(there, memory=there.memory - kept.memory)
-        size = cluster_sizes(there, job.cluster, job.engine.device, memory_of(recipe, plan.shards), max(1, len(left)))
+        size, kept = sizes_of(job, recipe, plan.shards, left, resources())
         say(console, describe(prepared, done))
         if len(left):
             show_plan(plan, left, recipe, kept, size, console)

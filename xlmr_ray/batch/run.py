@@ -8,9 +8,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from rich.console import Console
 
-from xlmr_ray.batch.cluster import cluster_resources, cluster_sizes, connected, connected_if_there, on_gpu, remote
+from xlmr_ray.batch.cluster import (
+    Resources,
+    Sizes,
+    cluster_resources,
+    cluster_sizes,
+    connected,
+    connected_if_there,
+    on_gpu,
+    remote,
+)
 from xlmr_ray.batch.done import Done, committed_now, earlier
 from xlmr_ray.batch.incremental import Changes, publish_found
 from xlmr_ray.batch.input.file import InputChanged
@@ -30,7 +40,7 @@ from xlmr_ray.batch.plan import Dead, Plan
 from xlmr_ray.batch.prepare import PreparedRun, checked_store, describe, prepare_run
 from xlmr_ray.batch.progress import Figures, show_figures
 from xlmr_ray.batch.ranges import known_ranges, with_measured_ranges
-from xlmr_ray.batch.repeats import keeping
+from xlmr_ray.batch.repeats import Keeping, keeping
 from xlmr_ray.batch.shard_rows import held_bytes
 from xlmr_ray.batch.stages.block import raise_failure
 from xlmr_ray.batch.stages.recipe import Recipe
@@ -213,12 +223,8 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
     if not len(todo):
         return
     changed: Counter[str] = Counter()
-    cluster, device = run.job.cluster, run.job.engine.device
-    with connected(cluster.address), ProgressLine(run.console, "docs", quiet=run.quiet) as line:
-        there = cluster_resources()
-        kept = keeping(run.job, prepared.recipe, plan.shards, todo, there)
-        there = replace(there, memory=there.memory - kept.memory)
-        size = cluster_sizes(there, cluster, device, memory_of(prepared.recipe, plan.shards), len(todo))
+    with connected(run.job.cluster.address), ProgressLine(run.console, "docs", quiet=run.quiet) as line:
+        size, kept = sizes_of(run.job, prepared.recipe, plan.shards, todo, cluster_resources())
         recipe = replace(known, threads=size.threads, gpus=size.encoder_gpus)
         if watch is not None:
             watch.launched(size, figures)
@@ -245,6 +251,16 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
             f"{some(sorted(changed))}: {changed.total():,} shards of {len(changed):,} inputs could not be scored, all "
             f"others of run {plan.run_id} are committed; nothing is published"
         )
+
+
+def sizes_of(
+    job: Job, recipe: Recipe, shards: ShardTable, left: NDArray[np.int64], there: Resources
+) -> tuple[Sizes, Keeping]:
+    """Of a launch that scores the shards that are `left`, by index: its actors, beside the results that are kept."""
+    kept = keeping(job, recipe, shards, left, there)
+    beside = replace(there, memory=there.memory - kept.memory)
+    memory = memory_of(recipe, shards)
+    return cluster_sizes(beside, job.cluster, job.engine.device, memory, max(1, len(left))), kept
 
 
 def memory_of(recipe: Recipe, shards: ShardTable) -> int:
