@@ -82,11 +82,11 @@ def test_what_it_says_is_what_the_run_does(ray_session, call, model, corpus, tmp
         alone.setattr(ray, "is_initialized", lambda: False)
         alone.setattr(ray, "init", lambda **options: pytest.fail("Ray was started"))
         before = tree(tmp_path)
-        code, told, err = call("run", job, "--dry-run")
+        code, printed, err = call("run", job, "--dry-run")
         assert (code, err) == (0, "")
         assert tree(tmp_path) == before
-    said = SAID.fullmatch(told)
-    assert said, told
+    said = SAID.fullmatch(printed)
+    assert said, printed
     code, _, err = call("run", job)
     assert code == 0, err
     store = open_store(str(out))
@@ -104,9 +104,9 @@ def test_what_it_says_is_what_the_run_does(ray_session, call, model, corpus, tmp
     assert columns(said["schema"]) == written
 
     before = tree(tmp_path)
-    code, told, _ = call("run", job, "--dry-run")
+    code, printed, _ = call("run", job, "--dry-run")
     assert code == 0
-    assert told.splitlines()[1:] == ["nothing is left to do", "a dry run: nothing was started or written"]
+    assert printed.splitlines()[1:] == ["nothing is left to do", "a dry run: nothing was started or written"]
     assert tree(tmp_path) == before
 
 
@@ -127,18 +127,18 @@ def test_it_knows_of_reuse_and_of_repeats(no_ray, call, model, tmp_path):
     write(folder, "a.jsonl", [*texts[:25], *texts[:10], *(f"new {n}" for n in range(5))])
     job = tmp_path / "job.yaml"
     job.write_text(json.dumps(content))
-    code, told, err = call("run", job, "--dry-run")
+    code, printed, err = call("run", job, "--dry-run")
     assert code == 0, err
-    said = SAID.fullmatch(told)
+    said = SAID.fullmatch(printed)
     assert said["reuse"] == "35 of these 40 documents have results in the table before"
     # Rows 20 to 39 of the second shard: 10 of them are in the first.
     assert said["repeats"].startswith(
         "0.0% of 40 documents have the text of one before in their shard, 25.0% of one in a shard before; results are "
     )
     assert said["about"]
-    code, told, err = call("run", job, "--dry-run", "--set", "cluster.repeats_bytes=0")
+    code, printed, err = call("run", job, "--dry-run", "--set", "cluster.repeats_bytes=0")
     assert code == 0, err
-    assert SAID.fullmatch(told)["repeats"] is None
+    assert SAID.fullmatch(printed)["repeats"] is None
 
 
 def test_this_machine_is_as_ray_counts_it(ray_session):
@@ -179,15 +179,15 @@ def test_of_many_documents_a_part_is_tokenized(no_ray, call, model, tmp_path, mo
     assert 400 * 3 <= int(said["tokens"].replace(",", "")) <= 400 * 7
 
 
-def test_rows_and_files_that_are_errors_are_told(no_ray, call, model, tmp_path):
+def test_rows_and_files_that_are_errors_are_said(no_ray, call, model, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.jsonl").write_text('{"text": "good"}\n{"text": ""}\nnot json\n')
     (folder / "b.parquet").write_text("not Parquet")
     run = ["run", "text-classification", "--model", model, "--input", folder, "--output", tmp_path / "out", "--dry-run"]
-    code, told, err = call(*run, "--set", "errors.max_fraction=0.5")
+    code, printed, err = call(*run, "--set", "errors.max_fraction=0.5")
     assert (code, err) == (0, "")
-    said = SAID.fullmatch(told)
+    said = SAID.fullmatch(printed)
     assert sorted(said["errors"].removesuffix(", in these 3 documents").split(", ")) == [
         "1 empty_text",
         "1 malformed_json",
@@ -207,9 +207,9 @@ def test_from_a_bucket_to_a_bucket(no_ray, call, model, seaweed, monkeypatch):
     bucket.put("in/a.jsonl", FORMATS["jsonl"])
     before = list(bucket.list(""))
     run = ["run", "text-classification", "--model", model, "--input", f"{root}/in/", "--dry-run", "--output"]
-    code, told, err = call(*run, f"{root}/out")
+    code, printed, err = call(*run, f"{root}/out")
     assert (code, err) == (0, "")
-    assert SAID.fullmatch(told)["rows"] == "3"
+    assert SAID.fullmatch(printed)["rows"] == "3"
     code, _, err = call(*run, "s3://no-such-bucket-here/out")
     assert code == 2
     assert err.startswith("xlmr-ray: s3://no-such-bucket-here/out/")

@@ -67,7 +67,7 @@ def test_known_results_are_those_that_were_computed(service, task):
     wanted = pipe.scored(pipe.task, as_columns(rows, pipe.task.roles))
     assert cold.table.equals(wanted)
     assert warm.table.equals(wanted)
-    assert cold.tokens == warm.tokens  # what a client is told that it has used
+    assert cold.tokens == warm.tokens  # as a client reads it
     # In another order, twice each, and with one that is new.
     mixed = {name: [column[at] for at in (1, 0, 1, 0)] for name, column in columns.items()}
     again = ask(service, task, mixed, options, model=model)
