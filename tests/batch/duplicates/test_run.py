@@ -263,6 +263,7 @@ def test_columns_that_are_not_there(tmp_path):
         with pytest.raises(UserError, match=r"0\.parquet") as caught:
             corpus_of(job_of(corpus, tmp_path / "out", **section), by)
         assert ("'text'" if by == "none" else "'lang'") in str(caught.value)
+        assert str(caught.value).endswith("--by none compares all documents") == (by == "lang")
     with pytest.raises(UserError, match="nothing is published there"):
         texts_of_table(str(tmp_path / "out"), "text", "lang")
 

@@ -56,7 +56,8 @@ def corpus_of(job: Job, by: str) -> Texts:
     shards = {piece.id: piece for piece in pieces if isinstance(piece, Shard)}
     lost = tuple(piece for piece in pieces if isinstance(piece, DeadLetter))
     if lost and not shards:
-        raise UserError(lost[0].message)
+        otherwise = f"; --by {NO_COLUMN} compares all documents" if repr(column) in lost[0].message else ""
+        raise UserError(lost[0].message + otherwise)
     identity = {
         "inputs": list_digest([one.line() for one in inputs]),
         "columns": columns.identity(),
