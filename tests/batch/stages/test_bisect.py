@@ -224,7 +224,7 @@ def test_a_shard_whose_reading_kills_is_error_rows(tmp_path, model, monkeypatch)
     content = content.model_copy(update={"input": content.input.model_copy(update={"id": None, "keep": ["year"]})})
     prepared = prepare_run(content, open_store(str(tmp_path / "out")))
     monkeypatch.setattr(suspects.Suspects, "unreadable", lambda _: (codes.KILLED_WORKER, "died"))
-    monkeypatch.setattr(tokenize, "read_shard", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr(tokenize, "rows_of_shard", lambda *_, **__: pytest.fail("read again"))
     encoded = encode.Encode(prepared.recipe)
     shard = prepared.plan.shards[1]
     block = encoded(tokenize.Tokenize(prepared.recipe)(to_block(shard_to_json(shard), {})))
