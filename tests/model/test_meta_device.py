@@ -16,7 +16,7 @@ from xlmr_ray.tasks.registry import bind_task
 
 folder = resolve("embedded:mini")
 Engine.load(folder, [bind_task("text-classification", folder, {})], EngineSettings(device="cpu"))
-print(*[name for name in ("matplotlib", "torch._dynamo", "transformers") if name in sys.modules])
+print(*[name for name in ("torch._dynamo", "transformers") if name in sys.modules])
 """
 
 

@@ -17,6 +17,7 @@ from xlmr_ray.tasks.rerank import Rerank
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 from xlmr_ray.train.model import Trained
 from xlmr_ray.train.objectives.objective import Objective
+from xlmr_ray.train.page import training_page
 from xlmr_ray.train.state import reason
 
 RECORD, PAGE = "training.json", "training.html"
@@ -52,8 +53,6 @@ def save_trained(
     """Writes the folder beside its place and renames it. `source` is the checkpoint that the training began with.
     Raises JobFailed where there is no room.
     """
-    from xlmr_ray.train.page import training_page  # here: to import matplotlib takes half a second
-
     files = {RECORD: json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n", PAGE: training_page(record)}
     room = None
     try:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from xlmr_ray.batch.observe.report.gather import RunReport, gather_report
+from xlmr_ray.batch.observe.report.page import report_page
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import UserError
 
@@ -20,7 +21,7 @@ def leave_report(store: Store, run_id: str | None = None, *, price: float | None
     """
     report = gather_report(store, run_id, price=price)
     store.put(report_key(report.run_id, "json"), json_of(report))
-    store.put(report_key(report.run_id), html_of(report).encode())
+    store.put(report_key(report.run_id), report_page(report).encode())
     return store.url(report_key(report.run_id))
 
 
@@ -31,18 +32,10 @@ def save_report(store: Store, run_id: str | None, folder: Path, *, price: float 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".json").write_bytes(json_of(report))
-        path.write_text(html_of(report), "utf-8")
+        path.write_text(report_page(report), "utf-8")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
     return str(path)
-
-
-def html_of(report: RunReport) -> str:
-    from xlmr_ray.batch.observe.report.page import (
-        report_page,  # here: to import matplotlib is half a second of every launch
-    )
-
-    return report_page(report)
 
 
 def json_of(report: RunReport) -> bytes:
