@@ -13,8 +13,9 @@ import torch
 
 import xlmr_ray.serve.ray_environment  # noqa: F401 - as `xlmr-ray serve` has it, for the one Ray session of all tests
 from tests.seaweed import seaweed
+from tests.steps_here import steps_here
 
-__all__ = ["seaweed"]
+__all__ = ["seaweed", "steps_here"]
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

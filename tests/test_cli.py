@@ -94,7 +94,7 @@ def test_usage(call, arguments):
     assert "Usage:" in re.sub(r"\x1b\[[0-9;]*m", "", err)
 
 
-def test_a_job_from_run_to_sweep(ray_session, call, model, corpus, tmp_path):
+def test_a_job_from_run_to_sweep(steps_here, call, model, corpus, tmp_path):
     out = tmp_path / "out"
     run = ["run", "text-classification", "--model", model, "--input", corpus, "--output", out]
     code, printed, err = call(*run, "--set", "cluster.shard_rows=2")

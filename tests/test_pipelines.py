@@ -54,7 +54,7 @@ def test_there_is_a_job_for_each_task_that_reads_a_corpus():
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_a_job_file_gives_pythons_answers(ray_session, path, tmp_path):
+def test_a_job_file_gives_pythons_answers(steps_here, path, tmp_path):
     job = check_job(on_slice(path, tmp_path), str(path))
     outcome = run_job(job, quiet=True)
     assert outcome.manifest.rows_in == ROWS
@@ -113,7 +113,7 @@ def test_composed_pipelines(script, job, arguments, tmp_path):
         assert sorted(found["perplexity"].to_pylist()) == pytest.approx(sorted(wanted))
 
 
-def test_the_label_loop(ray_session, tmp_path, capsys):
+def test_the_label_loop(steps_here, tmp_path, capsys):
     """From labels to scored rows; what is above its threshold is as often right as was asked for. See the script."""
     runpy.run_path(str(ROOT / "pipelines" / "label_loop.py"))["label_loop"](tmp_path, service=False)
     said = capsys.readouterr().out
@@ -131,7 +131,7 @@ def test_the_label_loop(ray_session, tmp_path, capsys):
     assert (tmp_path / "report" / "report.html").exists()
 
 
-def test_the_published_rows_as_a_dataset(ray_session, tmp_path):
+def test_the_published_rows_as_a_dataset(ray_session, steps_here, tmp_path):
     job = check_job(on_slice(ROOT / "pipelines" / "embed.yaml", tmp_path), "embed")
     run_job(job, quiet=True)
     assert read_results(job.output.path).count() == ROWS

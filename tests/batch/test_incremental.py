@@ -388,10 +388,10 @@ def test_whatever_happens_the_table_is_what_the_files_say(events, drop):
         shutil.rmtree(place)
 
 
-# On Ray
+# Whole launches
 
 
-def test_three_days_of_a_job(ray_session, tmp_path, capsys):
+def test_three_days_of_a_job(steps_here, tmp_path, capsys):
     """Files are added, one is replaced, and the job is launched twice at once: each row once, as the files are now."""
     folder, out = tmp_path / "corpus", tmp_path / "out"
     write(folder, "a.jsonl", ["Hello world", "Guten Morgen"])
@@ -426,7 +426,7 @@ def test_three_days_of_a_job(ray_session, tmp_path, capsys):
     assert pa.concat_tables(pq.read_table(file) for file in result_files(str(out)))["label"].null_count == 0
 
 
-def test_another_option_of_the_task_is_another_job(ray_session, tmp_path):
+def test_another_option_of_the_task_is_another_job(steps_here, tmp_path):
     folder, out = tmp_path / "corpus", tmp_path / "out"
     write(folder, "a.jsonl", ["Hello world", "Guten Morgen"])
     runs = []

@@ -37,7 +37,7 @@ def published(out):
     return rows.sort_by([("source", "ascending"), ("row", "ascending")]).drop_columns("score")
 
 
-def test_the_first_documents_are_a_run_beside_the_whole_one(ray_session, call, model, corpus, tmp_path):
+def test_the_first_documents_are_a_run_beside_the_whole_one(steps_here, call, model, corpus, tmp_path):
     out = tmp_path / "out"
     run = ["run", "text-classification", "--model", model, "--input", corpus, "--output", out]
     run += ["--set", "input.keep=[text]", "--set", "cluster.shard_rows=3"]

@@ -5,9 +5,6 @@ the killed driver stopped, and extends it.
 which a bucket makes from the content and a disk does not.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,33 +33,34 @@ def bucket(seaweed):
     files.rm(FOLDER, recursive=True)
 
 
-def command(seaweed, *words):
-    done = subprocess.run(
-        [sys.executable, "-m", "xlmr_ray", *words],
-        env={**os.environ, **seaweed.environment},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture
+def command(steps_here, call, seaweed, monkeypatch):
+    """What a command prints."""
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*words):
+        code, printed, said = call(*words)
+        assert code == 0, said
+        return printed + said
+
+    return run
 
 
-def rows(bucket, seaweed):
-    urls = command(seaweed, "files", f"s3://{FOLDER}/out").split()
+def rows(bucket, command):
+    urls = command("files", f"s3://{FOLDER}/out").split()
     tables = [pq.read_table(pa.BufferReader(bucket.cat_file(url))) for url in urls]
     return {(one["source"].rpartition("/")[2], one["row"]): one for table in tables for one in table.to_pylist()}
 
 
-def test_a_table_of_version_0_1_0(seaweed, bucket):
-    assert "verified" in command(seaweed, "verify", f"s3://{FOLDER}/out")
-    before = rows(bucket, seaweed)
+def test_a_table_of_version_0_1_0(bucket, command):
+    assert "verified" in command("verify", f"s3://{FOLDER}/out")
+    before = rows(bucket, command)
     assert len(before) == 38
 
-    said = command(seaweed, "run", str(TABLE / "job.yaml"), "--quiet")
+    said = command("run", str(TABLE / "job.yaml"), "--quiet")
     assert f"run {KILLED}" in said
-    resumed = rows(bucket, seaweed)
+    resumed = rows(bucket, command)
     assert {name: sum(key[0] == name for key in resumed) for name in ("a.parquet", "b.jsonl", "c.csv")} == {
         "a.parquet": 24,
         "b.jsonl": 12,
@@ -74,12 +72,12 @@ def test_a_table_of_version_0_1_0(seaweed, bucket):
     kept = {key.rpartition("/")[2] for key in bucket.ls(f"{FOLDER}/out/data/{KILLED}")}
     assert {path.name for path in (TABLE / "out" / "data" / KILLED).iterdir()} <= kept  # what was committed, stays
 
-    assert "files of rows; 1 now" in command(seaweed, "compact", f"s3://{FOLDER}/out")
-    assert rows(bucket, seaweed) == resumed
+    assert "files of rows; 1 now" in command("compact", f"s3://{FOLDER}/out")
+    assert rows(bucket, command) == resumed
 
     bucket.pipe_file(f"{FOLDER}/in/d.jsonl", (TABLE / "day-3" / "d.jsonl").read_bytes())
-    command(seaweed, "run", str(TABLE / "job.yaml"), "--quiet")
-    extended = rows(bucket, seaweed)
+    command("run", str(TABLE / "job.yaml"), "--quiet")
+    extended = rows(bucket, command)
     assert {key: one for key, one in extended.items() if key[0] != "d.jsonl"} == resumed
     assert len(extended) == len(resumed) + 10
-    assert "verified" in command(seaweed, "verify", f"s3://{FOLDER}/out")
+    assert "verified" in command("verify", f"s3://{FOLDER}/out")

@@ -11,7 +11,7 @@ from sentence_transformers.util.quantization import quantize_embeddings
 import xlmr_ray
 from tests.tasks.texts import languages
 from xlmr_ray import JobFailed, UserError, pipeline
-from xlmr_ray.batch.cluster import Sizes, connected
+from xlmr_ray.batch.cluster import Sizes
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.ranges import FEWEST, MOST, PLACES, known_ranges, sampled_shards, with_measured_ranges
@@ -56,14 +56,7 @@ def test_the_sample_is_of_whole_shards_from_everywhere():
     assert (places[0], places[-1]) == (0, 999)
 
 
-@pytest.fixture
-def cluster():
-    """One for all runs of a test."""
-    with connected("local"):
-        yield
-
-
-def test_a_run_measures_once_and_what_comes_after_has_the_same(tmp_path, cluster):
+def test_a_run_measures_once_and_what_comes_after_has_the_same(tmp_path, steps_here):
     write(tmp_path, "a.parquet", TEXTS[:40])
     done = run_job(job(tmp_path), quiet=True)
     (file,) = (tmp_path / "out" / "_runs").glob("*/ranges/embedding.json")

@@ -115,13 +115,13 @@ def test_every_row_of_every_format_with_pythons_answers(ray_session, model, corp
     assert report.rows_in == 80
 
 
-def test_the_same_rows_whatever_the_shards(ray_session, model, corpus, tmp_path):
+def test_the_same_rows_whatever_the_shards(steps_here, model, corpus, tmp_path):
     run_job(job(model, corpus, tmp_path / "a", rows=3), quiet=True)
     run_job(job(model, corpus, tmp_path / "b", rows=50, engine={"max_tokens": 100}), quiet=True)
     assert result(tmp_path / "a").equals(result(tmp_path / "b"))
 
 
-def test_several_tasks_have_names_of_their_own(ray_session, model, corpus, tmp_path):
+def test_several_tasks_have_names_of_their_own(steps_here, model, corpus, tmp_path):
     tasks = [{"task": "text-classification"}, {"task": "embedding", "name": "vector", "pooling": "cls"}]
     run_job(job(model, corpus, tmp_path / "out", tasks=tasks), quiet=True)
     rows = result(tmp_path / "out")
@@ -155,7 +155,7 @@ def bad_lines(tmp_path):
     return path, {place: code for place, (_, code) in bad.items()} | {len(lines): "truncated_line"}
 
 
-def test_bad_rows_are_error_rows_and_good_ones_are_scored(ray_session, model, bad_lines, tmp_path):
+def test_bad_rows_are_error_rows_and_good_ones_are_scored(steps_here, model, bad_lines, tmp_path):
     path, codes = bad_lines
     out = tmp_path / "out"
     outcome = run_job(job(model, path, out, errors={"max_fraction": 0.5}), quiet=True)
@@ -167,7 +167,7 @@ def test_bad_rows_are_error_rows_and_good_ones_are_scored(ray_session, model, ba
     assert verify(open_store(str(out))).ok
 
 
-def test_too_many_errors_end_the_job_and_a_higher_limit_goes_on(ray_session, model, bad_lines, tmp_path):
+def test_too_many_errors_end_the_job_and_a_higher_limit_goes_on(steps_here, model, bad_lines, tmp_path):
     path, _ = bad_lines
     out = tmp_path / "out"
     with pytest.raises(JobFailed, match=r"rows are errors .* errors\.max_fraction allows 5\.0%: nothing is published"):
@@ -185,7 +185,7 @@ def committed_of(out):
     return [record for name in store.folders("_runs/") for record in committed(store, name)]
 
 
-def test_files_that_cannot_be_read_are_error_rows_of_their_own(ray_session, model, corpus, tmp_path):
+def test_files_that_cannot_be_read_are_error_rows_of_their_own(steps_here, model, corpus, tmp_path):
     (corpus / "empty.jsonl").write_bytes(b"")
     (corpus / "broken.parquet").write_bytes(b"PAR1 this is no parquet")
     (corpus / "_SUCCESS").write_bytes(b"")
@@ -196,7 +196,7 @@ def test_files_that_cannot_be_read_are_error_rows_of_their_own(ray_session, mode
     assert errors["row"].to_pylist() == [-1, -1]
 
 
-def test_a_rerun_does_nothing_and_a_changed_input_is_a_new_run(ray_session, model, corpus, tmp_path):
+def test_a_rerun_does_nothing_and_a_changed_input_is_a_new_run(steps_here, model, corpus, tmp_path):
     out = tmp_path / "out"
     first = run_job(job(model, corpus, out), quiet=True)
     again = run_job(job(model, corpus, out, rows=4), quiet=True)
@@ -226,7 +226,7 @@ def test_what_decides_the_answers_decides_the_run(model, corpus, tmp_path):
     assert prepare_run(same, store).plan.run_id in names
 
 
-def test_the_bucket_has_byte_for_byte_the_folders_rows(ray_session, model, corpus, tmp_path, seaweed, monkeypatch):
+def test_the_bucket_has_byte_for_byte_the_folders_rows(steps_here, model, corpus, tmp_path, seaweed, monkeypatch):
     for name, value in seaweed.environment.items():
         monkeypatch.setenv(name, value)
     root = seaweed.new_folder()
@@ -301,7 +301,7 @@ def test_a_run_that_another_machine_drives_is_left_to_it(model, corpus, tmp_path
     assert list(committed(store, name)) == []
 
 
-def test_an_input_that_changes_in_a_run_fails_its_own_shards(ray_session, model, corpus, tmp_path):
+def test_an_input_that_changes_in_a_run_fails_its_own_shards(steps_here, model, corpus, tmp_path):
     out = tmp_path / "out"
     store = open_store(str(out))
     mine = job(model, corpus, out)
@@ -384,7 +384,7 @@ def wait_for_commits(out, count, process, deadline=240):
     raise AssertionError("no commits")
 
 
-def test_sigkill_of_the_driver_and_a_second_launch(ray_session, model, corpus, tmp_path):
+def test_sigkill_of_the_driver_and_a_second_launch(steps_here, model, corpus, tmp_path):
     clean = tmp_path / "clean"
     run_job(job(model, corpus, clean, rows=2), quiet=True)
     out = tmp_path / "out"

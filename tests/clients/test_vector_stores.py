@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 import xlmr_ray
+from tests.steps_here import here
 from tests.tasks.m3 import save_m3
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.run import run_job
@@ -27,13 +28,14 @@ BLOCKS = dict(re.findall(r"^## (.+?)\n.*?```python\n(.*?)```", PAGE, re.DOTALL |
 
 
 @pytest.fixture(scope="module")
-def folder(ray_session, tmp_path_factory, udhr):
+def folder(tmp_path_factory, udhr):
     folder = tmp_path_factory.mktemp("vectors")
     corpus = pq.read_table(udhr / "part-0.parquet", columns=["id", "text"]).slice(0, 60)
     pq.write_table(corpus, folder / "corpus.parquet")
     JOB["model"] = str(save_m3(folder))
     JOB["input"]["path"], JOB["output"]["path"] = str(folder / "corpus.parquet"), str(folder / "OUT")
-    run_job(check_job(JOB, "docs/vectors.md"), quiet=True)
+    with here():
+        run_job(check_job(JOB, "docs/vectors.md"), quiet=True)
     return folder
 
 

@@ -141,7 +141,7 @@ def test_plain_text_and_empty_documents(tmp_path, empty):
     check(rows, errors, corpus, wanted, clean_answers(wanted, tmp_path / "clean"))
 
 
-def test_a_whole_run(ray_session, corpus, answers, mark, tmp_path):
+def test_a_whole_run(steps_here, corpus, answers, mark, tmp_path):
     out = tmp_path / "out"
     outcome = run.run_job(job_of(corpus.folder, out, id="id", rows=500), quiet=True)
     name = current(open_store(str(out))).run_id

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.serve.server import HEADS, Running
+from tests.steps_here import here
 from tests.tasks.texts import languages
 
 ARTICLES = list(languages().values())
@@ -152,16 +153,15 @@ ON_MASKED = [
 
 
 @pytest.fixture(scope="module")
-def scored(
-    ray_session: None, server: Running, tmp_path_factory: pytest.TempPathFactory
-) -> list[tuple[Case, list[Row]]]:
+def scored(server: Running, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Case, list[Row]]]:
     """Each case with the rows that a job has for the documents, a job for all tasks that read the same column."""
     folder = tmp_path_factory.mktemp("batch")
     pq.write_table(pa.Table.from_pylist(DOCUMENTS), folder / "documents.parquet")
-    return [
-        *batch(folder, "text", ON_TEXTS, server),
-        *batch(folder, "masked", ON_MASKED, server),
-    ]
+    with here():
+        return [
+            *batch(folder, "text", ON_TEXTS, server),
+            *batch(folder, "masked", ON_MASKED, server),
+        ]
 
 
 def batch(folder: Path, column: str, cases: list[Case], server: Running) -> list[tuple[Case, list[Row]]]:

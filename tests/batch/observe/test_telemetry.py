@@ -11,7 +11,7 @@ from xlmr_ray.batch.run import run_job
 from xlmr_ray.batch.store.open import open_store
 
 
-def test_a_run_that_ends_on_errors_and_then_well(ray_session, tmp_path):
+def test_a_run_that_ends_on_errors_and_then_well(steps_here, tmp_path):
     (tmp_path / "in.jsonl").write_text(
         '{"text": "All human beings are born free", "lang": "en"}\n{"text": "", "lang": "en"}\n'
     )
