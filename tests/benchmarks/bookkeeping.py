@@ -66,7 +66,7 @@ def step(name: str, shards: int, folder: str) -> tuple[float, float, float]:
     """Seconds, seconds of CPU, and MB of memory at most over what was there before."""
     from rich.console import Console
 
-    from xlmr_ray.batch import plan, stream
+    from xlmr_ray.batch import plan
     from xlmr_ray.batch.done import earlier
     from xlmr_ray.batch.input.columns import Columns
     from xlmr_ray.batch.input.file import InputFile
@@ -77,6 +77,7 @@ def step(name: str, shards: int, folder: str) -> tuple[float, float, float]:
     from xlmr_ray.batch.ledger.verify import verify
     from xlmr_ray.batch.observe.report.gather import gather_report
     from xlmr_ray.batch.progress import Figures
+    from xlmr_ray.batch.stages import packs
     from xlmr_ray.batch.store.local import LocalStore
 
     Console(file=io.StringIO()).print()
@@ -111,8 +112,8 @@ def step(name: str, shards: int, folder: str) -> tuple[float, float, float]:
         return len(made.shards)
 
     def fed() -> int:
-        packs = list(stream.packed(found().shards, stream.PACK))
-        return sum(1 for pack in packs for _ in stream.unpacked(pack))
+        blocks = list(packs.packed(found().shards, packs.PACK))
+        return sum(1 for block in blocks for _ in packs.unpacked(block))
 
     def looked() -> int:
         (one,) = status(store, RUN)

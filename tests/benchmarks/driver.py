@@ -24,6 +24,7 @@ from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.ledger.commit import commit_shard
 from xlmr_ray.batch.ledger.record import new_attempt
 from xlmr_ray.batch.progress import Figures
+from xlmr_ray.batch.stages import encode, packs
 from xlmr_ray.batch.stages.block import from_block, guarded, raise_failure, to_block
 from xlmr_ray.batch.stages.recipe import Recipe, shard_from_json
 from xlmr_ray.batch.stages.shard_cost import Committed, ShardCost
@@ -41,7 +42,7 @@ class Tokenized:
         self.tokens = pa.table({"input_ids": pa.array([list(range(300))] * ROWS, pa.list_(pa.int32()))})
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        for shard in stream.unpacked(block):
+        for shard in packs.unpacked(block):
             yield to_block(shard, {"tokens": self.tokens})
 
 
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--profile", action="store_true", help="of Ray Data's scheduling thread, by CPU time")
     arguments = parser.parse_args()
-    stream.TokenizeEach, stream.Encode = Tokenized, Encoded  # type: ignore[misc, assignment]
+    stream.TokenizeEach, encode.Encode = Tokenized, Encoded  # type: ignore[misc, assignment]
     ray.init(num_cpus=arguments.cpus, include_dashboard=False, log_to_driver=False, object_store_memory=500 << 20)
     one = InputFile("s3://corpus/part.parquet", "parquet", "", 10**8, "etag")
     shards = (Shard(f"{0:07d}-{n:06d}", one, n * ROWS, ROWS, n * ROWS, (n + 1) * ROWS) for n in range(arguments.shards))

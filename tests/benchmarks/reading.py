@@ -25,9 +25,9 @@ from xlmr_ray.batch.input.read_shard import read_shard
 from xlmr_ray.batch.input.readers.raw import Source
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.source import find_inputs
+from xlmr_ray.batch.stages.packs import ends, packs_for, unpacked
 from xlmr_ray.batch.stages.recipe import shard_from_json
 from xlmr_ray.batch.store.open import open_store
-from xlmr_ray.batch.stream import ends, packs_for, unpacked
 
 COLUMNS = Columns({"text": "text"}, id="id")
 WORDS = [random.Random(at).randbytes(4).hex()[: 3 + at % 6] for at in range(20_000)]

@@ -1,5 +1,7 @@
 """A folder of peft's with a LoRA adapter -> a checkpoint's folder with the adapter in its weights, or beside them."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
@@ -8,11 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from xlmr_ray.checkpoint.adapter_files import (
     MODULES,
@@ -36,6 +34,9 @@ from xlmr_ray.checkpoint.folder import (
 from xlmr_ray.checkpoint.names import DECODER_WEIGHT, WORDS, is_encoder, modern
 from xlmr_ray.checkpoint.tensors import ADAPTER, BIN, BIN_INDEX, INDEX, SINGLE, open_tensors
 from xlmr_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -83,6 +84,8 @@ def beside(folder: Path, base: Path, cache: Path) -> Path:
 
 def made_once(folder: Path, config: Mapping[str, Any], base: Path, cache: Path, *, beside: bool) -> Path:
     """The folder of the base with the adapter, merged or `beside` it."""
+    from safetensors.torch import save_file
+
     sources = [*filter(None, (encoder_folder(base), base))]  # a head's tokenizer is its encoder's
     own = own_files(folder)
     modules = MODULES in own
@@ -249,6 +252,8 @@ def without_decoder(folder: Path, base: Path, state: Mapping[str, Tensor]) -> di
     """The state of a head without the last layer of a language model's, which is the word embeddings of the base's
     encoder. Raises UserError where it is another one.
     """
+    import torch
+
     kept = {name: one for name, one in state.items() if modern(bare(name)) != DECODER_WEIGHT}
     if len(kept) < len(state):
         files = open_tensors(model_folder(base))
@@ -264,6 +269,8 @@ def without_decoder(folder: Path, base: Path, state: Mapping[str, Tensor]) -> di
 
 def weight_changes(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """The adapter's pairs by the name of the weight that they change, and the tensors that it has whole."""
+    from safetensors.torch import load_file
+
     pairs: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
     for name, tensor in load_file(folder / WEIGHTS).items():
@@ -286,6 +293,8 @@ def check_adapter_shape(folder: Path, module: str, got: Sequence[int], expected:
 
 def delta(folder: Path, config: Mapping[str, Any], module: str, parts: Mapping[str, Tensor]) -> Tensor:
     """What the adapter adds to a weight `(out, in)`; to a table of embeddings `(tokens, width)`."""
+    import torch
+
     first, second, scale = factors(folder, config, module, parts)
     product = second @ first * scale
     return torch.as_tensor(product.T if "embedding_A" in parts or config.get("fan_in_fan_out") else product)

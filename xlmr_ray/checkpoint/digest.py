@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-
 from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, LORA, encoder_folder, has_adapter, model_folder, read_config
 from xlmr_ray.checkpoint.names import canonical_names, is_encoder
 from xlmr_ray.checkpoint.tensors import BIN, SINGLE, TensorFiles, open_tensors
@@ -90,7 +88,7 @@ def _digest(folder: Path, chosen: Callable[[str], bool]) -> str:
     for canonical, name in sorted(names.items()):
         if chosen(canonical):
             stored = tensors.stored[name]
-            line = f"{canonical} {stored.dtype} {tuple(stored.shape)} {' '.join(_known[key][name])}\n"
+            line = f"{canonical} torch.{stored.dtype_name} {tuple(stored.shape)} {' '.join(_known[key][name])}\n"
             total.update(line.encode())
     return total.hexdigest()
 
@@ -101,8 +99,7 @@ def _hashes(tensors: TensorFiles, names: list[str]) -> dict[str, list[str]]:
 
     def piece(job: tuple[str, int]) -> str:
         name, start = job
-        content = tensors.read(name).contiguous().reshape(-1).view(torch.uint8).numpy()
-        return hashlib.sha256(content[start : start + PIECE].data).hexdigest()
+        return hashlib.sha256(tensors.content(name)[start : start + PIECE].data).hexdigest()
 
     hashed: dict[str, list[str]] = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

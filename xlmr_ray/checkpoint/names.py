@@ -4,14 +4,17 @@ The canonical name of a tensor of the encoder has no prefix (`encoder.layer.0.ou
 (`lm_head.bias`).
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from xlmr_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WORDS = "embeddings.word_embeddings.weight"
 DECODER_WEIGHT, DECODER_BIAS, LM_BIAS = "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias"

@@ -1,15 +1,18 @@
 """sentence-transformers folders: how token states become one vector (`modules.json` and what it names)."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from xlmr_ray.checkpoint.tensors import BIN, SINGLE, TensorFiles
 from xlmr_ray.errors import UserError
 from xlmr_ray.tokenizer.files import load_object
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pooling = Literal["cls", "mean", "max", "mean_sqrt_len"]
 POOLING: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "max": "max", "mean_sqrt_len_tokens": "mean_sqrt_len"}

@@ -1,37 +1,44 @@
 """Tensors by the names they have on disk, read one at a time. Nothing here runs code that a file brings."""
 
+from __future__ import annotations
+
 import json
 import math
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from xlmr_ray.checkpoint.folder import encoder_folder, model_folder
 from xlmr_ray.checkpoint.names import DECODER_WEIGHT, WORDS, canonical_names, is_encoder
 from xlmr_ray.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+# Types of a safetensors file: what torch calls them, and bytes a number.
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
 }
 
 
@@ -41,15 +48,22 @@ class Stored:
 
     file: Path
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype_name: str  # torch's, such as `float32`
+    nbytes: int
 
     @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+    def dtype(self) -> torch.dtype:
+        import torch
+
+        found: torch.dtype = getattr(torch, self.dtype_name)
+        return found
 
 
 class TensorFiles:
-    """The tensors of some files. `stored` tells of each; `read` gives one, backed by the file (copy it to keep it)."""
+    """The tensors of some files. `stored` tells of each; `read` gives one, backed by the file (copy it to keep it).
+
+    Of safetensors files only `read` needs torch, which takes seconds to import.
+    """
 
     def __init__(self, files: list[Path], only: dict[str, Path] | None = None) -> None:
         """Opens the files. `only` is an index's map of names to files. Raises UserError for one that is not whole."""
@@ -58,15 +72,17 @@ class TensorFiles:
         self._open: dict[Path, Any] = {}
         for file in files:
             _check_weights(file)
-            self._open[file] = _open_safetensors(file) if file.suffix == ".safetensors" else _open_torch(file)
-            for name, shape, dtype in _describe(file, self._open[file]):
-                if only is None or only.get(name) == file:
-                    self.stored[name] = Stored(file, shape, dtype)
+            if file.suffix == ".safetensors":
+                found = _of_safetensors(file)
+            else:
+                self._open[file] = _open_torch(file)
+                found = _of_torch(file, self._open[file])
+            self.stored.update({one: is_there for one, is_there in found if only is None or only.get(one) == file})
         for name, file in (only or {}).items():
             if name not in self.stored:
                 raise UserError(f"{file}: no tensor {name!r}, which the index says is there")
 
-    def joined(self, other: "TensorFiles", names: Iterable[str]) -> "TensorFiles":
+    def joined(self, other: TensorFiles, names: Iterable[str]) -> TensorFiles:
         """The tensors of those names, and all of the other's."""
         both = TensorFiles([])
         both.files = self.files + other.files
@@ -76,9 +92,22 @@ class TensorFiles:
 
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU, with the shape and dtype that it has on disk."""
-        handle = self._open[self.stored[name].file]
+        file = self.stored[name].file
+        if file not in self._open:
+            self._open[file] = _open_safetensors(file, "pt")
+        handle = self._open[file]
         tensor: Tensor = handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
         return tensor
+
+    def content(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of one tensor `(nbytes,)`, in the order of its numbers."""
+        stored = self.stored[name]
+        if stored.file.suffix == ".safetensors":
+            return _bytes_of(stored.file, name)
+        import torch
+
+        found: NDArray[np.uint8] = self.read(name).contiguous().reshape(-1).view(torch.uint8).numpy()
+        return found
 
 
 def open_tensors(folder: Path) -> TensorFiles:
@@ -142,14 +171,26 @@ def _check_weights(file: Path) -> None:
             raise UserError(f"{file}: a git-lfs pointer and not the weights: run `git lfs pull` in its repository")
 
 
-def _open_safetensors(file: Path) -> Any:
+def _open_safetensors(file: Path, framework: str) -> Any:
     try:
-        return safe_open(str(file), framework="pt", device="cpu")
+        return safe_open(str(file), framework=framework, device="cpu")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: not a whole safetensors file ({error}): copy or download it again") from None
 
 
+def _bytes_of(file: Path, name: str) -> NDArray[np.uint8]:
+    """As https://huggingface.co/docs/safetensors has the format: 8 bytes with the header's length, the header, data."""
+    with file.open("rb") as opened:
+        header = int.from_bytes(opened.read(8), "little")
+        begin, end = json.loads(opened.read(header))[name]["data_offsets"]
+    if begin == end:
+        return np.empty(0, np.uint8)
+    return np.memmap(file, np.uint8, "r", 8 + header + begin, (end - begin,))
+
+
 def _open_torch(file: Path) -> dict[str, Tensor]:
+    import torch
+
     try:
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -169,21 +210,26 @@ def _open_torch(file: Path) -> dict[str, Tensor]:
         # Broken bytes make torch's readers fail in any way: AssertionError, struct.error, TypeError, ...
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{file}: not a whole torch file ({reason}): copy or download it again") from None
-    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
+    if not isinstance(loaded, dict) or not all(isinstance(t, torch.Tensor) for t in loaded.values()):
         raise UserError(f"{file}: expected a flat mapping of names to tensors, got something else")
     return dict(loaded)
 
 
-def _describe(file: Path, handle: Any) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
-    if isinstance(handle, dict):
-        for name, tensor in handle.items():
-            yield name, tuple(tensor.shape), tensor.dtype
-        return
+def _of_torch(file: Path, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Stored]]:
+    for name, tensor in tensors.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        yield name, Stored(file, tuple(tensor.shape), dtype, tensor.numel() * tensor.element_size())
+
+
+def _of_safetensors(file: Path) -> Iterator[tuple[str, Stored]]:
+    handle = _open_safetensors(file, "numpy")
     for name in handle.keys():  # noqa: SIM118 (no mapping)
         view = handle.get_slice(name)
         if view.get_dtype() not in DTYPES:
             raise UserError(f"{file}: {name}: dtype {view.get_dtype()} is not one this program reads")
-        yield name, tuple(view.get_shape()), DTYPES[view.get_dtype()]
+        dtype, itemsize = DTYPES[view.get_dtype()]
+        shape = tuple(view.get_shape())
+        yield name, Stored(file, shape, dtype, math.prod(shape) * itemsize)
 
 
 def stored_values(folder: Path) -> int:

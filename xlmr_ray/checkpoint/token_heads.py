@@ -2,16 +2,20 @@
 `colbert_linear.pt`, and the modules of a multi-vector folder of sentence-transformers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from xlmr_ray.checkpoint.sentence import MULTI_VECTOR, Dense, read_dense, read_modules, transformer_settings
 from xlmr_ray.checkpoint.tensors import TensorFiles
 from xlmr_ray.errors import UserError
 from xlmr_ray.tokenizer.files import load_object
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPARSE_FILE, MULTI_VECTOR_FILE = "sparse_linear.pt", "colbert_linear.pt"
 TOKENS = "token_embeddings"  # what modules over tokens call their input

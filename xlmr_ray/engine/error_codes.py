@@ -1,6 +1,11 @@
 """Why a sequence has no result: the codes of error rows."""
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 NO_TOKENS = "no_tokens"
 OUT_OF_MEMORY = "out_of_memory"
@@ -10,5 +15,5 @@ TOKEN_OUT_OF_RANGE = "token_out_of_range"
 
 def not_finite(dtype: torch.dtype) -> str:
     """What to say of a result that is not a number."""
-    hint = "; float16 ends at 65,504, dtype bfloat16 or float32 do not" if dtype is torch.float16 else ""
+    hint = "; float16 ends at 65,504, dtype bfloat16 or float32 do not" if str(dtype) == "torch.float16" else ""
     return f"the model's result holds NaN or infinity{hint}"

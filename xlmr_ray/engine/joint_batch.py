@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.parts import BatchPart
 from xlmr_ray.engine.result_rows import ResultRows
-from xlmr_ray.model.packed_batch import IGNORED, pack
+from xlmr_ray.model.ignored import IGNORED
+from xlmr_ray.model.packed_batch import pack
 from xlmr_ray.tasks.task import EncoderTask
 
 

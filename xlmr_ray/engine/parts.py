@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xlmr_ray.model.batch_invariance import rows_computed
+from xlmr_ray.model.ignored import IGNORED
 from xlmr_ray.model.layout import Packed
-from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
+from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.task import EncoderTask
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xlmr_ray.model.packed_batch import IGNORED
+from xlmr_ray.model.ignored import IGNORED
 
 
 @dataclass(frozen=True)

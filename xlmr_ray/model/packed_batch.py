@@ -11,10 +11,8 @@ from torch import Tensor
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.batch_invariance import rows_computed
+from xlmr_ray.model.ignored import IGNORED
 from xlmr_ray.model.layout import Packed
-
-# A token without a target, as in transformers' labels.
-IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,23 +1,20 @@
 """`embedding`: one vector a text, as the checkpoint's sentence-transformers folder says or as asked."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xlmr_ray.checkpoint.sentence import Dense, SentenceConfig, check_widths, read_sentence_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.batch_invariance import pad_rows
-from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.pooling import POOLINGS, pool
 from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
@@ -32,6 +29,11 @@ from xlmr_ray.tasks.vector_precision import (
     stored_type,
 )
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "embedding"
 
@@ -86,7 +88,7 @@ class Embedding(EncoderTask):
         return {"ranges": UNMEASURED} if measures else {}
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Embedding":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> Embedding:
         known = dict(checked_options(cls, NAME, options))
         known["ranges"] = read_ranges(NAME, known.get("ranges"))
         return cls(**known, config=config, folder=read_sentence_config(folder))
@@ -172,10 +174,14 @@ class Embedding(EncoderTask):
         return encode_documents(NAME, texts, None, tokenizer, max_length=limit, long=self.long, stride=self.stride)
 
     def head(self) -> nn.Module:
+        from torch import nn
+
         return nn.Sequential(*(module for dense in self.dense for module in dense_modules(dense)))
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Vectors `(N, width)`, in fp32; those of windows `(N, full_width)`, not normalized yet."""
+        from xlmr_ray.model.batch_invariance import pad_rows
+
         pooled = pool(self.pooled_by, hidden, batch)
         if self.dense:
             parameter = next(head.parameters())
@@ -188,6 +194,8 @@ class Embedding(EncoderTask):
         As in sentence-transformers, the folder cuts what it has normalized, and who asks for dimensions or for
         normalized vectors gets them normalized after that.
         """
+        from torch.nn import functional as F
+
         if not self.normalized:
             return pooled[:, : self.width]
         cut = F.normalize(pooled, dim=-1)[:, : self.width]
@@ -197,6 +205,8 @@ class Embedding(EncoderTask):
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
         numbers = raw
         if self.long == "windows":
+            import torch
+
             means = torch.from_numpy(by_document(raw, self.long, encoded).astype(np.float32))
             numbers = self.finished(means).numpy()
         vectors = as_column(numbers, self.precision, self.ranges)
@@ -209,6 +219,8 @@ class Embedding(EncoderTask):
 
 def dense_modules(dense: Dense) -> tuple[nn.Module, nn.Module]:
     """A dense layer of a sentence-transformers folder, with its weights."""
+    from torch import nn
+
     weight, bias = dense.tensors()
     linear = nn.Linear(dense.in_features, dense.out_features, bias=dense.bias, dtype=weight.dtype)
     linear.weight = nn.Parameter(weight, requires_grad=False)

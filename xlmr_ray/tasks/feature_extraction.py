@@ -1,23 +1,27 @@
 """`feature-extraction`: the hidden states of chosen layers, a vector a token or a pooled one a text."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths, whole_documents
 from xlmr_ray.tasks.pooling import POOLINGS, pool
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "feature-extraction"
 
@@ -51,7 +55,7 @@ class FeatureExtraction(EncoderTask):
     config: XLMRobertaConfig = field(metadata={"option": False})
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "FeatureExtraction":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> FeatureExtraction:
         given = dict(checked_options(cls, NAME, options))
         if isinstance(given.get("layers"), list):
             given["layers"] = tuple(given["layers"])
@@ -97,6 +101,8 @@ class FeatureExtraction(EncoderTask):
         return whole_documents(columns["text"], None, tokenizer, limit)
 
     def head(self) -> nn.Module:
+        from torch import nn
+
         return nn.Module()
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
@@ -117,6 +123,8 @@ class FeatureExtraction(EncoderTask):
         """`[[vector, ...]]` of each text's tokens, transformers' shape `[1, tokens, width]`; a pooled vector is
         `[width]`.
         """
+        import torch
+
         features = table["features"].combine_chunks()
         vectors = features.flatten() if self.pooling is None else features
         numbers = torch.tensor(vectors.flatten().to_numpy(zero_copy_only=False)).view(-1, self.width)

@@ -1,22 +1,21 @@
 """`fill-mask`: the likeliest tokens for each mask of a text."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.batch_invariance import pad_rows
-from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
+from xlmr_ray.model.ignored import IGNORED
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.likelihood import language_model
 from xlmr_ray.tasks.long_documents import check_long, length_fields
@@ -33,6 +32,11 @@ from xlmr_ray.tasks.windows import (
 )
 from xlmr_ray.tokenizer.ragged import Ragged, Template, Truncation
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +81,7 @@ class FillMask(EncoderTask):
     folder: Path = field(metadata={"option": False})
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "FillMask":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> FillMask:
         return cls(**checked_options(cls, NAME, options), config=config, folder=folder)
 
     def __post_init__(self) -> None:
@@ -229,6 +233,10 @@ class FillMask(EncoderTask):
         """Scores and tokens of each mask's fills, best first: `(M, 2 * count)`. Tokens are below 2^24, so fp32 holds
         them.
         """
+        import torch
+
+        from xlmr_ray.model.batch_invariance import pad_rows
+
         wanted = torch.tensor(self.target_ids, dtype=torch.int64)
         if hidden.device.type == "cuda":  # a copy out of other memory than pinned would wait for the device
             wanted = wanted.pin_memory().to(hidden.device, non_blocking=True)

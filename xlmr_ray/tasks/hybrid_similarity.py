@@ -1,29 +1,31 @@
 """`hybrid-similarity`: how near two texts are by bge-m3's three kinds of vectors, and by weighted sums of these."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
 from xlmr_ray.checkpoint.token_heads import MULTI_VECTOR_FILE, SPARSE_FILE, TokenHead, read_token_head
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import lengths, whole_documents
 from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
 from xlmr_ray.tasks.sparse import largest_weights, with_terms
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked_options
-from xlmr_ray.tasks.token_heads import LexicalLayer, token_layer, token_vectors
 from xlmr_ray.tasks.windows import row_splits
 from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "hybrid-similarity"
 SCORES = ("dense", "sparse", "colbert", "sparse_dense", "colbert_sparse_dense")
@@ -59,7 +61,7 @@ class HybridSimilarity(EncoderTask):
     folder: SentenceConfig | None = field(metadata={"option": False})
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "HybridSimilarity":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> HybridSimilarity:
         known = checked_options(cls, NAME, options)
         files = known.get("sparse_file", SPARSE_FILE), known.get("multi_vector_file", MULTI_VECTOR_FILE)
         return cls(
@@ -112,6 +114,10 @@ class HybridSimilarity(EncoderTask):
         return encoded.append_column("document", pa.array(np.arange(encoded.num_rows) // 2, pa.int32()))
 
     def head(self) -> nn.Module:
+        from torch import nn
+
+        from xlmr_ray.tasks.token_heads import LexicalLayer, token_layer
+
         return nn.ModuleDict(
             {"sparse_linear": LexicalLayer(self.sparse_layer), "colbert_linear": token_layer(self.vector_layer)}
         )
@@ -120,6 +126,11 @@ class HybridSimilarity(EncoderTask):
         """`(T, 1 + width)`: a token's lexical weight, and its vector. The first token of a sequence has no vector, and
         its state, to length 1, instead; what is shorter ends with zeros.
         """
+        import torch
+        from torch.nn import functional as F
+
+        from xlmr_ray.tasks.token_heads import token_vectors
+
         weights = head.get_submodule("sparse_linear")(hidden[: batch.tokens])
         vectors = token_vectors(head.get_submodule("colbert_linear"), hidden, normalize=True)[: batch.tokens]
         vectors = F.pad(vectors, (0, self.width - vectors.shape[1]))

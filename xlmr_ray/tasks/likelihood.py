@@ -1,21 +1,22 @@
 """How likely a language modelling head finds tokens: what perplexity and pseudo-perplexity share."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.model.batch_invariance import pad_rows
-from xlmr_ray.model.heads import LMHead
-from xlmr_ray.model.meta_device import shapes_only
-from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
+from xlmr_ray.model.ignored import IGNORED
 from xlmr_ray.tasks.windows import document_splits
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 # Tokens whose logits are there at a time: 0.26 GB a copy in fp32 for 250,002 entries.
 CHUNK = 256
@@ -25,6 +26,11 @@ FIELDS = (("perplexity", pa.float64()), ("log_likelihood", pa.float64()), ("toke
 
 def language_model(config: XLMRobertaConfig) -> nn.ModuleDict:
     """The head of causal and masked checkpoints, on the meta device."""
+    from torch import nn
+
+    from xlmr_ray.model.heads import LMHead
+    from xlmr_ray.model.meta_device import shapes_only
+
     with shapes_only():
         return nn.ModuleDict({"lm_head": LMHead(config)})
 
@@ -35,6 +41,11 @@ def log_probabilities(head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Te
     `hidden (T, hidden)`. The logits are made and dropped `CHUNK` tokens at a time: memory does not grow with tokens x
     vocabulary.
     """
+    import torch
+    from torch.nn import functional as F
+
+    from xlmr_ray.model.batch_invariance import pad_rows
+
     assert batch.targets is not None
     model = head.get_submodule("lm_head")
     targets = torch.split(batch.at_targets(batch.targets), CHUNK)
@@ -53,7 +64,7 @@ class Likelihoods:
     tokens: NDArray[np.int64]
 
     @classmethod
-    def of(cls, raw: NDArray[np.float32], encoded: pa.Table) -> "Likelihoods":
+    def of(cls, raw: NDArray[np.float32], encoded: pa.Table) -> Likelihoods:
         """From the log-probabilities `(R)` of all targets of an encoded table, in its order."""
         sequences = np.diff(document_splits(encoded))
         targets = encoded["targets"].combine_chunks()

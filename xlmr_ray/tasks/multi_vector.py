@@ -1,15 +1,16 @@
 """`multi-vector`: a vector for each token of a text, for late interaction (ColBERT; bge-m3, sentence-transformers)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
 from xlmr_ray.checkpoint.token_heads import (
@@ -21,13 +22,16 @@ from xlmr_ray.checkpoint.token_heads import (
 )
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import lengths
 from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
-from xlmr_ray.tasks.token_heads import token_layer, token_vectors
 from xlmr_ray.tasks.windows import flat, row_splits, windows
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "multi-vector"
 
@@ -70,7 +74,7 @@ class MultiVector(EncoderTask):
     folder: SentenceConfig | None = field(metadata={"option": False})
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "MultiVector":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> MultiVector:
         known = checked_options(cls, NAME, options)
         modules = read_multi_vector_modules(folder) if known.get("head_file") is None else None
         if modules is not None:
@@ -165,10 +169,16 @@ class MultiVector(EncoderTask):
         return encoded.append_column("counted", pa.ListArray.from_arrays(splits, pa.array(counted)))
 
     def head(self) -> nn.Module:
+        from torch import nn
+
+        from xlmr_ray.tasks.token_heads import token_layer
+
         return nn.ModuleDict({"colbert_linear": nn.Identity() if self.layer is None else token_layer(self.layer)})
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Vectors `(T, width)` of the tokens."""
+        from xlmr_ray.tasks.token_heads import token_vectors
+
         layer = head.get_submodule("colbert_linear")
         return token_vectors(layer, hidden, self.width, normalize=self.normalized)[: batch.tokens]
 

@@ -1,26 +1,28 @@
 """`multiple-choice`: which of several continuations or answers fits a text best."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.model.batch_invariance import pad_rows
-from xlmr_ray.model.heads import Pooler
-from xlmr_ray.model.meta_device import shapes_only
-from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import documents, length_limit, lengths, whole_documents
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked_options
 from xlmr_ray.tasks.unfit import WRONG_CHOICES, UnfitRows
 from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "multiple-choice"
 
@@ -46,7 +48,7 @@ class MultipleChoice(EncoderTask):
     config: XLMRobertaConfig = field(metadata={"option": False})
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "MultipleChoice":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> MultipleChoice:
         return cls(**checked_options(cls, NAME, options), config=config)
 
     def __post_init__(self) -> None:
@@ -86,11 +88,18 @@ class MultipleChoice(EncoderTask):
         return encoded.append_column("document", pa.array(of_document, pa.int32()))
 
     def head(self) -> nn.Module:
+        from torch import nn
+
+        from xlmr_ray.model.heads import Pooler
+        from xlmr_ray.model.meta_device import shapes_only
+
         with shapes_only():
             return nn.ModuleDict({"pooler": Pooler(self.config), "classifier": nn.Linear(self.config.hidden_size, 1)})
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """A logit a pair `(N)`."""
+        from xlmr_ray.model.batch_invariance import pad_rows
+
         pooled = head.get_submodule("pooler")(pad_rows(batch.first(hidden)))
         logits: Tensor = head.get_submodule("classifier")(pooled)
         return logits[: batch.sequences, 0]

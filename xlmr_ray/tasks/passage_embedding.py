@@ -1,22 +1,22 @@
 """`passage-embedding`: a vector for each passage of a document, pooled from one pass over all of it (late chunking)."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import lengths
 from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
@@ -34,6 +34,11 @@ from xlmr_ray.tasks.windows import (
     windows,
 )
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "passage-embedding"
 # A sentence ends at these, with the quotes and brackets that follow, or where a line ends (after Unicode's
@@ -79,7 +84,7 @@ class PassageEmbedding(EncoderTask):
     folder: SentenceConfig | None = field(metadata={"option": False})
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "PassageEmbedding":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> PassageEmbedding:
         return cls(**checked_options(cls, NAME, options), config=config, folder=read_sentence_config(folder))
 
     def __post_init__(self) -> None:
@@ -170,6 +175,8 @@ class PassageEmbedding(EncoderTask):
         return found
 
     def head(self) -> nn.Module:
+        from torch import nn
+
         return nn.Module()
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:

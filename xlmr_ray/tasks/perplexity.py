@@ -1,24 +1,30 @@
 """`perplexity`: how well a causal checkpoint foretells a text, token by token."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
+from xlmr_ray.model.ignored import IGNORED
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.likelihood import FIELDS, Likelihoods, language_model, likelihood_answers, log_probabilities
 from xlmr_ray.tasks.long_documents import check_long
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, checked_options
 from xlmr_ray.tasks.windows import document_splits, gather_indices, lists, row_splits, window_spans
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "perplexity"
 
@@ -49,7 +55,7 @@ class Perplexity(EncoderTask):
     config: XLMRobertaConfig = field(metadata={"option": False})
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Perplexity":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> Perplexity:
         task = cls(**checked_options(cls, NAME, options), config=config)
         if not config.is_decoder:
             raise UserError(

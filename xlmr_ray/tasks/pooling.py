@@ -1,9 +1,14 @@
 """Hidden states of sequences to one vector each."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
-from xlmr_ray.model.packed_batch import PackedBatch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xlmr_ray.model.packed_batch import PackedBatch
+
 
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len")
 
@@ -13,6 +18,8 @@ def pool(pooling: str, hidden: Tensor, batch: PackedBatch) -> Tensor:
 
     Sums run over a sequence's own tokens in their order, so that a vector does not depend on the batch.
     """
+    import torch
+
     if pooling == "cls":
         return batch.first(hidden).float()
     lengths = batch.layout.cu_seqlens[: batch.sequences + 1].diff().long()

@@ -1,18 +1,19 @@
 """`pseudo-perplexity`: how well a masked checkpoint guesses each token of a text from all others."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
+from xlmr_ray.model.ignored import IGNORED
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.likelihood import FIELDS, Likelihoods, language_model, likelihood_answers, log_probabilities
 from xlmr_ray.tasks.long_documents import check_long, text_room
@@ -28,6 +29,11 @@ from xlmr_ray.tasks.windows import (
 )
 from xlmr_ray.tokenizer.ragged import Template
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "pseudo-perplexity"
 # Tokens of an encoded table: what a list column can count.
@@ -74,7 +80,7 @@ class PseudoPerplexity(EncoderTask):
     config: XLMRobertaConfig = field(metadata={"option": False})
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "PseudoPerplexity":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> PseudoPerplexity:
         task = cls(**checked_options(cls, NAME, options), config=config)
         if config.is_decoder:
             raise UserError(

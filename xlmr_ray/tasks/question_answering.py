@@ -1,20 +1,19 @@
 """`question-answering`: the span of a context that answers a question."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.meta_device import shapes_only
-from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.answer_spans import best_spans, merged_answers, probabilities
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
@@ -33,6 +32,11 @@ from xlmr_ray.tasks.windows import (
 )
 from xlmr_ray.tokenizer.ragged import Template, TokenizerError, as_strings, encode_batch
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "question-answering"
 MAX_SEQ_LEN, MAX_STRIDE, LONG_QUESTION = 384, 128, 64  # as in transformers
@@ -80,7 +84,7 @@ class QuestionAnswering(EncoderTask):
     config: XLMRobertaConfig = field(metadata={"option": False})
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "QuestionAnswering":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> QuestionAnswering:
         return cls(**checked_options(cls, NAME, options), config=config)
 
     def __post_init__(self) -> None:
@@ -175,6 +179,10 @@ class QuestionAnswering(EncoderTask):
         return np.where(too_long, np.minimum(asked, most), asked)
 
     def head(self) -> nn.Module:
+        from torch import nn
+
+        from xlmr_ray.model.meta_device import shapes_only
+
         with shapes_only():
             return nn.ModuleDict({"qa_outputs": nn.Linear(self.config.hidden_size, 2)})
 
@@ -252,7 +260,7 @@ class Contexts:
     word_last: NDArray[np.int64]
 
     @classmethod
-    def of(cls, texts: pa.ChunkedArray, tokenizer: XLMRobertaTokenizer) -> "Contexts":
+    def of(cls, texts: pa.ChunkedArray, tokenizer: XLMRobertaTokenizer) -> Contexts:
         """Raises TokenizerError with the index of a context that cannot be encoded."""
         coded = texts.combine_chunks().dictionary_encode()
         which = coded.indices.to_numpy()

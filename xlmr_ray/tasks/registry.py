@@ -8,7 +8,7 @@ from typing import Any
 from xlmr_ray.checkpoint.folder import kind_of_class, read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.activations import activation
+from xlmr_ray.model.activations import check_activation
 from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.feature_extraction import FeatureExtraction
 from xlmr_ray.tasks.fill_mask import FillMask
@@ -82,5 +82,5 @@ def default_tasks(folder: Path, config: XLMRobertaConfig) -> tuple[str, ...]:
 def bind_task(name: str, folder: Path, options: Mapping[str, Any]) -> Task:
     """The task for the checkpoint in a folder. Raises UserError, also for layers that there are not."""
     config = XLMRobertaConfig.from_dict(read_config(folder))
-    activation(config.hidden_act)
+    check_activation(config.hidden_act)
     return task_class(name).bind(folder, config, options)

@@ -1,28 +1,32 @@
 """`rerank`: how well a document answers a query, by a checkpoint that reads both together."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.calibration import read_temperature
 from xlmr_ray.checkpoint.cross_encoder import CrossEncoderConfig, read_cross_encoder_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tasks.text_classifier import classifier, logits_of
 from xlmr_ray.tasks.windows import document_splits
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "rerank"
 
@@ -63,7 +67,7 @@ class Rerank(EncoderTask):
         return architecture in cls.architectures and len(config.labels) == 1
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Rerank":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> Rerank:
         if len(config.labels) != 1:
             raise UserError(f"task {NAME}: {folder} scores {len(config.labels)} labels, expected one")
         known = checked_options(cls, NAME, options)
@@ -78,6 +82,8 @@ class Rerank(EncoderTask):
     @property
     def function(self) -> nn.Module:
         """What is applied to logits."""
+        from torch import nn
+
         if self.function_to_apply is not None:
             return nn.Sigmoid() if self.function_to_apply == "sigmoid" else nn.Identity()
         made: nn.Module = getattr(nn, self.folder.activation)()
@@ -102,6 +108,9 @@ class Rerank(EncoderTask):
         return logits_of(head, hidden, batch)[:, 0]
 
     def postprocess(self, raw: NDArray[np.float32], encoded: pa.Table) -> pa.Table:
+        import torch
+        from torch import nn
+
         best = raw if self.long == "cut" else np.maximum.reduceat(raw, document_splits(encoded)[:-1])
         logits = torch.from_numpy(best.astype(np.float64))
         function = self.function

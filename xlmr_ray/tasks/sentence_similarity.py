@@ -1,24 +1,29 @@
 """`sentence-similarity`: how near the embeddings of two texts are."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks import embedding
 from xlmr_ray.tasks.embedding import Embedding
 from xlmr_ray.tasks.encoded import documents
 from xlmr_ray.tasks.long_documents import length_fields
 from xlmr_ray.tasks.task import EncoderTask, check_choice, checked_options
 from xlmr_ray.tokenizer.tokenizer import TokenizerError, XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "sentence-similarity"
 FUNCTIONS = ("cosine", "dot", "euclidean", "manhattan")
@@ -54,7 +59,7 @@ class SentenceSimilarity(EncoderTask):
     embedding: Embedding = field(metadata={"option": False})
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "SentenceSimilarity":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> SentenceSimilarity:
         known = checked_options(cls, NAME, options)
         try:
             inner = Embedding.bind(folder, config, {k: v for k, v in known.items() if k != "similarity"})

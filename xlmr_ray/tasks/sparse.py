@@ -1,26 +1,30 @@
 """`sparse`: a weight for each distinct token of a text, for lexical search with learned weights (bge-m3)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.sentence import SentenceConfig, read_sentence_config
 from xlmr_ray.checkpoint.token_heads import SPARSE_FILE, TokenHead, read_token_head
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import documents, lengths
 from xlmr_ray.tasks.long_documents import check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.sentence_inputs import sentence_limit, sentence_tokenizer
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
-from xlmr_ray.tasks.token_heads import LexicalLayer
 from xlmr_ray.tasks.windows import flat, row_splits
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "sparse"
 NO_TERM = -1  # in `terms`: a token that has no weight
@@ -58,7 +62,7 @@ class Sparse(EncoderTask):
     folder: SentenceConfig | None = field(metadata={"option": False})
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "Sparse":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> Sparse:
         known = checked_options(cls, NAME, options)
         layer = read_token_head(folder, known.get("head_file", SPARSE_FILE), config.hidden_size, 1)
         return cls(**known, layer=layer, config=config, folder=read_sentence_config(folder))
@@ -87,6 +91,10 @@ class Sparse(EncoderTask):
         return with_terms(encoded, tokenizer, pieces=self.pieces)
 
     def head(self) -> nn.Module:
+        from torch import nn
+
+        from xlmr_ray.tasks.token_heads import LexicalLayer
+
         return nn.ModuleDict({"sparse_linear": LexicalLayer(self.layer)})
 
     def forward(self, head: nn.Module, hidden: Tensor, batch: PackedBatch) -> Tensor:

@@ -2,24 +2,30 @@
 and limits need to know of it. Each task says it in its own class.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.generation.config import GenerationConfig
-from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
+from xlmr_ray.model.ignored import IGNORED
 from xlmr_ray.tasks.encoded import lengths, ragged, targets_of
 from xlmr_ray.text.nearest import nearest_or_all
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 
 class Task(ABC):

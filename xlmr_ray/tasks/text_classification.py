@@ -1,24 +1,29 @@
 """`text-classification`: labels and scores of a text or a pair of texts."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.checkpoint.calibration import read_temperature, read_thresholds
 from xlmr_ray.config import XLMRobertaConfig
-from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.long_documents import by_document, check_long, encode_documents, length_columns, length_fields
 from xlmr_ray.tasks.softmax import softmax
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
 from xlmr_ray.tasks.text_classifier import classifier, logits_of
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "text-classification"
 
@@ -64,7 +69,7 @@ class TextClassification(EncoderTask):
         return architecture in cls.architectures and len(config.labels) != 1
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "TextClassification":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> TextClassification:
         known = checked_options(cls, NAME, options)
         thresholds = read_thresholds(folder, NAME, config.labels)
         return cls(**known, config=config, temperature=read_temperature(folder, NAME), thresholds=thresholds)

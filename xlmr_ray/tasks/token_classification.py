@@ -1,20 +1,19 @@
 """`token-classification` (`ner`): a label a token, or the entities that tokens make up, and where they are."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.meta_device import shapes_only
-from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.softmax import softmax
 from xlmr_ray.tasks.task import EncoderTask, at_least_one, check_choice, checked_options
@@ -30,6 +29,11 @@ from xlmr_ray.tasks.windows import (
     windows,
 )
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 NAME = "token-classification"
 WORDS = ("first", "average", "max")  # the strategies that give a word one label
@@ -70,7 +74,7 @@ class TokenClassification(EncoderTask):
     config: XLMRobertaConfig = field(metadata={"option": False})
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "TokenClassification":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> TokenClassification:
         return cls(**checked_options(cls, NAME, options), config=config)
 
     def __post_init__(self) -> None:
@@ -129,6 +133,10 @@ class TokenClassification(EncoderTask):
         return encoded
 
     def head(self) -> nn.Module:
+        from torch import nn
+
+        from xlmr_ray.model.meta_device import shapes_only
+
         with shapes_only():
             return nn.ModuleDict({"classifier": nn.Linear(self.config.hidden_size, self.config.num_labels)})
 
@@ -163,7 +171,7 @@ class TokenClassification(EncoderTask):
             schema=self.schema,
         )
 
-    def entities(self, raw: NDArray[np.float32], encoded: pa.Table, document: NDArray[np.int64]) -> "Entities":
+    def entities(self, raw: NDArray[np.float32], encoded: pa.Table, document: NDArray[np.int64]) -> Entities:
         """The entities of windows that are of these documents `(N)`."""
         window = np.repeat(np.arange(encoded.num_rows), lengths(encoded))
         start = flat(encoded["start"]).to_numpy()

@@ -1,20 +1,20 @@
 """`zero-shot-classification`: labels named by the caller, scored by a head for natural language inference."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.tasks.encoded import length_limit, lengths
 from xlmr_ray.tasks.long_documents import check_long, length_fields
 from xlmr_ray.tasks.softmax import softmax
@@ -33,6 +33,11 @@ from xlmr_ray.tasks.windows import (
 )
 from xlmr_ray.tokenizer.ragged import Template, Truncation
 from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xlmr_ray.model.packed_batch import PackedBatch
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +84,7 @@ class ZeroShotClassification(EncoderTask):
         return architecture in cls.architectures and len(config.labels) != 1 and entails
 
     @classmethod
-    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> "ZeroShotClassification":
+    def bind(cls, folder: Path, config: XLMRobertaConfig, options: Mapping[str, Any]) -> ZeroShotClassification:
         task = cls(**checked_options(cls, NAME, options), config=config)
         if entailment(config) == -1:
             log.warning(

@@ -1,15 +1,19 @@
 """What calling the tokenizer returns: a dictionary of model inputs that also knows where each token came from."""
 
+from __future__ import annotations
+
 from collections import UserDict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from xlmr_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class CharSpan(NamedTuple):
@@ -142,6 +146,8 @@ class BatchEncoding(UserDict[str, Any]):
 
     def to(self, device: str | int | torch.device, *, non_blocking: bool = False) -> Self:
         """Move the tensors to a device, in place; other values stay. A dtype is refused: ids must stay integers."""
+        import torch
+
         if isinstance(device, torch.dtype):
             raise UserError(f"to({device}): token ids cannot be cast; name a device")
         self.data = {
@@ -172,6 +178,8 @@ def _converter(tensor_type: str) -> Any:
 
 
 def _to_torch(value: Any) -> torch.Tensor:
+    import torch
+
     if torch.is_tensor(value):
         return value
     if isinstance(value, (list, tuple)) and value and torch.is_tensor(value[0]):

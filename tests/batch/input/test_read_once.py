@@ -19,7 +19,7 @@ from xlmr_ray.batch.input.readers import parquet, raw
 from xlmr_ray.batch.input.readers.raw import Source
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.source import find_inputs
-from xlmr_ray.batch.stream import ends, packed, unpacked
+from xlmr_ray.batch.stages.packs import ends, packed, unpacked
 
 COLUMNS = Columns({"text": "text"}, id="id", keep=("lang",))
 ROWS = 3000

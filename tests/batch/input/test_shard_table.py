@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.shard_table import ShardTable
-from xlmr_ray.batch.stream import packed, unpacked
+from xlmr_ray.batch.stages.packs import packed, unpacked
 
 
 def inputs_of(count):

@@ -7,10 +7,10 @@ import signal
 import pyarrow as pa
 
 from xlmr_ray.batch.stages.encode import Encode, ScoredShard
+from xlmr_ray.batch.stages.packs import TokenizeEach
 from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.stages.rows import good_rows
 from xlmr_ray.batch.stages.tokenize import Tokenize, Tokenized
-from xlmr_ray.batch.stream import TokenizeEach
 
 
 class PanicException(BaseException):

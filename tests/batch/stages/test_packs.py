@@ -11,10 +11,10 @@ from xlmr_ray.batch.ledger.record import read_record
 from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.stages.block import COMMITTED, raise_failure
 from xlmr_ray.batch.stages.encode import Encode
+from xlmr_ray.batch.stages.packs import TokenizeEach, packs_for
 from xlmr_ray.batch.stages.shard_cost import Committed
 from xlmr_ray.batch.stages.write import Write
 from xlmr_ray.batch.store.open import open_store
-from xlmr_ray.batch.stream import TokenizeEach, packs_for
 from xlmr_ray.errors import JobFailed
 
 

@@ -17,6 +17,7 @@ from tests.models import save_classifier
 from xlmr_ray import JobFailed
 from xlmr_ray.batch import run, stream
 from xlmr_ray.batch.ledger.verify import verify
+from xlmr_ray.batch.stages import encode
 from xlmr_ray.batch.stages.suspects import ALONE, MOST_DEATHS, WARY, RowRange, Suspects, piece_edges
 from xlmr_ray.batch.store.open import open_store
 
@@ -241,7 +242,7 @@ def compare(model, tmp_path, monkeypatch, special, *, timeout):
 
     clean = run_over("clean", {})
     monkeypatch.setattr(stream, "TokenizeEach", DeadlyTokenizeEach)
-    monkeypatch.setattr(stream, "Encode", DeadlyEncode)
+    monkeypatch.setattr(encode, "Encode", DeadlyEncode)
     out = run_over("out", {place: text for place, (text, _) in special.items()})
     errors = result(out, "errors")
     assert dict(zip(errors["row"].to_pylist(), errors["code"].to_pylist(), strict=True)) == {

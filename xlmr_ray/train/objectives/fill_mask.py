@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.heads import LMHead
+from xlmr_ray.model.ignored import IGNORED
 from xlmr_ray.model.losses import lm_loss
-from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
+from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.modeling.xlm_roberta import XLMRobertaForMaskedLM
 from xlmr_ray.tasks.encoded import length_limit
 from xlmr_ray.tasks.fill_mask import FillMask

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.heads import classifier_dropout
-from xlmr_ray.model.packed_batch import IGNORED, PackedBatch
+from xlmr_ray.model.ignored import IGNORED
+from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.modeling.xlm_roberta import XLMRobertaForTokenClassification
 from xlmr_ray.tasks.encoded import lengths
 from xlmr_ray.tasks.token_classification import TokenClassification
