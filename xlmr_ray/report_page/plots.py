@@ -242,7 +242,7 @@ def path(points: Iterable[tuple[float, float]], style: str) -> Markup:
 def svg(drawn: Iterable[Markup], height: float, title: str, description: str) -> Markup:
     """An SVG element that names and describes itself."""
     head = f'<svg viewBox="0 0 {WIDTH:g} {height:.1f}" role="img" xmlns="http://www.w3.org/2000/svg">'
-    named = Markup("<title>{}</title><desc>{}</desc>").format(printable(title), printable(description))
+    named = Markup("<title>{}</title><desc>{}</desc>").format(without_controls(title), without_controls(description))
     return Markup(head) + named + Markup("").join(drawn) + Markup("</svg>")
 
 
@@ -266,7 +266,7 @@ def width_of(label: str, size: float) -> float:
 
 def fitting(label: str, room: float, size: float = SIZE) -> str:
     """A label cut to so many units."""
-    label = printable(label)
+    label = without_controls(label)
     if width_of(label, size) <= room:
         return label
     while label and width_of(label, size) > room - size:
@@ -274,14 +274,14 @@ def fitting(label: str, room: float, size: float = SIZE) -> str:
     return label + "…"
 
 
-def printable(label: str) -> str:
+def without_controls(label: str) -> str:
     """Without control characters, which no XML may have."""
     return "".join("\ufffd" if unicodedata.category(one) in ("Cc", "Cs") else one for one in label)
 
 
 def short_label(label: str, most: int = LONGEST) -> str:
     """A label as long as there is room for."""
-    label = printable(" ".join(label.split()))
+    label = without_controls(" ".join(label.split()))
     return label if len(label) <= most else label[: most - 1] + "…"
 
 
