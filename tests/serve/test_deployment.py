@@ -2,6 +2,8 @@
 
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -220,3 +222,10 @@ def until(true, seconds=120):
     while not true():
         assert time.monotonic() < end
         time.sleep(0.2)
+
+
+def test_what_is_deployed_is_read_without_torch():
+    """Ray Serve does so in two processes, before any replica starts."""
+    code = "import sys, xlmr_ray.serve.deployment; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -1,17 +1,22 @@
 """The service as a Ray Serve application: `import_path: xlmr_ray.serve.deployment:application`, whose `args` are the
 settings.
 
+Ray Serve reads this module in two processes before the replica's, one after the other, to see what is deployed: what
+takes seconds to import, torch first, is imported by the replica.
+
 One deployment holds tokenizer, queue and engine, so that a request makes one hop. All settings are the deployment's
 `user_config`: limits, keys, logging and models change in the running replicas. New models load beside the old ones,
 which answer until the others are warm. What Ray Serve itself holds of them (replicas, their cores, health checks)
 changes as it does for any deployment.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import os
 from collections.abc import Coroutine, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
@@ -20,15 +25,16 @@ from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from xlmr_ray.serve.app import build_app, compute_batches
 from xlmr_ray.serve.batches.shelf import shelf_of
 from xlmr_ray.serve.keys import Keys
 from xlmr_ray.serve.logs import log_as_json, log_stream
-from xlmr_ray.serve.metrics import TABLE, Metrics, ServiceMetric
-from xlmr_ray.serve.service import MOST_TOKENIZERS, Service
-from xlmr_ray.serve.settings import LimitsSection, ServeSettings
+from xlmr_ray.serve.settings import MOST_TOKENIZERS, LimitsSection, ServeSettings
 from xlmr_ray.serve.tracing import export_spans
 from xlmr_ray.validation import checked
+
+if TYPE_CHECKING:
+    from xlmr_ray.serve.metrics import ServiceMetric
+    from xlmr_ray.serve.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +149,10 @@ class Replica:
         """At the start, loads the models; later, puts limits and keys in force at once, and other models in place of
         the old ones as soon as they are warm.
         """
+        from xlmr_ray.serve.app import build_app, compute_batches
+        from xlmr_ray.serve.metrics import Metrics
+        from xlmr_ray.serve.service import Service
+
         new = with_threads(checked(ServeSettings, user_config, "user_config"), own_cores())
         Keys(new.keys)  # raises for keys that are none
         log_as_json(new.log.level, self.log)
@@ -165,6 +175,8 @@ class Replica:
             self.routes = build_app(self.service, new)
 
     async def replace(self, service: Service, settings: ServeSettings) -> None:
+        from xlmr_ray.serve.app import build_app
+
         try:
             await asyncio.to_thread(service.replace_models, settings)
         except Exception as error:
@@ -196,6 +208,8 @@ class RayMetrics:
     """The service's numbers as Ray's own metrics, which each node exports: `ray_xlmr_ray_serve_…`."""
 
     def __init__(self) -> None:
+        from xlmr_ray.serve.metrics import TABLE
+
         self.made: dict[str, Counter | Gauge | Histogram] = {}
         for metric in TABLE:
             if metric.kind == "histogram":

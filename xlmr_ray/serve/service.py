@@ -35,7 +35,7 @@ from xlmr_ray.serve.metrics import (
 from xlmr_ray.serve.models import Model, Models, Served, load_models
 from xlmr_ray.serve.queue.admission import Tokenizing, admit, check_tokens
 from xlmr_ray.serve.requests import CURRENT, Invalid, NotFound, Unavailable
-from xlmr_ray.serve.settings import LimitsSection, ServeSettings
+from xlmr_ray.serve.settings import MOST_TOKENIZERS, LimitsSection, ServeSettings
 from xlmr_ray.serve.task_request import TaskRequest
 from xlmr_ray.serve.tracing import span
 from xlmr_ray.tasks.registry import TASKS, canonical_task
@@ -46,8 +46,6 @@ from xlmr_ray.tokenizer.tokenizer import TokenizerError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# Threads that tokenize; more of them wait for the interpreter's lock.
-MOST_TOKENIZERS = 4
 
 
 class Service:

@@ -13,6 +13,8 @@ from xlmr_ray.errors import UserError
 from xlmr_ray.validation import Auto, Count, Section, checked, listed, named_task, read_yaml
 
 Seconds = Annotated[float, Field(gt=0)]
+# Threads that tokenize where the settings leave it open; more of them wait for the interpreter's lock.
+MOST_TOKENIZERS = 4
 
 
 def named_model(value: Any) -> Any:
