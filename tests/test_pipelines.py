@@ -84,8 +84,10 @@ def test_a_job_file_gives_pythons_answers(steps_here, path, tmp_path):
         ),
     ],
 )
-def test_composed_pipelines(script, job, arguments, tmp_path):
+def test_composed_pipelines(steps_here, script, job, arguments, tmp_path):
     content = on_slice(ROOT / "pipelines" / f"{job}.yaml", tmp_path, twice=5)
+    if script == "deduplicate":  # goes on with a job that is done; a command of docs/deduplicate.md begins with it
+        run_job(check_job(content, job), quiet=True)
     file = tmp_path / "job.yaml"
     file.write_text(json.dumps(content), "utf-8")  # which is YAML
     command = [sys.executable, ROOT / "pipelines" / f"{script}.py", file, *arguments, "--output", tmp_path / "found"]
