@@ -50,14 +50,14 @@ faults: $(VENV)/everything  ## inject each fault that a run must survive, and co
 kills: $(VENV)/everything  ## 200 runs in which drivers, actors and nodes are killed at random moments
 	$(BIN)/python -m tests.faults.kills --rounds 200
 
-# ONNX Runtime in an environment beside the package's, not in it.
+# ONNX Runtime and OpenVINO in an environment beside the package's, not in it.
 .venv-peers/there: $(VENV)/everything tests/benchmarks/peers.txt
 	@$(BIN)/python -m venv .venv-peers
 	@.venv-peers/bin/python -m pip install $(PIP_FLAGS) --no-deps --requirement tests/benchmarks/peers.txt
 	@realpath $(VENV)/lib/python3*/site-packages > $$(echo .venv-peers/lib/python3*/site-packages)/package.pth
 	@touch $@
 
-bench-peers: .venv-peers/there  ## the engine against transformers, sentence-transformers and ONNX Runtime, in the same run
+bench-peers: .venv-peers/there  ## the engine against transformers, sentence-transformers, ONNX Runtime and OpenVINO, in the same run
 	.venv-peers/bin/python -W ignore -m tests.benchmarks.peers
 
 mini: $(VENV)/everything  ## train the embedded checkpoint again (needs Debian's apt-get, npm, 15 minutes)

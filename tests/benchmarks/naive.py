@@ -1,9 +1,9 @@
 """The embedding job against the script that people write first: whole processes, from launch to published output, in
 turn.
 
-Same checkpoint, same documents, and the same vectors, which is checked. Prints the ratio pair by pair: the machine's
-own speed is not the point. usage: python -m tests.benchmarks.naive [--model FOLDER] [--input FILE.parquet] [--rounds
-N] [--int8]
+Same checkpoint, same documents, and the same vectors, which is checked; with --bfloat16 the script is in bfloat16, too.
+Prints the ratio pair by pair: the machine's own speed is not the point.
+usage: python -m tests.benchmarks.naive [--model FOLDER] [--input FILE.parquet] [--rounds N] [--int8] [--bfloat16]
 """
 
 import argparse
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--input", help="Parquet with id and text; default: the embedded corpus")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--int8", action="store_true", help="a run in int8, too")
+    parser.add_argument("--bfloat16", action="store_true", help="both in bfloat16, too")
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="bench-"))
     source = work / "input.parquet"
@@ -67,13 +68,20 @@ def main() -> None:
     pq.write_table(pa.concat_tables(pq.read_table(part, columns=["id", "text"]) for part in parts), source)
     model = arguments.model or str(CORPUS.parent / "mini")
     documents = pq.read_metadata(source).num_rows
-    kinds = {"float32": (), **({"int8": ("engine.quantization=int8",)} if arguments.int8 else {})}
+    kinds: dict[str, tuple[str, ...]] = {"float32": ()}
+    if arguments.int8:
+        kinds["int8"] = ("engine.quantization=int8",)
+    if arguments.bfloat16:
+        kinds["bfloat16"] = ("engine.dtype=bfloat16",)
     ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(arguments.rounds):
         ours = {kind: run(work, f"{kind}{turn}", model, source, *more) for kind, more in kinds.items()}
-        slow = timed("tests.benchmarks.naive_script", model, str(source), str(work / f"theirs{turn}"))
-        wanted = vectors(work / f"theirs{turn}")
+        theirs = {}
+        for dtype in ("float32", *(["bfloat16"] if arguments.bfloat16 else [])):
+            out = work / f"theirs-{dtype}{turn}"
+            theirs[dtype] = timed("tests.benchmarks.naive_script", model, str(source), str(out), dtype), vectors(out)
         for kind, (fast, first, got) in ours.items():
+            slow, wanted = theirs.get(kind, theirs["float32"])
             assert got.keys() == wanted.keys()
             difference = max(float(np.abs(got[key] - wanted[key]).max()) for key in wanted)
             assert difference < (1e-5 if kind == "float32" else 0.1), difference

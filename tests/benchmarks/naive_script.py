@@ -1,7 +1,7 @@
 """The script that people write first: Ray Data around transformers, 32 documents a batch in arrival order, padded in
 the actor.
 
-usage: python -m tests.benchmarks.naive_script MODEL INPUT.parquet OUTPUT
+usage: python -m tests.benchmarks.naive_script MODEL INPUT.parquet OUTPUT [DTYPE]
 """
 
 import sys
@@ -12,15 +12,15 @@ import transformers
 
 
 class Embed:
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, dtype: str) -> None:
         torch.set_num_threads(int(ray.cluster_resources()["CPU"]))
         self.tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-        self.model = transformers.XLMRobertaModel.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = transformers.XLMRobertaModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
     @torch.inference_mode()
     def __call__(self, batch):
         inputs = self.tokenizer(list(batch["text"]), padding=True, truncation=True, max_length=512, return_tensors="pt")
-        hidden = self.model(**inputs).last_hidden_state
+        hidden = self.model(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"][..., None].float()
         pooled = (hidden * mask).sum(1) / mask.sum(1)
         batch["embedding"] = torch.nn.functional.normalize(pooled, dim=-1).numpy()
@@ -28,11 +28,13 @@ class Embed:
 
 
 def main() -> None:
-    model, source, output = sys.argv[1:]
+    model, source, output, dtype = [*sys.argv[1:], "float32"][:4]
     ray.init(include_dashboard=False, logging_level="ERROR")
     dataset = ray.data.read_parquet(source)
     strategy = ray.data.ActorPoolStrategy(size=1)
-    dataset.map_batches(Embed, fn_constructor_args=(model,), batch_size=32, compute=strategy).write_parquet(output)
+    dataset.map_batches(Embed, fn_constructor_args=(model, dtype), batch_size=32, compute=strategy).write_parquet(
+        output
+    )
 
 
 if __name__ == "__main__":

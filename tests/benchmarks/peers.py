@@ -1,12 +1,15 @@
 """The engine alone against what else computes the same vectors on a CPU: one process, the same documents in turn,
 from texts to vectors, on all cores; answers are checked before anything is timed.
 
-Runs in .venv-peers (`make bench-peers`), which adds ONNX Runtime to the package's own environment. Prints documents a
-second and, round by round, how many times as fast the engine is: the machine's own speed is not the point.
+Runs in .venv-peers (`make bench-peers`), which adds ONNX Runtime and OpenVINO to the package's own environment. Prints
+documents a second and, round by round, how many times as fast the engine is in the same precision: the machine's own
+speed is not the point. bfloat16 is run where the CPU has instructions for it.
 usage: python -m tests.benchmarks.peers [--model FOLDER] [--input FILE.parquet] [--documents N] [--rounds N]
+    [--precisions float32,bfloat16,int8]
 """
 
 import argparse
+import functools
 import os
 import statistics
 import tempfile
@@ -19,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import onnxruntime
+import openvino
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -29,6 +33,7 @@ from sentence_transformers.sentence_transformer import modules
 from xlmr_ray.bench.measure import usable_cpus
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.demo import CORPUS
+from xlmr_ray.engine.cpu_precision import BFLOAT16, cpu_capabilities
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.tasks.registry import bind_task
@@ -39,15 +44,20 @@ LENGTH = 512
 # Padded tokens of a batch of sorted documents: 2,048 was the best of 1,024 to 16,384 for transformers on two cores.
 BUDGET = 2048
 Embed = Callable[[Sequence[str]], np.ndarray]
-INT8 = " int8"  # what the names of those that round end in
+# What the names of those that round end in.
+BF16, INT8 = " bfloat16", " int8"
+# The smallest cosine of a vector with the engine's in float32 that is taken for the same model in that precision.
+LEAST = {"": 1 - 1e-6, BF16: 0.999, INT8: 0.95}
+SHOWN = 32  # documents that a static int8 model is calibrated on
 
 
-def engine(folder: Path, quantization: str | None = None) -> Embed:
+def engine(folder: Path, *, dtype: str = "auto", quantization: str | None = None) -> Embed:
     """An encoder a core, as a run has them."""
     task = bind_task("embedding", folder, {"pooling": "mean", "normalize": True, "max_length": LENGTH})
     tokenizer = XLMRobertaTokenizer.from_pretrained(folder)
     engines = [
-        Engine.load(folder, [task], EngineSettings(device="cpu", quantization=quantization)) for _ in range(CORES)
+        Engine.load(folder, [task], EngineSettings(device="cpu", dtype=dtype, quantization=quantization))
+        for _ in range(CORES)
     ]
 
     def one(engine: Engine, ids: pa.Array) -> np.ndarray:
@@ -96,27 +106,29 @@ def padded(folder: Path, hidden: Callable[[dict[str, torch.Tensor]], torch.Tenso
         for chosen in batches([len(x) for x in ids], sort=sort):
             inputs = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt")
             inputs = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-            for place, vector in zip(chosen, pooled(hidden(inputs), inputs["attention_mask"]), strict=True):
+            for place, vector in zip(chosen, pooled(hidden(inputs).float(), inputs["attention_mask"]), strict=True):
                 out[place] = vector
         return np.stack(out)
 
     return embed
 
 
-def reference(folder: Path, *, eight_bits: bool = False) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
-    model = transformers.XLMRobertaModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False).eval()
+def reference(
+    folder: Path, *, dtype: torch.dtype = torch.float32, eight_bits: bool = False
+) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    model = transformers.XLMRobertaModel.from_pretrained(folder, dtype=dtype, add_pooling_layer=False).eval()
     if eight_bits:
         model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     return lambda inputs: model(**inputs).last_hidden_state
 
 
-def sentences(folder: Path) -> Embed:
+def sentences(folder: Path, dtype: torch.dtype = torch.float32) -> Embed:
     body = modules.Transformer(str(folder))
     pooling = modules.Pooling(body.get_embedding_dimension(), pooling_mode="mean")
     model = SentenceTransformer(modules=[body, pooling, modules.Normalize()], device="cpu")
     model.max_seq_length = LENGTH
-    model.float()
-    return lambda texts: model.encode(list(texts), batch_size=32, show_progress_bar=False)
+    model.to(dtype)
+    return lambda texts: np.asarray(model.encode(list(texts), batch_size=32, show_progress_bar=False), np.float32)
 
 
 class Hidden(torch.nn.Module):
@@ -176,18 +188,79 @@ def onnx(path: Path) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
     return lambda inputs: torch.from_numpy(session.run(None, {name: inputs[name].numpy() for name in names})[0])
 
 
-def contenders(folder: Path, work: Path) -> dict[str, Embed]:
-    plain, eight = export(folder, work)
+def for_openvino(folder: Path) -> openvino.Model:
+    ids = torch.tensor([[0, 6, 7, 8, 2], [0, 9, 2, 1, 1]])
+    inputs = [(name, [-1, -1], openvino.Type.i64) for name in ("input_ids", "attention_mask")]
+    return openvino.convert_model(Hidden(folder), example_input=(ids, (ids != 1).long()), input=inputs)
+
+
+def compiled(
+    model: openvino.Model, precision: str, **options: str
+) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    """By OpenVINO for all cores, computing in `precision` between what the model itself has in eight bits."""
+    asked = {"INFERENCE_NUM_THREADS": CORES, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision, **options}
+    request = openvino.Core().compile_model(model, "CPU", asked).create_infer_request()
+
+    def hidden(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        request.infer([inputs["input_ids"].numpy(), inputs["attention_mask"].numpy()])
+        return torch.from_numpy(request.get_output_tensor(0).data)
+
+    return hidden
+
+
+def eight_bit_openvino(folder: Path, texts: Sequence[str]) -> dict[str, openvino.Model]:
+    """In int8: weights only, activations as they come; and both, by ranges measured on some of the texts."""
+    import nncf
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    def inputs(text: str) -> dict[str, np.ndarray]:
+        encoded = tokenizer(text, truncation=True, max_length=LENGTH, return_tensors="np")
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+    sample = nncf.Dataset(list(texts[:: max(1, len(texts) // SHOWN)]), inputs)
     return {
-        "xlmr_ray": engine(folder),
-        "xlmr_ray" + INT8: engine(folder, "int8"),
-        "transformers, 32 as they come": padded(folder, reference(folder), sort=False),
-        "transformers, sorted": padded(folder, reference(folder), sort=True),
-        "sentence-transformers": sentences(folder),
-        "onnxruntime, sorted": padded(folder, onnx(plain), sort=True),
-        "transformers, sorted," + INT8: padded(folder, reference(folder, eight_bits=True), sort=True),
-        "onnxruntime, sorted," + INT8: padded(folder, onnx(eight), sort=True),
+        "dynamic": nncf.compress_weights(for_openvino(folder), mode=nncf.CompressWeightsMode.INT8_SYM),
+        "static": nncf.quantize(for_openvino(folder), sample, model_type=nncf.ModelType.TRANSFORMER),
     }
+
+
+def contenders(folder: Path, work: Path, texts: Sequence[str], asked: Sequence[str]) -> dict[str, Embed]:
+    """By name, ours in a precision first."""
+    sort = functools.partial(padded, folder, sort=True)
+    found: dict[str, Embed] = {"xlmr_ray": engine(folder)}
+    exported = export(folder, work) if {"float32", "int8"} & set(asked) else None
+    if "float32" in asked and exported:
+        found |= {
+            "transformers, 32 as they come": padded(folder, reference(folder), sort=False),
+            "transformers, sorted": sort(reference(folder)),
+            "sentence-transformers": sentences(folder),
+            "onnxruntime, sorted": sort(onnx(exported[0])),
+            "openvino, sorted": sort(compiled(for_openvino(folder), "f32")),
+        }
+    if "bfloat16" in asked:
+        found |= {
+            "xlmr_ray" + BF16: engine(folder, dtype="bfloat16"),
+            "transformers, sorted," + BF16: sort(reference(folder, dtype=torch.bfloat16)),
+            "sentence-transformers," + BF16: sentences(folder, torch.bfloat16),
+            "openvino, sorted," + BF16: sort(compiled(for_openvino(folder), "bf16")),
+        }
+    if "int8" in asked and exported:
+        between = "bf16" if "bfloat16" in asked else "f32"
+        eight = eight_bit_openvino(folder, texts)
+        group = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(transformers.AutoConfig.from_pretrained(folder).hidden_size)}
+        found |= {
+            "xlmr_ray" + INT8: engine(folder, quantization="int8"),
+            "transformers, sorted," + INT8: sort(reference(folder, eight_bits=True)),
+            "onnxruntime, sorted," + INT8: sort(onnx(exported[1])),
+            f"openvino, sorted, {between} between," + INT8: sort(compiled(eight["dynamic"], between, **group)),
+            f"openvino, sorted, {between} between, static" + INT8: sort(compiled(eight["static"], between)),
+        }
+    return found
+
+
+def ending(name: str) -> str:
+    return next((one for one in (BF16, INT8) if name.endswith(one)), "")
 
 
 def spread(values: Sequence[float]) -> str:
@@ -200,6 +273,8 @@ def main() -> None:
     parser.add_argument("--input", help="Parquet with text; default: the embedded corpus")
     parser.add_argument("--documents", type=int, default=96, help="spread over the input")
     parser.add_argument("--rounds", type=int, default=3)
+    fast = any(cpu_capabilities().get(name) for name in BFLOAT16)
+    parser.add_argument("--precisions", default="float32,bfloat16,int8" if fast else "float32,int8")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     paths = [arguments.input] if arguments.input else sorted(CORPUS.glob("*.parquet"))
@@ -207,14 +282,14 @@ def main() -> None:
     texts = [texts[i] for i in np.linspace(0, len(texts) - 1, min(arguments.documents, len(texts))).astype(int)]
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as work, torch.inference_mode():
-        runs = contenders(resolve(arguments.model), Path(work))
+        runs = contenders(resolve(arguments.model), Path(work), texts, arguments.precisions.split(","))
         wanted = runs["xlmr_ray"](texts)
         for name, embed in runs.items():
             torch.set_num_threads(CORES)
             got = embed(texts)
             cosine, away = float((got * wanted).sum(1).min()), float(np.abs(got - wanted).max())
-            print(f"{name:32} smallest cosine {cosine:.6f}, largest difference {away:.1e}", flush=True)
-            assert name.endswith(INT8) or away < 1e-4, name
+            print(f"{name:48} smallest cosine {cosine:.6f}, largest difference {away:.1e}", flush=True)
+            assert cosine > LEAST[ending(name)], name
         for turn in range(arguments.rounds):
             # Forwards and backwards, so that none is always after the same one.
             for name in list(runs)[:: 1 if turn % 2 == 0 else -1]:
@@ -224,9 +299,9 @@ def main() -> None:
                 rates.setdefault(name, []).append(len(texts) / (time.perf_counter() - start))
     print(f"{len(texts)} documents, {CORES} cores, {arguments.rounds} rounds: median (smallest to largest)")
     for name in runs:
-        own = "xlmr_ray" + (INT8 if name.endswith(INT8) else "")
+        own = "xlmr_ray" + ending(name)
         ratio = spread([ours / theirs for ours, theirs in zip(rates[own], rates[name], strict=True)])
-        print(f"{name:32} {spread(rates[name]):>24} docs/s" + (f", {own} is {ratio} times it" if name != own else ""))
+        print(f"{name:48} {spread(rates[name]):>24} docs/s" + (f", {own} is {ratio} times it" if name != own else ""))
 
 
 if __name__ == "__main__":
