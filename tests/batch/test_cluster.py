@@ -114,6 +114,50 @@ def test_a_cluster_that_may_grow_is_asked_for_more_than_it_has():
     )
 
 
+def growing(least, most, **more):
+    return ClusterSection.model_validate({"encoders": {"min": least, "max": most}, **more})
+
+
+@given(st.integers(1, 64), st.integers(0, 8), st.integers(1, 40), st.integers(0, 40), st.integers(1, 100))
+def test_a_range_begins_with_what_is_there_and_may_grow(cpus, gpus, least, more, shards):
+    there = having(cpus, gpus=[gpus], memory=1e12)
+    size = cluster_sizes(there, growing(least, least + more, address="host:1"), "auto", 0, shards)
+    plain = cluster_sizes(there, ClusterSection(), "auto", 0, shards)
+    assert size.encoders == min(max(least, plain.encoders), least + more, shards)
+    assert size.most == min(least + more, shards)
+    assert size.grown(size.encoders) == size.most
+    assert size.grown(size.tokenizers) * size.encoders >= size.tokenizers * size.most
+    assert (size.encoder_gpus, size.threads >= (0 if gpus else 1)) == (plain.encoder_gpus, True)
+    if size.encoders >= plain.encoders and not gpus:  # those to come are as large as those that are here
+        assert (size.encoder_cpus, size.threads) == (plain.encoder_cpus, plain.threads)
+
+
+def test_what_grows_says_so():
+    there = having(4, memory=1e12)
+    assert str(cluster_sizes(there, growing(1, 16), "auto", 0)) == (
+        "1 tokenizer, 4 encoders of 1 thread, 1 writer, up to 16 encoders as the cluster grows"
+    )
+    assert "grows" not in str(cluster_sizes(there, growing(1, 4), "auto", 0))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"min": 3, "max": 2}, "min: 3 is more than max: 2"),
+        ({"max": 0}, "max"),
+        ({"least": 1, "max": 2}, "least"),
+        ({"min": 2}, "max"),
+    ],
+)
+def test_a_range_that_is_none(given, said):
+    from xlmr_ray.batch.job import check_job
+
+    content = {"input": {"path": "x"}, "tasks": "embedding", "output": {"path": "y"}, "cluster": {"encoders": given}}
+    with pytest.raises(UserError, match=said) as raised:
+        check_job(content, "job.yaml")
+    assert "\n" not in str(raised.value)
+
+
 def test_no_gpus_on_cpus():
     assert cluster_sizes(having(4, memory=64e9), ClusterSection(gpus_per_encoder=0), "auto", 0).encoder_gpus == 0
     assert (

@@ -20,7 +20,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"actor is dead because it wa
 
 import ray
 
-from xlmr_ray.batch.job import ClusterSection
+from xlmr_ray.batch.job import ClusterSection, EncoderRange
 from xlmr_ray.engine.device import gpu_dtype
 from xlmr_ray.errors import UserError
 from xlmr_ray.ray_start import starting
@@ -48,7 +48,10 @@ class Resources:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Actors, the CPUs and GPUs that Ray counts for each, and the threads of an encoder (0: torch's choice)."""
+    """Actors, the CPUs and GPUs that Ray counts for each, and the threads of an encoder (0: torch's choice).
+
+    `most` encoders as the cluster grows, with as many tokenizers and writers for each as at first; 0: none more.
+    """
 
     encoders: int
     encoder_cpus: float
@@ -57,12 +60,18 @@ class Sizes:
     tokenizer_cpus: float
     writers: int
     threads: int
+    most: int = 0
+
+    def grown(self, actors: int) -> int:
+        """Of so many actors of a kind, how many there are beside the most encoders."""
+        return max(actors, -(-actors * self.most // self.encoders))
 
     def __str__(self) -> str:
         threads = f" of {plural(self.threads, 'thread')}" if self.threads else ""
+        more = f", up to {plural(self.most, 'encoder')} as the cluster grows" if self.most > self.encoders else ""
         return (
             f"{plural(self.tokenizers, 'tokenizer')}, {plural(self.encoders, 'encoder')}{threads}, "
-            f"{plural(self.writers, 'writer')}"
+            f"{plural(self.writers, 'writer')}{more}"
         )
 
 
@@ -185,7 +194,8 @@ def cluster_sizes(
     Raises UserError where it lacks what the job asks for.
     """
     cpus, gpus = max(1, int(sum(there.cpus))), sum(there.gpus)
-    asked = cluster.gpus_per_encoder
+    asked, wanted = cluster.gpus_per_encoder, cluster.encoders
+    most = min(wanted.max, shards) if isinstance(wanted, EncoderRange) else 0
     if device == "cuda" or (device == "auto" and (gpus or asked not in ("auto", 0))):
         share = 1.0 if asked == "auto" else asked
         if not share:  # Ray would start one on every core, all on the same GPU
@@ -196,26 +206,36 @@ def cluster_sizes(
                 f"cluster.gpus_per_encoder: {share:g}, but no machine of the cluster has as many (GPUs in all: "
                 f"{gpus:g}); add machines, ask for fewer, or use engine.device: cpu"
             )
-        if cluster.encoders != "auto" and cluster.encoders > fit and not remote(cluster.address):
+        least = wanted.min if isinstance(wanted, EncoderRange) else wanted
+        if least != "auto" and least > fit and not remote(cluster.address):
             raise UserError(
-                f"cluster.encoders: {cluster.encoders} of {share:g} GPUs, but this machine's {gpus:g} carry {fit}; use "
-                "auto or fewer"
+                f"cluster.encoders: {least} of {share:g} GPUs, but this machine's {gpus:g} carry {fit}; use auto or "
+                "fewer"
             )
-        encoders = cluster.encoders if cluster.encoders != "auto" else max(1, min(fit, shards))
+        encoders = encoders_at_first(wanted, fit, shards)
         room = max(1, cpus - encoders - 1)
         tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else min(room, TOKENIZERS_PER_GPU * encoders)
-        return Sizes(encoders, 0.5, share, tokenizers, min(1.0, room / tokenizers), encoders, 0)
+        return Sizes(encoders, 0.5, share, tokenizers, min(1.0, room / tokenizers), encoders, 0, most)
     # An encoder a core, as far as half the memory goes: on two cores, two encoders of one thread each did 1.25 times
     # what one of two threads does, and other work on a core then delays only one of them.
     copies = int(there.memory / 2 / (held + PROCESS_BYTES))
-    encoders = cluster.encoders if cluster.encoders != "auto" else max(1, min(cpus, copies, shards))
+    encoders = encoders_at_first(wanted, min(cpus, copies), shards)
     tokenizers = cluster.tokenizers if cluster.tokenizers != "auto" else max(1, cpus // 8)
     tokenizer_cpus = min(TOKENIZER_CPUS, cpus / (4 * tokenizers))
     writers = max(1, cpus // 8)
     others = [tokenizer_cpus] * tokenizers + [WRITER_CPUS] * writers
-    encoder_cpus = largest_share(there.cpus, others, encoders)
-    threads = min(cpus // encoders, int(max(there.cpus)))
-    return Sizes(encoders, encoder_cpus, 0.0, tokenizers, tokenizer_cpus, writers, max(1, threads))
+    # Those that more machines are asked for are as large as those that these carry.
+    here = min(encoders, max(1, min(cpus, copies))) if most else encoders
+    encoder_cpus = largest_share(there.cpus, others, here)
+    threads = min(cpus // here, int(max(there.cpus)))
+    return Sizes(encoders, encoder_cpus, 0.0, tokenizers, tokenizer_cpus, writers, max(1, threads), most)
+
+
+def encoders_at_first(wanted: int | str | EncoderRange, fit: int, shards: int) -> int:
+    """As many as the job says; where it leaves that open, those that `fit`, and no more than it has shards."""
+    if isinstance(wanted, EncoderRange):
+        return max(1, min(max(fit, wanted.min), wanted.max, shards))
+    return max(1, min(fit, shards)) if isinstance(wanted, str) else wanted
 
 
 def encoders_that_fit(share: float, gpus: Sequence[float]) -> int:

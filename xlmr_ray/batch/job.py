@@ -108,6 +108,19 @@ class EngineSection(EngineKeys):
     max_length: Auto | Count = "auto"
 
 
+class EncoderRange(Section):
+    """`min` encoders that a job begins with at least, and `max` that it grows to with its cluster."""
+
+    min: Count = 1
+    max: Count
+
+    @model_validator(mode="after")
+    def not_turned_round(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min: {self.min} is more than max: {self.max}")
+        return self
+
+
 class ClusterSection(Section):
     """`address: auto` is `RAY_ADDRESS` where that is set, and a cluster of this machine's own else. `repeats_bytes` of
     results are kept for texts that come again in later shards; `auto`: where a sample says that it pays
@@ -116,7 +129,7 @@ class ClusterSection(Section):
 
     address: str = "auto"
     tokenizers: Auto | Count = "auto"
-    encoders: Auto | Count = "auto"
+    encoders: Auto | Count | EncoderRange = "auto"
     gpus_per_encoder: Auto | Annotated[float, Field(ge=0), AfterValidator(whole_above_one)] = "auto"
     shard_rows: Auto | Count = "auto"
     repeats_bytes: Auto | Annotated[int, Field(ge=0)] = "auto"

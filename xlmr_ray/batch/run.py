@@ -22,6 +22,7 @@ from xlmr_ray.batch.cluster import (
     remote,
 )
 from xlmr_ray.batch.done import Done, committed_now, earlier
+from xlmr_ray.batch.first_machine import await_first_machine
 from xlmr_ray.batch.incremental import Changes, publish_found
 from xlmr_ray.batch.input.file import InputChanged
 from xlmr_ray.batch.input.shard_table import ShardTable
@@ -97,6 +98,9 @@ def run_job(
     store = checked_store(job.output.path, lambda store: store.probe(), at_least_once=at_least_once)
     with connected_if_there(job.cluster.address):
         before: RunOutcome | None = None
+        if job.engine.device == "auto" or job.engine.dtype == "auto":
+            # What an encoder computes in follows from the machines, and is part of what the run is.
+            first_machine(job, console)
         while True:
             prepared = prepare_run(job, store)
             plan = prepared.plan
@@ -224,6 +228,7 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
         return
     changed: Counter[str] = Counter()
     with connected(run.job.cluster.address), ProgressLine(run.console, "docs", quiet=run.quiet) as line:
+        first_machine(run.job, run.console)
         size, kept = sizes_of(run.job, prepared.recipe, plan.shards, todo, cluster_resources())
         recipe = replace(known, threads=size.threads, gpus=size.encoder_gpus)
         if watch is not None:
@@ -251,6 +256,12 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
             f"{some(sorted(changed))}: {changed.total():,} shards of {len(changed):,} inputs could not be scored, all "
             f"others of run {plan.run_id} are committed; nothing is published"
         )
+
+
+def first_machine(job: Job, console: Console) -> None:
+    """Waits for it where the cluster is another's and has none."""
+    if remote(job.cluster.address):
+        await_first_machine(job, lambda text: say(console, text))
 
 
 def sizes_of(

@@ -14,7 +14,7 @@ from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.planning import SHARD_BYTES
 from xlmr_ray.batch.input.readers.raw import BadFile, Source
 from xlmr_ray.batch.input.readers.reader import Reader
-from xlmr_ray.batch.job import Job
+from xlmr_ray.batch.job import EncoderRange, Job
 from xlmr_ray.batch.stages.checkpoints import bound_task
 from xlmr_ray.batch.stages.recipe import TaskRecipe
 from xlmr_ray.checkpoint.files import resolve
@@ -71,8 +71,10 @@ def encoders_and_machines(job: Job) -> tuple[int, int]:
     """How many encoders there will be, about, and machines."""
     there = resources()
     found = sum(there.gpus if on_gpu(job.engine.device) else there.cpus)
-    encoders = max(1, int(found)) if job.cluster.encoders == "auto" else job.cluster.encoders
-    return encoders, max(1, len(there.cpus))
+    asked = job.cluster.encoders
+    if isinstance(asked, EncoderRange):  # as if all had come: shards are not cut anew when they do
+        return asked.max, max(1, len(there.cpus))
+    return (max(1, int(found)) if asked == "auto" else asked), max(1, len(there.cpus))
 
 
 def minute_bytes(recipes: Iterable[TaskRecipe], speed: float) -> int:

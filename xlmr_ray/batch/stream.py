@@ -29,7 +29,9 @@ def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes, last:
     context.print_on_execution_start = False
     # In bytes, so that a block is one row, which cannot be split, and a row is a shard.
     context.target_max_block_size = 1
-    dataset = ray.data.from_blocks(list(packs_for(todo, count, size.tokenizers)))
+    # A pool grows while all of it has work: a tokenizer is given one pack at a time, so that it never has more.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    dataset = ray.data.from_blocks(list(packs_for(todo, count, size.grown(size.tokenizers))))
     steps = (
         # A pack may be long: none waits behind it while another tokenizer is free, or begins anew with it.
         (TokenizeEach, size.tokenizers, 1, size.tokenizer_cpus, None),
@@ -42,7 +44,9 @@ def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes, last:
             fn_constructor_args=(recipe,),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=at_once),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=actors, max_size=size.grown(actors), max_tasks_in_flight_per_actor=at_once
+            ),
             num_cpus=cpus,
             num_gpus=gpus,
         )
