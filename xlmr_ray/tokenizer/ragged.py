@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.tokenizer.known_words import Ids, KnownWords
 from xlmr_ray.tokenizer.safe_prefix import LongText
 
 Truncation = Literal["longest_first", "only_first", "only_second", "do_not_truncate"]
@@ -136,6 +137,32 @@ def encode_batch(
         raise RuntimeError(f"the tokenizer failed on {len(items)} texts, of which each one passes: {error}") from None
 
 
+def encode_parts(
+    backend: Tokenizer, known: KnownWords | None, parts: list[str], *, offsets: bool, sides: int = 1
+) -> list[Encoding | Ids]:
+    """Each part's tokens, without special ones: by the words that are known where these do, else by the library."""
+    if offsets or known is None:
+        return list(encode_batch(backend, parts, offsets=offsets, add_special_tokens=False, texts_an_item=sides))
+    found: list[Encoding | Ids | None] = [_by_words(known, part) for part in parts]
+    rest = [index for index, one in enumerate(found) if one is None]
+    try:
+        others = encode_batch(backend, [parts[index] for index in rest], offsets=False, add_special_tokens=False)
+    except TokenizerError as error:
+        raise TokenizerError(rest[error.index] // sides, error.reason) from None
+    for index, encoding in zip(rest, others, strict=True):
+        found[index] = encoding
+    return [one for one in found if one is not None]
+
+
+def _by_words(known: KnownWords, text: str) -> Ids | None:
+    try:
+        return known.ids(text)
+    except BaseException as error:  # the library says what is wrong with the text
+        if not _of_the_library(error):
+            raise
+        return None
+
+
 def _of_the_library(error: BaseException) -> bool:
     # The panic's class cannot be imported: pyo3 makes one in every extension module.
     return (isinstance(error, Exception) and not isinstance(error, MemoryError)) or type(
@@ -170,6 +197,7 @@ def encode_ragged(
     windows: Tokenizer | None,
     template: Template,
     long_text: LongText,
+    known: KnownWords | None,
     texts: list[str],
     pairs: list[str] | None,
     *,
@@ -189,13 +217,15 @@ def encode_ragged(
     parts = texts if pairs is None else list(chain.from_iterable(zip(texts, pairs, strict=True)))
     room = max_length - template.added if truncation != "do_not_truncate" else None
     # The end of a text decides its last tokens: nothing to cut off when those are kept.
-    encodings, cut = _tokenize(backend, long_text if keep_left else None, parts, room, offsets=offsets, sides=sides)
+    encodings, cut = _tokenize(
+        backend, known, long_text if keep_left else None, parts, room, offsets=offsets, sides=sides
+    )
     length = np.fromiter(map(len, encodings), np.int64, len(encodings)).reshape(-1, sides)
     if sides == 2 and room is not None and room % 2 and truncation == "longest_first":
         # The odd token goes to the longer of two long texts: then both lengths must be known.
         unsure = np.flatnonzero((length > room).all(1) & cut.reshape(-1, 2).any(1))
         for row in unsure:
-            whole = encode_batch(backend, parts[2 * row : 2 * row + 2], offsets=offsets, add_special_tokens=False)
+            whole = encode_parts(backend, known, parts[2 * row : 2 * row + 2], offsets=offsets)
             encodings[2 * row : 2 * row + 2] = whole
             length[row] = [len(part) for part in whole]
     keep = length if room is None else kept_tokens(length, room, truncation)
@@ -203,18 +233,25 @@ def encode_ragged(
 
 
 def _tokenize(
-    backend: Tokenizer, long_text: LongText | None, parts: list[str], room: int | None, *, offsets: bool, sides: int
-) -> tuple[list[Encoding], NDArray[np.bool_]]:
+    backend: Tokenizer,
+    known: KnownWords | None,
+    long_text: LongText | None,
+    parts: list[str],
+    room: int | None,
+    *,
+    offsets: bool,
+    sides: int,
+) -> tuple[list[Encoding | Ids], NDArray[np.bool_]]:
     """Encodings without special tokens, and which are of a cut text. A cut text gives more than `room` tokens."""
     cut = np.zeros(len(parts), np.bool_)
     if long_text is None or not long_text.usable or room is None:
-        return encode_batch(backend, parts, offsets=offsets, add_special_tokens=False, texts_an_item=sides), cut
+        return encode_parts(backend, known, parts, offsets=offsets, sides=sides), cut
     chars = _CHARS_A_TOKEN * (room + 1)
     shorter = parts.copy()
     for index, text in enumerate(parts):
         if isinstance(text, str) and len(text) > chars:
             _shorten(long_text, shorter, cut, index, text, chars, room)
-    encodings = encode_batch(backend, shorter, offsets=offsets, add_special_tokens=False, texts_an_item=sides)
+    encodings = encode_parts(backend, known, shorter, offsets=offsets, sides=sides)
     # Strictly more than room: that tokens were lost is then known without reading the rest.
     while again := [index for index in np.flatnonzero(cut).tolist() if len(encodings[index]) <= room]:
         chars *= _GROWTH
@@ -223,9 +260,7 @@ def _tokenize(
             shorter[index] = parts[index]
             _shorten(long_text, shorter, cut, index, parts[index], chars, room)
         try:
-            longer = encode_batch(
-                backend, [shorter[index] for index in again], offsets=offsets, add_special_tokens=False
-            )
+            longer = encode_parts(backend, known, [shorter[index] for index in again], offsets=offsets)
         except TokenizerError as error:
             raise TokenizerError(again[error.index] // sides, error.reason) from None
         for index, encoding in zip(again, longer, strict=True):
@@ -276,7 +311,7 @@ def kept_tokens(length: NDArray[np.int64], room: int, truncation: str) -> NDArra
 
 
 def _assemble(
-    encodings: list[Encoding],
+    encodings: list[Encoding | Ids],
     length: NDArray[np.int64],
     keep: NDArray[np.int64],
     template: Template,
@@ -305,14 +340,14 @@ def _assemble(
         for count, total in zip(kept.tolist(), length.ravel().tolist(), strict=True)
     ]
     tokens = int(kept.sum())
-    pieces = (encoding.ids[span] for encoding, span in zip(encodings, spans, strict=True))
-    input_ids[is_text] = np.fromiter(chain.from_iterable(pieces), np.int32, tokens)
+    pieces = [np.asarray(encoding.ids[span], np.int32) for encoding, span in zip(encodings, spans, strict=True)]
+    input_ids[is_text] = np.concatenate(pieces) if pieces else 0
     owner = np.arange(rows, dtype=np.int32)
     truncated: NDArray[np.bool_] = np.any(keep < length, axis=1)
     if not offsets:
         return Ragged(input_ids, row_splits, owner, truncated)
     characters = np.zeros((len(input_ids), 2), np.int32)
-    ends = (encoding.offsets[span] for encoding, span in zip(encodings, spans, strict=True))
+    ends = (cast(Encoding, encoding).offsets[span] for encoding, span in zip(encodings, spans, strict=True))
     flat = chain.from_iterable(chain.from_iterable(ends))
     characters[is_text] = np.fromiter(flat, np.int32, 2 * tokens).reshape(-1, 2)
     sequence_ids = np.full(len(input_ids), -1, np.int8)

@@ -54,8 +54,8 @@ class LongText:
         self._added_as_typed = not any(token.normalized for token in added)
         self.usable = (
             type(backend.model).__name__ == "Unigram"
-            and all(_piece_by_piece(part) for part in _flattened(backend.normalizer, "normalizers"))
-            and _splits_at_spaces(_flattened(backend.pre_tokenizer, "pretokenizers"))
+            and all(_piece_by_piece(part) for part in flattened(backend.normalizer, "normalizers"))
+            and _splits_at_spaces(flattened(backend.pre_tokenizer, "pretokenizers"))
             and all(token.content.isascii() or not token.normalized for token in added)
             and not any(char.isspace() or char == "▁" for content in self._added for char in content)
         )
@@ -109,7 +109,7 @@ class LongText:
         ] in (["▁a", "▁a"], ["a", "▁a"])
 
 
-def _flattened(component: Any, nested: str) -> list[dict[str, Any]]:
+def flattened(component: Any, nested: str) -> list[dict[str, Any]]:
     """The serialized form of a normalizer or pre-tokenizer, its sequences flattened."""
     if component is None:
         return []

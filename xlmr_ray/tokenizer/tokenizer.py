@@ -169,9 +169,8 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
         self._set_backend(backend)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {
-            name: value for name, value in vars(self).items() if name not in ("_clones", "_long_text", "lowercased")
-        }
+        made = ("_clones", "_long_text", "_known", "lowercased")
+        kept = {name: value for name, value in vars(self).items() if name not in made}
         return kept | {"_backend": self._backend.to_str()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -393,6 +392,7 @@ class XLMRobertaTokenizer(StandIn, Pushed, Saved):
             windows,
             self._pair if seconds is not None else self._single,
             self._long_text,
+            self._known if self._known.usable else None,
             strings,
             seconds,
             max_length=max_length,

@@ -14,6 +14,7 @@ from xlmr_ray.tokenizer.batch_encoding import BatchEncoding
 from xlmr_ray.tokenizer.call.padding import pad
 from xlmr_ray.tokenizer.call.settings import SIDES, Side, check_length, one_of, pad_to
 from xlmr_ray.tokenizer.decode import TokenIds, as_ids, clean_up_tokenization, decode
+from xlmr_ray.tokenizer.known_words import KnownWords
 from xlmr_ray.tokenizer.ragged import Template
 from xlmr_ray.tokenizer.safe_prefix import LongText
 from xlmr_ray.tokenizer.special_tokens import NAMED, NamedToken, NamedTokenId, Token, as_added, token_text
@@ -45,6 +46,7 @@ class Tokens:
         self._single = Template.of(backend, pair=False)
         self._pair = Template.of(backend, pair=True)
         self._long_text = LongText(backend)
+        self._known = KnownWords(backend)
         self._clones = Clones(backend)
 
     # Ids back to text
