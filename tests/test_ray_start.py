@@ -1,5 +1,7 @@
 """Ray that does not start, as on a machine that is too busy, is one line for a job and for a service."""
 
+import os
+
 import pytest
 import ray
 
@@ -31,8 +33,10 @@ def test_a_service(too_busy, monkeypatch):
     settings = ServeSettings.model_validate(
         {"models": [{"model": "embedded:mini", "tasks": ["embedding"]}], "http": {"port": 0}}
     )
+    before = set(os.environ)
     with pytest.raises(UserError, match=r"^this machine: no Ray cluster there: The current node"):
         serve_on_own(settings, lambda: settings, print)
+    assert not [name for name in os.environ if name.startswith("XLMR_RAY_") and name not in before]
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError, match=r"^RAY_ADDRESS 127\.0\.0\.1:1: no Ray cluster there: The current node"):
         serve_on_cluster(settings, lambda: settings, print)

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from xlmr_ray.errors import JobFailed, UserError
-from xlmr_ray.streams import ends_in_one_line, open_standard_streams
+from xlmr_ray.streams import INTERRUPTED, ends_in_one_line, open_standard_streams
 from xlmr_ray.text.plural import plural
 from xlmr_ray.text.printable import printable
 
@@ -481,7 +481,12 @@ def main() -> None:
             for word in sys.argv[1:]:
                 if word != printable(word):
                     raise UserError(f"{word}: is not UTF-8; rename the file or folder")
-            app()
+            try:
+                app()
+            except SystemExit as ended:
+                if ended.code == INTERRUPTED:  # typer ends so at ^C, without a word
+                    raise KeyboardInterrupt from None
+                raise
     except BrokenPipeError:
         # The reader of our output has left, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,8 +5,10 @@ import logging
 import math
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -90,12 +92,17 @@ def connected(address: str) -> Iterator[None]:
             socket.create_connection((parts[1], int(parts[2])), timeout=10).close()
         except OSError as error:
             raise UserError(f"cluster.address {wanted}: no Ray cluster there: {error.strerror or error}") from None
+    before = signal.getsignal(signal.SIGTERM)
     with quiet_core(), starting(f"cluster.address {wanted or 'local'}"):
         if wanted:
             ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
         else:
             ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     quiet_ray_data()
+    if threading.current_thread() is threading.main_thread():
+        # Ray's core has put its own handler below Python's, which aborts the process 3 s after SIGTERM, whatever it is
+        # about to finish and to say.
+        signal.signal(signal.SIGTERM, before if callable(before) else signal.getsignal(signal.SIGTERM))
     try:
         yield
     finally:

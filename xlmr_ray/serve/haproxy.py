@@ -5,6 +5,7 @@ all interfaces, 404 where no replica is ready, 500 for 503, no limit on the time
 takes a socket that is open already, so that no port is guessed, and answers from the first moment to the last.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -173,12 +174,19 @@ class HAProxy:
                 preexec_fn=kill_with_parent,
             )
         end = time.monotonic() + 30
-        while not (self.folder / "admin.sock").exists():
+        while not self.takes_commands():
             if self.process.poll() is not None or time.monotonic() > end:
                 lines = [line for line in said.read_text(errors="replace").splitlines() if "ALERT" in line]
                 self.stop()
                 raise JobFailed(f"haproxy did not start: {lines[0] if lines else 'no reason given'}")
             time.sleep(0.01)
+
+    def takes_commands(self) -> bool:
+        """Its socket is there before it listens."""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as admin:
+            admin.connect(str(self.folder / "admin.sock"))
+            return True
+        return False
 
     def ask(self, command: str) -> str:
         """What HAProxy answers to a command of its management guide."""

@@ -1,5 +1,6 @@
 """`xlmr-ray serve`: the application on a Ray cluster of this machine's own, or on the one of `RAY_ADDRESS`."""
 
+import contextlib
 import logging
 import os
 import secrets
@@ -7,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -99,9 +100,9 @@ def serve_on_own(settings: ServeSettings, again: Callable[[], ServeSettings], sa
         listener(http.host, http.port) as port,
         log_pipe(Path(folder)).open("w") as log_file,
         HAProxy(http, port, token, Path(folder), log_file) as front,
+        in_environment({FRONT_VARIABLE: token, PIPE_VARIABLE: log_file.name, FOLDER_VARIABLE: str(Path.cwd())}),
     ):
         address = netloc(http.host, port.getsockname()[1])
-        os.environ |= {FRONT_VARIABLE: token, PIPE_VARIABLE: log_file.name, FOLDER_VARIABLE: str(Path.cwd())}
         with starting("this machine"):
             ray.init(address="local", include_dashboard=False, logging_level="error", log_to_driver=False)
         try:
@@ -121,6 +122,21 @@ def serve_on_own(settings: ServeSettings, again: Callable[[], ServeSettings], sa
         finally:
             ray.shutdown()
             port.close()  # so that HAProxy is the last who has it
+
+
+@contextlib.contextmanager
+def in_environment(values: Mapping[str, str]) -> Iterator[None]:
+    """With these variables, which the processes that start in it inherit, and none of them behind it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ |= values
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def serve_on_cluster(settings: ServeSettings, again: Callable[[], ServeSettings], say: Callable[[str], None]) -> None:
