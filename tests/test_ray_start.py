@@ -40,3 +40,16 @@ def test_a_service(too_busy, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError, match=r"^RAY_ADDRESS 127\.0\.0\.1:1: no Ray cluster there: The current node"):
         serve_on_cluster(settings, lambda: settings, print)
+
+
+def test_a_cluster_with_a_token_says_so(monkeypatch):
+    def init(**_):
+        try:
+            raise ray.exceptions.AuthenticationError("RPC error: InvalidAuthToken")
+        except ray.exceptions.AuthenticationError as error:
+            raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.5:6379") from error
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match="takes only who has its token: set RAY_AUTH_MODE=token, and RAY_AUTH"):
+        connected("ray://10.0.0.5:10001").__enter__()

@@ -23,4 +23,9 @@ def starting(cluster: str) -> Iterator[None]:
             raise UserError(
                 f"RAY_TMPDIR {folder}: too long for the paths of Ray's sockets; set it to one such as /tmp"
             ) from None
+        if any(type(one).__name__ == "AuthenticationError" for one in (error, error.__cause__, error.__context__)):
+            raise UserError(
+                f"{cluster}: its cluster takes only who has its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+                "the file ~/.ray/auth_token to what `ray get-auth-token` prints on the cluster"
+            ) from None
         raise UserError(f"{cluster}: no Ray cluster there: {first_line(error)}") from None
