@@ -1,3 +1,6 @@
+import contextlib
+import time
+
 import pyarrow as pa
 import pytest
 import ray.data
@@ -52,6 +55,20 @@ def test_what_ray_could_not_do_is_one_line(ray_session):
         list(rows_of(dataset_of([1, 2, -3])))
     assert "run the job again to go on" in str(failed.value)
     assert "\n" not in str(failed.value)
+    everything_is_free()  # though the exception is still there
+
+
+def everything_is_free():
+    end = time.monotonic() + 60
+    while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < end, ray.available_resources()
+        time.sleep(0.2)
+
+
+def test_rows_that_nobody_reads_on_leave_no_actor(ray_session):
+    with contextlib.closing(rows_of(dataset_of(list(range(400))))) as rows:
+        next(rows)
+    everything_is_free()
 
 
 def test_no_progress_is_one_line_with_what_the_cluster_has(ray_session):

@@ -238,19 +238,21 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
             line.say(f"repeats: {kept}")
             recipe = replace(recipe, known=SharedResults.start(kept.bytes))
         line.say(f"starting {size}")
-        for row in rows_of(stream((plan.shards[int(at)] for at in todo), len(todo), recipe, size)):
-            check()
-            try:
-                raise_failure(row)
-            except InputChanged as error:
-                changed[str(error)] += 1
-                continue
-            committed = Committed.from_row(row)
-            figures.add(committed.record)
-            if watch is not None:
-                watch.shard(committed)
-            show_figures(line, figures)
-            run.check_errors()
+        shards = (plan.shards[int(at)] for at in todo)
+        with contextlib.closing(rows_of(stream(shards, len(todo), recipe, size))) as rows:
+            for row in rows:
+                check()
+                try:
+                    raise_failure(row)
+                except InputChanged as error:
+                    changed[str(error)] += 1
+                    continue
+                committed = Committed.from_row(row)
+                figures.add(committed.record)
+                if watch is not None:
+                    watch.shard(committed)
+                show_figures(line, figures)
+                run.check_errors()
     if changed:
         raise JobFailed(
             f"{some(sorted(changed))}: {changed.total():,} shards of {len(changed):,} inputs could not be scored, all "

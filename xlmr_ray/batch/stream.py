@@ -2,8 +2,9 @@
 that is committed.
 """
 
+import gc
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import ray
@@ -53,19 +54,31 @@ def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes, last:
     return dataset
 
 
-def rows_of(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """The dataset's rows as they come. Raises JobFailed for what Ray itself could not do."""
+def rows_of(dataset: ray.data.Dataset) -> Generator[dict[str, Any]]:
+    """The dataset's rows as they come. Raises JobFailed for what Ray itself could not do.
+
+    The actors end with it, however it ends. They would live as long as the dataset, which an exception keeps by its
+    traceback, and the next run in a session of the caller's own would wait for their CPUs and GPUs.
+    """
     rows = iter(dataset.iter_rows())
-    for number in itertools.count():
-        if number % FORGET == 0:
-            forget_statistics(dataset)
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise failure(error) from error
-        yield row
+    failed: JobFailed | None = None
+    try:
+        for number in itertools.count():
+            if number % FORGET == 0:
+                forget_statistics(dataset)
+            try:
+                row = next(rows)
+            except StopIteration:
+                break
+            except Exception as error:
+                failed = failure(error)
+                break
+            yield row
+    finally:
+        del rows, dataset
+        gc.collect()  # Ray Data's executor is in a cycle
+    if failed is not None:
+        raise failed
 
 
 def forget_statistics(dataset: ray.data.Dataset) -> int:
