@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-# Types of a safetensors file: what torch calls them, and bytes a number.
+# Types of a safetensors file, by torch's names.
 DTYPES = {
-    "F64": ("float64", 8),
-    "F32": ("float32", 4),
-    "F16": ("float16", 2),
-    "BF16": ("bfloat16", 2),
-    "I64": ("int64", 8),
-    "I32": ("int32", 4),
-    "I16": ("int16", 2),
-    "I8": ("int8", 1),
-    "U8": ("uint8", 1),
-    "BOOL": ("bool", 1),
-    "F8_E4M3": ("float8_e4m3fn", 1),
-    "F8_E5M2": ("float8_e5m2", 1),
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
 }
 
 
@@ -50,6 +50,7 @@ class Stored:
     shape: tuple[int, ...]
     dtype_name: str  # torch's, such as `float32`
     nbytes: int
+    start: int = 0  # of its bytes in a safetensors file
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,8 +103,10 @@ class TensorFiles:
     def content(self, name: str) -> NDArray[np.uint8]:
         """The bytes of one tensor `(nbytes,)`, in the order of its numbers."""
         stored = self.stored[name]
+        if not stored.nbytes:
+            return np.empty(0, np.uint8)
         if stored.file.suffix == ".safetensors":
-            return _bytes_of(stored.file, name)
+            return np.memmap(stored.file, np.uint8, "r", stored.start, (stored.nbytes,))
         import torch
 
         found: NDArray[np.uint8] = self.read(name).contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -178,16 +181,6 @@ def _open_safetensors(file: Path, framework: str) -> Any:
         raise UserError(f"{file}: not a whole safetensors file ({error}): copy or download it again") from None
 
 
-def _bytes_of(file: Path, name: str) -> NDArray[np.uint8]:
-    """As https://huggingface.co/docs/safetensors has the format: 8 bytes with the header's length, the header, data."""
-    with file.open("rb") as opened:
-        header = int.from_bytes(opened.read(8), "little")
-        begin, end = json.loads(opened.read(header))[name]["data_offsets"]
-    if begin == end:
-        return np.empty(0, np.uint8)
-    return np.memmap(file, np.uint8, "r", 8 + header + begin, (end - begin,))
-
-
 def _open_torch(file: Path) -> dict[str, Tensor]:
     import torch
 
@@ -222,14 +215,17 @@ def _of_torch(file: Path, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, 
 
 
 def _of_safetensors(file: Path) -> Iterator[tuple[str, Stored]]:
-    handle = _open_safetensors(file, "numpy")
-    for name in handle.keys():  # noqa: SIM118 (no mapping)
-        view = handle.get_slice(name)
-        if view.get_dtype() not in DTYPES:
-            raise UserError(f"{file}: {name}: dtype {view.get_dtype()} is not one this program reads")
-        dtype, itemsize = DTYPES[view.get_dtype()]
-        shape = tuple(view.get_shape())
-        yield name, Stored(file, shape, dtype, math.prod(shape) * itemsize)
+    """By the header, whose form https://huggingface.co/docs/safetensors says: its length in 8 bytes, JSON, the data."""
+    _open_safetensors(file, "numpy")  # is whole, and what the header says of it is so
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    for name, tensor in header.items():
+        if tensor["dtype"] not in DTYPES:
+            raise UserError(f"{file}: {name}: dtype {tensor['dtype']} is not one this program reads")
+        begin, end = tensor["data_offsets"]
+        yield name, Stored(file, tuple(tensor["shape"]), DTYPES[tensor["dtype"]], end - begin, 8 + length + begin)
 
 
 def stored_values(folder: Path) -> int:
