@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from tests.batch import direct
 from tests.batch.direct import job_of, rows_of, run_directly
 from tests.tasks.texts import languages
 from xlmr_ray import pipeline
+from xlmr_ray.batch import run
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.observe import drift
@@ -25,6 +25,7 @@ from xlmr_ray.batch.observe.report.gather import gather_report
 from xlmr_ray.batch.observe.report.page import report_page
 from xlmr_ray.batch.run import Drifted
 from xlmr_ray.batch.store.open import open_store
+from xlmr_ray.errors import Interrupted
 
 BOUND = 0.25
 
@@ -171,8 +172,8 @@ def test_a_file_that_was_refused_and_taken_away_is_not_published(tmp_path):
     write(folder, 2, {"de": known["fi"]})
     write(folder, 3, {"de": known["de"]})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(direct, "compare_with_table", stop)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "compare_with_table", stop)
+        with pytest.raises(Interrupted):
             run_directly(job)
     (folder / "2.parquet").unlink()
     with pytest.raises(Drifted):
