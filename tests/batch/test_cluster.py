@@ -134,10 +134,12 @@ def test_a_range_begins_with_what_is_there_and_may_grow(cpus, gpus, least, more,
 
 def test_what_grows_says_so():
     there = having(4, memory=1e12)
-    assert str(cluster_sizes(there, growing(1, 16), "auto", 0)) == (
+    assert str(cluster_sizes(there, growing(1, 16, address="host:1"), "auto", 0)) == (
         "1 tokenizer, 4 encoders of 1 thread, 1 writer, up to 16 encoders as the cluster grows"
     )
-    assert "grows" not in str(cluster_sizes(there, growing(1, 4), "auto", 0))
+    assert "grows" not in str(cluster_sizes(there, growing(1, 4, address="host:1"), "auto", 0))
+    alone = cluster_sizes(there, growing(1, 16, address="local"), "auto", 0)  # one machine, which stays one
+    assert (alone.encoders, alone.grown(alone.encoders), "grows" in str(alone)) == (4, 4, False)
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def cluster_sizes(
     """
     cpus, gpus = max(1, int(sum(there.cpus))), sum(there.gpus)
     asked, wanted = cluster.gpus_per_encoder, cluster.encoders
-    most = min(wanted.max, shards) if isinstance(wanted, EncoderRange) else 0
+    most = min(wanted.max, shards) if isinstance(wanted, EncoderRange) and remote(cluster.address) else 0
     if device == "cuda" or (device == "auto" and (gpus or asked not in ("auto", 0))):
         share = 1.0 if asked == "auto" else asked
         if not share:  # Ray would start one on every core, all on the same GPU

@@ -8,7 +8,7 @@ machine.
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from xlmr_ray.batch.cluster import on_gpu, resources
+from xlmr_ray.batch.cluster import on_gpu, remote, resources
 from xlmr_ray.batch.input.columns import Columns
 from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.planning import SHARD_BYTES
@@ -73,7 +73,7 @@ def encoders_and_machines(job: Job) -> tuple[int, int]:
     found = sum(there.gpus if on_gpu(job.engine.device) else there.cpus)
     asked = job.cluster.encoders
     if isinstance(asked, EncoderRange):  # as if all had come: shards are not cut anew when they do
-        return asked.max, max(1, len(there.cpus))
+        asked = asked.max if remote(job.cluster.address) else min(asked.max, max(asked.min, int(found)))
     return (max(1, int(found)) if asked == "auto" else asked), max(1, len(there.cpus))
 
 
