@@ -1,9 +1,11 @@
-"""What Ray's workers import: the package and its libraries, and nothing of the folder that a user happens to be in."""
+"""What Ray's workers inherit: variables, and an import path with the package and its libraries, and nothing of the
+folder that a user happens to be in.
+"""
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -22,13 +24,20 @@ def away_from_here() -> Iterator[None]:
     paths = [str(here / entry) for entry in known.split(os.pathsep) if entry] if known else []
     if not any(entry.resolve() == package.resolve() for entry in others):
         paths.append(str(package))
-    if paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    with in_environment({"PYTHONPATH": os.pathsep.join(paths)} if paths else {}), contextlib.chdir("/"):
+        yield
+
+
+@contextlib.contextmanager
+def in_environment(values: Mapping[str, str]) -> Iterator[None]:
+    """With these variables, which the processes that start in it inherit, and none of them behind it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ |= values
     try:
-        with contextlib.chdir("/"):
-            yield
+        yield
     finally:
-        if known is not None:
-            os.environ["PYTHONPATH"] = known
-        else:
-            os.environ.pop("PYTHONPATH", None)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

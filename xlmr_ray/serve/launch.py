@@ -1,6 +1,5 @@
 """`xlmr-ray serve`: the application on a Ray cluster of this machine's own, or on the one of `RAY_ADDRESS`."""
 
-import contextlib
 import logging
 import os
 import secrets
@@ -8,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +30,7 @@ from xlmr_ray.serve.logs import PIPE_VARIABLE, log_pipe
 from xlmr_ray.serve.models import check_models
 from xlmr_ray.serve.requests import FRONT_VARIABLE
 from xlmr_ray.serve.settings import ServeSettings
+from xlmr_ray.workers_path import in_environment
 
 log = logging.getLogger(__name__)
 
@@ -122,21 +122,6 @@ def serve_on_own(settings: ServeSettings, again: Callable[[], ServeSettings], sa
         finally:
             ray.shutdown()
             port.close()  # so that HAProxy is the last who has it
-
-
-@contextlib.contextmanager
-def in_environment(values: Mapping[str, str]) -> Iterator[None]:
-    """With these variables, which the processes that start in it inherit, and none of them behind it."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ |= values
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def serve_on_cluster(settings: ServeSettings, again: Callable[[], ServeSettings], say: Callable[[str], None]) -> None:
