@@ -69,9 +69,9 @@ def explained(error: ValidationError, model: type[BaseModel]) -> str:
     """The first thing that is wrong, in one line."""
     # A union reports each of its members; the last says what a value that is not `auto` must be, and one that is no
     # mapping is not meant for the member that takes mappings.
-    told = error.errors()
-    last = ([e for e in told if e["type"] not in ("literal_error", "model_type")] or told)[-1]
-    first = next((e for e in told if e["type"] in ("extra_forbidden", "unknown_key")), last)
+    wrong = error.errors()
+    last = ([e for e in wrong if e["type"] not in ("literal_error", "model_type")] or wrong)[-1]
+    first = next((e for e in wrong if e["type"] in ("extra_forbidden", "unknown_key")), last)
     path = [part for part in first["loc"] if isinstance(part, int) or part.replace("_", "").isalpha()]
     if first["type"] == "extra_forbidden":
         of_key = unknown_key(str(path.pop()), fields_at(model, path))

@@ -1,7 +1,7 @@
 """The report's plots as SVG, in the page's own colours and letters, so that they follow light and dark.
 
-Written here and not by a plotting library: to import matplotlib and draw with it were 3 of the 11 seconds of CPU that
-a short run's driver took.
+Written here and not by a plotting library: to import matplotlib and draw with it was a quarter of what a short run's
+driver computed.
 A label may be any text in any script; it is escaped, and shortened to the room that there is.
 """
 
