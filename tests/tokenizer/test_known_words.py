@@ -128,3 +128,13 @@ def test_only_a_tokenizer_that_splits_at_whitespace_first(mine):
 def test_ids_are_of_the_type_that_batches_have(mine):
     got = mine.encode_ragged(["one two", "", "one"], max_length=8)
     assert (got.input_ids.dtype, got.row_splits.tolist()[-1]) == (np.int32, len(got.input_ids))
+
+
+@pytest.mark.slow
+def test_every_character_of_unicode(mine):
+    """A million texts: in words, alone, and twice at the end of one."""
+    points = [chr(one) for one in range(0x110000) if not 0xD800 <= one <= 0xDFFF]
+    known, by_words = KnownWords(mine.backend_tokenizer), 0
+    for at in range(0, len(points), 20_000):
+        by_words += check(mine, known, [f"la{c}mot {c} x{c}{c} ok" for c in points[at : at + 20_000]])
+    assert by_words > len(points) - 10  # but for the mark and what only Python takes for whitespace
