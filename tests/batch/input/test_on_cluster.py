@@ -76,7 +76,7 @@ def test_what_a_worker_cannot_read_the_driver_does(ray_session, inputs, tmp_path
     """A folder that is not there on one machine is no lost file."""
     marks = tmp_path / "marks"
     marks.mkdir()
-    assert planned(inputs, on_cluster.Workers(), elsewhere(marks, error)) == planned(inputs)
+    assert planned(inputs, on_cluster.PlanningWorkers(), elsewhere(marks, error)) == planned(inputs)
     assert any(marks.iterdir())
 
 
@@ -85,7 +85,7 @@ def test_an_error_is_the_one_that_it_was(ray_session, inputs):
     with Path(inputs[4].key).open("ab") as file:
         file.write(b"\n")
     messages = []
-    for pool in (None, on_cluster.Workers()):
+    for pool in (None, on_cluster.PlanningWorkers()):
         with pytest.raises(InputChanged) as raised:
             planned(inputs, pool)
         assert type(raised.value) is InputChanged
