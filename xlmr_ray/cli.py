@@ -409,9 +409,7 @@ def compact(out: Output, at_least_once: AtLeastOnce = False) -> None:
     from xlmr_ray.batch.ledger.merge import compact as compacted
     from xlmr_ray.batch.store.open import open_store
 
-    found = compacted(open_store(out, at_least_once=at_least_once))
-    what = "nothing to merge" if found.before == found.after else f"{found.after:,} now, in merged/"
-    Console().print(f"run {found.run_id}: {plural(found.before, 'file')} of rows; {what}", highlight=False)
+    Console().print(str(compacted(open_store(out, at_least_once=at_least_once))), highlight=False)
 
 
 @app.command()

@@ -60,8 +60,12 @@ def commit_one(store, run, shard):
     )
 
 
-def launch(store, folder, *, started=0.0, drop=False, identity=IDENTITY, told=None, strict=False):
-    """Yields what it has just done. `told` collects what was found; `strict` raises what ends a real one."""
+def launch(
+    store, folder, *, started=0.0, drop=False, identity=IDENTITY, told=None, strict=False, merge=lambda run_id: None
+):
+    """Yields what it has just done. `told` collects what was found; `strict` raises what ends a real one; `merge`: see
+    `publish_found`.
+    """
     while True:
         try:
             inputs = find_inputs(str(folder), columns=COLUMNS).inputs
@@ -93,7 +97,7 @@ def launch(store, folder, *, started=0.0, drop=False, identity=IDENTITY, told=No
                 return  # what the real one says is "start the job again"
             finish(store, run, found.plan.ids())
             yield "finished"
-        _, settled = publish_found(store, found, started=started)
+        _, settled = publish_found(store, found, started=started, merge=merge)
         if settled:
             return
         yield "published"

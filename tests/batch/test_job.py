@@ -36,6 +36,10 @@ def test_defaults():
         ("errors.max_fraction=2", "job.yaml: errors.max_fraction: input should be less than or equal to 1, got 2"),
         ("engine.dtype=int3", "job.yaml: engine.dtype: input should be 'auto', 'float32', 'float16' or 'bfloat16'"),
         ("tasks=[]", "job.yaml: tasks: list should have at least 1 item"),
+        (
+            "output={path: out, compact: true, table: delta}",
+            "job.yaml: output: compact: not beside table, which names the files as the shards wrote them",
+        ),
         ("engine=3", "job.yaml: engine: expected a mapping, got 3"),
         ("tasks=[[embedding]]", "job.yaml: tasks.0: expected a mapping, got ['embedding']"),
         ("tasks.0.task=null", "job.yaml: tasks.0.task: input should be a valid string"),

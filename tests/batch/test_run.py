@@ -23,11 +23,13 @@ from rich.console import Console
 
 from tests.models import save_classifier
 from xlmr_ray import JobFailed, UserError, pipeline
+from xlmr_ray.batch import run
 from xlmr_ray.batch.done import Done
 from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.lease import Holder, holder, lease_key
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed
+from xlmr_ray.batch.ledger.results import iter_files
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.progress import Figures
@@ -119,6 +121,37 @@ def test_the_same_rows_whatever_the_shards(steps_here, model, corpus, tmp_path):
     run_job(job(model, corpus, tmp_path / "a", rows=3), quiet=True)
     run_job(job(model, corpus, tmp_path / "b", rows=50, engine={"max_tokens": 100}), quiet=True)
     assert result(tmp_path / "a").equals(result(tmp_path / "b"))
+
+
+def test_small_files_are_merged_before_readers_see_them(steps_here, model, corpus, tmp_path, capsys):
+    plain, merged = tmp_path / "plain", tmp_path / "merged"
+    run_job(job(model, corpus, plain), quiet=True)
+    compact = job(model, corpus, merged, output={"path": str(merged), "compact": True})
+    console = Console(file=io.StringIO(), width=200)
+    outcome = run_job(compact, console=console)
+    (file,) = iter_files(str(merged), errors=False)
+    assert "/merged/" in file
+    rows = pq.read_table(file, partitioning=None)
+    assert rows.equals(result(plain))  # in the order of the input
+    assert pq.read_metadata(file).row_group(0).column(0).statistics.min.endswith("a.parquet")
+    assert result(merged).equals(rows)  # who reads data/<run> sees them, too
+    assert verify(open_store(str(merged))).ok
+    said = " ".join(console.file.getvalue().split())
+    assert f"run {outcome.manifest.run_id}: 13 files of rows; 1 now, in merged/" in said
+    assert run_job(compact, quiet=True).published  # nothing to do
+
+
+def test_a_run_that_cannot_be_merged_is_published(steps_here, model, corpus, tmp_path, monkeypatch):
+    def broken(*_):
+        raise JobFailed("s3://bucket/data/x.parquet: is gone")
+
+    monkeypatch.setattr(run, "merge_table", broken)
+    out = tmp_path / "out"
+    console = Console(file=io.StringIO(), width=300)
+    assert run_job(job(model, corpus, out, output={"path": str(out), "compact": True}), console=console).published
+    said = f"files are not merged; `xlmr-ray compact {out}` merges them: s3://bucket/data/x.parquet: is gone"
+    assert said in " ".join(console.file.getvalue().split())
+    assert result(out).num_rows == 80
 
 
 def test_several_tasks_have_names_of_their_own(steps_here, model, corpus, tmp_path):

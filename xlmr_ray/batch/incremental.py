@@ -192,14 +192,18 @@ def planned(store: Store, found: Next) -> Plan:
     return plan
 
 
-def publish_found(store: Store, found: Next, *, started: float) -> tuple[bool, bool]:
-    """Publishes the finished run, or again the one before where nothing is new and readers are elsewhere.
+def publish_found(
+    store: Store, found: Next, *, started: float, merge: Callable[[str], None] = lambda run_id: None
+) -> tuple[bool, bool]:
+    """Publishes the finished run, or again the one before where nothing is new and readers are elsewhere. `merge` is
+    called with the run that will be published, when its table is there.
 
     Returns whether its rows are what readers see, and whether that is all: if not, look again for what is new.
     """
     if found.plan is not None:
         name = found.plan.run_id
         head = write_table(store, name)
+        merge(name)
         runs = head.runs if head else (name,)
         now, published = publish_next(store, name, job=found.job, after=found.after, runs=runs, started=started)
         return published, found.changes is not None and now.heads.get(found.job) == name

@@ -96,10 +96,19 @@ class TaskSection(TaskKeys):
 
 
 class OutputSection(Section):
-    """`table`: also as a table, each published run as one commit: a format, or more of it (`TableTarget`)."""
+    """`compact`: small files are merged before a run is published. `table`: also as a table, each published run as one
+    commit: a format, or more of it (`TableTarget`).
+    """
 
     path: str
+    compact: bool = False
     table: Annotated[TableTarget | None, BeforeValidator(table_target)] = None
+
+    @model_validator(mode="after")
+    def files_of_a_table_stay(self) -> Self:
+        if self.compact and self.table is not None:
+            raise ValueError("compact: not beside table, which names the files as the shards wrote them")
+        return self
 
 
 class EngineSection(EngineKeys):

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ from xlmr_ray.batch.lake.sink import commit_published
 from xlmr_ray.batch.ledger.commit import commit_shard
 from xlmr_ray.batch.ledger.lease import WAIT, leased
 from xlmr_ray.batch.ledger.manifest import Manifest, finish, read_manifest
+from xlmr_ray.batch.ledger.merge import merge_table
 from xlmr_ray.batch.ledger.published import publish
 from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, Record, new_attempt
 from xlmr_ray.batch.observe.code_version import code_version
@@ -49,6 +51,7 @@ from xlmr_ray.batch.stages.shard_cost import Committed
 from xlmr_ray.batch.stages.shared_results import SharedResults
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.batch.stream import rows_of, stream
+from xlmr_ray.batch.workers import mapped
 from xlmr_ray.checkpoint.files import resolve
 from xlmr_ray.checkpoint.folder import model_folder
 from xlmr_ray.checkpoint.tensors import stored_values
@@ -158,14 +161,26 @@ def run_prepared(run: Run, *, started: float, wait: float) -> tuple[RunOutcome, 
                 manifest = read_manifest(store, name) or drive(run, lease.check, watch)
         settled = True
         if found is not None:
-            published, settled = publish_found(store, found, started=started)
+            published, settled = publish_found(store, found, started=started, merge=partial(merge_small, run, watch))
         else:
+            merge_small(run, watch, name)
             _, published = publish(store, name, started=started, job=run.prepared.job, limited=run.limited)
         if run.job.output.table is not None:
             commit_published(store, run.job.output.table)
         watch.finished(manifest, anew=anew)
     changes = found.changes if found else None
     return RunOutcome(manifest, run.figures, published, store, changes, limited=run.limited), settled
+
+
+def merge_small(run: Run, watch: Watch, run_id: str) -> None:
+    """Merges the small files of the table of a run that is about to be published, where the job asks for it. A run is
+    published without, where that fails.
+    """
+    if run.job.output.compact:
+        with watch.trying(f"files are not merged; `xlmr-ray compact {run.job.output.path}` merges them"):
+            found = merge_table(run.store, run_id, mapped)
+            if found.after < found.before and not run.quiet:
+                run.say(str(found))
 
 
 def drive(run: Run, check: Callable[[], None], watch: Watch) -> Manifest:

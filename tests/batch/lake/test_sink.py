@@ -324,7 +324,7 @@ def test_merged_files_and_a_table_exclude_each_other(corpus, tmp_path, target):
     whole(other, corpus)
     assert compact(other).after == 1
     for wrong in (lambda: check_sink(target, [], other), lambda: commit_published(other, target)):
-        with pytest.raises(UserError, match=r"output\.table: .*/merged/.* was made by `xlmr-ray compact`"):
+        with pytest.raises(UserError, match=r"output\.table: .*/merged/.* was merged from others"):
             wrong()
     assert table_of(other) is None
 

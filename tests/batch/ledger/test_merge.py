@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ import pytest
 from tests.batch.days import launch, seen, truth, whole, write
 from tests.batch.ledger.test_record import Crash, Crashing
 from xlmr_ray.batch.ledger import merge, merged
-from xlmr_ray.batch.ledger.merge import compact
+from xlmr_ray.batch.ledger.merge import compact, merge_table
 from xlmr_ray.batch.ledger.merged import all_merged, merged_table_key
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.snapshot import DATA, read_head, table_files
@@ -124,6 +125,39 @@ def test_broken_off_at_any_step(store, folder, monkeypatch, after):
     assert sound(store)
 
 
+def test_readers_never_see_the_small_ones(store, folder):
+    """Merged as part of a launch, the first day's and the next one's table is published with merged files."""
+    for day in range(2):
+        write(folder, f"day-{day}.jsonl", [f"{day}.{at}" for at in range(7)])
+        seen_before = seen(store)
+        for _ in launch(store, folder, merge=partial(merge_table, store)):
+            assert seen(store) in (seen_before, truth(folder))
+        assert [key.partition("/")[0] for key in files(store)] == ["merged"]
+        assert seen(store) == truth(folder)
+        assert sound(store)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_launch_that_merges_is_broken_off_at_any_step(store, folder, after):
+    """Of the next day; the launch after it ends what was begun."""
+    whole(store, folder, merge=partial(merge_table, store))
+    before = truth(folder)
+    write(folder, "d.jsonl", ["d0", "d1", "d2"])
+    for step in range(1, 200):
+        crashing = Crashing(store, step, after)
+        try:
+            whole(crashing, folder, merge=partial(merge_table, crashing))
+        except Crash:
+            assert seen(store) in (before, truth(folder))
+        else:
+            break
+    assert step > 12
+    whole(store, folder, merge=partial(merge_table, store))
+    assert [key.partition("/")[0] for key in files(store)] == ["merged"]
+    assert seen(store) == truth(folder)
+    assert sound(store)
+
+
 def test_two_at_once_write_each_group_once(local, folder, monkeypatch):
     whole(local, folder)
 
@@ -188,7 +222,9 @@ def test_readers_of_a_table_merged_only_now_keep_its_files(tmp_path, folder, mon
 
 
 def test_any_days(tmp_path):
-    """Days in any order of additions, replacements, deletions, merges and sweeps, some of them broken off."""
+    """Days in any order of additions, replacements, deletions, merges and sweeps, some of them broken off; every other
+    launch merges before it publishes.
+    """
     chance = random.Random(7)
     for round_ in range(3):
         folder, store = tmp_path / f"in-{round_}", open_store(str(tmp_path / f"out-{round_}"))
@@ -201,7 +237,7 @@ def test_any_days(tmp_path):
                     path.unlink()
                 else:
                     write(folder, path.name, [f"{name}{day}.{at}" for at in range(chance.randint(1, 5))])
-            whole(store, folder, drop=True)
+            whole(store, folder, drop=True, **{"merge": partial(merge_table, store)} if day % 2 else {})
             assert seen(store) == truth(folder)
             if chance.random() < 0.7:
                 with contextlib.suppress(Crash):

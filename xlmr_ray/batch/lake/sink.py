@@ -69,8 +69,8 @@ def published_rows(store: Store) -> PublishedRows:
     for file in table_files(store, published.run_id, DATA):
         if not file.key.startswith(f"{DATA}/"):
             raise UserError(
-                f"output.table: {store.url(file.key)} was made by `xlmr-ray compact`, and a table has the files "
-                "of the shards: leave table out, or give another output.path"
+                f"output.table: {store.url(file.key)} was merged from others (`xlmr-ray compact`, output.compact), "
+                "and a table has the files of the shards: leave table out, or give another output.path"
             )
         files[file.key] = file
     schema: pa.Schema | None = None

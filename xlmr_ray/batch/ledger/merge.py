@@ -1,4 +1,4 @@
-"""Merges the small files of the published table into large ones, each sorted as the input is.
+"""Merges the small files of a finished run's table into large ones, each sorted as the input is.
 
 Nothing is taken away: `merged.parquet`, which names the merged files, is created when all of them are there, and from
 then on readers see these. `sweep` removes the others once no reader can still be at them.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,9 +34,16 @@ from xlmr_ray.batch.ledger.snapshot import (
 )
 from xlmr_ray.batch.store.base import Entry, Exists, Store
 from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.text.plural import plural
 
 SMALL = 64 << 20  # bytes of a file; larger ones stay as they are
 ENOUGH = 320 << 20  # bytes that are merged into one, which is no larger
+
+
+class Map(Protocol):
+    """`map`, or one that has several groups under way, on other machines maybe."""
+
+    def __call__(self, merge: Callable[[list[str]], Merged], groups: Iterable[list[str]], /) -> Iterator[Merged]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +54,34 @@ class Compacted:
     before: int
     after: int
 
+    def __str__(self) -> str:
+        what = "nothing to merge" if self.before == self.after else f"{self.after:,} now, in merged/"
+        return f"run {self.run_id}: {plural(self.before, 'file')} of rows; {what}"
 
-def compact(store: Store, tell: Callable[[int, int], None] = lambda done, of: None) -> Compacted:
-    """Merges what is small of the published table. `tell` gets the number of each group that is done, and of all.
-    Raises UserError where nothing is published, or a table names the files as they are.
+
+def compact(store: Store) -> Compacted:
+    """Merges what is small of the published table. Raises UserError where nothing is published, and what `merge_table`
+    raises.
     """
     published = current(store)
     if published is None:
         raise UserError(f"{store.url('')}: nothing is published there, so there is nothing to compact")
+    return merge_table(store, published.run_id)
+
+
+def merge_table(store: Store, run_id: str, mapped: Map = map) -> Compacted:
+    """Merges what is small of a finished run's table, published or not; each group by a call of `mapped`. Raises
+    UserError where a table names the files as they are, JobFailed where they do not go together.
+    """
     if (table := table_of(store)) is not None:
         raise UserError(
             f"{store.url(DATA)}: is a table ({table}), too, which names its files as they are: they are not merged"
         )
-    run_id = published.run_id
     before = list(table_files(store, run_id, DATA))
     if store.head(merged_table_key(run_id)) is not None:
         return Compacted(run_id, len(before), len(before))
-    of = list(groups(before))
-    merged: list[Merged] = []
-    for number, group in enumerate(of, start=1):
-        merged.append(merge_files(store, run_id, [file.key for file in group]))
-        tell(number, len(of))
-    if merged:
+    keys = ([file.key for file in group] for group in groups(before))
+    if merged := list(mapped(partial(merge_files, store, run_id), keys)):
         with contextlib.suppress(Exists):  # another was faster, with the same groups
             store.create(merged_table_key(run_id), table_with(store, run_id, merged))
     return Compacted(run_id, len(before), len(list(table_files(store, run_id, DATA))))
