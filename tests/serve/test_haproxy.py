@@ -1,12 +1,13 @@
 """HAProxy as we configure it, before replicas that are scripts: without Ray."""
 
 import json
+import select
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -27,7 +28,7 @@ def request_of(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def before(folder: Path, answer: Callable[[socket.socket], None]) -> Iterator[int]:
+def before(folder: Path, answer: Callable[[socket.socket], None], **http: int) -> Iterator[int]:
     """The port of an HAProxy whose one replica answers so, and then closes."""
     replica = socket.create_server(("127.0.0.1", 0))
 
@@ -50,7 +51,7 @@ def before(folder: Path, answer: Callable[[socket.socket], None]) -> Iterator[in
     threading.Thread(target=accept, daemon=True).start()
     with listener("127.0.0.1", 0) as port:
         number = port.getsockname()[1]
-        with HAProxy(HttpSection(header_s=HEADER_S), port, "token", folder, sys.__stderr__) as front:
+        with HAProxy(HttpSection(**{"header_s": HEADER_S, **http}), port, "token", folder, sys.__stderr__) as front:
             front.use({"one": replica.getsockname()[1]})
             while httpx.get(f"http://127.0.0.1:{number}/ready").status_code != 200:
                 time.sleep(0.05)
@@ -89,6 +90,31 @@ def test_a_replica_may_compute_for_longer_than_a_client_may_wait(tmp_path: Path)
 
     with before(tmp_path, answer) as port:
         assert httpx.post(f"http://127.0.0.1:{port}/embed", json={}, timeout=30).json() == {}
+
+
+@pytest.mark.parametrize("a_client", [100, 200])
+def test_some_connections_are_left_for_others(tmp_path: Path, a_client: int) -> None:
+    """Two addresses take all that they can get, and more than there are; where one may have all, it gets all."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(OK % 2 + b"{}")
+
+    taken: list[socket.socket] = []
+    with before(tmp_path, answer, header_s=60, connections=200, client_connections=a_client) as port:
+        try:
+            for number in range(200):
+                address = f"127.0.0.{2 + number % 2 if a_client == 100 else 2}"
+                with suppress(ConnectionError):
+                    taken.append(socket.create_connection(("127.0.0.1", port), 5, source_address=(address, 0)))
+            if a_client == 100:
+                for _ in range(3):
+                    assert httpx.post(f"http://127.0.0.1:{port}/embed", json={}, timeout=10).json() == {}
+            time.sleep(0.5)
+            kept = [one for one in taken if not select.select([one], [], [], 0)[0]]  # the others are at their end
+            assert len(kept) == 200 if a_client == 200 else 140 < len(kept) < 160
+        finally:
+            for one in taken:
+                one.close()
 
 
 def test_a_connection_whose_body_was_refused_is_closed(tmp_path: Path) -> None:

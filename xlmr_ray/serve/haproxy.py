@@ -47,6 +47,8 @@ ERRORS: dict[int, tuple[str, str, str, str]] = {
     ),
     504: ("Gateway Timeout", "timed_out", "the replica did not answer in time", "retry-after: 1\r\n"),
 }
+# Connections of one address that are still taken when few are left.
+SCARCE = 32
 # Of a server: looked at every 2 s, at once after a failure; down after 3 failures, up after one success.
 CHECK = "check inter 2s fastinter 250ms downinter 500ms fall 3 rise 1 observe layer4 error-limit 3 on-error mark-down"
 
@@ -88,6 +90,8 @@ frontend front
     stick-table type ipv6 size 100k expire 10m store conn_cur
     tcp-request connection track-sc0 src
     tcp-request connection reject if {{ sc0_conn_cur gt {rejected} }}
+    # Nobody can be answered when all connections are taken: the last quarter is for who has few.
+    tcp-request connection reject if {{ fe_conn gt {crowded} }} {{ sc0_conn_cur gt {few} }}
     acl named req.fhdr(x-request-id) -m reg ^[!-~]{{1,128}}$
     http-request set-header x-request-id %[uuid(),regsub(-,,g)] unless named
     http-request set-var(txn.id) req.fhdr(x-request-id)
@@ -272,6 +276,9 @@ def haproxy_config(http: HttpSection, folder: Path, listener: int, token: str) -
         listener=listener,
         log=quoted(json.dumps(LOG_LINE)[:-1] + ', "status": %ST}'),
         rejected=http.client_connections + 64,
+        # A load balancer may have been given all.
+        crowded=max(connections * 3 // 4, http.client_connections),
+        few=SCARCE,
         a_client=http.client_connections,
         cut_off=quoted(body("unavailable", ERRORS[502][2])),
         too_many=quoted(body("overloaded", f"{http.client_connections} connections of one client, which is the most")),

@@ -114,9 +114,10 @@ class KeysSection(Section):
 
 class HttpSection(Section):
     """`connections` at once, as far as open files allow, and `client_connections` of them from one address, beyond
-    which 429 is answered; a load balancer in front is one address. `header_s`: seconds in which a request's head, and a
-    body of up to 32 KB, must have arrived. These three are of `xlmr-ray serve` on its own Ray: on another cluster its
-    own front stands there.
+    which 429 is answered; a load balancer in front is one address. When three quarters of all are taken, an address
+    gets no more than 32, so that some are left for others. `header_s`: seconds in which a request's head, and a body of
+    up to 32 KB, must have arrived. These three are of `xlmr-ray serve` on its own Ray: on another cluster its own front
+    stands there.
     """
 
     host: str = "127.0.0.1"
