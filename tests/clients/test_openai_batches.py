@@ -27,12 +27,12 @@ ENDPOINT: Literal["/v1/embeddings"] = "/v1/embeddings"
 
 
 @contextmanager
-def served(folder: Path | str | None, **limits: Any) -> Iterator[str]:
+def served(folder: Path | str | None, *, cache_bytes: int = 0, **limits: Any) -> Iterator[str]:
     """A service over HTTP that keeps its batches in the folder."""
     settings = ServeSettings.model_validate(
         {
             "models": [{"model": "embedded:mini", "tasks": ["embedding"]}],
-            "engine": {"threads": 1, "tokenizers": 1},
+            "engine": {"threads": 1, "tokenizers": 1, "cache_bytes": cache_bytes},
             "limits": limits,
             "batches": {"folder": folder and str(folder), "lines": 1000, "file_bytes": 200_000, "upload_s": 2},
         }
@@ -95,6 +95,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(folder: Path) -> Iterator[openai.OpenAI]:
     with served(folder) as url:
         yield client_of(url)
+
+
+def test_results_that_are_kept_serve_batches_too(tmp_path: Path, client: openai.OpenAI) -> None:
+    """What was asked one by one, or stands in a batch before, is not computed; the answers are those without."""
+    with served(tmp_path, cache_bytes=10_000_000) as url:
+        caching = client_of(url)
+        caching.embeddings.create(model="mini", input=TEXTS[:2])
+        for _ in range(2):
+            batch = ended(caching, started(caching, requests_of(TEXTS * 2)).id)
+            found = lines_of(caching, batch.output_file_id)
+        page = httpx.get(f"{url}/metrics").text
+    (known,) = (line.split()[1] for line in page.splitlines() if "_known_sequences_total{" in line)
+    assert float(known) == 4 * len(TEXTS) - (len(TEXTS) - 2)
+    plain = ended(client, started(client, requests_of(TEXTS * 2)).id)
+    for name, line in lines_of(client, plain.output_file_id).items():
+        assert found[name]["response"]["body"] == line["response"]["body"]
 
 
 def test_each_request_has_one_line(client: openai.OpenAI) -> None:

@@ -34,9 +34,8 @@ def made(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         adapters = {"legal": str(folder / "legal"), "near": {"model": str(folder / "near")}}
         base = {"model": "embedded:mini", "tasks": ["embedding", "text-classification"], "adapters": adapters}
         merged = {"model": "embedded:mini", "adapters": {"alone": str(folder / "legal")}, "merge": True}
-        settings = ServeSettings.model_validate(
-            {"models": [base, merged], "engine": {"threads": 1, "tokenizers": 1, "dtype": "float32", "device": "cpu"}}
-        )
+        engine = {"threads": 1, "tokenizers": 1, "dtype": "float32", "device": "cpu", "cache_bytes": 10_000_000}
+        settings = ServeSettings.model_validate({"models": [base, merged], "engine": engine})
         service = Service.load(settings)
         with TestClient(build_app(service, settings)) as client:
             yield client, service, folder, wanted
@@ -66,6 +65,32 @@ def test_each_is_a_model(made: Any) -> None:
     pipe = pipeline("embedding", "embedded:mini", adapters=adapters, normalize=True, device="cpu", dtype="float32")
     assert np.array_equal(np.array(vectors["near"], np.float32), np.array(pipe(TEXTS)))
     assert vectors["mini"] != vectors["near"]
+
+
+def test_results_that_are_kept_are_each_models_own(made: Any) -> None:
+    """Of one text and one encoder, by adapter: a request that comes again is answered with the results of its own."""
+    client, service, _, _ = made
+    encoder = service.find("embedding", "mini").queue
+    assert service.find("embedding", "near").queue is encoder
+
+    def answers() -> dict[str, bytes]:
+        found = {
+            name: client.post("/v1/embeddings", json={"model": name, "input": "Asked for twice."}).content
+            for name in ("mini", "near")
+        }
+        predicted = {
+            name: client.post(f"/predict?model={name}", json={"inputs": "Asked for twice."}).content
+            for name in ("mini", "legal", "near", "alone")
+        }
+        return found | {f"predicted by {name}": one for name, one in predicted.items()}
+
+    cold = answers()
+    computed = encoder.engine.stats.sequences
+    assert answers() == cold
+    assert encoder.engine.stats.sequences == computed
+    vectors = {name: one.partition(b'"embedding"')[2] for name, one in cold.items() if name in ("mini", "near")}
+    assert vectors["mini"] != vectors["near"]
+    assert len({one for name, one in cold.items() if name.startswith("predicted")}) == 4
 
 
 def test_merge_is_for_one() -> None:
