@@ -1,8 +1,14 @@
 """A training on two workers of a Ray cluster: one worker's losses."""
 
 import json
+import re
+import signal
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +16,7 @@ from rich.console import Console
 
 from tests.models import save_classifier
 from tests.train.conftest import LANGUAGES, TEXTS
-from xlmr_ray import UserError, pipeline
+from xlmr_ray import JobFailed, UserError, pipeline
 from xlmr_ray.batch import train_workers
 from xlmr_ray.batch.cluster import Resources
 from xlmr_ray.batch.input.whole import read_whole
@@ -51,6 +57,52 @@ def test_the_losses_of_one_worker(ray_session, tmp_path):
     answers = [pipeline("text-classification", tmp_path / name)(TEXTS) for name in ("one", "two")]
     np.testing.assert_allclose(*([one["score"] for one in own] for own in answers), atol=1e-3)
     assert not list(tmp_path.glob(".*"))  # what was kept is gone
+
+
+def kill_a_worker(folder: Path) -> None:
+    """As soon as something of a training is kept below the folder."""
+    while not list(folder.glob(".*/state.pt")):
+        time.sleep(0.002)
+    workers = (p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or []))
+    next(workers).send_signal(signal.SIGKILL)
+
+
+def test_a_killed_worker(ray_session, tmp_path):
+    """The training ends with one line, and the same job goes on from what was kept, to the losses of one worker."""
+    folder = save_classifier(tmp_path / "model", num_labels=3)
+    pq.write_table(pa.table({"text": TEXTS, "label": LANGUAGES}), tmp_path / "rows.parquet")
+    line = ProgressLine(Console(stderr=True), "steps", quiet=True)
+
+    def trained(name, workers):
+        job = {
+            "model": str(folder),
+            "task": "text-classification",
+            "train": {"path": str(tmp_path / "rows.parquet")},
+            "epochs": 40,
+            "batch_size": 5,
+            "learning_rate": 1e-4,
+            "dropout": 0.0,
+            "checkpoint_every": 0,
+            "output": {"path": str(tmp_path / name)},
+            "cluster": {"workers": workers},
+        }
+        outcome = finetune(check_finetune_job(job, "job"), read_whole, line, train_on_workers)
+        return json.loads((outcome.folder / "training.json").read_text("utf-8"))["losses"]
+
+    alone = trained("one", 1)
+    assert len(alone) > 80
+    thread = threading.Thread(target=kill_a_worker, args=(tmp_path,), daemon=True)
+    thread.start()
+    with pytest.raises(JobFailed) as stopped:
+        trained("two", 2)
+    said = r"cluster\.workers: the training ended after step (\d+): .+; what was kept is in .+, the same command"
+    step = re.match(said, str(stopped.value))
+    assert step, stopped.value
+    assert int(step[1]) < len(alone)
+    assert "\n" not in str(stopped.value)
+    together = trained("two", 2)
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-4)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_too_few(monkeypatch):
