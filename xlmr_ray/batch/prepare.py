@@ -12,6 +12,7 @@ from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.lake.sink import check_sink
+from xlmr_ray.batch.ledger.merge import check_mergeable
 from xlmr_ray.batch.plan import Plan, check_quantization, columns_of, make_plan, task_recipes
 from xlmr_ray.batch.shard_rows import shard_bytes, shard_rows
 from xlmr_ray.batch.stages.checkpoints import bound_task
@@ -62,6 +63,8 @@ def prepare_run(job: Job, store: Store) -> PreparedRun:
     recipes = task_recipes(job)
     if job.output.table is not None:
         check_sink(job.output.table, (bound_task(recipe).schema for recipe in recipes), store)
+    if job.output.compact:
+        check_mergeable(store)
     columns = columns_of(job, recipes)
     with reading(", ".join(map(clean_url, job.input.path))):
         found = find_inputs(

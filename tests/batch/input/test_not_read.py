@@ -153,6 +153,30 @@ def test_a_lance_table_is_named_with_the_way_to_read_it(request, tmp_path, place
             find_inputs(path, options=options)
 
 
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_dataset_in_arrow_files_is_named_with_the_way_to_read_it(request, tmp_path, place, saved):
+    """As `save_to_disk` of Hugging Face's datasets leaves it, and as its cache has it; not what its JSON files say."""
+    folder, options = str(tmp_path), None
+    if place == "bucket":
+        seaweed = request.getfixturevalue("seaweed")
+        folder, options = seaweed.new_folder(), seaweed.options
+    fs, where = filesystem(folder, options=options)
+    fs.makedirs(f"{where}/in/train", exist_ok=True)
+    for name in (
+        "train/data-00000-of-00001.arrow",
+        "train/dataset_info.json",
+        *(["train/state.json"] if saved else []),
+    ):
+        fs.pipe_file(f"{where}/in/{name}", b"{}")
+    way = r"load_from_disk\(\".*/in/train\"\)" if saved else r"Dataset\.from_file\(ARROW_FILE\)"
+    for path in (f"{folder}/in", f"{folder}/in/train"):
+        with pytest.raises(UserError, match=rf"in/train: is a dataset in Arrow files, .*datasets\.{way}\.to_parquet"):
+            find_inputs(path, options=options)
+    fs.rm_file(f"{where}/in/train/data-00000-of-00001.arrow")
+    assert find_inputs(f"{folder}/in", options=options).inputs  # JSON of somebody's own
+
+
 def test_the_way_to_read_a_lance_table(tmp_path):
     lance = pytest.importorskip("lance", reason="pylance is of the extra `clients`")
     table = str(tmp_path / "t.lance")

@@ -21,7 +21,7 @@ from xlmr_ray.batch.lake import sink
 from xlmr_ray.batch.lake.iceberg.folder import FolderCatalog
 from xlmr_ray.batch.lake.sink import check_sink, commit_published, table_of
 from xlmr_ray.batch.lake.target import TableTarget
-from xlmr_ray.batch.ledger.merge import compact
+from xlmr_ray.batch.ledger.merge import check_mergeable, compact
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.sweep import sweep
 from xlmr_ray.batch.ledger.verify import verify
@@ -316,8 +316,9 @@ def test_merged_files_and_a_table_exclude_each_other(corpus, tmp_path, target):
     store = open_store(str(tmp_path / "out"))
     whole(store, corpus)
     commit_published(store, target)
-    with pytest.raises(UserError, match=rf"is a table \({target.format}\), too, which names its files as they are"):
-        compact(store)
+    for refused in (compact, check_mergeable):  # the command; a job with output.compact, before it does anything
+        with pytest.raises(UserError, match=rf"is a table \({target.format}\), too, which names its files as they are"):
+            refused(store)
     assert texts(tmp_path / "out", target) == sorted(truth(corpus).values())
 
     other = open_store(str(tmp_path / "other"))

@@ -70,13 +70,10 @@ def compact(store: Store) -> Compacted:
 
 
 def merge_table(store: Store, run_id: str, mapped: Map = map) -> Compacted:
-    """Merges what is small of a finished run's table, published or not; each group by a call of `mapped`. Raises
-    UserError where a table names the files as they are, JobFailed where they do not go together.
+    """Merges what is small of a finished run's table, published or not; each group by a call of `mapped`. Raises as
+    `check_mergeable` does, and JobFailed where files do not go together.
     """
-    if (table := table_of(store)) is not None:
-        raise UserError(
-            f"{store.url(DATA)}: is a table ({table}), too, which names its files as they are: they are not merged"
-        )
+    check_mergeable(store)
     before = list(table_files(store, run_id, DATA))
     if store.head(merged_table_key(run_id)) is not None:
         return Compacted(run_id, len(before), len(before))
@@ -85,6 +82,14 @@ def merge_table(store: Store, run_id: str, mapped: Map = map) -> Compacted:
         with contextlib.suppress(Exists):  # another was faster, with the same groups
             store.create(merged_table_key(run_id), table_with(store, run_id, merged))
     return Compacted(run_id, len(before), len(list(table_files(store, run_id, DATA))))
+
+
+def check_mergeable(store: Store) -> None:
+    """Raises UserError where a table names the files as they are."""
+    if (table := table_of(store)) is not None:
+        raise UserError(
+            f"{store.url(DATA)}: is a table ({table}), too, which names its files as they are: they are not merged"
+        )
 
 
 def groups(files: list[File]) -> Iterator[list[File]]:
