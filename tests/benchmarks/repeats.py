@@ -3,7 +3,7 @@ stands before each text, so that none is equal to another. The whole command, in
 
     python -m tests.benchmarks.repeats --model e5 --input help.parquet [--texts 400] [--repeats 0.37] [--rounds 3]
 
-The texts are drawn from the input, and so many of all rows are one of them again, in any order.
+The texts are drawn from the input, and so many of all rows are one of them again, none twice, in any order.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def corpora(source: Path, folder: Path, texts: int, repeats: float) -> list[str]
     """Writes `repeats.parquet` and `none.parquet`. Returns the texts of the former."""
     chance = random.Random(5)
     once = chance.sample(pq.read_table(source, columns=["text"])["text"].to_pylist(), texts)
-    rows = once + chance.choices(once, k=round(texts * repeats / (1 - repeats)))
+    rows = once + chance.sample(once, round(texts * repeats / (1 - repeats)))
     chance.shuffle(rows)
     pq.write_table(pa.table({"text": rows}), folder / "repeats.parquet")
     pq.write_table(pa.table({"text": [f"{n} {text}" for n, text in enumerate(rows)]}), folder / "none.parquet")
