@@ -21,8 +21,8 @@ def never(number):
     raise ValueError(f"item {number}")
 
 
-def test_without_ray(monkeypatch):
-    monkeypatch.setattr(workers.ray, "is_initialized", lambda: False)  # another test of this process may have started it
+def test_without_ray(monkeypatch):  # which another test of this process may have started
+    monkeypatch.setattr(workers.ray, "is_initialized", lambda: False)
     assert list(workers.mapped(where, range(3))) == [(0, os.getpid()), (1, os.getpid()), (2, os.getpid())]
 
 
