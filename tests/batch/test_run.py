@@ -123,7 +123,7 @@ def test_the_same_rows_whatever_the_shards(steps_here, model, corpus, tmp_path):
     assert result(tmp_path / "a").equals(result(tmp_path / "b"))
 
 
-def test_small_files_are_merged_before_readers_see_them(steps_here, model, corpus, tmp_path, capsys):
+def test_small_files_are_merged_before_readers_see_them(steps_here, model, corpus, tmp_path):
     plain, merged = tmp_path / "plain", tmp_path / "merged"
     run_job(job(model, corpus, plain), quiet=True)
     compact = job(model, corpus, merged, output={"path": str(merged), "compact": True})

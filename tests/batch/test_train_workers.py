@@ -63,8 +63,8 @@ def kill_a_worker(folder: Path) -> None:
     """As soon as something of a training is kept below the folder."""
     while not list(folder.glob(".*/state.pt")):
         time.sleep(0.002)
-    workers = (p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or []))
-    next(workers).send_signal(signal.SIGKILL)
+    own = psutil.Process().children(recursive=True)  # and nobody else's on this machine
+    next(one for one in own if "RayTrainWorker" in " ".join(one.cmdline())).send_signal(signal.SIGKILL)
 
 
 def test_a_killed_worker(ray_session, tmp_path):

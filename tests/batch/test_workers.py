@@ -27,6 +27,7 @@ def test_without_ray(monkeypatch):  # which another test of this process may hav
 
 
 def test_in_order_and_elsewhere(ray_session, monkeypatch):
+    monkeypatch.setattr(workers, "MOST", 8)  # whatever the machine has
     taken = []
 
     def items():
@@ -37,7 +38,7 @@ def test_in_order_and_elsewhere(ray_session, monkeypatch):
     found = workers.mapped(where, items())
     first = next(found)
     assert first[0] == 0
-    assert len(taken) <= workers.Workers().under_way < 40  # no more than these are under way
+    assert len(taken) == 8  # no more are under way
     rest = list(found)
     assert [number for number, _ in [first, *rest]] == list(range(40))
     assert os.getpid() not in {pid for _, pid in rest}
