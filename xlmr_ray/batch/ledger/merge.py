@@ -88,7 +88,8 @@ def check_mergeable(store: Store) -> None:
     """Raises UserError where a table names the files as they are."""
     if (table := table_of(store)) is not None:
         raise UserError(
-            f"{store.url(DATA)}: is a table ({table}), too, which names its files as they are: they are not merged"
+            f"{store.url(DATA)}: is a table ({table}), too, which names its files as they are: they are not merged; "
+            "leave output.compact out, or give another output.path"
         )
 
 
