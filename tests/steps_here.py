@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from xlmr_ray.batch import ranges, run
+from xlmr_ray.batch import ranges, score, while_planned
 from xlmr_ray.batch.cluster import Resources
 from xlmr_ray.batch.repeats import Keeping
 from xlmr_ray.batch.stages.encode import Encode
@@ -16,10 +16,18 @@ from xlmr_ray.batch.stages.write import Write
 
 
 def stream(todo, count, recipe, size, last=Write):
+    return stream_packs(packs_for(todo, count, size.tokenizers), recipe, size, last)
+
+
+def stream_packs(packs, recipe, _size, last=Write):
     steps = TokenizeEach(recipe), Encode(recipe), last(recipe)
-    for pack in packs_for(todo, count, size.tokenizers):
+    for pack in packs:
         for block in steps[0](pack):
             yield from steps[2](steps[1](block)).to_pylist()
+
+
+def filled_shelf(todo, tokenizers):
+    return (pack for shards in map(list, todo) for pack in packs_for(shards, len(shards), tokenizers))
 
 
 @contextlib.contextmanager
@@ -31,12 +39,16 @@ def connected(_address):
 def here():
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (run, ranges):
+        for module in (score, ranges):
             patch.setattr(module, "stream", stream)
             patch.setattr(module, "rows_of", iter)
-        patch.setattr(run, "connected", connected)
-        patch.setattr(run, "cluster_resources", lambda: Resources((2.0,), (0.0,), float(8 << 30)))
-        patch.setattr(run, "keeping", lambda *_: Keeping())  # what keeps results is an actor
+        for name, ours in (("filled_shelf", filled_shelf), ("packs_on", iter), ("stream_packs", stream_packs)):
+            patch.setattr(while_planned, name, ours)
+        patch.setattr(while_planned, "rows_of", iter)
+        for module in (score, while_planned):
+            patch.setattr(module, "connected", connected)
+            patch.setattr(module, "cluster_resources", lambda: Resources((2.0,), (0.0,), float(8 << 30)))
+        patch.setattr(score, "keeping", lambda *_: Keeping())  # what keeps results is an actor
         yield
     torch.set_num_threads(threads)
 

@@ -18,7 +18,7 @@ from xlmr_ray.batch.ledger.manifest import finish, read_manifest
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import committed_shards, new_attempt
 from xlmr_ray.batch.ledger.snapshot import DATA, table_files
-from xlmr_ray.batch.run import commit_dead
+from xlmr_ray.batch.score import commit_dead
 from xlmr_ray.batch.stages.rows import error_table, good_rows
 from xlmr_ray.errors import UserError
 

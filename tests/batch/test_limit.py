@@ -16,7 +16,7 @@ from xlmr_ray.batch.ledger.record import read_record
 from xlmr_ray.batch.ledger.results import result_files
 from xlmr_ray.batch.plan import Dead
 from xlmr_ray.batch.prepare import prepare_run
-from xlmr_ray.batch.run import commit_dead
+from xlmr_ray.batch.score import commit_dead
 from xlmr_ray.batch.store.open import open_store
 
 

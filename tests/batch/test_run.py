@@ -33,7 +33,8 @@ from xlmr_ray.batch.ledger.results import iter_files
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.progress import Figures
-from xlmr_ray.batch.run import Run, run_job, score
+from xlmr_ray.batch.run import run_job
+from xlmr_ray.batch.score import Run, score
 from xlmr_ray.batch.store.open import open_store
 
 TEXTS = [

@@ -31,8 +31,8 @@ class Done:
 
 
 def earlier(store: Store, plan: Plan, figures: Figures, withdrawn: frozenset[str] = frozenset()) -> Done:
-    """What earlier launches committed, counted in the figures; errors in `withdrawn` inputs, which will be done anew,
-    are not. Lists, and reads the records of shards with errors.
+    """What is committed. In the figures is then what earlier launches did: what this one has not counted; errors in
+    `withdrawn` inputs, which will be done anew, are not. Lists, and reads the records of shards with errors.
     """
     shards = np.zeros(len(plan.shards), np.bool_)
     dead = {file.id: file.rows for file in plan.dead}
@@ -44,8 +44,10 @@ def earlier(store: Store, plan: Plan, figures: Figures, withdrawn: frozenset[str
         elif name in dead:
             files.add(name)
     done = Done(shards, frozenset(files))
-    figures.rows_before = int(plan.shards.columns[shards, ROWS].sum()) + sum(dead[name] for name in files)
-    figures.shards_before = done.count
+    figures.rows_before = (
+        int(plan.shards.columns[shards, ROWS].sum()) + sum(dead[name] for name in files) - figures.rows
+    )
+    figures.shards_before = done.count - figures.shards
     with_errors = (
         found["shard"]
         for entry in store.list(f"errors/{plan.run_id}/")
@@ -53,6 +55,7 @@ def earlier(store: Store, plan: Plan, figures: Figures, withdrawn: frozenset[str
     )
     # Attempts of a shard are beside each other; one that crashed may have no record.
     once = (name for name, _ in itertools.groupby(with_errors))
+    figures.errors_before = -figures.rows_error
     for record in in_order(lambda name: read_record(store, plan.run_id, name), once):
         if record is not None and record.source_key not in withdrawn:
             figures.errors_before += record.rows_error + record.rows_lost

@@ -20,7 +20,7 @@ from xlmr_ray.batch.plan import Plan
 from xlmr_ray.batch.prepare import checked_store, describe, prepare_run
 from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.repeats import Keeping
-from xlmr_ray.batch.run import check_errors, sizes_of
+from xlmr_ray.batch.score import check_errors, sizes_of
 from xlmr_ray.batch.stages.recipe import Recipe
 from xlmr_ray.batch.stages.rows import output_table
 from xlmr_ray.batch.stages.tokenize import Tokenize
@@ -65,7 +65,7 @@ def dry_run(job: Job, console: Console, *, at_least_once: bool = False) -> None:
         done = earlier(store, plan, figures, prepared.found.withdrawn if prepared.found else frozenset())
         left = np.flatnonzero(~done.shards)
         size, kept = sizes_of(job, recipe, plan.shards, left, resources())
-        say(console, describe(prepared, done))
+        say(console, describe(prepared, done.count))
         if len(left):
             show_plan(plan, left, recipe, kept, size, console)
         else:

@@ -1,6 +1,6 @@
 """The plan of a run: its tasks, its columns, and its shards."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.kept_types import KeptTypes, schema_from_text, schema_to_text
 from xlmr_ray.batch.input.lost_rows import count_lost
 from xlmr_ray.batch.input.on_cluster import planning_workers
-from xlmr_ray.batch.input.planning import SHARD_BYTES, DeadLetter, plan_shards
+from xlmr_ray.batch.input.planning import SHARD_BYTES, DeadLetter, plan_shards, step_back
 from xlmr_ray.batch.input.readers import READERS
 from xlmr_ray.batch.input.readers.reader import Reader
+from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.shard_table import INPUT, ShardTable
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.json_by_line import Damaged, items_of, json_pieces
 from xlmr_ray.batch.ledger.manifest import not_read
+from xlmr_ray.batch.ledger.parts import Part, ShardSize, folder, is_in_parts, parts, shard_size
 from xlmr_ray.batch.ledger.record import plan_head, plan_key
 from xlmr_ray.batch.ledger.spool import spooled
 from xlmr_ray.batch.output_columns import check_output_columns
@@ -39,6 +41,7 @@ from xlmr_ray.tokenizer.tokenizer import XLMRobertaTokenizer
 
 # Begins the ids of shards that stand for a file that cannot be read at all: one error row, at row -1.
 FILES = "files"
+LONG = 1 << 30  # bytes of inputs; two cores read as many, compressed, in some 10 to 20 s
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,96 @@ def check_quantization(job: Job) -> None:
         raise UserError("engine.quantization fp8 is for GPUs, the encoders will be on CPUs: take int8")
 
 
+@dataclass(frozen=True)
+class Unplanned:
+    """A run that has no plan yet, which is made in parts; for the fields see `write_plan`."""
+
+    store: Store
+    head: Mapping[str, Any]
+    inputs: Sequence[InputFile]
+    columns: Columns
+    size: ShardSize
+    readers: Mapping[str, Reader]
+    ignored: Sequence[str]
+
+    def so_far(self) -> Plan:
+        """Without shards."""
+        return Plan(self.head["run_id"], ShardTable(self.inputs), ())
+
+    def write(self, use: Callable[[Part], None] = lambda part: None, stop: Callable[[], bool] = lambda: False) -> Plan:
+        """As `write_plan`. `use` is called with each part when it is there; for `stop` see `plan_shards`."""
+        name = self.head["run_id"]
+
+        def cut_from(first: int) -> Iterator[Shard | DeadLetter]:
+            left = self.inputs[first:]
+            return plan_shards(
+                left,
+                shard_rows=self.size.rows,
+                shard_bytes=self.size.bytes,
+                columns=self.columns,
+                readers=self.readers,
+                pool=planning_workers(len(left), beside=True),
+                first=first,
+                start=step_back,
+                stop=stop,
+            )
+
+        def pieces() -> Iterator[Shard | DeadLetter]:
+            for part in parts(self.store, name, self.inputs, cut_from):
+                use(part)
+                yield from part.shards
+                yield from part.dead
+
+        plan = _plan_of_pieces(self.store, self.head, self.inputs, pieces(), KeptTypes(()), ignored=self.ignored)
+        for entry in list(self.store.list(folder(name))):
+            self.store.delete(entry.key)
+        return plan
+
+
+def is_long(inputs: Sequence[InputFile], readers: Mapping[str, Reader]) -> bool:
+    """Whether planning takes so long that a run had better begin before its end. It can where the kept columns' types
+    follow from the formats: else the last file may change those of the first one's rows.
+    """
+    typed = any(readers[name].typed for name in {one.format for one in inputs})
+    return len(inputs) > 1 and not typed and sum(one.size for one in inputs) >= LONG
+
+
+def begin_plan(
+    store: Store,
+    job: Job,
+    recipes: Sequence[TaskRecipe],
+    columns: Columns,
+    inputs: Sequence[InputFile],
+    *,
+    shard_rows: int,
+    shard_bytes: Callable[[Sequence[InputFile]], int] = lambda inputs: SHARD_BYTES,
+    ignored: Sequence[str] = (),
+) -> Plan | Unplanned:
+    """The run's plan: the one that it has, or a new one, written once; where that takes long, how it is made.
+    `shard_bytes` is asked where a plan is made; `ignored`: see `write_plan`.
+    """
+    what = identity(job, recipes, columns, inputs)
+    name = run_id(what)
+    if (plan := read_plan(store, name)) is not None:
+        return plan
+    head = {"run_id": name, "job": job.name, "identity": what}
+    readers, limit = job.input.readers, job.input.limit
+    if limit is None and (is_long(inputs, readers) or is_in_parts(store, name)):
+        size = shard_size(store, name, lambda: ShardSize(shard_rows, shard_bytes(inputs)))
+        return Unplanned(store, head, inputs, columns, size, readers, ignored)
+    return write_plan(
+        store,
+        head,
+        inputs,
+        columns,
+        shard_rows=shard_rows,
+        shard_bytes=shard_bytes(inputs),
+        readers=readers,
+        limit=limit,
+        ignored=ignored,
+    )
+
+
 def make_plan(
     store: Store,
     job: Job,
@@ -174,25 +267,11 @@ def make_plan(
     shard_bytes: Callable[[Sequence[InputFile]], int] = lambda inputs: SHARD_BYTES,
     ignored: Sequence[str] = (),
 ) -> Plan:
-    """The run's plan: the one that it has, or a new one, written once. `shard_bytes` is asked where a plan is made;
-    `ignored`: see `write_plan`.
-    """
-    what = identity(job, recipes, columns, inputs)
-    name = run_id(what)
-    if (plan := read_plan(store, name)) is not None:
-        return plan
-    head = {"run_id": name, "job": job.name, "identity": what}
-    return write_plan(
-        store,
-        head,
-        inputs,
-        columns,
-        shard_rows=shard_rows,
-        shard_bytes=shard_bytes(inputs),
-        readers=job.input.readers,
-        limit=job.input.limit,
-        ignored=ignored,
+    """The run's whole plan; see `begin_plan`."""
+    found = begin_plan(
+        store, job, recipes, columns, inputs, shard_rows=shard_rows, shard_bytes=shard_bytes, ignored=ignored
     )
+    return found if isinstance(found, Plan) else found.write()
 
 
 def write_plan(
@@ -213,11 +292,7 @@ def write_plan(
     reached, the plan ends with the last input that is read; `ignored`: files beside the inputs that are not read.
     Raises UserError where nothing can be read.
     """
-    name = head["run_id"]
-    shards = ShardTable(inputs)
-    letters: list[DeadLetter] = []
     kept = kept or KeptTypes(columns.extra)
-    pool = planning_workers(len(inputs)) if limit is None else None
     pieces = plan_shards(
         inputs,
         shard_rows=shard_rows,
@@ -226,8 +301,25 @@ def write_plan(
         readers=readers,
         kept=kept,
         limit=limit,
-        pool=pool,
+        pool=planning_workers(len(inputs)) if limit is None else None,
     )
+    return _plan_of_pieces(store, head, inputs, pieces, kept, limit=limit, ignored=ignored)
+
+
+def _plan_of_pieces(
+    store: Store,
+    head: Mapping[str, Any],
+    inputs: Sequence[InputFile],
+    pieces: Iterable[Shard | DeadLetter],
+    kept: KeptTypes,
+    *,
+    limit: int | None = None,
+    ignored: Sequence[str],
+) -> Plan:
+    """The plan of all these pieces, whose kept columns have those types when they are taken."""
+    name = head["run_id"]
+    shards = ShardTable(inputs)
+    letters: list[DeadLetter] = []
     for piece in pieces:
         if isinstance(piece, DeadLetter):
             letters.append(piece)

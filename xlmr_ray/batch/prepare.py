@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from xlmr_ray.batch.cluster import on_gpu
-from xlmr_ray.batch.done import Done
 from xlmr_ray.batch.identity import job_identity, run_dtype, run_id
 from xlmr_ray.batch.incremental import Next, limited_inputs, plan_next, planned
 from xlmr_ray.batch.input.file import InputFile
@@ -13,7 +12,8 @@ from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.lake.sink import check_sink
 from xlmr_ray.batch.ledger.merge import check_mergeable
-from xlmr_ray.batch.plan import Plan, check_quantization, columns_of, make_plan, task_recipes
+from xlmr_ray.batch.plan import Plan, Unplanned, begin_plan, check_quantization, columns_of, task_recipes
+from xlmr_ray.batch.ranges import unmeasured
 from xlmr_ray.batch.shard_rows import shard_bytes, shard_rows
 from xlmr_ray.batch.stages.checkpoints import bound_task
 from xlmr_ray.batch.stages.recipe import Recipe
@@ -44,7 +44,7 @@ def checked_store(url: str, check: Callable[[Store], None], *, at_least_once: bo
 class PreparedRun:
     """All that is settled before a cluster is asked for: the plan, what the actors need to know, the files left out,
     the hash of the job's identity. `found` is what an incremental run is in its chain; where nothing is new, the
-    plan is that of the last run.
+    plan is that of the last run. Of a run that is `unplanned` the plan is without shards.
     """
 
     plan: Plan
@@ -53,11 +53,12 @@ class PreparedRun:
     ignored: tuple[str, ...]
     job: str
     found: Next | None = None
+    unplanned: Unplanned | None = None
 
 
-def prepare_run(job: Job, store: Store) -> PreparedRun:
-    """Finds inputs and checkpoints, and makes the plan or reads the one that the run has. Raises UserError for what
-    is wrong.
+def prepare_run(job: Job, store: Store, *, early: bool = False) -> PreparedRun:
+    """Finds inputs and checkpoints, and makes the plan or reads the one that the run has; one that takes long is left
+    to who scores its shards `early`. Raises UserError for what is wrong.
     """
     check_quantization(job)
     recipes = task_recipes(job)
@@ -77,6 +78,7 @@ def prepare_run(job: Job, store: Store) -> PreparedRun:
         what = job_identity(job, recipes, columns)
         inputs: Sequence[InputFile] = found.inputs
         upon: Next | None = None
+        unplanned: Unplanned | None = None
         size = partial(shard_bytes, job, recipes, columns)
         # A table's or repository's files are written anew, so what is gone of them is in others, or removed.
         drop = job.input.deleted == "drop" or any(one.table for one in inputs)
@@ -99,9 +101,16 @@ def prepare_run(job: Job, store: Store) -> PreparedRun:
             inputs, upon = limited_inputs(store, whole, inputs, drop=drop)
         if upon is None:
             rows = shard_rows(job, recipes)
-            plan = make_plan(
+            begun = begin_plan(
                 store, job, recipes, columns, inputs, shard_rows=rows, shard_bytes=size, ignored=found.ignored
             )
+            # What is measured over a sample of the whole input waits for the whole plan.
+            if isinstance(begun, Plan):
+                plan = begun
+            elif early and not unmeasured(recipes):
+                plan, unplanned = begun.so_far(), begun
+            else:
+                plan = begun.write()
         else:
             plan = planned(store, upon)
     device = job.engine.device
@@ -125,10 +134,11 @@ def prepare_run(job: Job, store: Store) -> PreparedRun:
         reuse=job.reuse,
         before=rows_before(store, plan.run_id) if job.reuse and upon is not None and upon.plan is not None else {},
     )
-    return PreparedRun(plan, recipe, len(plan.shards.inputs), tuple(found.ignored), run_id(what), upon)
+    return PreparedRun(plan, recipe, len(plan.shards.inputs), tuple(found.ignored), run_id(what), upon, unplanned)
 
 
-def describe(prepared: PreparedRun, done: Done) -> str:
+def describe(prepared: PreparedRun, committed: int) -> str:
+    """What a launch begins with; so many shards are `committed` already."""
     plan = prepared.plan
     files, shards = plural(prepared.files, "file"), plural(len(plan.shards), "shard")
     text = f"run {plan.run_id}: {plural(plan.rows, 'document')} of {files} in {shards}"
@@ -139,8 +149,8 @@ def describe(prepared: PreparedRun, done: Done) -> str:
     if prepared.found and prepared.found.withdrawn:
         changed = some(sorted(prepared.found.withdrawn))
         text += f"; changed or gone since it was planned, so left to the next run: {changed}"
-    if done.count:
-        text += f"; {done.count:,} are committed already, going on from there"
+    if committed:
+        text += f"; {committed:,} are committed already, going on from there"
     if prepared.ignored:
         text += f"; not read, no known ending: {some(prepared.ignored)}"
     if plan.dead:

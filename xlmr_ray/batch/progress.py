@@ -10,7 +10,7 @@ from xlmr_ray.text.progress_line import ProgressLine
 @dataclass
 class Figures:
     """What was done since the start of this launch; `total` rows and shards are the whole run's, `before` those of
-    earlier launches.
+    earlier launches. `planning`: how far the plan is, as long as the totals are estimated.
     """
 
     total_rows: int
@@ -24,6 +24,7 @@ class Figures:
     tokens: int = 0
     padded: int = 0
     reused: int = 0
+    planning: str = ""
     started: float = field(default_factory=time.monotonic)
 
     def add(self, record: Record) -> None:
@@ -43,13 +44,19 @@ class Figures:
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
+    @property
+    def shards_in_all(self) -> str:
+        return f"{'about ' * bool(self.planning)}{self.total_shards:,}"
+
     def line(self) -> str:
         seconds = max(self.seconds, 1e-9)
         padding = self.padded / max(1, self.tokens + self.padded)
         reused = f" · {self.reused:,} from the table before" if self.reused else ""
+        planning = f" · totals estimated, {self.planning}" if self.planning else ""
         return (
             f"{self.rows / seconds:,.1f} docs/s · {self.tokens / seconds:,.0f} tokens/s · padding {padding:.1%} · "
-            f"shards {self.shards_before + self.shards:,}/{self.total_shards:,} · errors {self.rows_error:,}{reused}"
+            f"shards {self.shards_before + self.shards:,}/{self.shards_in_all} · errors {self.rows_error:,}"
+            f"{reused}{planning}"
         )
 
 

@@ -22,9 +22,13 @@ FORGET = 1000  # shards after which Ray Data's statistics are dropped
 
 def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes, last: type[Any] = Write) -> ray.data.Dataset:
     """The lazy pipeline over `count` shards, whose `last` step gives the row of each."""
-    # Here: torch takes seconds, and whoever only reads rows of a stream does without it.
-    from xlmr_ray.batch.stages.encode import Encode
+    set_up_ray_data()
+    packs = list(packs_for(todo, count, size.grown(size.tokenizers)))
+    return stream_packs(ray.data.from_blocks(packs), recipe, size, last)
 
+
+def set_up_ray_data() -> None:
+    """For datasets that are made from now on."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -32,7 +36,13 @@ def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes, last:
     context.target_max_block_size = 1
     # A pool grows while all of it has work: a tokenizer is given one pack at a time, so that it never has more.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-    dataset = ray.data.from_blocks(list(packs_for(todo, count, size.grown(size.tokenizers))))
+
+
+def stream_packs(packs: ray.data.Dataset, recipe: Recipe, size: Sizes, last: type[Any] = Write) -> ray.data.Dataset:
+    """The same over a dataset of packs of shards, a block each, that was made after `set_up_ray_data`."""
+    # Here: torch takes seconds, and whoever only reads rows of a stream does without it.
+    from xlmr_ray.batch.stages.encode import Encode
+
     steps = (
         # A pack may be long: none waits behind it while another tokenizer is free, or begins anew with it.
         (TokenizeEach, size.tokenizers, 1, size.tokenizer_cpus, None),
@@ -40,7 +50,7 @@ def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes, last:
         (last, size.writers, None, WRITER_CPUS, None),
     )
     for step, actors, at_once, cpus, gpus in steps:
-        dataset = dataset.map_batches(
+        packs = packs.map_batches(
             step,
             fn_constructor_args=(recipe,),
             batch_size=None,
@@ -51,7 +61,7 @@ def stream(todo: Iterable[Shard], count: int, recipe: Recipe, size: Sizes, last:
             num_cpus=cpus,
             num_gpus=gpus,
         )
-    return dataset
+    return packs
 
 
 def rows_of(dataset: ray.data.Dataset) -> Generator[dict[str, Any]]:

@@ -37,11 +37,14 @@ class Call(Generic[R]):
 
 
 class Workers:
-    """The cluster's, a call a task."""
+    """The cluster's, a call a task. `beside` actors that have all of its CPUs there are fewer, which need not wait for
+    one.
+    """
 
-    def __init__(self) -> None:
-        self.under_way = max(8, min(MOST, int(2 * ray.cluster_resources().get("CPU", 0))))
-        self._task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(_call)
+    def __init__(self, *, beside: bool = False) -> None:
+        cpus = ray.cluster_resources().get("CPU", 0)
+        self.under_way = max(8, min(MOST, int(cpus / 2 if beside else 2 * cpus)))
+        self._task = ray.remote(num_cpus=0 if beside else 1, scheduling_strategy="SPREAD")(_call)
 
     def submit(self, function: Callable[..., R], *arguments: Any, **options: Any) -> Call[R]:
         return Call(self._task.remote(function, arguments, options), lambda: function(*arguments, **options))

@@ -51,7 +51,7 @@ class ProgressLine:
             if not self.live.tasks:
                 self.live.add_task("", total=total, line=line)
                 self.live.start()
-            self.live.update(self.live.task_ids[0], completed=done, line=line)
+            self.live.update(self.live.task_ids[0], completed=done, total=total, line=line)
         elif self.last is None or time.monotonic() - self.last >= EVERY:
             self.last = time.monotonic()
             self.say(f"{done:,}/{total:,} {self.unit} · {line} · {left:,.0f} s left")

@@ -20,7 +20,7 @@ from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.observe.report.gather import gather_report
 from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.progress import Figures
-from xlmr_ray.batch.run import TooManyErrors
+from xlmr_ray.batch.score import TooManyErrors
 from xlmr_ray.batch.store.open import open_store
 
 

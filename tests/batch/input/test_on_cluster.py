@@ -71,6 +71,26 @@ def test_workers_plan_what_the_driver_would(ray_session, inputs, tmp_path, monke
     assert any(marks.iterdir())
 
 
+def test_workers_need_no_cpu_that_is_free(ray_session, inputs, tmp_path):
+    """Beside the actors of a run, which have all of them."""
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Holder:
+        def ready(self):
+            return True
+
+    holders = [Holder.remote() for _ in range(int(ray.available_resources().get("CPU", 0)))]
+    ray.get([holder.ready.remote() for holder in holders])
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    pool = on_cluster.PlanningWorkers(beside=True)
+    assert planned(inputs, pool, elsewhere(marks)) == planned(inputs)
+    assert any(marks.iterdir())
+    for holder in holders:
+        ray.kill(holder)
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), RuntimeError("a worker\nof its own")])
 def test_what_a_worker_cannot_read_the_driver_does(ray_session, inputs, tmp_path, error):
     """A folder that is not there on one machine is no lost file."""

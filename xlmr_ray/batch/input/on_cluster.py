@@ -38,14 +38,14 @@ class WorkerPlanning:
 class PlanningWorkers:
     """The cluster's, a file a task."""
 
-    def __init__(self) -> None:
-        self._workers = Workers()
+    def __init__(self, *, beside: bool = False) -> None:
+        self._workers = Workers(beside=beside)
         self.under_way = self._workers.under_way
 
     def submit(self, plan: Callable[..., Planned], *arguments: Any, **options: Any) -> WorkerPlanning:
         return WorkerPlanning(self._workers.submit(plan, *arguments, **options))
 
 
-def planning_workers(files: int) -> PlanningWorkers | None:
-    """None where there is no cluster, or too little for it."""
-    return PlanningWorkers() if ray.is_initialized() and files >= MANY else None
+def planning_workers(files: int, *, beside: bool = False) -> PlanningWorkers | None:
+    """None where there is no cluster, or too little for it. `beside`: see `Workers`."""
+    return PlanningWorkers(beside=beside) if ray.is_initialized() and files >= MANY else None

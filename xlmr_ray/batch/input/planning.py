@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -86,12 +88,18 @@ def plan_shards(
     options: Mapping[str, object] | None = None,
     kept: KeptTypes | None = None,
     limit: int | None = None,
+    first: int = 0,
+    start: Callable[[], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Shard | DeadLetter]:
     """Plan all inputs in order, with so many threads or in a `pool`; no more than twice as many plans are held.
 
     `kept` gets the types of the kept columns of every file. `limit`: only the first so many rows; what comes after them
-    is not read. Raises UserError where the types of two files do not go together, InputChanged where an object is not
-    the listed one; errors of the store propagate.
+    is not read. `first`: the index of the first of these inputs in the list that the shards' ids speak of. `start`: a
+    thread's first call; `stop`: whether threads are to give up, by CancelledError.
+
+    Raises UserError where the types of two files do not go together, InputChanged where an object is not the listed
+    one; errors of the store propagate.
     """
     if shard_rows < 1:
         raise ValueError(f"shard_rows is {shard_rows}; expected at least 1")
@@ -101,8 +109,14 @@ def plan_shards(
     )
     with contextlib.ExitStack() as stack:
         most = 2 * workers if pool is None else pool.under_way
-        planners: Submit = pool or stack.enter_context(ThreadPoolExecutor(workers))
-        numbered = enumerate(inputs)
+        planners: Submit | None = pool
+        if planners is None:
+            planners = stack.enter_context(ThreadPoolExecutor(workers, initializer=start))
+            # Whoever stops in the middle does not wait for the rest of large files.
+            left_off = threading.Event()
+            stack.callback(left_off.set)
+            plan = partial(plan, stop=lambda: left_off.is_set() or stop())
+        numbered = enumerate(inputs, first)
         running: deque[tuple[InputFile, Planning]] = deque()
         try:
             while left:
@@ -129,6 +143,12 @@ def plan_shards(
                 job.cancel()
 
 
+def step_back() -> None:
+    """Lets all others go before this thread, where the system has a priority for a thread."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
 def plan_input(
     one: InputFile,
     index: int,
@@ -139,9 +159,10 @@ def plan_input(
     readers: Mapping[str, Reader] = READERS,
     options: Mapping[str, object] | None = None,
     limit: int = sys.maxsize,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Planned:
     """Plan the input at `index` of the sorted list. Shards hold at most `shard_rows` rows and about `shard_bytes`;
-    there are as many as hold `limit` rows.
+    there are as many as hold `limit` rows. Raises CancelledError when it is to `stop`.
     """
     source = Source(one, options)
     shards: list[Shard] = []
@@ -163,6 +184,8 @@ def plan_input(
             rows += piece.rows
             if rows >= limit:
                 break
+            if stop():
+                raise CancelledError
     except FileNotFoundError:
         return Planned((), DeadLetter(one.key, codes.FILE_GONE, f"{one.key}: deleted while it was planned"), ())
     except BadFile as error:

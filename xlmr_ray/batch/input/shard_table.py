@@ -120,6 +120,11 @@ def _shard_id(index: int, part: int) -> str:
     return f"{index:07d}-{part:06d}"
 
 
+def input_index(name: str) -> int:
+    """The index of its input in the plan's list, out of a shard's id."""
+    return _numbers_of(name)[0]
+
+
 def _numbers_of(name: str) -> tuple[int, int]:
     index, dash, part = name.partition("-")
     if not (dash and index.isdecimal() and part.isdecimal()):

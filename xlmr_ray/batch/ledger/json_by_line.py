@@ -64,6 +64,13 @@ def first_of(line: bytes, url: str) -> dict[str, Any]:
     return parsed(line, url)
 
 
+def head_of(store: Store, key: str) -> dict[str, Any]:
+    """What a stored object says before its lists; reads the first line only. Raises FileNotFoundError, `Damaged`."""
+    with store.open(key) as file:
+        line = file.readline()
+        return first_of(line, store.url(key)) if line.endswith(b":[\n") else parsed(line + file.read(), store.url(key))
+
+
 def lines_of(lines: BinaryIO, name: str, url: str) -> Iterator[Any]:
     """The items of the list `name` in what `by_line` wrote, read one at a time; any other JSON object is read whole."""
     line = lines.readline()

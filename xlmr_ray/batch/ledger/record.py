@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from xlmr_ray.batch.ledger.in_order import in_order
-from xlmr_ray.batch.ledger.json_by_line import VERSION, Damaged, canonical, first_of, items_of, parsed
+from xlmr_ray.batch.ledger.json_by_line import VERSION, Damaged, canonical, head_of, items_of, parsed
 from xlmr_ray.batch.ledger.small_ids import Attempts
 from xlmr_ray.batch.store.base import Entry, Store
 from xlmr_ray.errors import JobFailed
@@ -145,10 +145,7 @@ def record_key(run_id: str, shard: str) -> str:
 
 def plan_head(store: Store, run_id: str) -> dict[str, Any]:
     """What a run's plan says before its lists; reads the first line only. Raises FileNotFoundError, `Damaged`."""
-    key = plan_key(run_id)
-    with store.open(key) as file:
-        line = file.readline()
-        return first_of(line, store.url(key)) if line.endswith(b":[\n") else parsed(line + file.read(), store.url(key))
+    return head_of(store, plan_key(run_id))
 
 
 def planned_shards(store: Store, run_id: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 
@@ -18,6 +18,7 @@ from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.json_by_line import items_of
 from xlmr_ray.batch.ledger.lease import Holder, holder
 from xlmr_ray.batch.ledger.manifest import Manifest, NotRead, not_read_of, read_manifest
+from xlmr_ray.batch.ledger.parts import part_keys
 from xlmr_ray.batch.ledger.published import Current, current
 from xlmr_ray.batch.ledger.record import ATTEMPT_FILE, Record, committed_at, plan_head, plan_key, read_record
 from xlmr_ray.batch.ledger.small_ids import ShardIds
@@ -132,17 +133,17 @@ def _unfinished(store: Store, run_id: str) -> RunStatus:
     held = array("q")  # rows of each shard of the plan
     beside: NotRead | None = None
 
-    def ids() -> Iterator[str]:
-        for line in items_of(store, plan_key(run_id), "shards"):
+    def ids(keys: Iterable[str]) -> Iterator[str]:
+        for line in (line for key in keys for line in items_of(store, key, "shards")):
             held.append(int(line.get("rows", 1)))  # a file that cannot be read is one row
             yield line["id"]
 
     planned = True
     try:
         beside = not_read_of(plan_head(store, run_id))
-        shards = ShardIds(ids())
+        shards = ShardIds(ids([plan_key(run_id)]))
     except FileNotFoundError:
-        planned, shards = False, ShardIds(())
+        planned, shards = False, ShardIds(ids(part_keys(store, run_id)))
     # Listed after the plan is read, so that it has them all.
     rows, times = np.array(held), np.full(len(held), -1.0)
     last, first, done = 0.0, 0.0, 0

@@ -25,6 +25,7 @@ from xlmr_ray.batch.ledger.manifest import (
     read_manifest,
 )
 from xlmr_ray.batch.ledger.merge import is_merged_away, merged_files
+from xlmr_ray.batch.ledger.parts import is_in_parts
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.record import (
     HASHES,
@@ -153,7 +154,8 @@ def _read_plan(store: Store, run_id: str, problems: list[str]) -> tuple[ShardIds
     try:
         digest = digest_of(store, key)
     except FileNotFoundError:
-        problems.append(f"{store.url(key)}: is missing")
+        why = ": the run is being planned" if is_in_parts(store, run_id) else ""
+        problems.append(f"{store.url(key)}: is missing{why}")
         return None, None, {}
     try:
         return ShardIds(planned_shards(store, run_id)), digest, plan_head(store, run_id)

@@ -50,6 +50,7 @@ class Csv(Reader):
     name: ClassVar[str] = "csv"
     endings: ClassVar[tuple[str, ...]] = (".csv",)
     compressed: ClassVar[bool] = True
+    typed: ClassVar[bool] = False
     related: ClassVar[tuple[str, ...]] = ("tsv",)
 
     delimiter: Annotated[str, Field(pattern=CHARACTER)] = ","

@@ -32,6 +32,7 @@ class JsonLines(Reader):
     name: ClassVar[str] = "jsonl"
     endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
     compressed: ClassVar[bool] = True
+    typed: ClassVar[bool] = False
 
     def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
         records = lines(one_a_line(checked_content(source)))

@@ -33,6 +33,7 @@ class Reader(Section, ABC):
 
     `name`: what `input.format` says. `endings`: of file names, lower case. `compressed`: whether a whole file may be
     in gzip or zstd. `related`: formats whose files, by their ending, are read as those also where this one is set.
+    `typed`: whether kept columns have the types of the file; else they are strings, whatever is in it.
     Rows are counted the same way, in the same order, by `plan` and by `read`, and both are pure: two machines that
     read one file get the same.
     """
@@ -41,6 +42,7 @@ class Reader(Section, ABC):
     endings: ClassVar[tuple[str, ...]]
     compressed: ClassVar[bool] = False
     related: ClassVar[tuple[str, ...]] = ()
+    typed: ClassVar[bool] = True
 
     @abstractmethod
     def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:

@@ -18,6 +18,7 @@ class PlainText(Reader):
     name: ClassVar[str] = "text"
     endings: ClassVar[tuple[str, ...]] = (".txt",)
     compressed: ClassVar[bool] = True
+    typed: ClassVar[bool] = False
 
     def plan(self, source: Source, columns: Columns, *, shard_rows: int, shard_bytes: int) -> Cut:
         # A line has no columns: it is the text, whatever the job calls it.

@@ -37,6 +37,7 @@ class Warc(Reader):
     name: ClassVar[str] = "warc"
     endings: ClassVar[tuple[str, ...]] = (".warc", ".wet")
     compressed: ClassVar[bool] = True
+    typed: ClassVar[bool] = False
 
     extract: Literal["resiliparse"] | None = None
 
