@@ -42,11 +42,21 @@ def test_a_service(too_busy, monkeypatch):
         serve_on_cluster(settings, lambda: settings, print)
 
 
-def test_a_cluster_with_a_token_says_so(monkeypatch):
+@pytest.mark.parametrize(
+    "cause",
+    [
+        ray.exceptions.AuthenticationError("RPC error: InvalidAuthToken"),
+        # As Ray 2.60 says it of a head that was started by `ray start`.
+        RuntimeError(
+            "Failed to connect to GCS. Last connection error: … ray.exceptions.AuthenticationError: RPC error"
+        ),
+    ],
+)
+def test_a_cluster_with_a_token_says_so(monkeypatch, cause):
     def init(**_):
         try:
-            raise ray.exceptions.AuthenticationError("RPC error: InvalidAuthToken")
-        except ray.exceptions.AuthenticationError as error:
+            raise cause
+        except Exception as error:
             raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.5:6379") from error
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)

@@ -9,6 +9,13 @@ from xlmr_ray.text.first_line import first_line
 from xlmr_ray.workers_path import away_from_here
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and those that it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 @contextlib.contextmanager
 def starting(cluster: str) -> Iterator[None]:
     """Around `ray.init`, of which any exception becomes a UserError that names the `cluster`. Ray raises even bare
@@ -23,7 +30,8 @@ def starting(cluster: str) -> Iterator[None]:
             raise UserError(
                 f"RAY_TMPDIR {folder}: too long for the paths of Ray's sockets; set it to one such as /tmp"
             ) from None
-        if any(type(one).__name__ == "AuthenticationError" for one in (error, error.__cause__, error.__context__)):
+        # By its name: where a connection fails, Ray gives it as the text of another error.
+        if any("AuthenticationError" in f"{type(one).__name__} {one}" for one in causes(error)):
             raise UserError(
                 f"{cluster}: its cluster takes only who has its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
                 "the file ~/.ray/auth_token to what `ray get-auth-token` prints on the cluster"
