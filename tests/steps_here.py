@@ -26,8 +26,9 @@ def stream_packs(packs, recipe, _size, last=Write):
             yield from steps[2](steps[1](block)).to_pylist()
 
 
+@contextlib.contextmanager
 def filled_shelf(todo, tokenizers):
-    return (pack for shards in map(list, todo) for pack in packs_for(shards, len(shards), tokenizers))
+    yield (pack for shards in map(list, todo) for pack in packs_for(shards, len(shards), tokenizers))
 
 
 @contextlib.contextmanager

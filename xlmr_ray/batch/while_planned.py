@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from itertools import chain
 from queue import SimpleQueue
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.actor import ActorHandle
+from ray.actor import ActorHandle, ActorMethod
 
 from xlmr_ray.batch.cluster import cluster_resources, connected
 from xlmr_ray.batch.input.shard import Shard
@@ -69,8 +69,10 @@ def score_while_planned(run: Run, unplanned: Unplanned, check: Callable[[], None
                 if whole.done():
                     run.with_plan(whole.result()).check_errors()
 
-            packs = packs_on(filled_shelf(todo, size.grown(size.tokenizers)))
-            with contextlib.closing(rows_of(stream_packs(packs, recipe, size))) as rows:
+            with (
+                filled_shelf(todo, size.grown(size.tokenizers)) as shelf,
+                contextlib.closing(rows_of(stream_packs(packs_on(shelf), recipe, size))) as rows,
+            ):
                 for _ in follow_rows(run, rows, line, watch, still_good):
                     pass
         return whole.result()
@@ -143,20 +145,32 @@ class PackShelf:
         return self.packs[at] if at < len(self.packs) else None
 
 
-def filled_shelf(todo: Iterable[Iterable[Shard]], tokenizers: int) -> ActorHandle:
+@contextlib.contextmanager
+def filled_shelf(todo: Iterable[Iterable[Shard]], tokenizers: int) -> Iterator[ActorHandle]:
     """A shelf that a thread fills with these shards as they come."""
     shelf: ActorHandle = ray.remote(PackShelf).options(num_cpus=0).remote()
+    door, shut = threading.Lock(), threading.Event()
+
+    def tell(method: ActorMethod, *arguments: pa.Table) -> None:
+        with door:
+            if shut.is_set():  # Ray may be gone, and a call would start it anew
+                raise CancelledError
+            ray.get(method.remote(*arguments))
 
     def fill() -> None:
         # What the stream cannot do is said by the stream.
-        with contextlib.suppress(ray.exceptions.RayError):
+        with contextlib.suppress(ray.exceptions.RayError, CancelledError):
             for shards in map(list, todo):
                 for pack in packs_for(shards, len(shards), tokenizers):
-                    ray.get(shelf.add.remote(pack))
-            ray.get(shelf.end.remote())
+                    tell(shelf.add, pack)
+            tell(shelf.end)
 
     threading.Thread(target=fill, daemon=True, name="packs").start()
-    return shelf
+    try:
+        yield shelf
+    finally:
+        with door:
+            shut.set()
 
 
 def packs_on(shelf: ActorHandle) -> ray.data.Dataset:

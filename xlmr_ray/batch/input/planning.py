@@ -120,6 +120,8 @@ def plan_shards(
         running: deque[tuple[InputFile, Planning]] = deque()
         try:
             while left:
+                if stop():
+                    raise CancelledError
                 for index, one in itertools.islice(numbered, most - len(running)):
                     running.append((one, planners.submit(plan, one, index, limit=left)))
                 if not running:

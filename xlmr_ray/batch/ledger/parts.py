@@ -22,7 +22,7 @@ from xlmr_ray.batch.input.shard_table import ShardTable, input_index
 from xlmr_ray.batch.ledger.json_by_line import Damaged, by_line, canonical, head_of, items_of, parsed
 from xlmr_ray.batch.store.base import Exists, Store
 
-EVERY = 5.0  # seconds of planning in a part
+FIRST, EVERY = 1.0, 5.0  # seconds of planning in a launch's first part, and in each other one
 
 # Plans the inputs from the one at an index on.
 CutFrom = Callable[[int], Iterator[Shard | DeadLetter]]
@@ -113,16 +113,16 @@ def made(inputs: Sequence[InputFile], first: int, cut_from: CutFrom) -> Iterator
 
     shards: list[Shard] = []
     dead: list[DeadLetter] = []
-    since = time.monotonic()
+    until = time.monotonic() + min(FIRST, EVERY)
     for index, pieces in groupby(cut_from(first), index_of):
         for piece in pieces:
             if isinstance(piece, DeadLetter):
                 dead.append(piece)
             else:
                 shards.append(piece)
-        if time.monotonic() - since >= EVERY and index + 1 < len(inputs):
+        if time.monotonic() >= until and index + 1 < len(inputs):
             yield Part(index + 1, shards, tuple(dead))
-            shards, dead, since = [], [], time.monotonic()
+            shards, dead, until = [], [], time.monotonic() + EVERY
     yield Part(len(inputs), shards, tuple(dead))
 
 
