@@ -28,14 +28,24 @@ def write_corpus(folder: Path) -> None:
     (folder / "b.jsonl").write_text(text, "utf-8")
 
 
-def write_job(path: Path, source: str, output: str) -> Path:
+def write_lines(folder: Path) -> None:
+    """As many documents in files of lines, three in each, and one file that is empty."""
+    folder.mkdir(parents=True)
+    found = pq.read_table(Path(xlmr_ray.__file__).parent / "assets" / "udhr" / "part-1.parquet").slice(0, ROWS)
+    for number in range(ROWS // 3):
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.slice(3 * number, 3).to_pylist()]
+        (folder / f"{number:02}.jsonl").write_text("".join(lines), "utf-8")
+    (folder / "none.jsonl").touch()
+
+
+def write_job(path: Path, source: str, output: str, *, compact: bool = False) -> Path:
     """A job file with shards of two rows: about twenty records to be interrupted between."""
     job = {
         "name": "faults",
         "model": "embedded:mini",
         "input": {"path": source, "text": "text", "id": "id", "keep": ["lang"]},
         "tasks": [{"task": "text-classification"}],
-        "output": {"path": output},
+        "output": {"path": output, "compact": compact},
         "cluster": {"shard_rows": SHARD_ROWS, "tokenizers": 1, "encoders": 2},
         "errors": {"max_fraction": 0.3},
     }

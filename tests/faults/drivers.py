@@ -7,13 +7,17 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 NO_PROGRESS = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
+# Set to have a run planned in parts, of a file each, that take so many seconds, and scored meanwhile.
+IN_PARTS = "XLMR_RAY_TEST_IN_PARTS"
 WARM = ["xlmr_ray.cli", "xlmr_ray.batch.run", "xlmr_ray.batch.observe.printing", "xlmr_ray.batch.store.s3"]
 
 
@@ -31,10 +35,29 @@ def command_line(arguments: Sequence[str], environment: Mapping[str, str], log: 
     if seconds := environment.get(NO_PROGRESS):
         # Ray Data reads the variable when it is imported, which was before the fork
         ray.data.DataContext.get_current().execution_no_progress_timeout_s = float(seconds)
+    if seconds := environment.get(IN_PARTS):
+        plan_in_parts(float(seconds))
     if not leased:
         vars(run)["leased"] = unleased
     sys.argv = ["xlmr-ray", *arguments]
     main()
+
+
+def plan_in_parts(seconds: float) -> None:
+    from xlmr_ray.batch import plan
+    from xlmr_ray.batch.input import planning
+    from xlmr_ray.batch.ledger import parts
+
+    plan_input = planning.plan_input
+
+    def slowly(*arguments: Any, **options: Any) -> planning.Planned:
+        with one_at_a_time:
+            time.sleep(seconds)
+        return plan_input(*arguments, **options)
+
+    one_at_a_time = threading.Lock()
+    vars(planning)["plan_input"] = slowly
+    vars(plan)["LONG"], vars(parts)["EVERY"] = 1, 0.0
 
 
 class Unchecked:

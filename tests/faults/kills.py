@@ -3,7 +3,8 @@
 A round is one job from an empty output to its published rows. One to three times something is killed at a random
 moment: the driver, an actor that tokenizes, encodes or writes, or a node with all that runs on it. A driver that was
 killed is launched again, a node replaced. At the end the rows must be a clean run's, byte for byte. Rounds alternate
-between a bucket and a local folder. Each depends only on the seed and its number; those that a `--log` has are not
+between a bucket and a local folder, and between a plain job, one whose files are merged before it is published, and one
+that is scored while it is planned. Each depends only on the seed and its number; those that a `--log` has are not
 done again.
 """
 
@@ -21,11 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.faults.driver import one_record_a_shard
-from tests.faults.drivers import Driver, wait_until
+from tests.faults.drivers import IN_PARTS, Driver, wait_until
 from tests.faults.lab import PATIENCE, Lab, Tally, Work, running_lab
 from tests.faults.machines import ACTORS, kill
 
 VICTIMS = ("driver", *ACTORS, "node")
+KINDS = ("plain", "merged", "in parts")
 LAUNCHES = 8  # of one job, before a round counts as failed
 
 
@@ -56,11 +58,13 @@ def play(lab: Lab, number: int, seed: int) -> Round:
     """One round."""
     began = time.monotonic()
     chance = random.Random(f"{seed} {number}")
-    local = number % 2 == 1
+    local, kind = number % 2 == 1, KINDS[number // 2 % len(KINDS)]
     folder = lab.folder / f"round-{number}"
-    work = lab.work(output=str(folder) if local else None)
+    source = str(lab.lines) if kind == "in parts" else None
+    work = lab.work(source, output=str(folder) if local else None, compact=kind == "merged")
+    more = {IN_PARTS: "0.5"} if kind == "in parts" else {}
     tally, kills, launches = Tally(), [], 1
-    driver = lab.launch(work)
+    driver = lab.launch(work, **more)
     for _ in range(chance.randint(1, 3)):
         victim = chance.choice(VICTIMS)
         await_moment(chance, work, driver)
@@ -72,18 +76,20 @@ def play(lab: Lab, number: int, seed: int) -> Round:
             lab.machines.add()
         if victim == "driver":
             driver.wait(10)
-            driver, launches = lab.launch(work), launches + 1
+            driver, launches = lab.launch(work, **more), launches + 1
     while driver.wait(PATIENCE) != 0 and launches < LAUNCHES:
         tally.expect(driver.code is not None, f"no end after {PATIENCE:.0f} s")
         kills.append(f"driver ended with {driver.code} ({driver.last_line[:150]})")
         driver.kill()
-        driver, launches = lab.launch(work), launches + 1
+        driver, launches = lab.launch(work, **more), launches + 1
     if tally.expect(driver.code == 0, f"exit code {driver.code}: {driver.last_line}"):
         lab.check(tally, work)
         one_record_a_shard(tally, work)
+        merged = bool(list(work.store.list("merged/"))) if kind == "merged" else False
+        tally.expect(merged == (kind == "merged"), "files are not merged")
     shutil.rmtree(folder, ignore_errors=True)
     seconds = time.monotonic() - began
-    store = "folder" if local else "bucket"
+    store = f"{kind}, {'folder' if local else 'bucket'}"
     return Round(number, seed, store, kills, launches, tally.lost, tally.twice, round(seconds, 1), tally.problems)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.corpus import write_corpus, write_job
+from tests.faults.corpus import write_corpus, write_job, write_lines
 from tests.faults.drivers import Driver, Drivers, wait_until
 from tests.faults.machines import Machines
 from tests.faults.rows import Rows, difference, published
@@ -76,6 +76,8 @@ class Lab:
         self.folder, self.seaweed, self.proxy = folder, seaweed, proxy
         self.corpus = folder / "corpus"
         write_corpus(self.corpus)
+        self.lines = folder / "lines"
+        write_lines(self.lines)
         self._machines: list[Machines] = []
         self._clean: dict[str, Rows] = {}
         self._works = 0
@@ -101,12 +103,12 @@ class Lab:
             store.put(path.name, path.read_bytes())
         return url
 
-    def work(self, source: str | None = None, *, output: str | None = None) -> Work:
+    def work(self, source: str | None = None, *, output: str | None = None, compact: bool = False) -> Work:
         """A new job with its own output in the bucket, or where `output` says."""
         source = source or self.folder_of_input()
         self._works += 1
         output = output or self.seaweed.new_folder()
-        path = write_job(self.folder / f"job-{self._works}.yaml", source, output)
+        path = write_job(self.folder / f"job-{self._works}.yaml", source, output, compact=compact)
         return Work(path, output, open_store(output), self.clean(source))
 
     def clean(self, source: str) -> Rows:

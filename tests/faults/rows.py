@@ -1,4 +1,4 @@
-"""What a job has published, read through its manifest, and how it differs from what a clean run published."""
+"""What a job has published, and how it differs from what a clean run published."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xlmr_ray.batch.ledger.manifest import manifest_files
 from xlmr_ray.batch.ledger.published import current
+from xlmr_ray.batch.ledger.snapshot import DATA, ERRORS, table_files
 from xlmr_ray.batch.store.base import Store
 
 ORDER = [("source", "ascending"), ("row", "ascending")]
@@ -58,15 +58,11 @@ def published(store: Store) -> Rows:
     found = current(store)
     if found is None:
         raise LookupError(f"{store.url('')}: nothing is published")
-    return rows_of(store, found.run_id)
-
-
-def rows_of(store: Store, run_id: str) -> Rows:
-    tables: dict[str, list[pa.Table]] = {"data": [], "errors": []}
-    for file in manifest_files(store, run_id):
-        tables[file.key.partition("/")[0]].append(pq.read_table(pa.BufferReader(store.get(file.key)[0])))
-    output, errors = (pa.concat_tables(some).sort_by(ORDER) if some else pa.table({}) for some in tables.values())
-    return Rows(output, errors)
+    output, errors = (
+        [pq.read_table(pa.BufferReader(store.get(file.key)[0])) for file in table_files(store, found.run_id, kind)]
+        for kind in (DATA, ERRORS)
+    )
+    return Rows(*(pa.concat_tables(some).sort_by(ORDER) if some else pa.table({}) for some in (output, errors)))
 
 
 def difference(clean: Rows, found: Rows) -> Difference:
