@@ -93,9 +93,8 @@ def run_prepared(run: Run, *, started: float, wait: float) -> tuple[RunOutcome, 
     """One run to its end, published. Returns also whether that is all; see `incremental`."""
     store, name, found = run.store, run.plan.run_id, run.prepared.found
     models = {task.model: task.weights for task in run.prepared.recipe.tasks}
-    with watched(
-        run.job, store, name, run.console, rows=run.plan.rows, files=run.prepared.files, models=models
-    ) as watch:
+    rows = None if run.prepared.unplanned else run.plan.rows
+    with watched(run.job, store, name, run.console, rows=rows, files=run.prepared.files, models=models) as watch:
         manifest = read_manifest(store, name)
         anew = manifest is None
         if manifest is None:

@@ -42,7 +42,7 @@ class Lineage:
         self.client = client(section)
         self.launch = str(generate_new_uuid())
 
-    def start(self, rows: int, files: int) -> None:
+    def start(self, rows: int | None, files: int) -> None:
         self.emit("START", inputs=self.inputs(rows, files))
 
     def complete(self, manifest: Manifest) -> None:

@@ -45,6 +45,8 @@ class Watch:
             RunMetrics,  # here, so that a launch with nothing to do does without ray
         )
 
+        if self.metrics is not None:  # those of what was scored while it was planned
+            self.metrics.close()
         with self.trying("no metrics"):
             self.metrics = RunMetrics(job=self.job.name, run_id=self.run_id, figures=figures)
 
@@ -84,10 +86,11 @@ class Watch:
 
 @contextlib.contextmanager
 def watched(
-    job: Job, store: Store, run_id: str, console: Console, *, rows: int, files: int, models: Mapping[str, str]
+    job: Job, store: Store, run_id: str, console: Console, *, rows: int | None, files: int, models: Mapping[str, str]
 ) -> Iterator[Watch]:
-    """A watch over a launch, with lineage events for its start and its end. `models`: digests of the weights
-    by the models' names. Raises UserError where lineage is asked for and its client is not installed.
+    """A watch over a launch, with lineage events for its start and its end. `rows`: None where they are not counted
+    yet; `models`: digests of the weights by the models' names. Raises UserError where lineage is asked for and its
+    client is not installed.
     """
     lineage = None if job.lineage is None else Lineage(job, job.lineage, run_id, store, dict(models))
     watch = Watch(job, store, run_id, console, lineage)
