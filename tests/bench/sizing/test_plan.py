@@ -17,7 +17,7 @@ from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, new_attempt, record_key
 from xlmr_ray.batch.store.local import LocalStore
 from xlmr_ray.bench.result import Bench, Machine, PipelineRun, Rate, Work
 from xlmr_ray.bench.sizing.command import SHAPES, plan_command, size
-from xlmr_ray.bench.sizing.estimate import RECORD_BYTES, Amount, estimate
+from xlmr_ray.bench.sizing.estimate import DRIVER_SHARDS, RECORD_BYTES, Amount, estimate
 from xlmr_ray.bench.sizing.hardware import HARDWARE, hardware
 from xlmr_ray.bench.sizing.rates import PIPELINE_SHARE, START_SECONDS, UTILIZATION, Rates, estimated, measured_rates
 
@@ -74,9 +74,20 @@ def test_one_machine():
     assert found.output_bytes == 6000 * 1000 + 375 * RECORD_BYTES
 
 
+def test_more_machines_than_one_driver_feeds():
+    """Which is said, and with larger shards is no more."""
+    many = replace(amount(1e7), shard_rows=16)
+    found = estimate(RATES, many, machines=10_000, hours=None, price=None)
+    assert found.driver == 1
+    assert found.seconds == pytest.approx(10 + 1e7 / 16 / DRIVER_SHARDS)
+    found = estimate(RATES, replace(many, shard_rows=16_000), machines=10_000, hours=None, price=None)
+    assert found.driver < 1
+    assert found.seconds < 10 + 2 * 1e9 / 1000 / 10_000 + 1e7 / 16_000
+
+
 @given(st.floats(0.02, 100), st.floats(1, 1e9))
 def test_as_many_machines_as_the_hours_want_and_no_more(hours, documents):
-    found = estimate(RATES, amount(documents), machines=None, hours=hours, price=None)
+    found = estimate(RATES, replace(amount(documents), shard_rows=10**6), machines=None, hours=hours, price=None)
     tail = found.seconds - 10 - amount(documents).tokens / (1000.0 * found.machines)
     assert found.seconds - tail <= hours * 3600 * (1 + 1e-9)
     if found.machines > 1:
@@ -100,7 +111,7 @@ def test_what_is_known_is_read_and_not_computed():
 
 def test_a_gpu_whose_cores_cannot_feed_it_is_slowed_and_told():
     slow = replace(RATES, on_gpu=True, tokens_per_second=1_000_000.0)  # wants 20 cores of tokenizers
-    found = estimate(slow, amount(), machines=1, hours=None, price=None)
+    found = estimate(slow, replace(amount(), shard_rows=600), machines=1, hours=None, price=None)
     assert found.tokenizer_cores == pytest.approx(20)
     assert found.short == pytest.approx(14)
     assert found.tokens_per_second == pytest.approx(6 * 50_000)
@@ -196,6 +207,8 @@ def test_the_command(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "50%" in text
     assert "25 min 20 s" in text
+    call(on="h100", documents=1e9, tokens_per_document=100.0, model="base", machines=400)
+    assert "one driver commits about 30 shards a second, which is the limit then" in capsys.readouterr().out
     call(on="l4", model="embedded:mini", documents=1e6, tokens=3e8)
     assert "300,000,000 tokens" in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from xlmr_ray.batch.shard_rows import FEWEST_ROWS, MINUTE, MOST, SHARD_ROWS
 from xlmr_ray.bench.result import read_bench
-from xlmr_ray.bench.sizing.estimate import Amount, Estimate, estimate
+from xlmr_ray.bench.sizing.estimate import DRIVER_SHARDS, Amount, Estimate, estimate
 from xlmr_ray.bench.sizing.hardware import hardware
 from xlmr_ray.bench.sizing.rates import Rates, estimated, measured_rates
 from xlmr_ray.checkpoint.files import resolve
@@ -98,6 +98,7 @@ def show_estimate(rates: Rates, amount: Amount, found: Estimate, console: Consol
         (f"{kind} hours", f"{found.machine_hours:,.2f}"),
         *([("cost", f"{found.cost:,.2f}")] if found.cost is not None else []),
         (f"tokenizer cores a {kind}", f"{found.tokenizer_cores:.1f}"),
+        ("of what one driver drives", f"{found.driver:.0%}"),
         ("shards", f"{found.shards:,} of {amount.shard_rows:,} documents"),
         ("requests to the output's store", f"{found.requests:,}"),
         ("which S3 charges with", f"{found.request_cost:,.2f} USD"),
@@ -109,6 +110,11 @@ def show_estimate(rates: Rates, amount: Amount, found: Estimate, console: Consol
     if found.short:
         console.print(
             f"a {kind} with {rates.cores} cores lacks {found.short:.1f} for its tokenizers, which are the limit then"
+        )
+    if found.driver >= 1:
+        console.print(
+            f"one driver commits about {DRIVER_SHARDS:g} shards a second, which is the limit then: larger shards "
+            f"(cluster.shard_rows, over {amount.shard_rows:,}) lift it"
         )
     for line in rates.sources:
         console.print(line)

@@ -15,6 +15,9 @@ PAGE, LISTINGS = 1000, 2
 # S3 Standard in us-east-1, USD a request, by aws.amazon.com/s3/pricing as of 2025: 0.005 a
 # thousand PUT and LIST, 0.0004 a thousand GET and HEAD.
 WRITE_PRICE, READ_PRICE = 0.005 / 1000, 0.0004 / 1000
+# Shards a second that one driver hands out and commits: 34 on two cores of an AMD EPYC of 2 GHz that did the actors'
+# part, too; 25 ms of its CPU each (tests/benchmarks/driver.py).
+DRIVER_SHARDS = 30.0
 # Bytes of a shard's record.
 RECORD_BYTES = 1500
 
@@ -32,7 +35,8 @@ class Amount:
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """`machines` of the kind that the rates are of, GPUs where these are a GPU's. `tokenizer_cores` for each of them to
-    be busy; `short`: by how many cores a machine has fewer than that. `requests` to the output's store, and what S3
+    be busy; `short`: by how many cores a machine has fewer than that. `driver`: the share of what one driver can drive;
+    at 1 that is the limit. `requests` to the output's store, and what S3
     charges for them in USD.
     """
 
@@ -43,6 +47,7 @@ class Estimate:
     tokens_per_second: float
     tokenizer_cores: float
     short: float
+    driver: float
     shards: int
     requests: int
     request_cost: float
@@ -81,7 +86,9 @@ def estimate(
     machines = machines or 1
     # The last round of shards keeps only some encoders busy; half a shard each is what that costs on the average.
     tail = 0.0 if machines == 1 else min(work / shards, work / machines) / 2
-    seconds = rates.start_seconds + work / machines + tail
+    driving = shards / DRIVER_SHARDS
+    busy = max(work / machines + tail, driving)
+    seconds = rates.start_seconds + busy
     machine_hours = seconds * machines / 3600
     writes, reads = shards * WRITES + LISTINGS * math.ceil(shards / PAGE), shards * READS
     return Estimate(
@@ -89,9 +96,10 @@ def estimate(
         seconds=seconds,
         machine_hours=machine_hours,
         cost=None if price is None else machine_hours * price,
-        tokens_per_second=rate * machines,
+        tokens_per_second=rate * machines * min(1.0, (work / machines + tail) / busy),
         tokenizer_cores=cores,
         short=short,
+        driver=driving / busy,
         shards=shards,
         requests=writes + reads,
         request_cost=writes * WRITE_PRICE + reads * READ_PRICE,
