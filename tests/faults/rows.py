@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xlmr_ray.batch.ledger.manifest import manifest_files
+from xlmr_ray.batch.ledger.merged import merged_table_key
 from xlmr_ray.batch.ledger.published import current
 from xlmr_ray.batch.ledger.snapshot import DATA, ERRORS, table_files
 from xlmr_ray.batch.store.base import Store
@@ -58,11 +60,21 @@ def published(store: Store) -> Rows:
     found = current(store)
     if found is None:
         raise LookupError(f"{store.url('')}: nothing is published")
-    output, errors = (
-        [pq.read_table(pa.BufferReader(store.get(file.key)[0])) for file in table_files(store, found.run_id, kind)]
-        for kind in (DATA, ERRORS)
-    )
-    return Rows(*(pa.concat_tables(some).sort_by(ORDER) if some else pa.table({}) for some in (output, errors)))
+    return rows_of(store, found.run_id)
+
+
+def rows_of(store: Store, run_id: str) -> Rows:
+    """Of a run's committed files, or of those that they were merged into."""
+    if store.head(merged_table_key(run_id)) is None:
+        of_kind: dict[str, list[str]] = {"data": [], "errors": []}
+        for file in manifest_files(store, run_id):
+            of_kind[file.key.partition("/")[0]].append(file.key)
+        keys = list(of_kind.values())
+    else:
+        keys = [[file.key for file in table_files(store, run_id, kind)] for kind in (DATA, ERRORS)]
+    tables = [[pq.read_table(pa.BufferReader(store.get(key)[0])) for key in some] for some in keys]
+    output, errors = (pa.concat_tables(some).sort_by(ORDER) if some else pa.table({}) for some in tables)
+    return Rows(output, errors)
 
 
 def difference(clean: Rows, found: Rows) -> Difference:
