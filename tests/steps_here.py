@@ -48,7 +48,7 @@ def here():
         patch.setattr(while_planned, "rows_of", iter)
         for module in (score, while_planned):
             patch.setattr(module, "connected", connected)
-            patch.setattr(module, "cluster_resources", lambda: Resources((2.0,), (0.0,), float(8 << 30)))
+        patch.setattr(score, "cluster_resources", lambda: Resources((2.0,), (0.0,), float(8 << 30)))
         patch.setattr(score, "keeping", lambda *_: Keeping())  # what keeps results is an actor
         yield
     torch.set_num_threads(threads)

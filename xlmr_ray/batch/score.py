@@ -96,16 +96,7 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
         run.check_errors()
 
     with connected(run.job.cluster.address), ProgressLine(run.console, "docs", quiet=run.quiet) as line:
-        first_machine(run.job, run.console)
-        size, kept = sizes_of(run.job, prepared.recipe, plan.shards, todo, cluster_resources())
-        recipe = replace(known, threads=size.threads, gpus=size.encoder_gpus)
-        if watch is not None:
-            watch.launched(size, figures)
-        recipe = with_measured_ranges(recipe, plan.shards, size, line.say)
-        if kept.bytes:
-            line.say(f"repeats: {kept}")
-            recipe = replace(recipe, known=SharedResults.start(kept.bytes))
-        line.say(f"starting {size}")
+        recipe, size = begin(run, known, plan.shards, todo, line, watch)
         shards = (plan.shards[int(at)] for at in todo)
         with contextlib.closing(rows_of(stream(shards, len(todo), recipe, size))) as rows:
             changed = Counter(follow_rows(run, rows, line, watch, still_good))
@@ -114,6 +105,32 @@ def score(run: Run, done: Done, check: Callable[[], None] = lambda: None, watch:
             f"{some(sorted(changed))}: {changed.total():,} shards of {len(changed):,} inputs could not be scored, all "
             f"others of run {plan.run_id} are committed; nothing is published"
         )
+
+
+def begin(
+    run: Run,
+    recipe: Recipe,
+    shards: ShardTable,
+    left: NDArray[np.int64],
+    line: ProgressLine,
+    watch: Watch | None,
+    *,
+    more: int = 0,
+) -> tuple[Recipe, Sizes]:
+    """All that stands before the stream of the shards that are `left`, by index, and so many `more`, on the connected
+    cluster: the recipe with what is settled there, and the sizes.
+    """
+    first_machine(run.job, run.console)
+    size, kept = sizes_of(run.job, recipe, shards, left, cluster_resources(), more=more)
+    recipe = replace(recipe, threads=size.threads, gpus=size.encoder_gpus)
+    if watch is not None:
+        watch.launched(size, run.figures)
+    recipe = with_measured_ranges(recipe, shards, size, line.say)
+    if kept.bytes:
+        line.say(f"repeats: {kept}")
+        recipe = replace(recipe, known=SharedResults.start(kept.bytes))
+    line.say(f"starting {size}")
+    return recipe, size
 
 
 def follow_rows(

@@ -11,7 +11,6 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
-from dataclasses import replace
 from itertools import chain
 from queue import SimpleQueue
 
@@ -21,7 +20,7 @@ import ray
 import ray.data
 from ray.actor import ActorHandle, ActorMethod
 
-from xlmr_ray.batch.cluster import cluster_resources, connected
+from xlmr_ray.batch.cluster import connected
 from xlmr_ray.batch.input.shard import Shard
 from xlmr_ray.batch.input.shard_table import ShardTable
 from xlmr_ray.batch.ledger.parts import Part
@@ -30,9 +29,8 @@ from xlmr_ray.batch.observe.telemetry import Watch
 from xlmr_ray.batch.plan import Plan, Unplanned
 from xlmr_ray.batch.progress import Figures
 from xlmr_ray.batch.ranges import known_ranges
-from xlmr_ray.batch.score import Run, first_machine, follow_rows, sizes_of
+from xlmr_ray.batch.score import Run, begin, follow_rows
 from xlmr_ray.batch.stages.packs import packs_for
-from xlmr_ray.batch.stages.shared_results import SharedResults
 from xlmr_ray.batch.stream import rows_of, set_up_ray_data, stream_packs
 from xlmr_ray.text.progress_line import ProgressLine
 
@@ -52,16 +50,9 @@ def score_while_planned(run: Run, unplanned: Unplanned, check: Callable[[], None
             for shard in totals.left(part):
                 first.add(shard)
         with connected(run.job.cluster.address), ProgressLine(run.console, "docs", quiet=run.quiet) as line:
-            first_machine(run.job, run.console)
             recipe = known_ranges(run.prepared.recipe, None)
             more = run.figures.total_shards - len(first)
-            size, kept = sizes_of(run.job, recipe, first, np.arange(len(first)), cluster_resources(), more=more)
-            recipe = replace(recipe, threads=size.threads, gpus=size.encoder_gpus)
-            watch.launched(size, run.figures)
-            if kept.bytes:
-                line.say(f"repeats: {kept}")
-                recipe = replace(recipe, known=SharedResults.start(kept.bytes))
-            line.say(f"starting {size}")
+            recipe, size = begin(run, recipe, first, np.arange(len(first)), line, watch, more=more)
             todo = chain([first], map(totals.left, iter(parts.get, None)))
 
             def still_good() -> None:
