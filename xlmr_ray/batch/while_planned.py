@@ -19,6 +19,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle, ActorMethod
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from xlmr_ray.batch.cluster import connected
 from xlmr_ray.batch.input.shard import Shard
@@ -83,7 +84,7 @@ class Totals:
         rows, files = sum(shard.rows for shard in part.shards), self.inputs[self.until : part.until]
         self.until, self.bytes = part.until, self.bytes + sum(one.size for one in files)
         self.rows, self.shards = self.rows + rows, self.shards + len(part.shards)
-        share = self.bytes / self.all_bytes
+        share = max(1, self.bytes) / max(1, self.all_bytes)  # files may be empty
         self.figures.rows_before += rows - sum(shard.rows for shard in left)
         self.figures.shards_before += len(part.shards) - len(left)
         self.figures.total_rows, self.figures.total_shards = round(self.rows / share), round(self.shards / share)
@@ -139,7 +140,9 @@ class PackShelf:
 @contextlib.contextmanager
 def filled_shelf(todo: Iterable[Iterable[Shard]], tokenizers: int) -> Iterator[ActorHandle]:
     """A shelf that a thread fills with these shards as they come."""
-    shelf: ActorHandle = ray.remote(PackShelf).options(num_cpus=0).remote()
+    # Where the driver is, and not on a machine that may go.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    shelf: ActorHandle = ray.remote(num_cpus=0, scheduling_strategy=here)(PackShelf).remote()
     door, shut = threading.Lock(), threading.Event()
 
     def tell(method: ActorMethod, *arguments: pa.Table) -> None:
@@ -151,10 +154,12 @@ def filled_shelf(todo: Iterable[Iterable[Shard]], tokenizers: int) -> Iterator[A
     def fill() -> None:
         # What the stream cannot do is said by the stream.
         with contextlib.suppress(ray.exceptions.RayError, CancelledError):
-            for shards in map(list, todo):
-                for pack in packs_for(shards, len(shards), tokenizers):
-                    tell(shelf.add, pack)
-            tell(shelf.end)
+            try:
+                for shards in map(list, todo):
+                    for pack in packs_for(shards, len(shards), tokenizers):
+                        tell(shelf.add, pack)
+            finally:  # whatever happens, nobody waits for more
+                tell(shelf.end)
 
     threading.Thread(target=fill, daemon=True, name="packs").start()
     try:
