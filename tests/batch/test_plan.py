@@ -18,7 +18,7 @@ from xlmr_ray.batch.job import check_job
 from xlmr_ray.batch.ledger.json_by_line import Damaged
 from xlmr_ray.batch.ledger.record import plan_key, planned_shards
 from xlmr_ray.batch.ledger.snapshot import planned_inputs
-from xlmr_ray.batch.plan import columns_of, make_plan, read_plan, task_recipes
+from xlmr_ray.batch.plan import begin_plan, columns_of, read_plan, task_recipes
 from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.store.base import Exists
 from xlmr_ray.batch.store.open import open_store
@@ -252,7 +252,7 @@ def test_a_device_that_is_none(model, corpus, tmp_path, device):
 def planned(store, job, **more):
     recipes = task_recipes(job)
     inputs = find_inputs(job.input.path).inputs
-    return make_plan(store, job, recipes, columns_of(job, recipes), inputs, **{"shard_rows": 5, **more})
+    return begin_plan(store, job, recipes, columns_of(job, recipes), inputs, **{"shard_rows": 5, **more})
 
 
 @pytest.fixture

@@ -256,24 +256,6 @@ def begin_plan(
     )
 
 
-def make_plan(
-    store: Store,
-    job: Job,
-    recipes: Sequence[TaskRecipe],
-    columns: Columns,
-    inputs: Sequence[InputFile],
-    *,
-    shard_rows: int,
-    shard_bytes: Callable[[Sequence[InputFile]], int] = lambda inputs: SHARD_BYTES,
-    ignored: Sequence[str] = (),
-) -> Plan:
-    """The run's whole plan; see `begin_plan`."""
-    found = begin_plan(
-        store, job, recipes, columns, inputs, shard_rows=shard_rows, shard_bytes=shard_bytes, ignored=ignored
-    )
-    return found if isinstance(found, Plan) else found.write()
-
-
 def write_plan(
     store: Store,
     head: Mapping[str, Any],

@@ -36,8 +36,7 @@ class Amount:
 class Estimate:
     """`machines` of the kind that the rates are of, GPUs where these are a GPU's. `tokenizer_cores` for each of them to
     be busy; `short`: by how many cores a machine has fewer than that. `driver`: the share of what one driver can drive;
-    at 1 that is the limit. `requests` to the output's store, and what S3
-    charges for them in USD.
+    at 1 that is the limit. `requests` to the output's store, and what S3 charges for them in USD.
     """
 
     machines: int
@@ -86,8 +85,8 @@ def estimate(
     machines = machines or 1
     # The last round of shards keeps only some encoders busy; half a shard each is what that costs on the average.
     tail = 0.0 if machines == 1 else min(work / shards, work / machines) / 2
-    driving = shards / DRIVER_SHARDS
-    busy = max(work / machines + tail, driving)
+    computing, driving = work / machines + tail, shards / DRIVER_SHARDS
+    busy = max(computing, driving)
     seconds = rates.start_seconds + busy
     machine_hours = seconds * machines / 3600
     writes, reads = shards * WRITES + LISTINGS * math.ceil(shards / PAGE), shards * READS
@@ -96,7 +95,7 @@ def estimate(
         seconds=seconds,
         machine_hours=machine_hours,
         cost=None if price is None else machine_hours * price,
-        tokens_per_second=rate * machines * min(1.0, (work / machines + tail) / busy),
+        tokens_per_second=rate * machines * computing / busy,
         tokenizer_cores=cores,
         short=short,
         driver=driving / busy,
