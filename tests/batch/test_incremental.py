@@ -23,10 +23,11 @@ from xlmr_ray.batch.incremental import compare
 from xlmr_ray.batch.input.file import InputFile
 from xlmr_ray.batch.input.source import find_inputs
 from xlmr_ray.batch.job import check_job
+from xlmr_ray.batch.ledger.gathered import committed
 from xlmr_ray.batch.ledger.json_by_line import Damaged
 from xlmr_ray.batch.ledger.manifest import finish
 from xlmr_ray.batch.ledger.published import CURRENT, current, publish
-from xlmr_ray.batch.ledger.record import committed, planned_shards
+from xlmr_ray.batch.ledger.record import planned_shards
 from xlmr_ray.batch.ledger.results import result_files
 from xlmr_ray.batch.ledger.snapshot import ERRORS, Head, read_head, table_key, table_problems
 from xlmr_ray.batch.ledger.verify import verify

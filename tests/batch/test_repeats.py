@@ -14,8 +14,8 @@ from tests.models import save_classifier
 from xlmr_ray.batch import repeats
 from xlmr_ray.batch.cluster import Resources
 from xlmr_ray.batch.job import check_job
+from xlmr_ray.batch.ledger.gathered import committed
 from xlmr_ray.batch.ledger.published import current
-from xlmr_ray.batch.ledger.record import committed
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.prepare import prepare_run
 from xlmr_ray.batch.repeats import Keeping, RepeatShare, keeping, looked_into

@@ -26,9 +26,11 @@ from xlmr_ray import JobFailed, UserError, pipeline
 from xlmr_ray.batch import run
 from xlmr_ray.batch.done import Done
 from xlmr_ray.batch.job import check_job
+from xlmr_ray.batch.ledger import gathered
+from xlmr_ray.batch.ledger.gathered import committed, gathered_prefix
 from xlmr_ray.batch.ledger.lease import Holder, holder, lease_key
 from xlmr_ray.batch.ledger.published import current
-from xlmr_ray.batch.ledger.record import committed
+from xlmr_ray.batch.ledger.record import record_key
 from xlmr_ray.batch.ledger.results import iter_files
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.prepare import prepare_run
@@ -122,6 +124,22 @@ def test_the_same_rows_whatever_the_shards(steps_here, model, corpus, tmp_path):
     run_job(job(model, corpus, tmp_path / "a", rows=3), quiet=True)
     run_job(job(model, corpus, tmp_path / "b", rows=50, engine={"max_tokens": 100}), quiet=True)
     assert result(tmp_path / "a").equals(result(tmp_path / "b"))
+
+
+def test_records_are_copied_as_the_run_goes(steps_here, model, corpus, tmp_path, monkeypatch):
+    """What the end of the run and its report are made of: all that this launch has committed."""
+    monkeypatch.setattr(gathered, "HELD", 70)
+    plain, copied = tmp_path / "plain", tmp_path / "copied"
+    run_job(job(model, corpus, plain, rows=3), quiet=True)
+    outcome = run_job(job(model, corpus, copied, rows=1), quiet=True)
+    store, run_id = open_store(str(copied)), outcome.manifest.run_id
+    (file,) = store.keys(gathered_prefix(run_id))  # the last ten are not worth one
+    copies = pq.read_table(pa.BufferReader(store.get(file)[0]))
+    assert copies.num_rows == 70
+    for shard, data in zip(copies["shard"].to_pylist(), copies["record"].to_pylist(), strict=True):
+        assert store.get(record_key(run_id, shard))[0] == data
+    assert result(copied).equals(result(plain))
+    assert verify(store).ok
 
 
 def test_small_files_are_merged_before_readers_see_them(steps_here, model, corpus, tmp_path):

@@ -153,18 +153,23 @@ def source_key(place: int) -> str:
 
 
 def make(folder: str, shards: range) -> None:
-    """Commits the shards in the folder as attempts would, without waiting for the disk."""
+    """Commits the shards in the folder as attempts would, without waiting for the disk, and copies their records as
+    their driver would.
+    """
     import pyarrow as pa
 
     from tests.batch.runs import errors_of, rows_of
     from xlmr_ray.batch.ledger.commit import to_parquet
+    from xlmr_ray.batch.ledger.gathered import Gathered
     from xlmr_ray.batch.ledger.record import File, Record, Stats, record_key
+    from xlmr_ray.batch.store.local import LocalStore
 
     tables: dict[str, pa.Table] = {"data": rows_of("shard", ROWS), "errors": errors_of("shard", 1)}
     tables["fewer"] = tables["data"].slice(1)
     contents = {name: to_parquet(table) for name, table in tables.items()}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     root = Path(folder)
+    copies = Gathered(LocalStore(folder), RUN)
     for kind in ("data", "errors"):
         (root / kind / RUN).mkdir(parents=True, exist_ok=True)
     (root / record_key(RUN, "x")).parent.mkdir(exist_ok=True)
@@ -193,7 +198,10 @@ def make(folder: str, shards: range) -> None:
             stats=Stats(seconds=1.0, tokens=1000),
             errors=(("empty_text", 1),) if bad else (),
         )
-        (root / record_key(RUN, shard)).write_bytes(record.to_bytes())
+        data = record.to_bytes()
+        (root / record_key(RUN, shard)).write_bytes(data)
+        copies.add(record, data)
+    copies.write()
 
 
 def commits(count: int) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from xlmr_ray.batch.ledger.gathered import committed
 from xlmr_ray.batch.ledger.published import current
-from xlmr_ray.batch.ledger.record import committed
 from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.demo import CORPUS
 

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xlmr_ray.batch.ledger.gathered import committed
 from xlmr_ray.batch.ledger.published import current
-from xlmr_ray.batch.ledger.record import committed
 from xlmr_ray.batch.store.open import open_store
 from xlmr_ray.demo import CORPUS
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from tests.faults.drivers import Driver, wait_until
 from tests.faults.lab import PATIENCE, Lab, Tally, Work
+from xlmr_ray.batch.ledger.gathered import committed
 from xlmr_ray.batch.ledger.published import current
-from xlmr_ray.batch.ledger.record import committed
 
 PAIRS = 10
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from tests.faults.lab import Lab, Tally
 from tests.faults.rows import Rows, difference, published
+from xlmr_ray.batch.ledger.gathered import committed
 from xlmr_ray.batch.ledger.manifest import manifest_key
 from xlmr_ray.batch.ledger.published import current
-from xlmr_ray.batch.ledger.record import committed, new_attempt, plan_key, record_key
+from xlmr_ray.batch.ledger.record import new_attempt, plan_key, record_key
 from xlmr_ray.batch.ledger.sweep import sweep
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.store.base import Store

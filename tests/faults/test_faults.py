@@ -22,7 +22,7 @@ from tests.faults.stores import nth, sometimes
 from tests.faulty_proxy import running_proxy
 from tests.seaweed import ACCESS_KEY, SECRET_KEY
 from xlmr_ray.batch.job import check_job, read_job
-from xlmr_ray.batch.ledger.record import committed
+from xlmr_ray.batch.ledger.gathered import committed
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.run import run_job
 from xlmr_ray.batch.store.open import open_store

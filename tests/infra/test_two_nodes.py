@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from xlmr_ray.batch.ledger.gathered import committed
 from xlmr_ray.batch.ledger.published import current
-from xlmr_ray.batch.ledger.record import committed, planned_shards
+from xlmr_ray.batch.ledger.record import planned_shards
 from xlmr_ray.batch.ledger.results import result_files
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.store.open import open_store

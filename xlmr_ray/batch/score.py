@@ -18,6 +18,7 @@ from xlmr_ray.batch.input.file import InputChanged
 from xlmr_ray.batch.input.shard_table import ShardTable
 from xlmr_ray.batch.job import Job
 from xlmr_ray.batch.ledger.commit import commit_shard
+from xlmr_ray.batch.ledger.gathered import Gathered
 from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, Record, new_attempt
 from xlmr_ray.batch.observe.telemetry import Watch
 from xlmr_ray.batch.plan import Dead, Plan
@@ -136,9 +137,10 @@ def begin(
 def follow_rows(
     run: Run, rows: Iterator[dict[str, Any]], line: ProgressLine, watch: Watch | None, check: Callable[[], object]
 ) -> Iterator[str]:
-    """Counts and shows what the stream's `rows` say is committed, and calls `check` after each. Gives for each shard
-    that was not, since its input has changed, what changed.
+    """Counts and shows what the stream's `rows` say is committed, keeps copies of its records, and calls `check` after
+    each. Gives for each shard that was not committed, since its input has changed, what changed.
     """
+    copies = Gathered(run.store, run.plan.run_id)
     for row in rows:
         try:
             raise_failure(row)
@@ -147,10 +149,12 @@ def follow_rows(
         else:
             committed = Committed.from_row(row)
             run.figures.add(committed.record)
+            copies.add(committed.record, row["record"])
             if watch is not None:
                 watch.shard(committed)
             show_figures(line, run.figures)
         check()
+    copies.write()
 
 
 def first_machine(job: Job, console: Console) -> None:

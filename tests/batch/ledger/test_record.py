@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from tests.batch.runs import RUN, commit, commit_all, create_plan, errors_of, keys, plan, rows_of, table_of
 from xlmr_ray.batch.ledger import commit as commits
 from xlmr_ray.batch.ledger.commit import commit_shard, to_parquet
+from xlmr_ray.batch.ledger.gathered import committed
 from xlmr_ray.batch.ledger.json_by_line import Damaged, by_line, lines_of
 from xlmr_ray.batch.ledger.manifest import finish
 from xlmr_ray.batch.ledger.record import (
     File,
     Record,
     Stats,
-    committed,
     committed_shards,
     new_attempt,
     plan_key,

@@ -11,9 +11,9 @@ import pytest
 from tests.batch.direct import job_of, run_directly
 from tests.models import save_classifier
 from xlmr_ray.batch.job import check_job
+from xlmr_ray.batch.ledger.gathered import committed
 from xlmr_ray.batch.ledger.merge import compact
 from xlmr_ray.batch.ledger.published import current
-from xlmr_ray.batch.ledger.record import committed
 from xlmr_ray.batch.ledger.results import result_files
 from xlmr_ray.batch.ledger.sweep import sweep
 from xlmr_ray.batch.ledger.verify import verify

@@ -69,8 +69,8 @@ def test_one_machine():
     assert found.seconds == 10 + 600
     assert found.cost == pytest.approx(0.61)
     assert found.shards == 375
-    assert found.requests == 375 * 5 + 2
-    assert found.request_cost == pytest.approx((375 * 2 + 2) * 0.005 / 1000 + 375 * 3 * 0.0004 / 1000)
+    assert found.requests == 375 * 4 + 6
+    assert found.request_cost == pytest.approx((375 * 2 + 4) * 0.005 / 1000 + (375 * 2 + 2) * 0.0004 / 1000)
     assert found.output_bytes == 6000 * 1000 + 375 * RECORD_BYTES
 
 

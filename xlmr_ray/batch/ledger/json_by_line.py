@@ -46,15 +46,18 @@ def json_pieces(head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[st
     """
     start = canonical(head)[:-1]
     yield start + (b"," if len(start) > 1 else b"")
-    before = b""
-    for name, items in lists.items():
-        yield before + json.dumps(name).encode() + b":["
-        separator = b"\n"
-        for item in items:
-            yield separator + canonical(item)
-            separator = b",\n"
-        before = b"\n],"
-    yield b"\n]}\n"
+    for number, (name, items) in enumerate(lists.items(), 1):
+        yield from list_pieces(name, map(canonical, items), last=number == len(lists))
+
+
+def list_pieces(name: str, lines: Iterable[bytes], *, last: bool = True) -> Iterator[bytes]:
+    """One of the lists, whose items are `lines`."""
+    yield json.dumps(name).encode() + b":["
+    separator = b"\n"
+    for line in lines:
+        yield separator + line
+        separator = b",\n"
+    yield b"\n]}\n" if last else b"\n],"
 
 
 def first_of(line: bytes, url: str) -> dict[str, Any]:

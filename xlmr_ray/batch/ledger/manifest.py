@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
+from xlmr_ray.batch.ledger.counted import Counted
+from xlmr_ray.batch.ledger.gathered import all_counted
 from xlmr_ray.batch.ledger.json_by_line import (
     VERSION,
     Damaged,
@@ -16,9 +18,9 @@ from xlmr_ray.batch.ledger.json_by_line import (
     digest_of,
     first_of,
     items_of,
-    json_pieces,
+    list_pieces,
 )
-from xlmr_ray.batch.ledger.record import File, Record, committed, orphans, plan_head, plan_key
+from xlmr_ray.batch.ledger.record import File, orphans, plan_head, plan_key
 from xlmr_ray.batch.ledger.small_ids import Attempts, ShardIds
 from xlmr_ray.batch.ledger.spool import spooled
 from xlmr_ray.batch.store.base import Exists, Store, create_file
@@ -95,14 +97,14 @@ def finish(store: Store, run_id: str, shards: Iterable[str], *, code: str = "", 
     attempts = Attempts()
     where = f"run {run_id} in {store.url('')}"
 
-    def checked() -> Iterator[Record]:
-        for record in committed(store, run_id):
-            index = planned.index(record.shard)
+    def checked() -> Iterator[Counted]:
+        for one in all_counted(store, run_id):
+            index = planned.index(one.shard)
             if index < 0:
-                raise JobFailed(f"{where}: shard {record.shard} is committed but not in the plan")
+                raise JobFailed(f"{where}: shard {one.shard} is committed but not in the plan")
             seen[index] = True
-            attempts.add(record.attempt)
-            yield record
+            attempts.add(one.attempt)
+            yield one
 
     digest, head = digest_of(store, plan_key(run_id)), plan_head(store, run_id)
     tally = Tally()
@@ -111,8 +113,8 @@ def finish(store: Store, run_id: str, shards: Iterable[str], *, code: str = "", 
         if missing := seen.count(0):
             (first,) = planned.missing(seen, 1)
             raise JobFailed(f"{where}: {missing} of {len(planned)} shards have no record, the first {first}")
-        for _, entry in orphans(store, run_id, attempts):
-            store.delete(entry.key)
+        for key in orphans(store, run_id, attempts):
+            store.delete(key)
         sums = tally.manifest(run_id, digest)
         manifest = replace(sums, models=models_of(head), code=code, job_file=job_file, not_read=not_read_of(head))
         key = manifest_key(run_id)
@@ -130,9 +132,9 @@ def finish(store: Store, run_id: str, shards: Iterable[str], *, code: str = "", 
     return manifest
 
 
-def list_of(lines: Iterable[dict[str, object]]) -> Iterator[bytes]:
+def list_of(lines: Iterable[bytes]) -> Iterator[bytes]:
     """A manifest's list of what is committed, all that stands after its head, in pieces."""
-    return islice(json_pieces({}, {"committed": lines}), 1, None)
+    return list_pieces("committed", lines)
 
 
 def is_manifest(store: Store, manifest: Manifest, rest: bytes) -> bool:
@@ -192,28 +194,19 @@ class Tally:
         self.lost_estimated = False
         self.last_commit = 0.0
 
-    def lines(self, records: Iterable[Record]) -> Iterator[dict[str, object]]:
-        """A manifest's line for each record."""
-        for record in records:
+    def lines(self, shards: Iterable[Counted]) -> Iterator[bytes]:
+        """A manifest's line for each."""
+        for one in shards:
             self.shards += 1
-            self.rows_in += record.rows_in
-            self.rows_ok += record.rows_ok
-            self.rows_error += record.rows_error
-            self.rows_lost += record.rows_lost
-            self.lost_estimated |= record.lost_estimated
-            self.tokens += record.stats.tokens
-            self.bytes += sum(file.bytes for file in record.files)
-            self.last_commit = max(self.last_commit, record.committed_at)
-            yield {
-                "shard": record.shard,
-                "attempt": record.attempt,
-                "source_key": record.source_key,
-                "source_etag": record.source_etag,
-                "files": [
-                    {"key": file.key, "bytes": file.bytes, "sha256": file.sha256, "rows": file.rows}
-                    for file in record.files
-                ],
-            }
+            self.rows_in += one.rows_in
+            self.rows_ok += one.rows_ok
+            self.rows_error += one.rows_error
+            self.rows_lost += one.rows_lost
+            self.lost_estimated |= one.lost_estimated
+            self.tokens += one.tokens
+            self.bytes += one.file_bytes
+            self.last_commit = max(self.last_commit, one.committed_at)
+            yield one.line
 
     def manifest(self, run_id: str, plan_sha256: str) -> Manifest:
         return Manifest(run_id, plan_sha256, **vars(self))

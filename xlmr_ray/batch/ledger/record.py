@@ -23,10 +23,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.json_by_line import VERSION, Damaged, canonical, head_of, items_of, parsed
 from xlmr_ray.batch.ledger.small_ids import Attempts
-from xlmr_ray.batch.store.base import Entry, Store
+from xlmr_ray.batch.store.base import Store
 from xlmr_ray.errors import JobFailed
 
 ERROR_SCHEMA = pa.schema(
@@ -42,6 +41,7 @@ ERROR_SCHEMA = pa.schema(
     ]
 )
 HASHES = "hashes"
+FOLDERS = ("data", "errors", HASHES)  # of the files of attempts
 # Of the texts of a row of the output, 128 bits.
 HASH_SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("hash", pa.binary(16), nullable=False)])
 GRACE = 24 * 3600.0  # seconds for which a file without a record may belong to an attempt that is still going on
@@ -172,7 +172,9 @@ def read_record(store: Store, run_id: str, shard: str) -> Record | None:
 
 def committed_shards(store: Store, run_id: str) -> Iterator[str]:
     """The ids of the shards that have a record, sorted, only from the listing: what a resumed run need not do."""
-    return (name for name, _ in committed_at(store, run_id))
+    start = len(record_key(run_id, "")) - len(".json")
+    keys = store.keys(f"_runs/{run_id}/shards/")
+    return (key[start : -len(".json")] for key in keys if key.endswith(".json"))
 
 
 def committed_at(store: Store, run_id: str) -> Iterator[tuple[str, float]]:
@@ -183,19 +185,13 @@ def committed_at(store: Store, run_id: str) -> Iterator[tuple[str, float]]:
             yield entry.key[start : -len(".json")], entry.modified
 
 
-def committed(store: Store, run_id: str) -> Iterator[Record]:
-    """The run's records, sorted by shard, read a few at a time. Raises `Damaged`."""
-    for record in in_order(lambda shard: read_record(store, run_id, shard), committed_shards(store, run_id)):
-        if record is not None:
-            yield record
+def orphans(store: Store, run_id: str, attempts: Attempts) -> Iterator[str]:
+    """Keys of files of attempts other than `attempts`."""
+    keys = (key for folder in FOLDERS for key in store.keys(f"{folder}/{run_id}/"))
+    return (key for key in keys if shard_of_orphan(key, attempts) is not None)
 
 
-def orphans(store: Store, run_id: str, attempts: Attempts) -> Iterator[tuple[str, Entry]]:
-    """Files of rows, errors and hashes of attempts other than `attempts`, with their shards; files that are not ours by
-    name are left out.
-    """
-    for folder in ("data", "errors", HASHES):
-        for entry in store.list(f"{folder}/{run_id}/"):
-            name = ATTEMPT_FILE.fullmatch(entry.key.rpartition("/")[2])
-            if name is not None and name["attempt"] not in attempts:
-                yield name["shard"], entry
+def shard_of_orphan(key: str, attempts: Attempts) -> str | None:
+    """The shard of a file of another attempt than `attempts`; None for theirs, and for what is not ours by name."""
+    name = ATTEMPT_FILE.fullmatch(key.rpartition("/")[2])
+    return name["shard"] if name is not None and name["attempt"] not in attempts else None

@@ -10,7 +10,7 @@ from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.json_by_line import items_of
 from xlmr_ray.batch.ledger.manifest import manifest_key
 from xlmr_ray.batch.ledger.merge import merged_away
-from xlmr_ray.batch.ledger.record import GRACE, HASHES, orphans, read_record
+from xlmr_ray.batch.ledger.record import FOLDERS, GRACE, HASHES, read_record, shard_of_orphan
 from xlmr_ray.batch.ledger.small_ids import Attempts
 from xlmr_ray.batch.store.base import Entry, Store
 
@@ -33,7 +33,12 @@ def sweep(store: Store, *, dry_run: bool = False, older_than: float = GRACE) -> 
         if finished:  # which saves a look at each record
             for line in items_of(store, manifest_key(run_id), "committed"):
                 attempts.add(line["attempt"])
-        files = (one for one in orphans(store, run_id, attempts) if finished or one[1].modified <= before)
+        entries = (entry for folder in FOLDERS for entry in store.list(f"{folder}/{run_id}/"))
+        files = (
+            (shard, entry)
+            for entry in entries
+            if (shard := shard_of_orphan(entry.key, attempts)) is not None and (finished or entry.modified <= before)
+        )
         found += [entry for entry in in_order(partial(_if_orphan, store, run_id), files) if entry is not None]
     if table_of(store) is None:  # whose older versions name the files of shards
         found += merged_away(store, before)

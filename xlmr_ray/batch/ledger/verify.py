@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xlmr_ray.batch.ledger.counted import counted
 from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.json_by_line import Damaged, blocks_of, digest_of
 from xlmr_ray.batch.ledger.manifest import (
@@ -115,7 +116,7 @@ def verify(store: Store, run_id: str | None = None) -> Report:
 
     sums = Tally()
     listed = hashlib.sha256()
-    for piece in list_of(sums.lines(records())):
+    for piece in list_of(sums.lines(map(counted, records()))):
         listed.update(piece)
     missing = seen.count(0)
     if planned is not None and missing:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from xlmr_ray.batch.ledger.gathered import committed
 from xlmr_ray.batch.ledger.json_by_line import parsed
-from xlmr_ray.batch.ledger.record import committed
 from xlmr_ray.batch.ledger.snapshot import read_head
 from xlmr_ray.batch.observe.report.counts import OTHERS, Summary
 from xlmr_ray.batch.store.base import Store

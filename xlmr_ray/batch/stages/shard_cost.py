@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -40,17 +40,14 @@ class ShardCost:
 
 @dataclass(frozen=True)
 class Committed:
-    """A shard that is committed: its record, without the summary, and its cost. Where another attempt was faster, the
-    record is that one's.
-    """
+    """A shard that is committed: its record, that of another attempt where it was faster, and its cost."""
 
     record: Record
     cost: ShardCost
 
     def to_row(self) -> pa.Table:
         """One row, as Ray Data carries it to the driver."""
-        record = replace(self.record, stats=replace(self.record.stats, summary={}))
-        return pa.table({"record": [record.to_bytes()], "cost": [self.cost.to_json()]})
+        return pa.table({"record": [self.record.to_bytes()], "cost": [self.cost.to_json()]})
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Committed":

@@ -92,6 +92,9 @@ class Store(Protocol):
     def list(self, prefix: str) -> Iterator[Entry]:
         """Objects whose key starts with `prefix`, a page at a time, sorted by key within a folder."""
 
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Their keys only, which a folder gives without a look at each."""
+
     def folders(self, prefix: str) -> Iterator[str]:
         """Names of the folders directly under `prefix` (which ends with `/`), sorted, without reading into them."""
 

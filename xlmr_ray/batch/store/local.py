@@ -93,15 +93,19 @@ class LocalStore:
         return None if S_ISDIR(stat.st_mode) else Entry(key, stat.st_size, _etag_of_stat(stat), stat.st_mtime)
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        folder, slash, start = prefix.rpartition("/")
-        yield from self._walk(folder + slash, start)
+        found = map(self.head, self.keys(prefix))
+        return (entry for entry in found if entry is not None)  # deleted since it was listed
 
-    def _walk(self, folder: str, start: str) -> Iterator[Entry]:
+    def keys(self, prefix: str) -> Iterator[str]:
+        folder, slash, start = prefix.rpartition("/")
+        return self._walk(folder + slash, start)
+
+    def _walk(self, folder: str, start: str) -> Iterator[str]:
         for name in self._names(folder, start):
             if name.endswith("/"):
                 yield from self._walk(folder + name, "")
-            elif (entry := self.head(folder + name)) is not None:  # deleted since it was listed
-                yield entry
+            else:
+                yield folder + name
 
     def folders(self, prefix: str) -> Iterator[str]:
         return (name.rstrip("/") for name in self._names(prefix, "") if name.endswith("/"))

@@ -7,11 +7,13 @@ from xlmr_ray.bench.sizing.rates import Rates
 from xlmr_ray.errors import UserError
 
 # Requests to the output's store for a shard without error rows or hashes (`reuse`), counted by a test. Written: the
-# data file, the record. Read: is it committed, is the file whole, and the record again when the run is finished.
-WRITES, READS = 2, 3
+# data file, the record. Read: is it committed, is the file whole.
+WRITES, READS = 2, 2
 # Names that a listing of the store gives in one request, and how many listings name a shard, all at the end of a run:
-# of records, and of data files. Those of other names, and the plan and the manifest, are few however many shards.
-PAGE, LISTINGS = 1000, 2
+# of records for the manifest and for the report, and of data files. As many shards have their records' copies in one
+# object, which is written once and read as often as records are listed. Listings of other names, and the plan and the
+# manifest, are few however many shards.
+PAGE, LISTINGS, COPIES, COPIES_READ = 1000, 3, 1, 2
 # S3 Standard in us-east-1, USD a request, by aws.amazon.com/s3/pricing as of 2025: 0.005 a
 # thousand PUT and LIST, 0.0004 a thousand GET and HEAD.
 WRITE_PRICE, READ_PRICE = 0.005 / 1000, 0.0004 / 1000
@@ -89,7 +91,8 @@ def estimate(
     busy = max(computing, driving)
     seconds = rates.start_seconds + busy
     machine_hours = seconds * machines / 3600
-    writes, reads = shards * WRITES + LISTINGS * math.ceil(shards / PAGE), shards * READS
+    pages = math.ceil(shards / PAGE)
+    writes, reads = shards * WRITES + pages * (LISTINGS + COPIES), shards * READS + pages * COPIES_READ
     return Estimate(
         machines=machines,
         seconds=seconds,

@@ -9,7 +9,8 @@ import pytest
 
 from tests.batch.observe.report.reports import RUN, finished, launch, plain_run, plan, rows, shard
 from xlmr_ray.batch.ledger.commit import commit_shard
-from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, Stats, committed, new_attempt
+from xlmr_ray.batch.ledger.gathered import committed
+from xlmr_ray.batch.ledger.record import ERROR_SCHEMA, Stats, new_attempt
 from xlmr_ray.batch.observe.report.gather import EXAMPLES, at_work, gather_report, moments
 from xlmr_ray.batch.observe.report.leave import leave_report, report_key, save_report
 from xlmr_ray.errors import UserError

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xlmr_ray.batch.codes import CATALOGUE
+from xlmr_ray.batch.ledger.gathered import committed
 from xlmr_ray.batch.ledger.manifest import NotRead, not_read_of, read_manifest
 from xlmr_ray.batch.ledger.published import current
-from xlmr_ray.batch.ledger.record import committed, plan_head, planned_shards
+from xlmr_ray.batch.ledger.record import plan_head, planned_shards
 from xlmr_ray.batch.observe.drift import Drift, drift_as_json, read_drift
 from xlmr_ray.batch.observe.launches import Launch, launches
 from xlmr_ray.batch.observe.report.counts import Summary
