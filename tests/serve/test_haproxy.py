@@ -133,3 +133,18 @@ def test_a_connection_whose_body_was_refused_is_closed(tmp_path: Path) -> None:
         received = b"".join(iter(lambda: client.recv(65536), b""))
     assert received.startswith(b"HTTP/1.1 413")
     assert received.endswith(error)
+
+
+def test_http_2_is_refused_before_it_begins(tmp_path: Path) -> None:
+    """A stream costs who begins and resets it less than the front: nobody is let."""
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    settings, stream = bytes(3) + b"\x04" + bytes(5), b"\0\0\x0e\x01\x05\0\0\0\x01\x82\x86\x04\x05/ready\x41\x01x"
+    with (
+        before(tmp_path, lambda connection: connection.sendall(OK % 2 + b"{}")) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=15) as client,
+    ):
+        client.sendall(preface + settings + stream)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error_type"] == "invalid"

@@ -85,6 +85,8 @@ frontend front
     log stdout len 4096 format raw local0
     log-format {log}
     option dontlognull
+    # Not HTTP/2, whose streams cost whoever begins and resets them less than they cost us.
+    option disable-h2-upgrade
     # Nothing reaches a replica before its body is here, or as much of it as the buffer holds.
     option http-buffer-request
     stick-table type ipv6 size 100k expire 10m store conn_cur

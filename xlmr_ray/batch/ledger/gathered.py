@@ -24,7 +24,7 @@ from xlmr_ray.batch.store.base import Store
 
 HELD = 16_384  # records that a driver holds at most
 OF_AN_OBJECT = 1_000  # records
-LEAST = 64  # records that are worth an object
+LEAST = 16  # records that are worth an object
 AHEAD = 4  # objects read at a time
 RECORD = "record"  # the column of what a record's object holds, beside those of `Counted`
 
