@@ -290,6 +290,23 @@ def test_a_body_of_60_mb(one):
     assert replica.memory_info().rss < 1.1 * before
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_who_sends_somewhat_too_much_can_send_it_all(one, chunked):
+    """And reads the answer then: Go's client, and so Caddy, gives up when it cannot send."""
+    size, piece = 6_000_000, b"a" * 60_000
+    kind = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % size
+    with socket.create_connection(("127.0.0.1", one.port), timeout=20) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32_768)
+        connection.sendall(b"POST /embed HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + kind + b"\r\n\r\n")
+        for _ in range(size // len(piece)):
+            connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        if chunked:
+            connection.sendall(b"0\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 413"), answer[:100]
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+
+
 def test_the_rest_of_a_refused_body_is_not_waited_for(one):
     """Of a client that goes on to send: the connection ends with the answer."""
     with socket.create_connection(("127.0.0.1", one.port), timeout=20) as connection:

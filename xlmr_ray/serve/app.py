@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -56,6 +56,8 @@ log = logging.getLogger("xlmr_ray.serve.access")
 IN_LOOP = 32_768
 # Of a form around a file.
 FORM = 65_536
+# Bytes that are still read of a body that is too large, and seconds in which none comes.
+READ_ON, READ_ON_S = 8_000_000, 1.0
 # Each has `router(service, settings)` and `errors(path)`: its body of an error where the path is the protocol's.
 PROTOCOLS = ("openai", "batches", "infinity", "vllm", "cohere", "cohere_embed", "jina", "huggingface", "root", "tei")
 
@@ -177,6 +179,17 @@ def understood(error: Exception) -> ServiceError:
         return made
     log_failure(logging.getLogger(__name__), "a request", error)
     return ServiceError("the service failed; its log has more under this request's id")
+
+
+async def read_on(receive: Receive, message: Message) -> None:
+    """Reads what comes of a body after `message`, and forgets it. Clients that are answered while they send (Go's, and
+    with it Caddy) take the connection's end for a failure and never see the answer; of a large rest they have to.
+    """
+    size = 0
+    with suppress(TimeoutError):
+        while message.get("more_body") and size <= READ_ON:
+            message = await asyncio.wait_for(receive(), READ_ON_S)
+            size += len(message.get("body", b""))
 
 
 def replayed(body: bytes) -> Receive:
@@ -304,6 +317,7 @@ class Front:
             message = await receive()
             size += len(message.get("body", b""))
             if size > limit + FORM:
+                await read_on(receive, message)
                 raise TooLarge(f"the file has more than {limit} bytes, which is the most", field="file")
             return message
 
@@ -344,7 +358,10 @@ class Front:
         """The whole body, its JSON parsed into the scope. Raises TooLarge as soon as that is known."""
         limit = self.service.limits.body_bytes
         too_large = TooLarge(f"the body has more than {limit} bytes, which is the most")
-        if headers.get("content-length", "0").isdecimal() and int(headers.get("content-length", "0")) > limit:
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > limit:
+            if int(length) <= limit + READ_ON:
+                await read_on(receive, {"more_body": True})
             raise too_large
         parts: list[bytes] = []
         size = 0
@@ -355,6 +372,7 @@ class Front:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > limit:
+                await read_on(receive, message)
                 raise too_large
             if not message.get("more_body"):
                 break

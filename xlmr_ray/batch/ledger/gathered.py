@@ -36,11 +36,11 @@ class Gathered:
 
     def __init__(self, store: Store, run_id: str) -> None:
         self.store, self.run_id = store, run_id
-        self._held: list[tuple[str, Record, bytes]] = []
+        self._held: list[tuple[str, Counted, bytes]] = []
 
     def add(self, record: Record, data: bytes) -> None:
         """A committed shard's record, and what its object holds."""
-        self._held.append((_sort_key(record.shard), record, data))
+        self._held.append((_sort_key(record.shard), counted(record), data))
         if len(self._held) >= HELD:
             self.write()
 
@@ -52,11 +52,9 @@ class Gathered:
             return
         for at in range(0, len(held), OF_AN_OBJECT):
             some = held[at : at + OF_AN_OBJECT]
-            columns = dict(
-                zip(Counted._fields, zip(*(counted(record) for _, record, _ in some), strict=True), strict=True)
-            )
+            rows = [{**one._asdict(), RECORD: data} for _, one, data in some]
             sink = pa.BufferOutputStream()
-            pq.write_table(pa.table({**columns, RECORD: [data for _, _, data in some]}), sink, compression="zstd")
+            pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
             data = sink.getvalue().to_pybytes()
             self.store.put(f"{gathered_prefix(self.run_id)}{some[0][1].shard}-{_hash(data)}.parquet", data)
 
