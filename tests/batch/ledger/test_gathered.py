@@ -1,11 +1,10 @@
 """Copies of records: read in the records' place they give what the records give, whatever is there of them."""
 
-import tempfile
 from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.batch.runs import RUN, commit, keys, plan
@@ -17,6 +16,7 @@ from xlmr_ray.batch.ledger.record import Stats, committed_shards, read_record, r
 from xlmr_ray.batch.ledger.verify import verify
 from xlmr_ray.batch.observe.report.gather import gather_report
 from xlmr_ray.batch.store.local import LocalStore
+from xlmr_ray.batch.store.unwritten import Unwritten
 from xlmr_ray.errors import JobFailed
 
 # Of several forms, so that those that begin alike sort otherwise as names than as keys.
@@ -50,22 +50,28 @@ def copy(store, shards):
     copies.write()
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    store = LocalStore(str(tmp_path_factory.mktemp("done")))
+    for number, shard in enumerate(IDS):
+        commit(store, shard, bad=number % 2, stats=Stats(tokens=number, seconds=1.0))
+    return store
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     launches=st.lists(st.lists(st.sampled_from(IDS), unique=True), max_size=4), missing=st.sets(st.sampled_from(IDS))
 )
-def test_whatever_is_copied_the_records_are_the_same(launches, missing):
-    with tempfile.TemporaryDirectory() as folder:
-        store = LocalStore(folder)
-        for number, shard in enumerate(IDS):
-            commit(store, shard, bad=number % 2, stats=Stats(tokens=number, seconds=1.0))
-        for launch in launches:
-            copy(store, launch)
-        for shard in missing:
-            store.delete(record_key(RUN, shard))
-        records = [read_record(store, RUN, shard) for shard in committed_shards(store, RUN)]
-        assert {record.shard for record in records} == {*IDS} - missing
-        assert list(committed(store, RUN)) == records
-        assert list(all_counted(store, RUN)) == [counted(record) for record in records]
+def test_whatever_is_copied_the_records_are_the_same(done, launches, missing):
+    store = Unwritten(done)
+    for launch in launches:
+        copy(store, launch)
+    for shard in missing:
+        store.delete(record_key(RUN, shard))
+    records = [read_record(store, RUN, shard) for shard in committed_shards(store, RUN)]
+    assert {record.shard for record in records} == {*IDS} - missing
+    assert list(committed(store, RUN)) == records
+    assert list(all_counted(store, RUN)) == [counted(record) for record in records]
 
 
 def test_the_manifest_is_the_same_and_verified(store):
