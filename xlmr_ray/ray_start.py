@@ -16,6 +16,28 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def socket_folder() -> str | None:
+    """Where sockets are, Ray's and others: `RAY_TMPDIR`, made as Ray makes it; None for Python's own choice."""
+    folder = os.environ.get("RAY_TMPDIR")
+    if not folder:
+        return None
+    try:
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+    except OSError as error:
+        raise UserError(f"RAY_TMPDIR {folder}: cannot be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"RAY_TMPDIR {folder}: cannot be written")
+    return folder
+
+
+def too_long_for_sockets() -> UserError:
+    """Of the folder that Ray takes for its sockets."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "the folder for temporary files")
+    return UserError(
+        f"{name} {os.environ.get(name, '')}: too long for the paths of sockets; set RAY_TMPDIR to one such as /tmp"
+    )
+
+
 @contextlib.contextmanager
 def starting(cluster: str) -> Iterator[None]:
     """Around `ray.init`, of which any exception becomes a UserError that names the `cluster`. Ray raises even bare
@@ -26,10 +48,7 @@ def starting(cluster: str) -> Iterator[None]:
             yield
     except Exception as error:
         if "AF_UNIX" in str(error):
-            folder = os.environ.get("RAY_TMPDIR") or "/tmp"
-            raise UserError(
-                f"RAY_TMPDIR {folder}: too long for the paths of Ray's sockets; set it to one such as /tmp"
-            ) from None
+            raise too_long_for_sockets() from None
         # By its name: where a connection fails, Ray gives it as the text of another error.
         if any("AuthenticationError" in f"{type(one).__name__} {one}" for one in causes(error)):
             raise UserError(

@@ -48,12 +48,17 @@ def test_one_line(tmp_path, words, says):
     assert done.returncode == 2
 
 
-def test_a_ray_folder_that_is_too_long_for_sockets(tmp_path):
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_ray_folder_that_is_too_long_for_sockets(tmp_path, name):
     script = "from xlmr_ray.batch.cluster import connected\nwith connected('local'): pass"
     long = tmp_path / ("x" * 90)
-    environment = {**os.environ, "RAY_TMPDIR": str(long), "RAY_ADDRESS": ""}
+    environment = {**os.environ, "RAY_TMPDIR": "", name: str(long), "RAY_ADDRESS": ""}
+    if name == "TMPDIR":
+        del environment["RAY_TMPDIR"]
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200, check=False
     )
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"xlmr_ray.errors.UserError: RAY_TMPDIR {long}: too long for the paths of Ray's sockets")
+    assert last.startswith(
+        f"xlmr_ray.errors.UserError: {name} {long}: too long for the paths of sockets; set RAY_TMPDIR"
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from xlmr_ray.errors import UserError
 from xlmr_ray.serve.haproxy import HAProxy, listener
 from xlmr_ray.serve.settings import HttpSection
 
@@ -148,3 +149,13 @@ def test_http_2_is_refused_before_it_begins(tmp_path: Path) -> None:
     head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     assert json.loads(body)["error_type"] == "invalid"
+
+
+def test_a_folder_that_is_too_long_for_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/scratch/job")
+    with (
+        listener("127.0.0.1", 0) as port,
+        pytest.raises(UserError, match="TMPDIR /scratch/job: too long for the paths of sockets; set RAY_TMPDIR to one"),
+    ):
+        HAProxy(HttpSection(), port, "token", tmp_path / ("x" * 98), sys.__stderr__)

