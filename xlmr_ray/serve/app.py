@@ -372,6 +372,7 @@ class Front:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > limit:
+                parts.clear()
                 await read_on(receive, message)
                 raise too_large
             if not message.get("more_body"):
