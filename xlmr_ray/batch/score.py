@@ -29,7 +29,7 @@ from xlmr_ray.batch.repeats import Keeping, keeping
 from xlmr_ray.batch.shard_rows import held_bytes
 from xlmr_ray.batch.stages.block import raise_failure
 from xlmr_ray.batch.stages.recipe import Recipe
-from xlmr_ray.batch.stages.shard_cost import Committed
+from xlmr_ray.batch.stages.shard_cost import WHOLE_RECORD, Committed
 from xlmr_ray.batch.stages.shared_results import SharedResults
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.batch.stream import rows_of, stream
@@ -149,7 +149,7 @@ def follow_rows(
         else:
             committed = Committed.from_row(row)
             run.figures.add(committed.record)
-            copies.add(committed.record, row["record"])
+            copies.add(committed.record, row[WHOLE_RECORD])
             if watch is not None:
                 watch.shard(committed)
             show_figures(line, run.figures)

@@ -132,6 +132,25 @@ def test_few_are_not_worth_an_object(local, monkeypatch):
     assert len(keys(local, gathered_prefix(RUN))) == 1
 
 
+@pytest.mark.parametrize(("name", "bytes"), [("OBJECT_BYTES", 1), ("HELD_BYTES", 1), ("OBJECT_BYTES", 1 << 20)])
+def test_large_records_are_fewer_in_an_object(local, monkeypatch, name, bytes):
+    monkeypatch.setattr(gathered, name, bytes)
+    shards = [f"{number:05}" for number in range(6)]
+    for shard in shards:
+        commit(local, shard)
+    copy(local, shards)
+    assert len(keys(local, gathered_prefix(RUN))) == (6 if bytes == 1 else 2)
+    assert [record.shard for record in committed(local, RUN)] == shards
+
+
+def test_copies_of_another_form_are_not_read(local, monkeypatch):
+    commit(local, "00000")
+    monkeypatch.setattr(gathered, "RECORD", "another")
+    copy(local, ["00000"])
+    monkeypatch.setattr(gathered, "RECORD", "record")
+    assert [record.shard for record in committed(local, RUN)] == ["00000"]
+
+
 def test_records_that_are_copied_are_not_read(behind_proxy, proxy):
     shards = plan(behind_proxy, 12)
     for shard in shards:

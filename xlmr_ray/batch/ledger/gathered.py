@@ -22,8 +22,9 @@ from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.record import Record, committed_shards, read_record, record_key
 from xlmr_ray.batch.store.base import Store
 
-HELD = 16_384  # records that a driver holds at most
-OF_AN_OBJECT = 1_000  # records
+# Records that a driver holds at most, and in an object; and their bytes, as a summary by many groups has 100 kB.
+HELD, HELD_BYTES = 16_384, 32 << 20
+OF_AN_OBJECT, OBJECT_BYTES = 1_000, 4 << 20
 LEAST = 16  # records that are worth an object
 AHEAD = 4  # objects read at a time
 RECORD = "record"  # the column of what a record's object holds, beside those of `Counted`
@@ -37,26 +38,36 @@ class Gathered:
     def __init__(self, store: Store, run_id: str) -> None:
         self.store, self.run_id = store, run_id
         self._held: list[tuple[str, Counted, bytes]] = []
+        self._bytes = 0
 
     def add(self, record: Record, data: bytes) -> None:
-        """A committed shard's record, and what its object holds."""
+        """A committed shard's record, with or without its summary, and what its object holds."""
         self._held.append((_sort_key(record.shard), counted(record), data))
-        if len(self._held) >= HELD:
+        self._bytes += len(data)
+        if len(self._held) >= HELD or self._bytes >= HELD_BYTES:
             self.write()
 
     def write(self) -> None:
         """Writes what is held, if it is worth it."""
-        held, self._held = sorted(self._held, key=lambda one: one[0]), []
+        held, self._held, self._bytes = sorted(self._held, key=lambda one: one[0]), [], 0
         # Where two may create one record, what was created is not what is there.
         if len(held) < LEAST or self.store.at_least_once:
             return
-        for at in range(0, len(held), OF_AN_OBJECT):
-            some = held[at : at + OF_AN_OBJECT]
-            rows = [{**one._asdict(), RECORD: data} for _, one, data in some]
-            sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
-            data = sink.getvalue().to_pybytes()
-            self.store.put(f"{gathered_prefix(self.run_id)}{some[0][1].shard}-{_hash(data)}.parquet", data)
+        rows: list[dict[str, Any]] = []
+        size = 0
+        for _, one, data in held:
+            if len(rows) == OF_AN_OBJECT or (rows and size + len(data) > OBJECT_BYTES):
+                self._write(rows)
+                rows, size = [], 0
+            rows.append({**one._asdict(), RECORD: data})
+            size += len(data)
+        self._write(rows)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
+        data = sink.getvalue().to_pybytes()
+        self.store.put(f"{gathered_prefix(self.run_id)}{rows[0]['shard']}-{_hash(data)}.parquet", data)
 
 
 def gathered_prefix(run_id: str) -> str:
@@ -111,7 +122,10 @@ def _copies(store: Store, run_id: str, columns: Sequence[str]) -> Iterator[Row]:
         data, _ = store.get(key)
         if f"{_hash(data)}.parquet" != name:
             return first, iter(())
-        table = pq.read_table(pa.BufferReader(data), columns=list(columns), use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if not set(columns) <= set(file.schema_arrow.names):  # of another version
+            return first, iter(())
+        table = file.read(columns=list(columns), use_threads=False).select(list(columns))
         return first, zip(*(column.to_pylist() for column in table.columns), strict=True)
 
     # Objects overlap where launches do, or what a driver held at a time: of those that do, a row each is compared.

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from xlmr_ray.batch.ledger.record import Record, Stats
+
+WHOLE_RECORD = "whole_record"
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,18 @@ class ShardCost:
 
 @dataclass(frozen=True)
 class Committed:
-    """A shard that is committed: its record, that of another attempt where it was faster, and its cost."""
+    """A shard that is committed: its record, that of another attempt where it was faster, and its cost. The driver has
+    the record without the summary, which it need not understand, and the bytes of the whole one.
+    """
 
     record: Record
     cost: ShardCost
 
     def to_row(self) -> pa.Table:
         """One row, as Ray Data carries it to the driver."""
-        return pa.table({"record": [self.record.to_bytes()], "cost": [self.cost.to_json()]})
+        record = replace(self.record, stats=replace(self.record.stats, summary={}))
+        whole = self.record.to_bytes()
+        return pa.table({"record": [record.to_bytes()], WHOLE_RECORD: [whole], "cost": [self.cost.to_json()]})
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Committed":
