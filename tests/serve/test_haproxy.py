@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.serve import haproxy
 from xlmr_ray.serve.haproxy import HAProxy, listener
 from xlmr_ray.serve.settings import HttpSection
 
@@ -159,3 +160,20 @@ def test_a_folder_that_is_too_long_for_a_socket(tmp_path: Path, monkeypatch: pyt
         pytest.raises(UserError, match="TMPDIR /scratch/job: too long for the paths of sockets; set RAY_TMPDIR to one"),
     ):
         HAProxy(HttpSection(), port, "token", tmp_path / ("x" * 98), sys.__stderr__)
+
+
+def test_a_body_comes_no_faster_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One connection that sends all it can kept a core of the replica busy; what most send is not slowed."""
+    monkeypatch.setattr(haproxy, "BODY_RATE", 1_000_000)
+
+    def answer(connection: socket.socket) -> None:
+        left = 3_000_000
+        while left > 0 and (part := connection.recv(65536)):
+            left -= len(part)
+        connection.sendall(OK % 2 + b"{}")
+
+    with before(tmp_path, answer) as port:
+        began = time.monotonic()
+        # The head is not all that is read with it.
+        assert httpx.post(f"http://127.0.0.1:{port}/embed", content=b"a" * 3_100_000, timeout=30).json() == {}
+        assert time.monotonic() - began > 1.5

@@ -48,6 +48,8 @@ ERRORS: dict[int, tuple[str, str, str, str]] = {
     ),
     504: ("Gateway Timeout", "timed_out", "the replica did not answer in time", "retry-after: 1\r\n"),
 }
+# Bytes a second of a request's body.
+BODY_RATE = 25_000_000
 # Bytes of a socket's path.
 MOST_PATH = 97
 # Connections of one address that are still taken when few are left.
@@ -104,6 +106,9 @@ frontend front
     http-request return status 429 content-type application/json string {too_many} hdr retry-after 1 if many
     acl long req.hdrs,length gt {head}
     http-request return status 431 content-type application/json string {too_long} if long
+    # A connection that sends all it can would keep a core of the replica busy.
+    filter bwlim-in body default-limit {body_rate} default-period 1s
+    http-request set-bandwidth-limit body
     http-request set-header {header_name} {token}
     # h2c, which Java's client asks for: the request is answered as HTTP/1.1.
     http-request del-header upgrade
@@ -291,6 +296,7 @@ def haproxy_config(http: HttpSection, folder: Path, listener: int, token: str) -
         too_many=quoted(body("overloaded", f"{http.client_connections} connections of one client, which is the most")),
         too_long=quoted(body("invalid", f"a head of more than {HEAD_BYTES} bytes")),
         head=HEAD_BYTES,
+        body_rate=BODY_RATE,
         header_name=FRONT_HEADER,
         token=token,
     )
