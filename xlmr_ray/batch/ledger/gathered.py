@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from xlmr_ray.batch.ledger.counted import Counted, counted
 from xlmr_ray.batch.ledger.in_order import in_order
 from xlmr_ray.batch.ledger.record import Record, committed_shards, read_record, record_key
-from xlmr_ray.batch.store.base import Store
+from xlmr_ray.batch.store.base import Store, keys_in
 
 # Records that a driver holds at most, and in an object; and their bytes, as a summary by many groups has 100 kB.
 HELD, HELD_BYTES = 16_384, 32 << 20
@@ -131,7 +131,7 @@ def _copies(store: Store, run_id: str, columns: Sequence[str]) -> Iterator[Row]:
     # Objects overlap where launches do, or what a driver held at a time: of those that do, a row each is compared.
     begun: list[tuple[str, int, Row, Iterator[Row]]] = []
     for number, (first, found) in enumerate(
-        in_order(rows, store.keys(gathered_prefix(run_id)), requests=AHEAD, most=1)
+        in_order(rows, keys_in(store, gathered_prefix(run_id)), requests=AHEAD, most=1)
     ):
         while begun and begun[0][0] < _sort_key(first):
             yield _advance(begun)

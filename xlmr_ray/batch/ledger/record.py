@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from xlmr_ray.batch.ledger.json_by_line import VERSION, Damaged, canonical, head_of, items_of, parsed
 from xlmr_ray.batch.ledger.small_ids import Attempts
-from xlmr_ray.batch.store.base import Store
+from xlmr_ray.batch.store.base import Store, keys_in
 from xlmr_ray.errors import JobFailed
 
 ERROR_SCHEMA = pa.schema(
@@ -173,7 +173,7 @@ def read_record(store: Store, run_id: str, shard: str) -> Record | None:
 def committed_shards(store: Store, run_id: str) -> Iterator[str]:
     """The ids of the shards that have a record, sorted, only from the listing: what a resumed run need not do."""
     start = len(record_key(run_id, "")) - len(".json")
-    keys = store.keys(f"_runs/{run_id}/shards/")
+    keys = keys_in(store, f"_runs/{run_id}/shards/")
     return (key[start : -len(".json")] for key in keys if key.endswith(".json"))
 
 
@@ -187,7 +187,7 @@ def committed_at(store: Store, run_id: str) -> Iterator[tuple[str, float]]:
 
 def orphans(store: Store, run_id: str, attempts: Attempts) -> Iterator[str]:
     """Keys of files of attempts other than `attempts`."""
-    keys = (key for folder in FOLDERS for key in store.keys(f"{folder}/{run_id}/"))
+    keys = (key for folder in FOLDERS for key in keys_in(store, f"{folder}/{run_id}/"))
     return (key for key in keys if shard_of_orphan(key, attempts) is not None)
 
 

@@ -78,9 +78,6 @@ class FsspecStore:
             if path[strip:].startswith(prefix):
                 yield _entry(path[strip:], found[path])
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        return (entry.key for entry in self.list(prefix))
-
     def folders(self, prefix: str) -> Iterator[str]:
         fs, root = self._filesystem()
         try:

@@ -159,9 +159,6 @@ class S3Store:
                 key = found["Key"][len(self.prefix) :]
                 yield Entry(key, found["Size"], found["ETag"].strip('"'), found["LastModified"].timestamp())
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        return (entry.key for entry in self.list(prefix))
-
     def folders(self, prefix: str) -> Iterator[str]:
         for page in self._pages(prefix, {"Delimiter": "/"}):
             for found in page.get("CommonPrefixes", ()):

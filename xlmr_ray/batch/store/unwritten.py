@@ -54,9 +54,6 @@ class Unwritten:
         ours = (entry for key in sorted(self.written) if key.startswith(prefix) and (entry := self.head(key)))
         return heapq.merge(theirs, ours, key=lambda entry: entry.key)
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        return (entry.key for entry in self.list(prefix))
-
     def folders(self, prefix: str) -> Iterator[str]:
         ours = {key[len(prefix) :] for key, data in self.written.items() if data is not None and key.startswith(prefix)}
         names = {name.partition("/")[0] for name in ours if "/" in name}
