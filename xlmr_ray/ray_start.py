@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 
 from xlmr_ray.errors import UserError
@@ -33,9 +34,8 @@ def socket_folder() -> str | None:
 def too_long_for_sockets() -> UserError:
     """Of the folder that Ray takes for its sockets."""
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "the folder for temporary files")
-    return UserError(
-        f"{name} {os.environ.get(name, '')}: too long for the paths of sockets; set RAY_TMPDIR to one such as /tmp"
-    )
+    folder = os.environ.get(name) or tempfile.gettempdir()  # which Python takes from other variables, too
+    return UserError(f"{name} {folder}: too long for the paths of sockets; set RAY_TMPDIR to one such as /tmp")
 
 
 @contextlib.contextmanager
