@@ -286,7 +286,7 @@ def test_a_body_of_60_mb(one):
     )
     assert head.startswith(b"http/1.1 413"), head
     assert json.loads(body)["error"]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20  # at once, but for a busy machine
     assert replica.memory_info().rss < 1.1 * before
 
 

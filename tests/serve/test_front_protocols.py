@@ -172,7 +172,7 @@ def test_templates(http: httpx.Client, one: Served, template: str) -> None:
     assert answer.status_code == 422, answer.text
     assert "hypothesis_template" in answer.text
     assert template not in answer.text or len(template) < 5
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20  # at once, but for a busy machine
     assert replica.memory_info().rss < 1.1 * before
 
 

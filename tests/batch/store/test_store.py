@@ -360,15 +360,23 @@ def test_throttled_half_the_time(behind_proxy, proxy):
 
 
 def test_throttled_always_fails_within_the_deadline(seaweed, proxy):
-    proxy.fault = lambda method, path: 503
     options = {**seaweed.options, "endpoint_url": proxy.endpoint}
-    store = open_store(seaweed.new_folder(), options=options, deadline=2.0)
-    begun = time.monotonic()
-    with pytest.raises(JobFailed, match=r"put still failed after 2 s of retries \(503 SlowDown\)") as error:
-        store.put("k", b"")
-    one_line(error)
-    assert time.monotonic() - begun < 3
-    assert len(proxy.requests) > 2
+    for deadline in (2, 8, 30):  # a busy machine can stand still for most of two seconds
+        store = open_store(seaweed.new_folder(), options=options, deadline=float(deadline))
+        proxy.clear()
+        store.put("k", b"")  # the first call makes the client
+        proxy.clear()
+        proxy.fault = lambda method, path: 503
+        begun = time.monotonic()
+        with pytest.raises(
+            JobFailed, match=rf"put still failed after {deadline} s of retries \(503 SlowDown\)"
+        ) as error:
+            store.put("k", b"")
+        one_line(error)
+        within = time.monotonic() - begun < deadline + 1
+        if within and len(proxy.requests) > 2:
+            return
+    pytest.fail(f"{len(proxy.requests)} requests, within the deadline: {within}")
 
 
 def test_expired_credentials_are_not_retried(behind_proxy, proxy):
