@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from xlmr_ray.checkpoint.folder import ENCODER_DIGEST, read_config
 from xlmr_ray.config import XLMRobertaConfig
 from xlmr_ray.engine.last_layer import rows_read
+from xlmr_ray.model.dropout import train_with_cheap_dropout
 from xlmr_ray.model.linear import train_with_onednn
 from xlmr_ray.model.packed_batch import PackedBatch
 from xlmr_ray.modeling.pretrained import Pretrained
@@ -89,6 +90,7 @@ def load_trained(folder: Path, objective: Objective, *, seed: int, device: torch
     head.requires_grad_(True)
     if device.type == "cpu":
         train_with_onednn(model)
+        train_with_cheap_dropout(model)
     return Trained(model, head, fresh)
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.attention.flash import PACKAGES, flash_back_end
 from xlmr_ray.model.attention.varlen import HALF, check_tensors, varlen_back_end
+from xlmr_ray.model.dropout import dropout as cheap_dropout
 from xlmr_ray.model.layout import Layout, Packed
 
 Attention = Callable[[Tensor, Tensor, Tensor, Layout, float], tuple[Tensor, Tensor | None]]
@@ -43,6 +44,22 @@ def dense_eager(
     """Softmax of scaled dot products, written out. `q: (B, heads, queries, head_dim)`, `k, v: (B, heads, keys,
     head_dim)`; `mask` and `causal` as in `Padded`.
     """
+    probs = probabilities(q, k, mask, causal)
+    probs = F.dropout(probs, dropout)
+    return probs @ v, probs
+
+
+def dense_trained(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float
+) -> tuple[Tensor, Tensor | None]:
+    """As `dense_eager`, with a dropout that is cheap on the CPU; torch's fused attention has none there, and computes
+    the same in more passes.
+    """
+    return cheap_dropout(probabilities(q, k, mask, causal), dropout) @ v, None
+
+
+def probabilities(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """How much each query takes of each key, `(B, heads, queries, keys)`; arguments as in `dense_eager`."""
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
     if causal and q.shape[-2] > 1:
         mask = with_causality(mask, q, k)
@@ -54,9 +71,7 @@ def dense_eager(
         )
     if mask is not None:
         scores = scores.float() + mask
-    probs = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-    probs = F.dropout(probs, dropout)
-    return probs @ v, probs
+    return F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
 
 
 def dense_sdpa(
@@ -82,11 +97,14 @@ def over_layouts(dense: Dense) -> Attention:
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
             out, probs = dense(q, k, v, layout.mask, layout.causal, dropout)
             return out.transpose(1, 2), probs
+        packed = dense_trained if dropout and q.device.type == "cpu" else dense
+        runs = list(layout.runs())
+        sizes = [count * length for _, count, length in runs]
         parts = []
-        for start, count, length in layout.runs():
-            window = slice(start, start + count * length)
-            q1, k1, v1 = (x[window].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-            parts.append(dense(q1, k1, v1, None, layout.causal, dropout)[0].transpose(1, 2).flatten(0, 1))
+        # Split, not sliced: each slice's gradient would be a tensor as long as all.
+        for (_, count, length), *window in zip(runs, *(x.split(sizes) for x in (q, k, v)), strict=True):
+            q1, k1, v1 = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in window)
+            parts.append(packed(q1, k1, v1, None, layout.causal, dropout)[0].transpose(1, 2).flatten(0, 1))
         return torch.cat(parts), None
 
     return attend
@@ -114,8 +132,8 @@ def best_packed(device: torch.device, dtype: torch.dtype, head_dim: int) -> tupl
 def attend_best(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> tuple[Tensor, Tensor | None]:
     """Flash attention over packed sequences where there is one, `sdpa` for all else.
 
-    On the padded layout `sdpa` is a flash kernel itself where nothing is padded, and takes every mask. Dropout is for
-    training, which is padded.
+    On the padded layout `sdpa` is a flash kernel itself where nothing is padded, and takes every mask. Not all flash
+    kernels have a dropout.
     """
     if isinstance(layout, Packed) and not dropout:
         return best_packed(q.device, q.dtype, q.shape[-1])[1](q, k, v, layout, dropout)
