@@ -146,10 +146,10 @@ def test_the_folder_cannot_be_written(make_checkpoint, train, monkeypatch, tmp_p
 
 
 def test_no_room_is_said_before_the_training(make_checkpoint, train, monkeypatch, tmp_path):
-    free = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    free = shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     monkeypatch.setattr(Loop, "step", lambda self, number: pytest.fail("there is no room for what it gives"))
-    with pytest.raises(JobFailed, match=r"1\.0 MB are free, and what is kept of the training takes [\d.]+ MB; nothing"):
+    with pytest.raises(JobFailed, match=r"0\.1 MB are free, and what is kept of the training takes [\d.]+ MB; nothing"):
         train(ROWS, make_checkpoint(), **JOB)
     assert not list(tmp_path.glob(".out*"))
 
@@ -159,6 +159,18 @@ def test_a_place_that_cannot_be_written_is_said_before_the_training(make_checkpo
     monkeypatch.setattr(Loop, "step", lambda self, number: pytest.fail("its place cannot be written"))
     with pytest.raises(JobFailed, match=r"cannot be written .*; nothing was trained"):
         train(ROWS, make_checkpoint(), output="file/out", **JOB)
+
+
+def test_what_another_version_kept_is_not_gone_on_with(make_checkpoint, train, monkeypatch):
+    """A step may draw other numbers there, so the digits would be those of neither."""
+    folder = make_checkpoint()
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "step", stopping(4, None))
+        with pytest.raises(Interrupted):
+            train(ROWS, folder, **JOB)
+    monkeypatch.setattr("xlmr_ray.train.state.VERSION", 3)
+    with pytest.raises(JobFailed, match=r"state\.pt: was kept by another version of xlmr_ray; remove it to begin anew"):
+        train(ROWS, folder, **JOB)
 
 
 def test_why_torch_could_not_write():

@@ -33,6 +33,7 @@ from xlmr_ray.train.objectives.registry import objective_class
 from xlmr_ray.train.output import is_head, made_by, save_trained
 from xlmr_ray.train.rows import WholeReader, read_rows, split_rows
 from xlmr_ray.train.state import Progress, StateFolder, identity_of
+from xlmr_ray.train.used_words import decay_of, keep_used, whole_words
 from xlmr_ray.train.validated import validated
 
 # Tokens computed at a time: activations are kept for the gradients.
@@ -108,6 +109,10 @@ def finetune(
     trained = load_trained(prepared.folder, objective, seed=job.seed, device=device, frozen=job.method == "head")
     if job.method == "lora":
         trained = with_adapter(trained, objective, job)
+    words = None
+    if job.method == "full":
+        parts = [examples] if prepared.validation is None else [examples, prepared.validation]
+        words = keep_used(trained.model, [part.input_ids for part in parts])
     budget = token_budget(job.max_tokens, device, MAX_TOKENS)
     display.say(
         f"{plural(len(examples), 'example')} of {plural(int(examples.tokens.sum()), 'token')}"
@@ -147,7 +152,10 @@ def finetune(
             "torch": torch.__version__,
             "machine": platform.machine(),
         }
-        save_trained(trained, objective, prepared.tokenizer, source=prepared.folder, output=output, record=record)
+        best = loop.progress.best
+        done = loop.progress.step if best is None else loop.progress.history[best]["step"]
+        with whole_words(trained.model, words, decay_of(job, loop.steps, done)):
+            save_trained(trained, objective, prepared.tokenizer, source=prepared.folder, output=output, record=record)
     except BaseException:  # whatever ends it, ^C too: what was trained is not lost
         loop.keep()
         raise

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from xlmr_ray.errors import JobFailed
 
+VERSION = 2  # of what is kept, and of what a step draws
+
 
 @dataclass
 class Progress:
@@ -61,7 +63,7 @@ class StateFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with temp.open("wb") as file:
-                torch.save({"progress": vars(progress), **tensors}, file)
+                torch.save({"version": VERSION, "progress": vars(progress), **tensors}, file)
                 file.flush()
                 os.fsync(file.fileno())
             temp.replace(self.file)
@@ -103,6 +105,8 @@ class StateFolder:
             tensors: dict[str, Any] = torch.load(self.file, weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise JobFailed(f"{self.file}: cannot be read ({reason(error)}); remove it to begin anew") from None
+        if tensors.pop("version", 1) != VERSION:
+            raise JobFailed(f"{self.file}: was kept by another version of xlmr_ray; remove it to begin anew")
         return Progress(**tensors.pop("progress")), tensors
 
     def remove(self) -> None:
