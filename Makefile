@@ -60,7 +60,7 @@ kills: $(VENV)/everything  ## 200 runs in which drivers, actors and nodes are ki
 bench-peers: .venv-peers/there  ## the engine against transformers, sentence-transformers, ONNX Runtime and OpenVINO, in the same run
 	.venv-peers/bin/python -W ignore -m tests.benchmarks.peers
 
-mini: $(VENV)/everything  ## train the embedded checkpoint again (needs Debian's apt-get, npm, 15 minutes)
+mini: $(VENV)/everything  ## train the embedded checkpoints again (needs Debian's apt-get, npm, an hour)
 	$(BIN)/python -m pipelines.mini
 
 clean:  ## remove the environment and what runs wrote

@@ -1,6 +1,6 @@
 """The tokenizer: a Unigram model over the training text, every language given the same share, in XLM-R's layout.
 
-    python pipelines/mini/make_tokenizer.py WORK/text.parquet xlmr_ray/assets/mini [PIECES]
+    python pipelines/mini/make_tokenizer.py WORK/text.parquet xlmr_ray/assets/mini [PIECES [CHARACTERS]]
 
 <s> 0, <pad> 1, </s> 2, <unk> 3, the pieces, <mask> last; `<s> A </s>` and `<s> A </s></s> B </s>`, all of type 0.
 """
@@ -16,13 +16,13 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import Unigram
 from tokenizers.trainers import UnigramTrainer
 
-PER_LANGUAGE = 80_000  # characters that the pieces are learnt from
+PER_LANGUAGE = 80_000  # CHARACTERS that the pieces are learnt from
 ALPHABET = 400_000  # characters of each language whose characters are counted
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 RARE = 8  # a character seen less often there becomes <unk>
 
 
-def main(text: Path, out: Path, pieces: int) -> None:
+def main(text: Path, out: Path, pieces: int = 20_000, per_language: int = PER_LANGUAGE) -> None:
     table = pq.read_table(text, columns=["lang", "text", "held_out"])
     by_language: dict[str, list[str]] = defaultdict(list)
     for lang, string, held_out in zip(*(column.to_pylist() for column in table.columns), strict=True):
@@ -44,10 +44,10 @@ def main(text: Path, out: Path, pieces: int) -> None:
         strings = by_language[lang]
         rng.shuffle(strings)
         size, i = 0, 0
-        while size < PER_LANGUAGE or (size < ALPHABET and i < len(strings)):
+        while size < per_language or (size < ALPHABET and i < len(strings)):
             string = tokenizer.normalizer.normalize_str(strings[i % len(strings)])
             counts.update(string)
-            if size < PER_LANGUAGE:
+            if size < per_language:
                 sample.append(string.lower() if rng.random() < 0.3 else string)
             size, i = size + len(string), i + 1
     alphabet = {char for char, count in counts.items() if count >= RARE and not char.isspace()}
@@ -95,6 +95,6 @@ def main(text: Path, out: Path, pieces: int) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4):
+    if not 3 <= len(sys.argv) <= 5:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) == 4 else 20_000)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))

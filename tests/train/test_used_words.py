@@ -105,3 +105,10 @@ def test_what_is_saved(make_checkpoint, train, early):
     decay = np.prod([1 - rate * 0.5 for rate in rates])
     torch.testing.assert_close(after[unused], before[unused] * decay, rtol=1e-6, atol=0)
     assert not torch.allclose(after[used[3:]], before[used[3:]] * decay, rtol=1e-3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_masked_tokens_become_any(make_checkpoint, train, tied):
+    folder = make_checkpoint("XLMRobertaForMaskedLM", tie_word_embeddings=tied)
+    outcome = train({"text": TEXTS}, folder, task="fill-mask", epochs=3, batch_size=3)
+    assert np.isfinite(record(outcome)["losses"]).all()

@@ -110,7 +110,7 @@ def finetune(
     if job.method == "lora":
         trained = with_adapter(trained, objective, job)
     words = None
-    if job.method == "full":
+    if job.method == "full" and not objective.any_token:
         parts = [examples] if prepared.validation is None else [examples, prepared.validation]
         words = keep_used(trained.model, [part.input_ids for part in parts])
     budget = token_budget(job.max_tokens, device, MAX_TOKENS)

@@ -64,7 +64,7 @@ def whole_words(model: Pretrained, whole: nn.Embedding | None, decay: float) -> 
     table = whole.weight.detach() * decay
     there = used.place < used.num_embeddings
     table[there] = used.weight.detach()[used.place[there]]
-    model.set_input_embeddings(nn.Embedding.from_pretrained(table, padding_idx=whole.padding_idx))
+    model.set_input_embeddings(nn.Embedding(len(table), used.embedding_dim, whole.padding_idx, _weight=table))
     try:
         yield
     finally:

@@ -102,7 +102,7 @@ def over_layouts(dense: Dense) -> Attention:
         sizes = [count * length for _, count, length in runs]
         parts = []
         # Split, not sliced: each slice's gradient would be a tensor as long as all.
-        for (_, count, length), *window in zip(runs, *(x.split(sizes) for x in (q, k, v)), strict=True):
+        for (_, count, length), *window in zip(runs, *(torch.split(x, sizes) for x in (q, k, v)), strict=True):
             q1, k1, v1 = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in window)
             parts.append(packed(q1, k1, v1, None, layout.causal, dropout)[0].transpose(1, 2).flatten(0, 1))
         return torch.cat(parts), None

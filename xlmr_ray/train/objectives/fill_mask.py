@@ -35,6 +35,7 @@ class FillMaskObjective(Objective):
 
     frozen = False
     labelled = False
+    any_token = True
     model_class = XLMRobertaForMaskedLM
 
     task: FillMask

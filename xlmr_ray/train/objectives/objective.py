@@ -85,12 +85,14 @@ class Examples:
 class Objective(ABC):
     """A task with its labels: a frozen dataclass. `together`: whether the examples of a step see each other, and so are
     computed at once. `class_weights` says whether the job's have a meaning here. `frozen`: whether `method: head` has.
+    `any_token`: whether an epoch's examples may have tokens that the training's have not.
     """
 
     together: ClassVar[bool] = False
     class_weights: ClassVar[bool] = False
     frozen: ClassVar[bool] = True
     labelled: ClassVar[bool] = True
+    any_token: ClassVar[bool] = False
     model_class: ClassVar[type[Pretrained]]
 
     task: EncoderTask
