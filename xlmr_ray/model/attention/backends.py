@@ -44,7 +44,7 @@ def dense_eager(
     """Softmax of scaled dot products, written out. `q: (B, heads, queries, head_dim)`, `k, v: (B, heads, keys,
     head_dim)`; `mask` and `causal` as in `Padded`.
     """
-    probs = probabilities(q, k, mask, causal)
+    probs = attention_probabilities(q, k, mask, causal)
     probs = F.dropout(probs, dropout)
     return probs @ v, probs
 
@@ -55,10 +55,10 @@ def dense_trained(
     """As `dense_eager`, with a dropout that is cheap on the CPU; torch's fused attention has none there, and computes
     the same in more passes.
     """
-    return cheap_dropout(probabilities(q, k, mask, causal), dropout) @ v, None
+    return cheap_dropout(attention_probabilities(q, k, mask, causal), dropout) @ v, None
 
 
-def probabilities(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def attention_probabilities(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """How much each query takes of each key, `(B, heads, queries, keys)`; arguments as in `dense_eager`."""
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
     if causal and q.shape[-2] > 1:
