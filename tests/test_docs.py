@@ -273,7 +273,8 @@ def test_targets_in_the_text() -> None:
 
 
 PRINTED = {
-    "docs/python.md": [("'label': 'de'", "(128,)"), ("['fr', 'de']",)],
+    "docs/python.md": [("'label': 'de'", "Ein Bild einfügen"), ("['fr', 'de']",)],
+    "xlmr_ray/assets/help/README.md": [("四角形を描きます。", "'label': 'Calc'")],
     "README.md": [("'label': 'de'",)],
     "docs/error-rows.md": [("code: string", "row_count: int64")],
 }
