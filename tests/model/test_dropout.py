@@ -67,7 +67,7 @@ def test_packed_attention_drops_probabilities(name, causal):
     layout = Packed.of([5, 3, 3], causal=causal)
     q, k, v = torch.randn(3, 11, 2, 8)
     plain = attention(name)(q, k, v, layout, 0.0)[0]
-    draws = torch.stack([attention(name)(q, k, v, layout, 0.2)[0] for _ in range(4000)])
+    draws = torch.stack([attention(name)(q, k, v, layout, 0.2)[0] for _ in range(600)])
     assert draws.std(0).min() > 1e-3
     error = draws.std(0) / len(draws) ** 0.5
     assert ((draws.mean(0) - plain).abs() < 5 * error).all()
