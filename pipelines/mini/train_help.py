@@ -10,7 +10,6 @@ https://arxiv.org/abs/1807.03748); beside that, the first token's state is to kn
 """
 
 import argparse
-import json
 import random
 import time
 from collections import defaultdict
@@ -30,6 +29,7 @@ from torch.nn import functional as F
 
 from xlmr_ray import XLMRobertaConfig, XLMRobertaModel
 from xlmr_ray.model.heads import ClassificationHead
+from xlmr_ray.train.output import save_sentence_modules
 
 PAIRS = 192
 LENGTH = 96  # tokens
@@ -187,13 +187,8 @@ def main() -> None:
     config = XLMRobertaConfig.from_dict({k: v for k, v in config.to_dict().items() if "label" not in k})
     encoder.config = config
     encoder.to(torch.float16).save_pretrained(args.out)
-    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
-    kind = "sentence_transformers.models"
-    listed = [{"idx": int(n), "name": n, "path": path, "type": f"{kind}.{name}"} for n, path, name in modules]
-    (args.out / "modules.json").write_text(json.dumps(listed, indent=2) + "\n")
-    (args.out / "1_Pooling").mkdir(exist_ok=True)
-    pooling = {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True}
-    (args.out / "1_Pooling" / "config.json").write_text(json.dumps(pooling) + "\n")
+    if not (args.out / "modules.json").exists():
+        save_sentence_modules(args.out, args.out)
     print(f"trained in {(time.perf_counter() - start) / 60:.1f} minutes")
 
 
