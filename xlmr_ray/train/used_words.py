@@ -1,8 +1,8 @@
 """Only the word embeddings that a training's examples use are trained.
 
-XLM-R's table has 250,002 rows, more than half of a base model's numbers; 400 pages of help had 2 % of them. AdamW moves
-a row that never has a gradient by its decay only, so the others need no gradients and no moments: a step is quicker, and
-what is kept of a training is smaller (of e5 a fifth).
+XLM-R's table has 250,002 rows, more than half of a base model's numbers; 400 pages of help had 2 % of them. AdamW
+moves a row that never has a gradient by its decay only, so the others need no gradients and no moments: a step is
+quicker, and what is kept of a training is smaller (of e5 a fifth).
 """
 
 import math
