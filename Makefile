@@ -15,7 +15,7 @@ help:  ## this list
 
 # The demo needs only the package; the tests also need the libraries that they compare with, and tools. Each stamp file
 # says what is installed.
-$(VENV)/package: pyproject.toml constraints.txt
+$(VENV)/package: pyproject.toml constraints.txt hatch_build.py $(wildcard xlmr_ray/model/kernels/*.cpp)
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), sys.version' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3-venv is needed: apt-get install python3-venv"; exit 1; }
 	@echo "installing the package into $(VENV)"

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from xlmr_ray.engine.cpu_precision import BFLOAT16, FLOAT16, cpu_capabilities, precision_hint
+from xlmr_ray.engine import cpu_precision
+from xlmr_ray.engine.cpu_precision import BFLOAT16, FLOAT16, kernels_hint, precision_hint
+from xlmr_ray.model.kernels.library import cpu_capabilities
 
 AVX2 = {"avx2": True, "amx_bf16": False}
 
@@ -16,7 +18,8 @@ AVX2 = {"avx2": True, "amx_bf16": False}
             {**AVX2, "avx512_bf16": True, "amx_bf16": True},
             "has AMX: engine.dtype: bfloat16 is about 3 ",
         ),
-        ("float32", {**AVX2, "avx512_bf16": True}, "AVX-512 BF16: engine.dtype: bfloat16 is about 1.4 "),
+        ("float32", {**AVX2, "avx512_bf16": True}, "AVX-512 BF16: engine.dtype: bfloat16 is about 1.8 "),
+        ("float32", {**AVX2, "avx512_bf16": True}, "2.4 times with quantization: int8 beside it"),
         ("bfloat16", AVX2, "no instructions for matmuls in bfloat16: engine.dtype: float32"),
         ("float16", {**AVX2, "avx512_bf16": True}, "no instructions for matmuls in float16"),
     ],
@@ -26,12 +29,40 @@ def test_what_is_said(dtype, there, said):
 
 
 @pytest.mark.parametrize(
+    ("dtype", "there", "said"),
+    [
+        (
+            "float32",
+            {"avx512_bf16": True, "amx_bf16": True},
+            "bfloat16 without int8 is faster, and nearer",
+        ),
+        ("float32", {"avx512_bf16": True}, "bfloat16 beside int8 is faster, and nearer"),
+        ("bfloat16", AVX2, "no instructions for matmuls in bfloat16"),
+    ],
+)
+def test_what_is_said_of_int8(dtype, there, said):
+    assert said in precision_hint(dtype, "int8", there)
+
+
+def test_what_is_said_where_the_kernels_are_not_compiled(monkeypatch, tmp_path):
+    zen4 = {**AVX2, "avx512_bf16": True}
+    monkeypatch.setattr(cpu_precision, "LIBRARY", tmp_path)
+    assert kernels_hint(zen4) is None
+    monkeypatch.setattr(cpu_precision, "LIBRARY", tmp_path / "none.so")
+    assert "compiled at the installation, where g++ is there" in kernels_hint(zen4)
+    assert kernels_hint(AVX2) is None
+    assert kernels_hint({**zen4, "amx_bf16": True}) is None
+
+
+@pytest.mark.parametrize(
     ("dtype", "quantization", "there"),
     [
         ("float32", None, AVX2),
         ("bfloat16", None, {"amx_bf16": True}),
         ("float16", None, {"amx_fp16": True}),
-        ("float32", "int8", {"amx_bf16": True}),
+        ("float32", "int8", AVX2),
+        ("bfloat16", "int8", {"avx512_bf16": True}),
+        ("float32", "nf4", {"amx_bf16": True}),
         ("bfloat16", None, {}),
     ],
 )

@@ -13,6 +13,7 @@ from xlmr_ray.engine.engine import Engine, check_int8
 from xlmr_ray.engine.settings import EngineSettings
 from xlmr_ray.model.linear import use_torch
 from xlmr_ray.model.quantized.fp8 import Fp8Linear, eight_bit_floats
+from xlmr_ray.model.quantized.int8 import LARGEST_CODES, check_exact
 from xlmr_ray.tasks.registry import bind_task
 
 
@@ -26,13 +27,27 @@ def documents():
     return pa.array([generator.integers(5, 900, n).tolist() for n in (5, 60, 17, 33, 2)], pa.list_(pa.int32()))
 
 
-@pytest.mark.parametrize(("scheme", "near"), [("nf4", 0.4), ("fp4", 0.4), ("int8-weights", 0.03), ("int8", 0.05)])
-def test_near_the_full_weights_and_alone_in_any_batch(checkpoint, scheme, near):
+@pytest.mark.parametrize(
+    ("scheme", "dtype", "near"),
+    [
+        ("nf4", "auto", 0.4),
+        ("fp4", "auto", 0.4),
+        ("int8-weights", "auto", 0.03),
+        ("int8", "auto", 0.05),
+        ("int8", "bfloat16", 0.03),
+    ],
+)
+def test_near_the_full_weights_and_alone_in_any_batch(checkpoint, scheme, dtype, near):
+    if dtype == "bfloat16":
+        try:
+            check_exact(LARGEST_CODES[torch.bfloat16])
+        except UserError:
+            pytest.skip("this CPU has no dot product of bytes")
     if scheme != "int8":
         pytest.importorskip("bitsandbytes", reason="the extra quantization is not installed")
     tasks = [bind_task("text-classification", checkpoint, {}), bind_task("embedding", checkpoint, {})]
     full = Engine.load(checkpoint, tasks, EngineSettings(device="cpu")).run(documents()).raw[1]
-    engine = Engine.load(checkpoint, tasks, EngineSettings(device="cpu", quantization=scheme))
+    engine = Engine.load(checkpoint, tasks, EngineSettings(device="cpu", quantization=scheme, dtype=dtype))
     got = engine.run(documents()).raw
     away = np.linalg.norm(got[1] - full) / np.linalg.norm(full)
     assert 0 < away < near
@@ -56,10 +71,10 @@ def test_int8_replaces_the_encoders_products_alone(checkpoint):
     assert {p.dtype for p in engine.heads[0].parameters()} == {torch.float32}
 
 
-def test_int8_is_for_float32_on_a_cpu(checkpoint):
+def test_int8_is_for_float32_or_bfloat16_on_a_cpu(checkpoint):
     task = bind_task("embedding", checkpoint, {})
-    with pytest.raises(UserError, match="int8 computes in float32"):
-        Engine.load(checkpoint, [task], EngineSettings(device="cpu", quantization="int8", dtype="bfloat16"))
+    with pytest.raises(UserError, match="int8 computes in float32 or bfloat16"):
+        Engine.load(checkpoint, [task], EngineSettings(device="cpu", quantization="int8", dtype="float16"))
     with pytest.raises(UserError, match="int8 is for CPUs, got device cuda"):
         check_int8(torch.device("cuda"), None)
 

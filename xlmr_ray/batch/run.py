@@ -31,8 +31,9 @@ from xlmr_ray.batch.score import Run, TooManyErrors, first_machine, score
 from xlmr_ray.batch.store.base import Store
 from xlmr_ray.batch.while_planned import score_while_planned
 from xlmr_ray.batch.workers import mapped
-from xlmr_ray.engine.cpu_precision import cpu_capabilities, precision_hint
+from xlmr_ray.engine.cpu_precision import kernels_hint, precision_hint
 from xlmr_ray.errors import Interrupted, JobFailed
+from xlmr_ray.model.kernels.library import cpu_capabilities
 from xlmr_ray.text.plural import plural
 
 
@@ -137,9 +138,14 @@ def drive(run: Run, check: Callable[[], None], watch: Watch) -> Manifest:
         if not run.quiet:
             run.say(describe(prepared, run.figures.shards_before))
             engine = run.job.engine
-            hint = precision_hint(prepared.recipe.engine.dtype, engine.quantization, cpu_capabilities())
-            if hint and not on_gpu(engine.device) and not remote(run.job.cluster.address):
-                run.say(hint)
+            if not on_gpu(engine.device) and not remote(run.job.cluster.address):
+                there = cpu_capabilities()
+                for hint in (
+                    precision_hint(prepared.recipe.engine.dtype, engine.quantization, there),
+                    kernels_hint(there),
+                ):
+                    if hint:
+                        run.say(hint)
         score(run, done, check, watch)
         compare_with_table(run, watch)
     except (TooManyErrors, Drifted):

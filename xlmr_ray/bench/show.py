@@ -10,7 +10,8 @@ from rich.text import Text
 
 from xlmr_ray.bench.result import Bench
 from xlmr_ray.bench.shares import NAMES
-from xlmr_ray.engine.cpu_precision import cpu_capabilities, precision_hint
+from xlmr_ray.engine.cpu_precision import kernels_hint, precision_hint
+from xlmr_ray.model.kernels.library import cpu_capabilities
 
 COLORS = {"products": "#3366cc", "attention": "#dc7a28", "quantizing": "#8a5fb5", "rest": "#8c8c8c"}
 WIDTH, HEIGHT, LEFT = 640, 30, 110
@@ -51,9 +52,10 @@ def print_bench(bench: Bench, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    hint = None if machine.on_gpu else precision_hint(work.dtype, work.quantization, cpu_capabilities())
-    if hint:
-        console.print(hint, highlight=False, soft_wrap=True)
+    there = {} if machine.on_gpu else cpu_capabilities()
+    for hint in (precision_hint(work.dtype, work.quantization, there), kernels_hint(there)):
+        if hint:
+            console.print(hint, highlight=False, soft_wrap=True)
     if bench.pipeline is not None:
         run = bench.pipeline
         console.print(

@@ -8,6 +8,7 @@ from torch import Tensor
 from xlmr_ray.checkpoint.quantization import SCHEMES
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.quantized.fp8 import CAPABILITY as FP8
+from xlmr_ray.model.quantized.int8 import LARGEST_CODES
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # The compute capability from which on a GPU's matrix units know bfloat16 (Ampere):
@@ -40,9 +41,9 @@ def check_int8(device: torch.device, dtype: torch.dtype) -> None:
         raise UserError(
             f"quantization int8 is for CPUs, got device {device}; on a GPU take {', '.join(SCHEMES)}, or none"
         )
-    if dtype is not torch.float32:
+    if dtype not in LARGEST_CODES:
         raise UserError(
-            f"quantization int8 computes in float32 between its matmuls, got dtype {dtype}; use dtype: auto"
+            f"quantization int8 computes in float32 or bfloat16 between its matmuls, got dtype {dtype}; use dtype: auto"
         )
 
 

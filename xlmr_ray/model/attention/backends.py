@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.attention.avx512 import attend_packed, can_attend
 from xlmr_ray.model.attention.flash import PACKAGES, flash_back_end
 from xlmr_ray.model.attention.varlen import HALF, check_tensors, varlen_back_end
 from xlmr_ray.model.dropout import dropout as cheap_dropout
@@ -130,12 +131,16 @@ def best_packed(device: torch.device, dtype: torch.dtype, head_dim: int) -> tupl
 
 
 def attend_best(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> tuple[Tensor, Tensor | None]:
-    """Flash attention over packed sequences where there is one, `sdpa` for all else.
+    """Over packed sequences flash attention where there is one, and our own kernel on a CPU that it serves; `sdpa` for
+    all else.
 
     On the padded layout `sdpa` is a flash kernel itself where nothing is padded, and takes every mask. Not all flash
     kernels have a dropout.
     """
     if isinstance(layout, Packed) and not dropout:
+        inference = not (torch.is_grad_enabled() and q.requires_grad)
+        if q.device.type == "cpu" and inference and not layout.causal and can_attend(q.dtype, q.shape[-1]):
+            return attend_packed(q, k, v, layout), None
         return best_packed(q.device, q.dtype, q.shape[-1])[1](q, k, v, layout, dropout)
     return ATTENTION["sdpa"](q, k, v, layout, dropout)
 

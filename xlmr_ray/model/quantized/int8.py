@@ -1,11 +1,14 @@
 """Matmuls in eight bits on the CPU: a scale for each token's activations, found as they come, and one for each output
 of the weights. A token's result depends on no other token.
 
-Integer sums are exact in whatever order, so that this holds to the last bit. Activations take the codes 0 to 127, not
-255: where a CPU has no dot product of bytes (AVX2) two products of 255 * 127 overflow the 16 bits that they are added
-in. A token's codes span its own smallest and largest value (affine, after Jacob et al., arXiv:1712.05877):
+Integer sums are exact in whatever order, so that this holds to the last bit. A token's codes span its own smallest and
+largest value (affine, after Jacob et al., arXiv:1712.05877):
 
     x = low + scale * code,   sum_k w_k x_k + b = scale * sum_k w_k code_k + low * sum_k w_k + b
+
+In float32 activations take the codes 0 to 127, not 255: where a CPU has no dot product of bytes (AVX2) two products of
+255 * 127 overflow the 16 bits that they are added in. In bfloat16, which is for CPUs that have one (AVX-512 BF16 comes
+with it), they take the codes 0 to 255.
 """
 
 from functools import cache
@@ -15,17 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_ray.errors import UserError
+from xlmr_ray.model.kernels.library import library
 from xlmr_ray.text.first_line import first_line
 
+# The largest code of a weight, and of an activation by its dtype.
 LARGEST = 127
+LARGEST_CODES = {torch.float32: 127, torch.bfloat16: 255}
 
 
 class Int8Linear(nn.Module):
-    """A linear layer in eight bits, for inference. Input and output are float32, as is all that lies between two."""
+    """A linear layer in eight bits, for inference. Input and output have its dtype, float32 or bfloat16, as has all
+    that lies between two.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        check_exact()
+        check_exact(LARGEST_CODES[layer.weight.dtype])
         weight = layer.weight.detach().float()
         scales = (weight.abs().amax(1) / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
         codes = (weight / scales[:, None]).round().to(torch.int8).contiguous()
@@ -38,10 +46,13 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(T, in)` to `(T, out)`."""
-        codes, scale, low = quantize_rows(x)
-        out: Tensor = int8_matmul(codes, self.packed, self.get_buffer("scales"), self.get_buffer("zeros"))
-        torch.addcmul(self.get_buffer("bias"), out, scale, out=out)
-        return out.addr_(low[:, 0], self.get_buffer("sums"))
+        codes, scale, low = quantize_rows(x) if x.dtype is torch.float32 else quantize_half_rows(x)
+        products = int8_matmul(codes, self.packed, self.get_buffer("scales"), self.get_buffer("zeros"))
+        bias, sums = self.get_buffer("bias"), self.get_buffer("sums")
+        if x.dtype is torch.float32:
+            torch.addcmul(bias, products, scale, out=products)
+            return products.addr_(low[:, 0], sums)
+        return half_rows(products, scale, low, bias, sums)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: the codes `int8 (out, in)`, which are prepacked anew where they arrive."""
@@ -65,6 +76,32 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (x - (low - scale / 2)).mul_(scale.reciprocal()).to(torch.int8).view(torch.uint8), scale, low
 
 
+def quantize_half_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `quantize_rows`, of `bfloat16 (T, n)`, with codes from 0 to 255."""
+    if (kernels := library()) is None:
+        numbers = x.float()
+        low, high = numbers.amin(1, keepdim=True), numbers.amax(1, keepdim=True)
+        scale = ((high - low) / LARGEST_CODES[x.dtype]).clamp_min_(torch.finfo(torch.float32).tiny)
+        return (numbers - low).mul_(scale.reciprocal()).round_().to(torch.uint8), scale, low
+    x = x.contiguous()
+    codes = torch.empty(x.shape, dtype=torch.uint8)
+    scale, low = torch.empty(2, len(x), 1).unbind(0)
+    kernels.quantize_bfloat16(*(t.data_ptr() for t in (x, codes, scale, low)), *x.shape)
+    return codes, scale, low
+
+
+def half_rows(products: Tensor, scale: Tensor, low: Tensor, bias: Tensor, sums: Tensor) -> Tensor:
+    """`products * scale + bias + low * sums` in `bfloat16 (T, out)`, computed in float32: `products (T, out)`, `scale,
+    low (T, 1)`, `bias, sums (out)`.
+    """
+    if (kernels := library()) is None:
+        return torch.addcmul(bias, products, scale).addr_(low[:, 0], sums).bfloat16()
+    out = torch.empty(products.shape, dtype=torch.bfloat16)
+    given = (products, scale, low, bias, sums, out)
+    kernels.dequantize_bfloat16(*(t.data_ptr() for t in given), *products.shape)
+    return out
+
+
 def int8_matmul(codes: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     """`codes (T, in)` by packed codes of weights, times the `scales (out)` of these: `float32 (T, out)`."""
     out: Tensor = torch.ops.onednn.qlinear_pointwise(
@@ -86,10 +123,10 @@ def eight_bits(module: nn.Module) -> None:
 
 
 @cache
-def check_exact() -> None:
-    """Raises UserError where torch has no such matmul, or its sums overflow on this CPU."""
+def check_exact(largest: int = LARGEST) -> None:
+    """Raises UserError where torch has no such matmul, or its sums overflow on this CPU with codes up to `largest`."""
     rows = 16
-    codes = torch.full((rows, 64), LARGEST, dtype=torch.uint8)
+    codes = torch.full((rows, 64), largest, dtype=torch.uint8)
     weights = torch.full((rows, 64), LARGEST, dtype=torch.int8)
     try:
         packed = _prepacked_codes(weights)
@@ -98,5 +135,6 @@ def check_exact() -> None:
         raise UserError(
             f"quantization int8: torch {torch.__version__} has no such matmul here: {first_line(error)}"
         ) from None
-    if not torch.equal(got, torch.full_like(got, 64 * LARGEST**2)):
-        raise UserError("quantization int8: this CPU's sums of 8-bit products overflow; leave it out")
+    if not torch.equal(got, torch.full_like(got, 64 * LARGEST * largest)):
+        instead = "leave it out" if largest == LARGEST else "take dtype: float32, whose codes are fewer"
+        raise UserError(f"quantization int8: this CPU's sums of 8-bit products overflow; {instead}")
