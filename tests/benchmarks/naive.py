@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--model", help="a folder; default: the embedded checkpoint")
     parser.add_argument("--input", help="Parquet with id and text; default: the embedded corpus")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--int8", action="store_true", help="a run in int8, too")
+    parser.add_argument("--int8", action="store_true", help="a run in int8, too; with --bfloat16 beside it")
     parser.add_argument("--bfloat16", action="store_true", help="both in bfloat16, too")
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="bench-"))
@@ -70,7 +70,8 @@ def main() -> None:
     documents = pq.read_metadata(source).num_rows
     kinds: dict[str, tuple[str, ...]] = {"float32": ()}
     if arguments.int8:
-        kinds["int8"] = ("engine.quantization=int8",)
+        half = ("engine.dtype=bfloat16",) if arguments.bfloat16 else ()
+        kinds["int8"] = ("engine.quantization=int8", *half)
     if arguments.bfloat16:
         kinds["bfloat16"] = ("engine.dtype=bfloat16",)
     ratios: dict[str, list[float]] = {kind: [] for kind in kinds}

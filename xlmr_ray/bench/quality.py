@@ -1,7 +1,10 @@
-"""What fewer bits cost: how far results move from those in float32, and how well a text still finds its translation."""
+"""What fewer bits cost and bring: how far results move from those in float32, how well a text still finds its
+translation, and how fast this CPU computes them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +18,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from xlmr_ray.batch.job import Job
-from xlmr_ray.bench.measure import load
+from xlmr_ray.bench.measure import load, timed
 from xlmr_ray.bench.sample import Sample, take_sample
 from xlmr_ray.bench.small_vectors import Loss, losses, show_losses
 from xlmr_ray.demo import CORPUS
+from xlmr_ray.engine.cpu_precision import precision_hint
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.encoder import SelfAttention
+from xlmr_ray.model.kernels.library import cpu_capabilities
 from xlmr_ray.model.linear import use_torch
 from xlmr_ray.model.quantized.fp8 import eight_bit_floats
 from xlmr_ray.tasks.embedding import Embedding
@@ -32,11 +37,14 @@ VARIANTS: tuple[tuple[str, str | None], ...] = (
     ("bfloat16", None),
     ("float16", None),
     ("float32", "int8"),
+    ("bfloat16", "int8"),
     ("bfloat16", "fp8"),
     ("auto", "int8-weights"),
     ("auto", "nf4"),
 )
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+# Of how many passes over the sample the fastest is the speed.
+TIMES = 2
 # Each article of the Universal Declaration in these languages looks for itself in English.
 LANGUAGES = ("de", "es", "fr", "ru", "zh", "ar", "hi", "tr", "vi", "fi")
 ENGLISH = "en"
@@ -46,7 +54,8 @@ ENGLISH = "en"
 class Cost:
     """Of a variant, against float32: the largest and the mean absolute change of a result, the largest result in
     float32, the share of results (a row each) whose largest entry is still the same, and the share of UDHR articles
-    that find their translation, None where the job has no embedding.
+    that find their translation, None where the job has no embedding. `speed` is its rate over that of float32, on all
+    cores; None where the variant was only imitated, by rounding.
     """
 
     name: str
@@ -55,6 +64,7 @@ class Cost:
     largest_result: float
     same: float
     retrieval: float | None
+    speed: float | None
 
 
 @dataclass(frozen=True)
@@ -79,31 +89,40 @@ def quality(job: Job, *, most: int, say: Callable[[str], None]) -> Quality:
     sample = take_sample(job, most)
     task, articles = sample.tasks[0], udhr(sample)
     wanted: NDArray[np.float32] | None = None
+    seconds_float32 = 0.0
     costs = []
     small: list[Loss] = []
     for dtype, quantization in VARIANTS:
-        name = quantization or dtype
         half = HALF.get(dtype)
+        slow = precision_hint(dtype, None, cpu_capabilities()) is not None
+        imitated = quantization == "fp8" or (half is not None and slow)
+        name = "int8, bfloat16" if half and quantization == "int8" else quantization or dtype
         settings = job.engine.model_copy(
             update={
-                "dtype": "float32" if half else dtype,
-                "quantization": None if quantization == "fp8" else quantization,
+                "dtype": "float32" if imitated else dtype,
+                "quantization": None if imitated else quantization,
                 "device": "cpu",
             }
         )
         say(name)
         try:
+            if imitated and quantization == "int8":
+                raise UserError("this CPU has no instructions for it")
             engine = load(job.model_copy(update={"engine": settings}), sample)
-            for part in (engine.model, *engine.heads):
-                use_torch(part)
-            if quantization == "fp8":
-                eight_bit_floats(engine.model.encoder)
-            if half:
-                round_off(engine, half)
+            if imitated:
+                for part in (engine.model, *engine.heads):
+                    use_torch(part)
+                if quantization == "fp8":
+                    eight_bit_floats(engine.model.encoder)
+                if half:
+                    round_off(engine, half)
         except UserError as error:
             say(f"{name} is left out: {error}")
             continue
         got = engine.results(sample.encoded)[0].raw
+        again = partial(engine.results, sample.encoded)
+        seconds = None if imitated else min(timed(again) for _ in range(TIMES))
+        seconds_float32 = seconds_float32 or seconds or 0.0
         of_articles = None
         if isinstance(task, Embedding) and articles is not None:
             found = engine.run(articles.encoded["input_ids"], tasks=[0]).raw[0]
@@ -120,6 +139,7 @@ def quality(job: Job, *, most: int, say: Callable[[str], None]) -> Quality:
                 float(np.nanmax(np.abs(wanted))),
                 float((got.argmax(-1) == wanted.argmax(-1)).mean()),
                 None if articles is None or of_articles is None else cross_lingual_retrieval(of_articles, articles),
+                None if seconds is None else seconds_float32 / seconds,
             )
         )
     return Quality(costs, small)
@@ -181,7 +201,8 @@ def show_quality(found: Quality, console: Console) -> None:
     """A table of the costs, and one of the losses."""
     costs = found.costs
     table = Table(box=None, pad_edge=False)
-    for index, name in enumerate(("", "largest change", "mean change", "same largest entry", "UDHR retrieval")):
+    names = ("", "largest change", "mean change", "same largest entry", "UDHR retrieval", "speed here")
+    for index, name in enumerate(names):
         table.add_column(name, justify="right" if index else "left")
     for cost in costs:
         table.add_row(
@@ -190,11 +211,18 @@ def show_quality(found: Quality, console: Console) -> None:
             f"{cost.mean:.2e}",
             f"{cost.same:.2%}",
             "" if cost.retrieval is None else f"{cost.retrieval:.2%}",
+            "" if cost.speed is None else f"{cost.speed:.2f}",
         )
     console.print(table)
     console.print(f"changes of the first task's results, which are at most {costs[0].largest_result:.3g}")
-    if rounded := [cost.name for cost in costs if cost.name in (*HALF, "fp8")]:
+    if rounded := [cost.name for cost in costs if cost.speed is None]:
         console.print(f"{', '.join(rounded)}: on the CPU, every operand and result rounded as a GPU would round it")
+    fastest = max((cost for cost in costs if cost.speed is not None), key=lambda cost: cost.speed or 0)
+    settings = ", ".join(f"{'dtype' if name in HALF else 'quantization'}: {name}" for name in fastest.name.split(", "))
+    if fastest is costs[0]:
+        console.print("speed: over that of float32 on this CPU, where nothing is faster than that")
+    else:
+        console.print(f"speed: over that of float32 on this CPU; the fastest is engine: {{{settings}}}")
     if found.losses:
         console.print()
         show_losses(found.losses, console)

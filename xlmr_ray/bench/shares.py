@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 # Operators by what their names hold, the first that fits; kernels of a GPU have other names.
 KINDS = (
-    ("attention", ("scaled_dot_product", "flash", "fmha", "varlen")),
-    ("quantizing", ("aten::amax", "aten::amin", "aten::addr", "aten::addcmul", "aten::sub", "aten::mul_")),
+    ("attention", ("scaled_dot_product", "flash", "fmha", "varlen", "kernels::attend")),
+    ("quantizing", ("aten::amax", "aten::amin", "aten::addr", "aten::addcmul", "aten::sub", "aten::mul_", "kernels::")),
     (
         "products",
         ("addmm", "aten::mm", "aten::linear", "aten::bmm", "linear_pointwise", "qlinear", "gemm", "nvjet", "cutlass"),

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from xlmr_ray.model.kernels.library import cpu_capabilities, library
+from xlmr_ray.model.kernels.library import cpu_capabilities, library, run
 from xlmr_ray.model.layout import Packed
 
 FUNCTIONS = {torch.float32: "attend_float32", torch.bfloat16: "attend_bfloat16"}
@@ -38,6 +38,5 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, layout: Packed) -> Tensor:
     out = torch.empty(tokens, heads, head_dim, dtype=q.dtype)
     pointers = [x.data_ptr() for x in (q, k, v, out, layout.cu_seqlens)]
     strides = [x.stride(0) for x in (q, k, v)]
-    function = getattr(library(), FUNCTIONS[q.dtype])
-    function(*pointers, len(layout.lengths), heads, head_dim, *strides, head_dim**-0.5)
+    run(FUNCTIONS[q.dtype], *pointers, len(layout.lengths), heads, head_dim, *strides, head_dim**-0.5)
     return out

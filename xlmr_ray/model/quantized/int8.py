@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.kernels.library import library
+from xlmr_ray.model.kernels.library import library, run
 from xlmr_ray.text.first_line import first_line
 
 # The largest code of a weight, and of an activation by its dtype.
@@ -78,7 +78,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def quantize_half_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `quantize_rows`, of `bfloat16 (T, n)`, with codes from 0 to 255."""
-    if (kernels := library()) is None:
+    if library() is None:
         numbers = x.float()
         low, high = numbers.amin(1, keepdim=True), numbers.amax(1, keepdim=True)
         scale = ((high - low) / LARGEST_CODES[x.dtype]).clamp_min_(torch.finfo(torch.float32).tiny)
@@ -86,7 +86,7 @@ def quantize_half_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = x.contiguous()
     codes = torch.empty(x.shape, dtype=torch.uint8)
     scale, low = torch.empty(2, len(x), 1).unbind(0)
-    kernels.quantize_bfloat16(*(t.data_ptr() for t in (x, codes, scale, low)), *x.shape)
+    run("quantize_bfloat16", *(t.data_ptr() for t in (x, codes, scale, low)), *x.shape)
     return codes, scale, low
 
 
@@ -94,11 +94,11 @@ def half_rows(products: Tensor, scale: Tensor, low: Tensor, bias: Tensor, sums: 
     """`products * scale + bias + low * sums` in `bfloat16 (T, out)`, computed in float32: `products (T, out)`, `scale,
     low (T, 1)`, `bias, sums (out)`.
     """
-    if (kernels := library()) is None:
+    if library() is None:
         return torch.addcmul(bias, products, scale).addr_(low[:, 0], sums).bfloat16()
     out = torch.empty(products.shape, dtype=torch.bfloat16)
     given = (products, scale, low, bias, sums, out)
-    kernels.dequantize_bfloat16(*(t.data_ptr() for t in given), *products.shape)
+    run("dequantize_bfloat16", *(t.data_ptr() for t in given), *products.shape)
     return out
 
 
