@@ -11,9 +11,7 @@ import cloudpickle
 import pytest
 
 from xlmr_ray import UserError, XLMRobertaForSequenceClassification, XLMRobertaTokenizer, pipeline
-from xlmr_ray.engine.engine import Engine
 from xlmr_ray.engine.pipeline import Pipeline
-from xlmr_ray.engine.settings import EngineSettings
 
 TEXTS = ["Der Bericht lag drei Tage auf dem Tisch.", "Wer sie heißt <mask>, das weiß Ines aus Łódź.", "一、二"]
 CASES = {
@@ -59,15 +57,20 @@ def test_every_way(mini, how):
 
 @pytest.mark.parametrize(
     "given",
-    [{"dtype": "bfloat16"}, {"quantization": "int8"}, {"quantization": "nf4"}, {"quantization": "int8-weights"}],
+    [
+        {"dtype": "bfloat16"},
+        {"quantization": "int8"},
+        {"dtype": "bfloat16", "quantization": "int8"},
+        {"quantization": "nf4"},
+        {"quantization": "int8-weights"},
+    ],
 )
 def test_every_precision(mini, given):
     if "weights" in str(given) or "nf4" in str(given):
         pytest.importorskip("bitsandbytes")
     folder = mini / "heads" / "script"
-    made = pipeline("text-classification", folder, top_k=None)
     try:
-        made.engine = Engine.load(mini, [made.task], EngineSettings(**given), head_folders=[folder])
+        made = pipeline("text-classification", folder, top_k=None, device="cpu", **given)
     except UserError as error:
         pytest.skip(str(error))  # a CPU without these instructions
     first = made(TEXTS)
@@ -103,3 +106,9 @@ if child == 0:
 os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert subprocess.run([sys.executable, "-c", script], timeout=240, check=False).returncode == 0
+
+
+def test_fewer_bits_are_for_a_checkpoint(mini):
+    model = XLMRobertaForSequenceClassification.from_pretrained(mini / "heads" / "script")
+    with pytest.raises(UserError, match=r"quantization= goes with a checkpoint, not with a model in memory"):
+        pipeline("text-classification", model, tokenizer=XLMRobertaTokenizer.from_pretrained(mini), quantization="int8")

@@ -207,6 +207,7 @@ def pipeline(
     device: int | str | torch.device | None = "auto",
     attn_implementation: str = "auto",
     max_tokens: int | str = "auto",
+    quantization: str | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     **options: Any,
 ) -> Pipeline:
@@ -235,8 +236,9 @@ def pipeline(
         if tokenizer is None:
             raise UserError(f"pipeline({task!r}): a model in memory needs a tokenizer=, too")
         folder = model.load_report.folder if model.load_report else Path("no folder")
-        if adapters:
-            raise UserError(f"pipeline({task!r}): adapters= goes with a checkpoint, and not with a model in memory")
+        for argument, given in (("adapters", adapters), ("quantization", quantization)):
+            if given:
+                raise UserError(f"pipeline({task!r}): {argument}= goes with a checkpoint, not with a model in memory")
         folders = [folder]
     else:
         names = [f"{model}[adapter={adapter}]" for adapter in adapters.values()] if adapters else [model]
@@ -269,6 +271,7 @@ def pipeline(
             device=device_setting(found.get("device", "auto")),
             attn_implementation=attn_implementation,
             max_tokens=max_tokens,
+            quantization=quantization,
         )
         bound = zip(tasks, folders, tokenizers, strict=True)
         engine = load_runners([TaskSource(one, place, name, own) for one, place, own in bound], how)[0].runner
