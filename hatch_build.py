@@ -4,6 +4,7 @@ compiler for x86-64. Without one the package is complete, and slower on CPUs wit
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ INSTRUCTIONS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512
 
 def compiled(root: Path) -> bool:
     """Compiles the kernels beside their sources; where that can't be, a line says why."""
-    compiler = os.environ.get("CXX") or shutil.which("g++")
+    compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or "")
     if not compiler or sys.platform != "linux" or platform.machine() != "x86_64":
         print("xlmr_ray: no g++ for x86-64 here: attention on CPUs with AVX-512 will be torch's", file=sys.stderr)
         return False
@@ -28,10 +29,10 @@ def compiled(root: Path) -> bool:
     for source in sorted((root / KERNELS).glob("*.cpp")):
         objects.append(source.with_suffix(".o"))
         flags = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", *INSTRUCTIONS]
-        if not ran(compiler, *flags, "-c", str(source), "-o", str(objects[-1])):
+        if not ran(*compiler, *flags, "-c", str(source), "-o", str(objects[-1])):
             return False
     # Linked without OpenMP, so that torch's own is used, with its threads.
-    done = ran(compiler, "-shared", "-o", str(root / LIBRARY), *map(str, objects))
+    done = ran(*compiler, "-shared", "-o", str(root / LIBRARY), *map(str, objects))
     for path in objects:
         path.unlink()
     return done
