@@ -259,8 +259,8 @@ def test_retrieval_over_languages(
 MEMORY = """
 import re, sys, threading, time
 import torch, xlmr_ray
-from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, library
-library()
+from xlmr_ray.checkpoint.quantization import BitsAndBytesConfig, bnb_library
+bnb_library()
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 before, peak, over = anonymous(), 0, False
