@@ -1,8 +1,8 @@
 """Attention over packed sequences on the CPU by our own kernel (`model/kernels/attention.cpp`), for inference.
 
 Torch's kernel gives its matmuls to MKL, which has no AVX-512 for other makers' CPUs than Intel's, and computes bfloat16
-in float32 where there is no AMX. Ours took 0.78 to 0.84 of its time in float32 and 0.4 to 0.5 in bfloat16, for heads of
-32 and 64 numbers and sequences of 64 to 4,096 tokens (one thread, an AMD EPYC with AVX-512 BF16).
+in float32 where there is no AMX. Ours took 0.8 to 0.9 of its time in float32 and 0.3 to 0.5 in bfloat16, for heads of
+32 and 64 numbers and sequences of 17 to 4,096 tokens (one thread, an AMD EPYC with AVX-512 BF16).
 """
 
 from functools import cache
