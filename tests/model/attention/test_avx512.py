@@ -11,6 +11,7 @@ from torch import Tensor
 from xlmr_ray.model.attention import avx512
 from xlmr_ray.model.attention.avx512 import attend_packed, can_attend
 from xlmr_ray.model.attention.backends import ATTENTION
+from xlmr_ray.model.kernels import library
 from xlmr_ray.model.layout import Packed
 
 # A machine without the kernel, or its instructions, has nothing to test here; tests/test_build.py says that it is there
@@ -140,7 +141,8 @@ def test_only_where_it_was_measured(monkeypatch: pytest.MonkeyPatch):
         ({"avx512_bf16": False}, [True, False]),
         ({"avx512_bf16": True}, [True, True]),
     ):
-        monkeypatch.setattr(avx512, "cpu_capabilities", lambda there=there: there)
+        for module in (avx512, library):
+            monkeypatch.setattr(module, "cpu_capabilities", lambda there=there: there)
         can_attend.cache_clear()
         assert [can_attend(dtype, 64) for dtype in (torch.float32, torch.bfloat16)] == wanted
         assert not can_attend(torch.float16, 64)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from xlmr_ray import UserError
-from xlmr_ray.model.kernels.library import library
+from xlmr_ray.model.kernels.library import available
 from xlmr_ray.model.quantized import int8
 from xlmr_ray.model.quantized.int8 import (
     LARGEST_CODES,
@@ -31,7 +31,8 @@ def exact_with(dtype):
 
 DTYPES = [dtype for dtype in LARGEST_CODES if exact_with(dtype)]
 # By the kernels where these are there, and by torch.
-WAYS = [*([True] if library() is not None else []), False]
+KERNELS = available("quantize_bfloat16")
+WAYS = [*([True] if KERNELS else []), False]
 
 
 def layer(inputs, outputs, seed=0, bias=True, dtype=torch.float32):
@@ -59,7 +60,7 @@ def test_the_product_is_that_of_the_dequantized_numbers(inputs, outputs, bias, d
 @pytest.mark.parametrize("kernels", WAYS)
 def test_rows_of_bfloat16_lose_half_a_step(kernels, monkeypatch):
     if not kernels:
-        monkeypatch.setattr(int8, "library", lambda: None)
+        monkeypatch.setattr(int8, "available", lambda name: False)
     for columns in (1, 15, 16, 40, 384):
         x = (torch.randn(50, columns) * torch.logspace(-30, 30, 50)[:, None] + 1).bfloat16()
         codes, scale, low = quantize_half_rows(x)
@@ -71,7 +72,7 @@ def test_rows_of_bfloat16_lose_half_a_step(kernels, monkeypatch):
     assert [len(part) for part in quantize_half_rows(x[:0])] == [0, 0, 0]
 
 
-@pytest.mark.skipif(library() is None, reason="no kernels for this CPU")
+@pytest.mark.skipif(not KERNELS, reason="no kernels for this CPU")
 @settings(max_examples=30, deadline=None)
 @given(rows=st.integers(0, 40), columns=st.integers(1, 200), seed=st.integers(0, 99))
 def test_kernels_and_torch_are_the_same(rows, columns, seed):
@@ -83,7 +84,7 @@ def test_kernels_and_torch_are_the_same(rows, columns, seed):
     ours = quantize_half_rows(x)
     ours_back = half_rows(products, *ours[1:], bias, sums)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(int8, "library", lambda: None)
+        patch.setattr(int8, "available", lambda name: False)
         torchs = quantize_half_rows(x)
         torchs_back = half_rows(products, *ours[1:], bias, sums)
     # Of a row with a number that is none, only that it stays one.

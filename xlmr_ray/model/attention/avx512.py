@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from xlmr_ray.model.kernels.library import cpu_capabilities, library, run
+from xlmr_ray.model.kernels.library import available, cpu_capabilities, run
 from xlmr_ray.model.layout import Packed
 
 FUNCTIONS = {torch.float32: "attend_float32", torch.bfloat16: "attend_bfloat16"}
@@ -23,10 +23,8 @@ def can_attend(dtype: torch.dtype, head_dim: int) -> bool:
     """Whether the kernel is there, and this CPU has its instructions. Not on CPUs with AMX: torch uses that, and the
     kernel was not measured there.
     """
-    has = cpu_capabilities()
-    instructions = dtype is torch.float32 or bool(has.get("avx512_bf16"))
-    here = dtype in FUNCTIONS and instructions and not has.get("amx_bf16")
-    return here and head_dim % LANES == 0 and library() is not None
+    fits = dtype in FUNCTIONS and head_dim % LANES == 0
+    return fits and not cpu_capabilities().get("amx_bf16") and available(FUNCTIONS[dtype])
 
 
 def attend_packed(q: Tensor, k: Tensor, v: Tensor, layout: Packed) -> Tensor:

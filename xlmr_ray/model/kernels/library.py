@@ -18,8 +18,13 @@ ARGUMENTS = {
 }
 
 
+def available(name: str) -> bool:
+    """Whether a kernel was compiled and this CPU has its instructions: those of bfloat16 need AVX-512 BF16."""
+    return library() is not None and (name.endswith("_float32") or bool(cpu_capabilities().get("avx512_bf16")))
+
+
 def run(name: str, *arguments: int | float) -> None:
-    """Calls a kernel, by name where a profiler looks on. Only where there is a `library()`."""
+    """Calls a kernel, by name where a profiler looks on. Only where it is `available`."""
     kernel = getattr(library(), name)
     if torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
         with torch.profiler.record_function(f"kernels::{name}"):
@@ -37,14 +42,15 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         found = ctypes.CDLL(str(LIBRARY))
-    except OSError:
+        for name, arguments in ARGUMENTS.items():
+            function = getattr(found, name)
+            function.argtypes, function.restype = arguments, None
+    except (OSError, AttributeError):  # the latter of one that an older source was compiled to
         return None
-    for name, arguments in ARGUMENTS.items():
-        function = getattr(found, name)
-        function.argtypes, function.restype = arguments, None
     return found
 
 
+@cache
 def cpu_capabilities() -> Mapping[str, object]:
     """The CPU's instructions by torch's names; empty where torch does not tell."""
     found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()

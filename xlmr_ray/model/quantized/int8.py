@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_ray.errors import UserError
-from xlmr_ray.model.kernels.library import library, run
+from xlmr_ray.model.kernels.library import available, run
 from xlmr_ray.text.first_line import first_line
 
 # The largest code of a weight, and of an activation by its dtype.
@@ -78,7 +78,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def quantize_half_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `quantize_rows`, of `bfloat16 (T, n)`, with codes from 0 to 255."""
-    if library() is None:
+    if not available("quantize_bfloat16"):
         numbers = x.float()
         low, high = numbers.amin(1, keepdim=True), numbers.amax(1, keepdim=True)
         scale = ((high - low) / LARGEST_CODES[x.dtype]).clamp_min_(torch.finfo(torch.float32).tiny)
@@ -94,7 +94,7 @@ def half_rows(products: Tensor, scale: Tensor, low: Tensor, bias: Tensor, sums: 
     """`products * scale + bias + low * sums` in `bfloat16 (T, out)`, computed in float32: `products (T, out)`, `scale,
     low (T, 1)`, `bias, sums (out)`.
     """
-    if library() is None:
+    if not available("dequantize_bfloat16"):
         return torch.addcmul(bias, products, scale).addr_(low[:, 0], sums).bfloat16()
     out = torch.empty(products.shape, dtype=torch.bfloat16)
     given = (products, scale, low, bias, sums, out)
