@@ -1,5 +1,6 @@
 """What a build of the package holds: compiled kernels where there is a compiler, and all else without."""
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,10 @@ ROOT = Path(__file__).parent.parent
 NAME = "xlmr_ray/model/kernels/libkernels.so"
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+HERE = shutil.which("g++") is not None and sys.platform == "linux" and platform.machine() == "x86_64"
+
+
+@pytest.mark.skipif(not HERE, reason="no g++ for x86-64")
 def test_they_are_compiled_where_there_is_a_compiler():
     """Of the checkout that is tested: `make test` installs it, and so compiles them."""
     assert LIBRARY.is_file()
@@ -31,8 +35,8 @@ def test_every_function_has_its_arguments():
 
 @pytest.mark.parametrize("compiler", ["g++", "false"])
 def test_a_wheel(compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    if shutil.which(compiler) is None:
-        pytest.skip(f"no {compiler}")
+    if compiler == "g++" and not HERE:
+        pytest.skip("no g++ for x86-64")
     monkeypatch.setenv("CXX", compiler)
     source = tmp_path / "source"
     for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
