@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from xlmr_ray.engine import cpu_precision
-from xlmr_ray.engine.cpu_precision import BFLOAT16, FLOAT16, kernels_hint, precision_hint
+from xlmr_ray.engine.cpu_precision import BFLOAT16, FLOAT16, has_instructions, kernels_hint, precision_hint
 from xlmr_ray.model.kernels.library import cpu_capabilities
 
 AVX2 = {"avx2": True, "amx_bf16": False}
@@ -68,6 +68,17 @@ def test_what_is_said_where_the_kernels_are_not_compiled(monkeypatch):
 )
 def test_nothing_to_say(dtype, quantization, there):
     assert precision_hint(dtype, quantization, there) is None
+
+
+def test_what_there_are_instructions_for():
+    every = ("float32", "bfloat16", "float16", "auto")
+    for there, wanted in (
+        ({}, {"float32", "auto"}),
+        (AVX2, {"float32", "auto"}),
+        ({"avx512_bf16": True}, {"float32", "auto", "bfloat16"}),
+        ({"amx_bf16": True, "amx_fp16": True}, set(every)),
+    ):
+        assert {dtype for dtype in every if has_instructions(dtype, there)} == wanted
 
 
 @pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="this torch does not tell")

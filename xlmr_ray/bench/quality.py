@@ -22,7 +22,7 @@ from xlmr_ray.bench.measure import load, timed
 from xlmr_ray.bench.sample import Sample, take_sample
 from xlmr_ray.bench.small_vectors import Loss, losses, show_losses
 from xlmr_ray.demo import CORPUS
-from xlmr_ray.engine.cpu_precision import precision_hint
+from xlmr_ray.engine.cpu_precision import has_instructions
 from xlmr_ray.engine.engine import Engine
 from xlmr_ray.errors import UserError
 from xlmr_ray.model.encoder import SelfAttention
@@ -94,8 +94,7 @@ def quality(job: Job, *, most: int, say: Callable[[str], None]) -> Quality:
     small: list[Loss] = []
     for dtype, quantization in VARIANTS:
         half = HALF.get(dtype)
-        slow = precision_hint(dtype, None, cpu_capabilities()) is not None
-        imitated = quantization == "fp8" or (half is not None and slow)
+        imitated = quantization == "fp8" or not has_instructions(dtype, cpu_capabilities())
         name = "int8, bfloat16" if half and quantization == "int8" else quantization or dtype
         settings = job.engine.model_copy(
             update={

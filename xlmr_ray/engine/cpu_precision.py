@@ -13,15 +13,21 @@ FLOAT16 = ("amx_fp16", "avx512_fp16")
 MEASURE = "xlmr-ray bench --quality measures them"
 
 
+def has_instructions(dtype: str, there: Mapping[str, object]) -> bool:
+    """Whether a CPU with the instructions `there` has some for matmuls in that dtype."""
+    needed = {"bfloat16": tuple(BFLOAT16), "float16": FLOAT16}.get(dtype)
+    return needed is None or any(there.get(name) for name in needed)
+
+
 def precision_hint(dtype: str, quantization: str | None, there: Mapping[str, object]) -> str | None:
     """A line about another precision that serves better on a CPU with the instructions `there`; None where there is
     nothing to say.
     """
     if quantization not in (None, "int8") or not there:
         return None
-    has = next((name for name in BFLOAT16 if there.get(name)), None)
-    if (dtype == "bfloat16" and not has) or (dtype == "float16" and not any(there.get(name) for name in FLOAT16)):
+    if not has_instructions(dtype, there):
         return f"this CPU has no instructions for matmuls in {dtype}: engine.dtype: float32 is faster here, and exact"
+    has = next((name for name in BFLOAT16 if there.get(name)), None)
     if dtype != "float32" or has is None:
         return None
     name, times = BFLOAT16[has]
